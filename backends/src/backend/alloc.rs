@@ -1,0 +1,27 @@
+//! Nothing but a lease: something else moves the packets.
+
+use subnet_lease::{BackendAttrs, NetworkConfig, PeerTable};
+
+use super::{Backend, External, LocalNode, Wish};
+use crate::facts::Facts;
+use crate::name::{IfName, Mac};
+
+pub(super) struct Alloc;
+
+impl Backend for Alloc {
+    fn attributes(&self, _: &NetworkConfig, _: &External, _: [Mac; 2]) -> BackendAttrs {
+        BackendAttrs::default()
+    }
+
+    fn desired(&self, _: &LocalNode, _: &PeerTable, _: &Facts) -> Wish {
+        Wish::default()
+    }
+
+    fn links(&self) -> Vec<IfName> {
+        Vec::new()
+    }
+
+    fn mtu(&self, _: &NetworkConfig, external: &External) -> u32 {
+        external.mtu
+    }
+}

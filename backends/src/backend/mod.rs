@@ -1,0 +1,94 @@
+//! Ways of connecting subnets. A backend is a function: my lease, the peers, facts about the host in; what the kernel
+//! should look like out. It has no I/O, no clock and no memory between calls.
+
+mod alloc;
+mod host_gw;
+mod peer_route;
+mod vxlan;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use subnet_lease::{BackendAttrs, BackendConfig, Family, NetworkConfig, NetworkId, PeerTable, PublicAddrs, Subnets};
+
+use crate::facts::Facts;
+use crate::name::{IfName, Mac};
+use crate::state::Object;
+
+/// The underlay link and the addresses on it that count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct External {
+    /// Name of the link.
+    pub link: IfName,
+    /// Its index.
+    pub index: u32,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Addresses on the link, the source of tunnel packets.
+    pub local: PublicAddrs,
+    /// Addresses told to the peers; differ from `local` behind NAT.
+    pub public: PublicAddrs,
+}
+
+/// This node, as far as its wish for the kernel goes.
+#[derive(Debug, Clone)]
+pub struct LocalNode {
+    /// Which network of this host.
+    pub id: NetworkId,
+    /// The cluster's configuration.
+    pub network: Arc<NetworkConfig>,
+    /// The underlay.
+    pub external: External,
+    /// Our lease.
+    pub subnets: Subnets,
+    /// The tunnel devices' Ethernet addresses, IPv4 and IPv6.
+    pub macs: [Mac; 2],
+}
+
+impl LocalNode {
+    /// The tunnel device's Ethernet address of a family.
+    pub fn mac(&self, family: Family) -> Mac {
+        self.macs[usize::from(family == Family::V6)]
+    }
+}
+
+/// A way of connecting subnets.
+pub trait Backend: Send + Sync {
+    /// What our lease should tell the peers.
+    fn attributes(&self, network: &NetworkConfig, external: &External, macs: [Mac; 2]) -> BackendAttrs;
+
+    /// What the kernel should hold for this node and these peers, in no particular order; and what is wrong with
+    /// peers that can't be reached this way.
+    fn desired(&self, node: &LocalNode, peers: &PeerTable, facts: &Facts) -> Wish;
+
+    /// The links this configuration produces.
+    fn links(&self) -> Vec<IfName>;
+
+    /// The MTU for pods, in bytes.
+    fn mtu(&self, network: &NetworkConfig, external: &External) -> u32;
+}
+
+/// A backend's wish.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// Kernel objects.
+    pub objects: Vec<Object>,
+    /// One sentence for each peer that can't be reached.
+    pub conflicts: Vec<String>,
+}
+
+/// The backend of a configuration.
+pub fn choose(config: &BackendConfig) -> Box<dyn Backend> {
+    match config {
+        BackendConfig::Vxlan { vni, port, mtu, gbp, learning, direct_routing } => {
+            Box::new(vxlan::Vxlan { vni: *vni, port: *port, mtu: *mtu, gbp: *gbp, learning: *learning, direct_routing: *direct_routing })
+        }
+        BackendConfig::HostGw => Box::new(host_gw::HostGw),
+        BackendConfig::Alloc => Box::new(alloc::Alloc),
+    }
+}
+
+/// Whether a peer's public address is on the wire of the underlay link.
+fn is_direct(node: &LocalNode, facts: &Facts, public: IpAddr) -> bool {
+    facts.on_link(node.external.index, public)
+}

@@ -1,0 +1,120 @@
+//! What we read of the host: links, addresses, and the routes that say what is reachable directly.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use subnet_lease::Family;
+
+use crate::IfName;
+
+/// The host as the backends see it. Read from the kernel when an event asks for it; never changed in place.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Every link of the namespace, by index.
+    pub links: Vec<HostLink>,
+    /// Every address of the namespace.
+    pub addresses: Vec<HostAddress>,
+    /// Unicast routes of the main table that matter for reachability: defaults and connected prefixes.
+    pub routes: Vec<HostRoute>,
+    /// The kernel speaks IPv6 in this namespace.
+    pub ipv6: bool,
+    /// A dump was interrupted: something may be missing. No interface is chosen anew on such facts.
+    pub interrupted: bool,
+}
+
+/// One link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostLink {
+    /// Interface index.
+    pub index: u32,
+    /// Interface name.
+    pub name: IfName,
+    /// Kind (`vxlan`, `bridge`, …); empty for physical links.
+    pub kind: String,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// Has carrier (`IFF_LOWER_UP`).
+    pub carrier: bool,
+    /// A loopback device.
+    pub loopback: bool,
+    /// A point-to-point device.
+    pub point_to_point: bool,
+}
+
+/// One address of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostAddress {
+    /// Interface index.
+    pub link: u32,
+    /// Address with its prefix length, host bits kept.
+    pub net: IpNetwork,
+    /// The other end of a point-to-point address, if that differs.
+    pub peer: Option<IpAddr>,
+    /// Scope global or site (not link or host).
+    pub global: bool,
+    /// Permanent, that is not leased from a router or a DHCP server.
+    pub permanent: bool,
+    /// A privacy address (RFC 8981).
+    pub temporary: bool,
+    /// Deprecated: to be replaced soon.
+    pub deprecated: bool,
+    /// Not usable yet, or found to be a duplicate.
+    pub tentative: bool,
+}
+
+/// One way out of a route: a multipath route is several of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostRoute {
+    /// Destination; length 0 for a default route.
+    pub dst: IpNetwork,
+    /// Gateway; none for a connected prefix.
+    pub gateway: Option<IpAddr>,
+    /// Interface index.
+    pub link: u32,
+    /// Metric; lower wins.
+    pub metric: u32,
+    /// Preferred source address.
+    pub source: Option<IpAddr>,
+}
+
+impl Facts {
+    /// The link with this index.
+    pub fn link(&self, index: u32) -> Option<&HostLink> {
+        self.links.iter().find(|l| l.index == index)
+    }
+
+    /// The link with this name.
+    pub fn link_named(&self, name: IfName) -> Option<&HostLink> {
+        self.links.iter().find(|l| l.name == name)
+    }
+
+    /// The addresses of a link.
+    pub fn addresses_of(&self, index: u32) -> impl Iterator<Item = &HostAddress> {
+        self.addresses.iter().filter(move |a| a.link == index)
+    }
+
+    /// Whether this very address is on the host.
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        self.addresses.iter().any(|a| a.net.ip() == address)
+    }
+
+    /// The prefixes that are on the wire of this link: reachable without a gateway.
+    pub fn connected(&self, index: u32) -> impl Iterator<Item = IpNetwork> {
+        self.routes.iter().filter(move |r| r.link == index && r.gateway.is_none() && r.dst.prefix() > 0).map(|r| r.dst)
+    }
+
+    /// Whether an address is on the wire of this link.
+    pub fn on_link(&self, index: u32, address: IpAddr) -> bool {
+        self.connected(index).any(|net| net.contains(address))
+    }
+
+    /// The default routes of a family, best metric first.
+    pub fn defaults(&self, family: Family) -> Vec<HostRoute> {
+        let is = |r: &&HostRoute| r.dst.prefix() == 0 && r.dst.is_ipv4() == (family == Family::V4);
+        let mut found: Vec<_> = self.routes.iter().filter(is).copied().collect();
+        found.sort_by_key(|r| r.metric);
+        found
+    }
+}

@@ -1,0 +1,86 @@
+//! Reading what the host is.
+
+use std::path::Path;
+
+use crate::facts::{Facts, HostAddress, HostLink, HostRoute};
+use crate::kernel::KernelError;
+use crate::netlink::link::{
+    self, AddressView, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_PERMANENT, IFA_F_TEMPORARY, IFA_F_TENTATIVE,
+    IFF_LOOPBACK, IFF_LOWER_UP, IFF_POINTOPOINT, IFF_UP, LinkView, RT_SCOPE_LINK,
+};
+use crate::netlink::route::{RTN_UNICAST, RT_TABLE_MAIN, RouteView, dump_routes};
+use crate::netlink::{AF_INET, AF_INET6, Socket};
+use crate::owner::ROUTE_PROTOCOL;
+
+/// Routes through gateways beyond the defaults are only of interest when the interface is chosen by what it can
+/// reach; a router with a full table has a million of them, and this many tell enough.
+const GATEWAY_ROUTES: usize = 1000;
+
+pub(super) fn facts(socket: &mut Socket) -> Result<Facts, KernelError> {
+    let mut facts = Facts { ipv6: Path::new("/proc/sys/net/ipv6").exists(), ..Facts::default() };
+    let links = socket.dump(&mut link::dump_links(None), |message| {
+        facts.links.extend(LinkView::parse(&message).as_ref().map(host_link));
+    })?;
+    let addresses = socket.dump(&mut link::dump_addresses(0), |message| {
+        facts.addresses.extend(AddressView::parse(&message).as_ref().map(address));
+    })?;
+    facts.interrupted = links.interrupted || addresses.interrupted;
+    for family in [AF_INET, AF_INET6] {
+        routes(socket, family, &mut facts)?;
+    }
+    Ok(facts)
+}
+
+fn routes(socket: &mut Socket, family: u8, facts: &mut Facts) -> Result<(), KernelError> {
+    let mut beyond = 0;
+    let dump = socket.dump(&mut dump_routes(family), |message| {
+        RouteView::parse(&message, |view| {
+            let (main, unicast) = (view.table == u32::from(RT_TABLE_MAIN), view.kind == RTN_UNICAST);
+            let six = family == AF_INET6;
+            if !main || !unicast || view.cloned || view.dst.is_ipv6() != six || view.protocol == ROUTE_PROTOCOL {
+                return;
+            }
+            if view.gateway.is_some() && view.dst.prefix() > 0 {
+                beyond += 1;
+                if beyond > GATEWAY_ROUTES {
+                    return;
+                }
+            }
+            facts.routes.push(route(&view));
+        });
+    })?;
+    facts.interrupted |= dump.interrupted;
+    Ok(())
+}
+
+fn host_link(view: &LinkView<'_>) -> HostLink {
+    let is = |flag| view.flags & flag != 0;
+    HostLink {
+        index: view.index,
+        name: view.name,
+        kind: view.kind.to_owned(),
+        mtu: view.mtu,
+        up: is(IFF_UP),
+        carrier: is(IFF_LOWER_UP),
+        loopback: is(IFF_LOOPBACK),
+        point_to_point: is(IFF_POINTOPOINT),
+    }
+}
+
+fn address(view: &AddressView) -> HostAddress {
+    let is = |flag| view.flags & flag != 0;
+    HostAddress {
+        link: view.link,
+        net: view.net,
+        peer: view.peer,
+        global: view.scope < RT_SCOPE_LINK,
+        permanent: is(IFA_F_PERMANENT),
+        temporary: view.net.is_ipv6() && is(IFA_F_TEMPORARY),
+        deprecated: is(IFA_F_DEPRECATED),
+        tentative: is(IFA_F_TENTATIVE) || is(IFA_F_DADFAILED),
+    }
+}
+
+fn route(view: &RouteView) -> HostRoute {
+    HostRoute { dst: view.dst, gateway: view.gateway, link: view.link, metric: view.metric, source: view.source }
+}

@@ -1,0 +1,236 @@
+//! The real kernel: dumps, batches and notifications over the raw netlink layer, links and addresses over rtnetlink.
+
+mod dump;
+mod events;
+mod host;
+mod links;
+
+use std::collections::HashMap;
+use std::fs;
+
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+
+pub use events::{EventFilter, Events};
+use links::Links;
+
+use super::{Kernel, KernelError, OpError, Own, benign, link_made_by};
+use crate::facts::Facts;
+use crate::name::IfName;
+use crate::netlink::route::{RTN_BLACKHOLE, RTN_UNICAST, RT_TABLE_MAIN, RouteView, delete_route, put_route};
+use crate::netlink::{Batch, NetlinkError, Socket, neigh, nft};
+use crate::owner::Owner;
+use crate::plan::Op;
+use crate::state::{Object, Route, RouteKind, default_metric};
+
+/// The kernel of the network namespace it was opened in. Lives on one thread.
+pub struct RealKernel {
+    route: Socket,
+    /// None where the kernel has no nf_tables.
+    netfilter: Option<Socket>,
+    links: Links,
+    indexes: HashMap<IfName, u32>,
+}
+
+type Results = Vec<Result<(), OpError>>;
+
+impl RealKernel {
+    /// Opens it.
+    pub fn open() -> Result<Self, KernelError> {
+        Ok(Self {
+            route: Socket::route()?,
+            netfilter: Socket::netfilter().ok(),
+            links: Links::open()?,
+            indexes: HashMap::new(),
+        })
+    }
+
+    /// The index of a link, asked once a pass.
+    fn index(&mut self, name: IfName) -> Option<u32> {
+        if let Some(index) = self.indexes.get(&name) {
+            return Some(*index);
+        }
+        let index = if_nametoindex(name.as_str()).ok()?;
+        self.indexes.insert(name, index);
+        Some(index)
+    }
+
+    /// Steps that are done one at a time; none when the step belongs into a batch.
+    fn single(&mut self, op: &Op) -> Option<Result<(), KernelError>> {
+        Some(match op {
+            Op::Put { want: Object::Link(want), have } => {
+                let have = if let Some(Object::Link(have)) = have { Some(&**have) } else { None };
+                self.indexes.remove(&want.name);
+                self.links.put(want, have)
+            }
+            Op::Delete(Object::Link(have)) => {
+                let index = self.index(have.name);
+                self.indexes.remove(&have.name);
+                index.map_or(Ok(()), |index| self.links.delete(index))
+            }
+            Op::Put { want: Object::Address(want), .. } => {
+                self.with_index(want.link, |links, index| links.put_address(index, want.net))
+            }
+            Op::Delete(Object::Address(have)) => {
+                self.with_index(have.link, |links, index| links.delete_address(index, have.net))
+            }
+            Op::Put { want: Object::Up(link), .. } => self.with_index(*link, Links::set_up),
+            Op::Put { want: Object::Sysctl(link, name, value), .. } => write_sysctl(&name.path(*link), *value),
+            Op::Delete(Object::Up(_) | Object::Sysctl(..)) => Ok(()),
+            Op::Put { want: Object::Table(table), .. } => {
+                self.with_netfilter(|socket| nft::replace(socket, table))
+            }
+            Op::Delete(Object::Table(table)) => self.with_netfilter(|socket| nft::delete(socket, table.family)),
+            _ => return None,
+        })
+    }
+
+    fn with_index(
+        &mut self,
+        link: IfName,
+        act: impl FnOnce(&Links, u32) -> Result<(), KernelError>,
+    ) -> Result<(), KernelError> {
+        let index = self.index(link).ok_or_else(no_device)?;
+        act(&self.links, index)
+    }
+
+    fn with_netfilter(
+        &mut self,
+        act: impl FnOnce(&mut Socket) -> Result<(), NetlinkError>,
+    ) -> Result<(), KernelError> {
+        let missing = NetlinkError::Socket(Errno::EPROTONOSUPPORT);
+        Ok(act(self.netfilter.as_mut().ok_or(missing)?)?)
+    }
+
+    /// Adds a step to the batch.
+    fn encode(&mut self, batch: &mut Batch, op: &Op) -> Result<(), KernelError> {
+        let index = match op.object().link() {
+            Some(link) => self.index(link).ok_or_else(no_device)?,
+            None => 0,
+        };
+        match op {
+            Op::Put { want: Object::Fdb(f), .. } => neigh::put_fdb(batch, index, f.mac, f.dst),
+            Op::Put { want: Object::Neigh(n), .. } => neigh::put_neighbour(batch, index, n.address, n.mac),
+            Op::Put { want: Object::Route(r), .. } => put_route(batch, &view(r, index)),
+            Op::Delete(Object::Fdb(f)) => neigh::delete_fdb(batch, index, f.mac, f.dst),
+            Op::Delete(Object::Neigh(n)) => neigh::delete_neighbour(batch, index, n.address),
+            Op::Delete(Object::Route(r)) => delete_route(batch, &view(r, index)),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Sends what was gathered and files the answers under the steps they belong to.
+    fn flush(&mut self, batch: &mut Batch, at: &mut Vec<usize>, ops: &[Op], results: &mut Results) {
+        let answers = self.route.apply(batch);
+        for (n, answer) in at.drain(..).zip(answers) {
+            results[n] = match answer {
+                Err(error) if benign(&ops[n], error.errno()) => Ok(()),
+                Err(error) if error.errno() == Errno::EINVAL => self.behind_a_host_route(&ops[n], error),
+                answer => answer.map_err(|e| OpError::Failed(e.into())),
+            };
+        }
+        *batch = Batch::new();
+    }
+
+    /// An IPv6 onlink route is refused while a wider route of another device covers its gateway (law 2): a host route
+    /// to the gateway goes first, and away afterwards.
+    fn behind_a_host_route(&mut self, op: &Op, refused: NetlinkError) -> Result<(), OpError> {
+        let Op::Put { want: Object::Route(route @ Route { via: Some(via), link: Some(link), .. }), .. } = op else {
+            return Err(KernelError::from(refused).into());
+        };
+        let (true, Some(index)) = (via.is_ipv6() && route.onlink, self.index(*link)) else {
+            return Err(KernelError::from(refused).into());
+        };
+        let dst = ipnetwork::IpNetwork::from(*via);
+        let host = Route { dst, via: None, onlink: false, metric: default_metric(&dst), ..*route };
+        let mut batch = Batch::new();
+        put_route(&mut batch, &view(&host, index));
+        put_route(&mut batch, &view(route, index));
+        delete_route(&mut batch, &view(&host, index));
+        let result = self.route.apply(&mut batch).swap_remove(1);
+        result.map_err(|e| OpError::Failed(e.into()))
+    }
+}
+
+impl Kernel for RealKernel {
+    fn own(&mut self, owner: &Owner) -> Result<Own, KernelError> {
+        self.indexes.clear();
+        dump::own(&mut self.route, self.netfilter.as_mut(), owner)
+    }
+
+    fn host(&mut self) -> Result<Facts, KernelError> {
+        host::facts(&mut self.route)
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Results {
+        let mut results: Results = vec![Ok(()); ops.len()];
+        let (mut batch, mut at) = (Batch::new(), Vec::new());
+        let mut missing = Vec::new();
+        for (n, op) in ops.iter().enumerate() {
+            if let Some(link) = op.object().link().filter(|l| missing.contains(l)) {
+                results[n] = Err(OpError::Skipped(link));
+                continue;
+            }
+            let object = op.object();
+            if matches!(object, Object::Fdb(_) | Object::Neigh(_) | Object::Route(_)) {
+                match self.encode(&mut batch, op) {
+                    Ok(()) => at.push(n),
+                    Err(error) if benign(op, Errno::ENODEV) => drop(error),
+                    Err(error) => results[n] = Err(error.into()),
+                }
+                continue;
+            }
+            self.flush(&mut batch, &mut at, ops, &mut results);
+            match self.single(op) {
+                Some(Err(error)) if !benign(op, errno(&error)) => {
+                    missing.extend(link_made_by(object));
+                    results[n] = Err(error.into());
+                }
+                _ => {}
+            }
+        }
+        self.flush(&mut batch, &mut at, ops, &mut results);
+        results
+    }
+}
+
+fn view(route: &Route, link: u32) -> RouteView {
+    RouteView {
+        dst: route.dst,
+        table: u32::from(RT_TABLE_MAIN),
+        tos: 0,
+        protocol: route.protocol,
+        scope: route.scope,
+        kind: match route.kind {
+            RouteKind::Unicast => RTN_UNICAST,
+            RouteKind::Blackhole => RTN_BLACKHOLE,
+            RouteKind::Other(kind) => kind,
+        },
+        metric: if route.metric == default_metric(&route.dst) { 0 } else { route.metric },
+        gateway: route.via,
+        link,
+        onlink: route.onlink,
+        source: None,
+        cloned: false,
+    }
+}
+
+fn write_sysctl(path: &str, value: i32) -> Result<(), KernelError> {
+    fs::write(path, value.to_string()).map_err(|error| {
+        let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+        KernelError::Sysctl { path: path.to_owned(), errno }
+    })
+}
+
+fn no_device() -> KernelError {
+    NetlinkError::Socket(Errno::ENODEV).into()
+}
+
+fn errno(error: &KernelError) -> Errno {
+    match error {
+        KernelError::Netlink(error) => error.errno(),
+        KernelError::Sysctl { errno, .. } => *errno,
+        KernelError::Unavailable(_) => Errno::EIO,
+    }
+}

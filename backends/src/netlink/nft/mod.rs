@@ -1,0 +1,197 @@
+//! Our tables in nf_tables: reading one as data, replacing it whole in one transaction, deleting it.
+//!
+//! ```text
+//!   RuleTable ──▶ begin, add, delete, add, chains, rules, end ──▶ one batch: all or nothing
+//!   RuleTable ◀── table, chains, rules ◀── three reads of one generation
+//! ```
+//!
+//! What is not understood is kept as unknown and so equals no wish: a foreign rule, chain or flag is seen, never
+//! passed over.
+
+mod chain;
+mod expr;
+mod message;
+
+use nix::errno::Errno;
+use subnet_lease::Family;
+
+use self::message::{
+    CREATE, DELTABLE, GETCHAIN, GETTABLE, NEWTABLE, TABLE_FLAGS, attributes, be32, begin, end, header,
+    table_message,
+};
+use super::link::DUMP;
+use super::{Batch, NetlinkError, RawMessage, Socket};
+use crate::traffic::{Chain, RuleTable};
+
+/// Reads the table of a family; none when it does not exist. A wish that equals it is in force, rule for rule.
+///
+/// # Errors
+/// Refused by the kernel (permission, no nf_tables), or its answer was lost.
+pub fn read(socket: &mut Socket, family: Family) -> Result<Option<RuleTable>, NetlinkError> {
+    let mut attempts = 4;
+    loop {
+        let mut generation = Generation::default();
+        let table = read_once(socket, family, &mut generation).map_err(explain)?;
+        attempts -= 1;
+        // A mixture of two generations costs one needless replacement at worst, and the change between them is a
+        // notification that makes everything look again.
+        if !generation.changed || attempts == 0 {
+            return Ok(table);
+        }
+    }
+}
+
+/// Makes the table exactly this, in one transaction: packets see the old rules or the new ones, never neither.
+///
+/// # Errors
+/// Refused by the kernel, and then nothing has changed; its words name the chain and rule. Or its answer was lost.
+pub fn replace(socket: &mut Socket, table: &RuleTable) -> Result<(), NetlinkError> {
+    let family = table.family;
+    let mut batch = Batch::new();
+    begin(&mut batch);
+    // Only what exists can be deleted, so it is added first.
+    table_message(&mut batch, NEWTABLE, CREATE, family);
+    table_message(&mut batch, DELTABLE, 0, family);
+    table_message(&mut batch, NEWTABLE, CREATE, family);
+    for chain in &table.chains {
+        chain::write_chain(&mut batch, chain, family)?;
+        chain.rules.iter().try_for_each(|rule| chain::write_rule(&mut batch, rule, &chain.name, family))?;
+    }
+    commit(socket, batch).map_err(|(message, error)| match message {
+        0 => explain(error),
+        _ => at(error, &place(table, message)),
+    })
+}
+
+/// Deletes the table of a family with all that is in it; absent is fine.
+///
+/// # Errors
+/// Refused by the kernel, or its answer was lost.
+pub fn delete(socket: &mut Socket, family: Family) -> Result<(), NetlinkError> {
+    let mut batch = Batch::new();
+    begin(&mut batch);
+    table_message(&mut batch, DELTABLE, 0, family);
+    match commit(socket, batch).map_err(|(_, error)| explain(error)) {
+        Err(error) if error.errno() == Errno::ENOENT => Ok(()),
+        other => other,
+    }
+}
+
+/// Closes the batch and sends it: all of it happens, or nothing.
+fn commit(socket: &mut Socket, mut batch: Batch) -> Result<(), (usize, NetlinkError)> {
+    // Sealed before it is closed, so that the last message that does something asks for an acknowledgement.
+    batch.seal(0, usize::MAX);
+    end(&mut batch);
+    socket.transaction(&mut batch)
+}
+
+/// Whether all answers showed the ruleset in the same state: each carries the low half of its generation.
+#[derive(Default)]
+struct Generation {
+    seen: Option<[u8; 2]>,
+    changed: bool,
+}
+
+impl Generation {
+    fn note(&mut self, message: &RawMessage<'_>) {
+        if let Some(now) = message.payload.get(2..4).and_then(|b| <[u8; 2]>::try_from(b).ok()) {
+            self.changed |= *self.seen.get_or_insert(now) != now;
+        }
+    }
+}
+
+fn read_once(
+    socket: &mut Socket,
+    family: Family,
+    generation: &mut Generation,
+) -> Result<Option<RuleTable>, NetlinkError> {
+    let mut request = Batch::new();
+    table_message(&mut request, GETTABLE, 0, family);
+    let found = socket.get(&mut request, |message| {
+        generation.note(&message);
+        attributes(&message, NEWTABLE).map(|attrs| attrs.find(TABLE_FLAGS).and_then(be32).unwrap_or(0))
+    });
+    let flags = match found {
+        Ok(Some(flags)) => flags,
+        Ok(None) => return Ok(None),
+        Err(error) if error.errno() == Errno::ENOENT => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut chains = read_chains(socket, family, generation)?;
+    read_rules(socket, family, generation, &mut chains)?;
+    chains.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Some(RuleTable { family, chains, flags }))
+}
+
+/// The kernel filters chains by family only.
+fn read_chains(
+    socket: &mut Socket,
+    family: Family,
+    generation: &mut Generation,
+) -> Result<Vec<Chain>, NetlinkError> {
+    let mut request = Batch::new();
+    header(&mut request, GETCHAIN, DUMP, family);
+    let mut chains = Vec::new();
+    let dump = socket.dump(&mut request, |message| {
+        generation.note(&message);
+        chains.extend(chain::read_chain(&message, family));
+    })?;
+    generation.changed |= dump.interrupted;
+    Ok(chains)
+}
+
+fn read_rules(
+    socket: &mut Socket,
+    family: Family,
+    generation: &mut Generation,
+    chains: &mut [Chain],
+) -> Result<(), NetlinkError> {
+    let dump = socket.dump(&mut chain::dump_rules(family), |message| {
+        generation.note(&message);
+        let Some((name, rule)) = chain::read_rule(&message, family) else { return };
+        if let Some(chain) = chains.iter_mut().find(|c| c.name == name) {
+            chain.rules.push(rule);
+        }
+    })?;
+    generation.changed |= dump.interrupted;
+    Ok(())
+}
+
+/// Which part of the table a message of [`replace`] was about.
+fn place(table: &RuleTable, message: usize) -> String {
+    let mut first = 4;
+    for chain in &table.chains {
+        match message.checked_sub(first) {
+            Some(0) => return format!("chain {}", chain.name),
+            Some(n) if n <= chain.rules.len() => {
+                return format!("chain {}, rule {n}: {}", chain.name, chain.rules[n - 1]);
+            }
+            _ => first += 1 + chain.rules.len(),
+        }
+    }
+    format!("table {}", table.name())
+}
+
+fn at(error: NetlinkError, place: &str) -> NetlinkError {
+    let NetlinkError::Refused { errno, text } = error else { return error };
+    let words = match (text, errno) {
+        (Some(words), _) => format!(": {words}"),
+        // A chain type or an expression that no module provides.
+        (None, Errno::ENOENT) => ": the kernel lacks what this needs".to_owned(),
+        (None, _) => String::new(),
+    };
+    NetlinkError::Refused { errno, text: Some(format!("{place}{words}")) }
+}
+
+/// A kernel without nf_tables knows the protocol and finds nobody behind it: invalid, or not supported in a batch.
+fn explain(error: NetlinkError) -> NetlinkError {
+    match error {
+        NetlinkError::Refused { errno: errno @ (Errno::EINVAL | Errno::EOPNOTSUPP), text: None } => {
+            NetlinkError::Refused { errno, text: Some("this kernel has no nf_tables".to_owned()) }
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,186 @@
+//! Routes: requests to write and to dump them, and what the answers say.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+
+use super::link::{DUMP, PUT, REQUEST};
+use super::{AF_INET, AF_INET6, Attrs, Batch, RawMessage, address_bytes, address_from, read_u16, read_u32};
+
+/// One way of a route as the kernel reports it. A multipath route is several of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RouteView {
+    /// Destination.
+    pub dst: IpNetwork,
+    /// Routing table.
+    pub table: u32,
+    /// Type of service; routes that differ in it are different routes.
+    pub tos: u8,
+    /// Who made it (`RTPROT_…`).
+    pub protocol: u8,
+    /// `RT_SCOPE_…`.
+    pub scope: u8,
+    /// `RTN_…`.
+    pub kind: u8,
+    /// Metric; 0 when the kernel names none.
+    pub metric: u32,
+    /// Gateway.
+    pub gateway: Option<IpAddr>,
+    /// Interface index; 0 when there is none.
+    pub link: u32,
+    /// The gateway is taken as on the link, whatever the addresses say.
+    pub onlink: bool,
+    /// Preferred source.
+    pub source: Option<IpAddr>,
+    /// A copy that the kernel keeps for one destination, not a route of the table.
+    pub cloned: bool,
+}
+
+impl RouteView {
+    /// Reads an `RTM_NEWROUTE` or `RTM_DELROUTE` and passes each of its ways to `each`.
+    pub fn parse(message: &RawMessage<'_>, mut each: impl FnMut(Self)) {
+        let Some((route, hops)) = Self::read(message) else { return };
+        if hops.is_empty() {
+            return each(route);
+        }
+        let mut rest = hops;
+        // struct rtnexthop: length (2), flags (1), hops (1), interface index (4), then attributes.
+        while let Some(len) = read_u16(rest).map(usize::from).filter(|l| *l >= RTNH && *l <= rest.len()) {
+            let gateway = gateway(Attrs::new(&rest[RTNH..len]));
+            let onlink = rest[2] & RTNH_F_ONLINK != 0;
+            each(Self { gateway, onlink, link: read_u32(&rest[4..]).unwrap_or(0), ..route });
+            rest = rest.get(super::attrs::align(len)..).unwrap_or_default();
+        }
+    }
+
+    fn read<'a>(message: &RawMessage<'a>) -> Option<(Self, &'a [u8])> {
+        let payload = message.payload;
+        if !matches!(message.kind, RTM_NEWROUTE | RTM_DELROUTE) || payload.len() < RTM {
+            return None;
+        }
+        let any = match payload[0] {
+            AF_INET => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            AF_INET6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            _ => return None,
+        };
+        let flags = read_u32(&payload[8..])?;
+        let mut route = Self {
+            dst: IpNetwork::new(any, 0).ok()?,
+            table: u32::from(payload[4]),
+            tos: payload[3],
+            protocol: payload[5],
+            scope: payload[6],
+            kind: payload[7],
+            metric: 0,
+            gateway: None,
+            link: 0,
+            onlink: flags & u32::from(RTNH_F_ONLINK) != 0,
+            source: None,
+            cloned: flags & RTM_F_CLONED != 0,
+        };
+        let (mut dst, mut hops) = (any, &[][..]);
+        let attrs = Attrs::after(payload, RTM);
+        for (kind, bytes) in attrs.clone() {
+            match kind {
+                RTA_DST => dst = address_from(bytes)?,
+                RTA_OIF => route.link = read_u32(bytes)?,
+                RTA_PRIORITY => route.metric = read_u32(bytes)?,
+                RTA_PREFSRC => route.source = address_from(bytes),
+                RTA_TABLE => route.table = read_u32(bytes)?,
+                RTA_MULTIPATH => hops = bytes,
+                _ => {}
+            }
+        }
+        route.gateway = gateway(attrs);
+        route.dst = IpNetwork::new(dst, payload[1]).ok()?;
+        Some((route, hops))
+    }
+}
+
+/// Asks for the routes of one family in the main table.
+pub fn dump_routes(family: u8) -> Batch {
+    let mut header = [0; RTM];
+    header[0] = family;
+    header[4] = RT_TABLE_MAIN;
+    let mut batch = Batch::new();
+    batch.message(RTM_GETROUTE, REQUEST | DUMP, &header).attr_u32(RTA_TABLE, u32::from(RT_TABLE_MAIN));
+    batch
+}
+
+/// Adds to the batch: create a route, or take over the one with the same destination and metric (law 6).
+pub fn put_route(batch: &mut Batch, route: &RouteView) {
+    write(batch, RTM_NEWROUTE, REQUEST | PUT, route);
+}
+
+/// Adds to the batch: delete exactly this route.
+pub fn delete_route(batch: &mut Batch, route: &RouteView) {
+    write(batch, RTM_DELROUTE, REQUEST, route);
+}
+
+fn write(batch: &mut Batch, kind: u16, flags: u16, route: &RouteView) {
+    let mut header = [0; RTM];
+    header[0] = super::family_of(&route.dst.ip());
+    header[1] = route.dst.prefix();
+    header[3] = route.tos;
+    header[4] = RT_TABLE_MAIN;
+    header[5] = route.protocol;
+    header[6] = route.scope;
+    header[7] = route.kind;
+    if route.onlink {
+        header[8] = RTNH_F_ONLINK;
+    }
+    batch.message(kind, flags, &header).attr(RTA_DST, &address_bytes(&route.dst.network()));
+    if let Some(gateway) = route.gateway {
+        batch.attr(RTA_GATEWAY, &address_bytes(&gateway));
+    }
+    if route.link != 0 {
+        batch.attr_u32(RTA_OIF, route.link);
+    }
+    if route.metric != 0 {
+        batch.attr_u32(RTA_PRIORITY, route.metric);
+    }
+    if let Some(source) = route.source {
+        batch.attr(RTA_PREFSRC, &address_bytes(&source));
+    }
+}
+
+fn gateway(attrs: Attrs<'_>) -> Option<IpAddr> {
+    let mut attrs = attrs;
+    attrs.find_map(|(kind, bytes)| match kind {
+        RTA_GATEWAY => address_from(bytes),
+        // An IPv4 route through an IPv6 neighbour: family (2), then the address.
+        RTA_VIA => bytes.get(2..).and_then(address_from),
+        _ => None,
+    })
+}
+
+/// Size of `struct rtmsg`.
+const RTM: usize = 12;
+/// Size of `struct rtnexthop`.
+const RTNH: usize = 8;
+
+pub(crate) const RTM_NEWROUTE: u16 = 24;
+pub(crate) const RTM_DELROUTE: u16 = 25;
+const RTM_GETROUTE: u16 = 26;
+
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+const RTA_PREFSRC: u16 = 7;
+const RTA_MULTIPATH: u16 = 9;
+const RTA_TABLE: u16 = 15;
+const RTA_VIA: u16 = 18;
+
+const RTNH_F_ONLINK: u8 = 4;
+const RTM_F_CLONED: u32 = 0x200;
+/// The main table.
+pub const RT_TABLE_MAIN: u8 = 254;
+/// `RTN_UNICAST`.
+pub const RTN_UNICAST: u8 = 1;
+/// `RTN_BLACKHOLE`.
+pub const RTN_BLACKHOLE: u8 = 6;
+/// `RTPROT_KERNEL`: made by the kernel itself (connected prefixes).
+pub const RTPROT_KERNEL: u8 = 2;
+/// `RTPROT_BOOT`: what `ip route` and flannel use.
+pub const RTPROT_BOOT: u8 = 3;

@@ -1,0 +1,271 @@
+//! A pod's link: the veth pair and what stands on its ends. Requests to write, and what a bridge port's link says.
+
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use ipnetwork::IpNetwork;
+
+use super::link::{
+    IFA_F_NODAD, IFADDR, IFF_UP, IFINFO, REQUEST, RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK,
+};
+use super::route::{RT_TABLE_MAIN, RTM_NEWROUTE, RTN_UNICAST, RTPROT_BOOT};
+use super::{Attrs, Batch, RawMessage, address_bytes, family_of, read_u32};
+use crate::name::{IfName, Mac};
+
+/// A veth pair to make: the host's end as a port of a bridge and up, the pod's end born in its namespace.
+/// The pod's end cannot be up from birth: the kernel answers ENOTCONN while it has no peer yet.
+#[derive(Debug, Clone, Copy)]
+pub struct VethPair<'a> {
+    /// Name and Ethernet address of the host's end.
+    pub host: (IfName, Mac),
+    /// Name and Ethernet address of the pod's end.
+    pub pod: (IfName, Mac),
+    /// Of both ends, in bytes; 0 leaves the kernel's default.
+    pub mtu: u32,
+    /// Index of the bridge.
+    pub bridge: u32,
+    /// The pod's network namespace.
+    pub namespace: BorrowedFd<'a>,
+}
+
+/// Adds to the batch: make the pair; refused with EEXIST when either name is taken.
+pub fn create_veth(batch: &mut Batch, pair: &VethPair<'_>) {
+    batch.message(RTM_NEWLINK, REQUEST | NEW, &link_header(0, IFF_UP, IFF_UP));
+    end(batch, pair.host, pair.mtu);
+    batch.attr_u32(IFLA_MASTER, pair.bridge);
+    let info = batch.nest(IFLA_LINKINFO);
+    batch.attr(IFLA_INFO_KIND, b"veth");
+    let data = batch.nest(IFLA_INFO_DATA);
+    let peer = batch.nest(VETH_INFO_PEER);
+    batch.raw(&[0; IFINFO]);
+    end(batch, pair.pod, pair.mtu);
+    batch.attr_u32(IFLA_NET_NS_FD, pair.namespace.as_raw_fd().cast_unsigned());
+    batch.end(peer).end(data).end(info);
+}
+
+fn end(batch: &mut Batch, (name, mac): (IfName, Mac), mtu: u32) {
+    batch.attr_str(IFLA_IFNAME, name.as_str()).attr(IFLA_ADDRESS, &mac.0);
+    if mtu != 0 {
+        batch.attr_u32(IFLA_MTU, mtu);
+    }
+}
+
+/// Adds to the batch: let a bridge port send a frame back where it came from. By name, so that it can follow the
+/// port's creation in one batch.
+pub fn set_hairpin(batch: &mut Batch, port: IfName) {
+    batch.message(RTM_NEWLINK, REQUEST, &link_header(0, 0, 0)).attr_str(IFLA_IFNAME, port.as_str());
+    let info = batch.nest(IFLA_LINKINFO);
+    batch.attr(IFLA_INFO_SLAVE_KIND, b"bridge");
+    let data = batch.nest(IFLA_INFO_SLAVE_DATA);
+    batch.attr_u8(IFLA_BRPORT_MODE, 1);
+    batch.end(data).end(info);
+}
+
+/// Adds to the batch: set these `IFF_…` flags of a link.
+pub fn set_flags(batch: &mut Batch, link: u32, flags: u32) {
+    batch.message(RTM_NEWLINK, REQUEST, &link_header(link, flags, flags));
+}
+
+/// Adds to the batch: delete a link, and with a veth its other end.
+pub fn delete_link(batch: &mut Batch, link: u32) {
+    batch.message(RTM_DELLINK, REQUEST, &link_header(link, 0, 0));
+}
+
+/// Adds to the batch: a new address, usable at once (no duplicate address detection). EEXIST when it is there.
+pub fn add_address(batch: &mut Batch, link: u32, net: IpNetwork) {
+    address(batch, RTM_NEWADDR, NEW, link, net);
+    if let IpNetwork::V4(v4) = net
+        && v4.prefix() < 31
+    {
+        batch.attr(IFA_BROADCAST, &v4.broadcast().octets());
+    }
+}
+
+/// Adds to the batch: delete an address.
+pub fn delete_address(batch: &mut Batch, link: u32, net: IpNetwork) {
+    address(batch, RTM_DELADDR, 0, link, net);
+}
+
+fn address(batch: &mut Batch, kind: u16, flags: u16, link: u32, net: IpNetwork) {
+    let mut header = [0; IFADDR];
+    header[0] = family_of(&net.ip());
+    header[1] = net.prefix();
+    header[2] = if net.is_ipv6() { NODAD } else { 0 };
+    header[4..].copy_from_slice(&link.to_ne_bytes());
+    let bytes = address_bytes(&net.ip());
+    batch.message(kind, REQUEST | flags, &header).attr(IFA_LOCAL, &bytes).attr(IFA_ADDRESS, &bytes);
+}
+
+/// A route to add beside those of the same destination that are there.
+#[derive(Debug, Clone, Copy)]
+pub struct NewRoute {
+    /// Destination.
+    pub dst: IpNetwork,
+    /// Gateway; none for a route to the link itself.
+    pub gateway: Option<IpAddr>,
+    /// Interface index.
+    pub link: u32,
+    /// Routing table; 0 is the main one.
+    pub table: u32,
+    /// `RT_SCOPE_…`.
+    pub scope: u8,
+    /// Metric; 0 leaves the kernel's default.
+    pub metric: u32,
+    /// Path MTU in bytes; 0 for none.
+    pub mtu: u32,
+    /// Advertised TCP segment size in bytes; 0 for none.
+    pub advmss: u32,
+}
+
+/// Adds to the batch: a route after those of the same destination and metric, so that it takes nothing over.
+pub fn add_route(batch: &mut Batch, route: &NewRoute) {
+    let table = if route.table == 0 { u32::from(RT_TABLE_MAIN) } else { route.table };
+    let mut header = [0; RTM];
+    header[0] = family_of(&route.dst.ip());
+    header[1] = route.dst.prefix();
+    header[5] = RTPROT_BOOT;
+    header[6] = route.scope;
+    header[7] = RTN_UNICAST;
+    batch
+        .message(RTM_NEWROUTE, REQUEST | APPEND, &header)
+        .attr(RTA_DST, &address_bytes(&route.dst.network()))
+        .attr_u32(RTA_OIF, route.link)
+        .attr_u32(RTA_TABLE, table);
+    if let Some(gateway) = route.gateway {
+        batch.attr(RTA_GATEWAY, &address_bytes(&gateway));
+    }
+    if route.metric != 0 {
+        batch.attr_u32(RTA_PRIORITY, route.metric);
+    }
+    if route.mtu != 0 || route.advmss != 0 {
+        let metrics = batch.nest(RTA_METRICS);
+        for (kind, value) in [(RTAX_MTU, route.mtu), (RTAX_ADVMSS, route.advmss)] {
+            if value != 0 {
+                batch.attr_u32(kind, value);
+            }
+        }
+        batch.end(metrics);
+    }
+}
+
+/// What the link of a veth end says about its pair and its port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VethView {
+    /// Interface index.
+    pub index: u32,
+    /// Index of the other end, in that one's namespace.
+    pub peer: u32,
+    /// Operationally up: there is carrier, packets pass.
+    pub running: bool,
+    /// Where it is a bridge port: whether the bridge forwards through it.
+    pub forwarding: bool,
+}
+
+impl VethView {
+    /// Reads an `RTM_NEWLINK`; none for other messages and for truncated ones.
+    pub fn parse(message: &RawMessage<'_>) -> Option<Self> {
+        if message.kind != RTM_NEWLINK || message.payload.len() < IFINFO {
+            return None;
+        }
+        let attrs = Attrs::after(message.payload, IFINFO);
+        let state = attrs.clone().find(IFLA_LINKINFO).and_then(|info| Attrs::new(info).find(IFLA_INFO_SLAVE_DATA));
+        let state = state.and_then(|data| Attrs::new(data).find(IFLA_BRPORT_STATE));
+        Some(Self {
+            index: read_u32(&message.payload[4..])?,
+            peer: attrs.clone().find(IFLA_LINK).and_then(read_u32).unwrap_or(0),
+            running: attrs.find(IFLA_OPERSTATE) == Some(&[IF_OPER_UP]),
+            forwarding: state == Some(&[BR_STATE_FORWARDING]),
+        })
+    }
+}
+
+pub(super) fn link_header(link: u32, flags: u32, change: u32) -> [u8; IFINFO] {
+    let mut header = [0; IFINFO];
+    header[4..8].copy_from_slice(&link.to_ne_bytes());
+    header[8..12].copy_from_slice(&flags.to_ne_bytes());
+    header[12..].copy_from_slice(&change.to_ne_bytes());
+    header
+}
+
+/// `NLM_F_CREATE | NLM_F_EXCL`.
+pub(super) const NEW: u16 = 0x400 | 0x200;
+/// `NLM_F_CREATE | NLM_F_APPEND`.
+const APPEND: u16 = 0x400 | 0x800;
+/// `IFA_F_NODAD` in the byte that the header has for flags.
+const NODAD: u8 = IFA_F_NODAD.to_le_bytes()[0];
+/// Size of `struct rtmsg`.
+const RTM: usize = 12;
+
+pub(super) const IFLA_ADDRESS: u16 = 1;
+pub(super) const IFLA_IFNAME: u16 = 3;
+pub(super) const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
+const IFLA_OPERSTATE: u16 = 16;
+pub(super) const IFLA_LINKINFO: u16 = 18;
+const IFLA_NET_NS_FD: u16 = 28;
+pub(super) const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
+const IFLA_INFO_SLAVE_DATA: u16 = 5;
+const IFLA_BRPORT_STATE: u16 = 1;
+const IFLA_BRPORT_MODE: u16 = 4;
+const VETH_INFO_PEER: u16 = 1;
+const IF_OPER_UP: u8 = 6;
+const BR_STATE_FORWARDING: u8 = 3;
+
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFA_BROADCAST: u16 = 4;
+
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+const RTA_METRICS: u16 = 8;
+const RTA_TABLE: u16 = 15;
+const RTAX_MTU: u16 = 2;
+const RTAX_ADVMSS: u16 = 8;
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::netlink::Messages;
+
+    #[test]
+    fn a_veth_request_carries_the_pod_end_inside_with_its_namespace() {
+        let here = std::fs::File::open("/proc/self/ns/net").unwrap();
+        let mut batch = Batch::new();
+        let pair = VethPair {
+            host: ("veth1".parse().unwrap(), Mac([2, 0, 0, 0, 0, 1])),
+            pod: ("eth0".parse().unwrap(), Mac([2, 0, 0, 0, 0, 2])),
+            mtu: 1450,
+            bridge: 7,
+            namespace: here.as_fd(),
+        };
+        create_veth(&mut batch, &pair);
+        let bytes = batch.seal_for_test(1);
+        let message = Messages::new(&bytes).next().unwrap();
+        let attrs = Attrs::after(message.payload, IFINFO);
+        assert_eq!(attrs.clone().find(IFLA_MASTER).and_then(read_u32), Some(7));
+        let info = Attrs::new(attrs.find(IFLA_LINKINFO).unwrap());
+        let peer = Attrs::new(info.find(IFLA_INFO_DATA).unwrap()).find(VETH_INFO_PEER).unwrap();
+        let inside = Attrs::after(peer, IFINFO);
+        assert_eq!(inside.clone().find(IFLA_IFNAME), Some(&b"eth0\0"[..]));
+        assert_eq!(inside.clone().find(IFLA_MTU).and_then(read_u32), Some(1450));
+        assert_eq!(inside.find(IFLA_NET_NS_FD).and_then(read_u32), Some(here.as_raw_fd().cast_unsigned()));
+    }
+
+    #[test]
+    fn an_ipv6_address_skips_duplicate_detection_and_an_ipv4_address_names_its_broadcast() {
+        let mut batch = Batch::new();
+        add_address(&mut batch, 3, "fc00::2/64".parse().unwrap());
+        add_address(&mut batch, 3, "10.1.2.3/24".parse().unwrap());
+        let bytes = batch.seal_for_test(1);
+        let [six, four] = Messages::new(&bytes).collect::<Vec<_>>().try_into().unwrap();
+        assert_eq!(six.payload[2], NODAD);
+        assert_eq!(Attrs::after(four.payload, IFADDR).find(IFA_BROADCAST), Some(&[10, 1, 2, 255][..]));
+    }
+}

@@ -1,0 +1,228 @@
+//! One kernel thing and its identity.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use subnet_lease::Family;
+
+use crate::name::{IfName, Mac};
+use crate::traffic::RuleTable;
+
+/// The identity of an object. **The order of the variants is the dependency order**: objects are created in this
+/// order and deleted in reverse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Key {
+    /// A link, by name.
+    Link(IfName),
+    /// A per-device setting.
+    Sysctl(IfName, Sysctl),
+    /// An address on a link.
+    Address(IfName, IpNetwork),
+    /// That a link is administratively up.
+    Up(IfName),
+    /// A forwarding entry of a vxlan link, by Ethernet address.
+    Fdb(IfName, Mac),
+    /// A neighbour, by address.
+    Neigh(IfName, IpAddr),
+    /// A route of the main table, by destination and metric.
+    Route(IpNetwork, u32),
+    /// A table of traffic rules.
+    Table(TableKey),
+}
+
+impl Key {
+    /// The link that must exist for this object to exist; routes name theirs in [`Object::link`].
+    pub fn link(&self) -> Option<IfName> {
+        match self {
+            Self::Sysctl(link, _) | Self::Address(link, _) | Self::Up(link) => Some(*link),
+            Self::Fdb(link, _) | Self::Neigh(link, _) => Some(*link),
+            Self::Link(_) | Self::Route(..) | Self::Table(_) => None,
+        }
+    }
+}
+
+/// A table of rules, by address family; its name follows from that.
+pub type TableKey = Family;
+
+/// One kernel thing in the form the kernel reports it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Object {
+    /// A link.
+    Link(Box<Link>),
+    /// A per-device setting with its value.
+    Sysctl(IfName, Sysctl, i32),
+    /// An address.
+    Address(Address),
+    /// A link is up.
+    Up(IfName),
+    /// A forwarding entry.
+    Fdb(Fdb),
+    /// A permanent neighbour.
+    Neigh(Neigh),
+    /// A route.
+    Route(Route),
+    /// Traffic rules.
+    Table(Box<RuleTable>),
+}
+
+impl Object {
+    /// Its identity.
+    pub fn key(&self) -> Key {
+        match self {
+            Self::Link(link) => Key::Link(link.name),
+            Self::Sysctl(link, name, _) => Key::Sysctl(*link, *name),
+            Self::Address(a) => Key::Address(a.link, a.net),
+            Self::Up(link) => Key::Up(*link),
+            Self::Fdb(f) => Key::Fdb(f.link, f.mac),
+            Self::Neigh(n) => Key::Neigh(n.link, n.address),
+            Self::Route(r) => Key::Route(r.dst, r.metric),
+            Self::Table(t) => Key::Table(t.family),
+        }
+    }
+
+    /// The link it hangs on, and goes with.
+    pub fn link(&self) -> Option<IfName> {
+        match self {
+            Self::Route(r) => r.link,
+            other => other.key().link(),
+        }
+    }
+}
+
+/// A link that we make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Interface name.
+    pub name: IfName,
+    /// What it is.
+    pub kind: LinkKind,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Ethernet address.
+    pub mac: Mac,
+    /// The alias, which says whose it is; see [`Owner`](crate::Owner).
+    pub tag: String,
+}
+
+/// The kind of a link with its own settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkKind {
+    /// A VXLAN tunnel end.
+    Vxlan(Vxlan),
+}
+
+/// The settings of a vxlan link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vxlan {
+    /// Network identifier, 24 bits.
+    pub vni: u32,
+    /// UDP port.
+    pub port: u16,
+    /// Source of the outer packets.
+    pub local: Option<IpAddr>,
+    /// Index of the underlay link.
+    pub parent: u32,
+    /// Learns forwarding entries from traffic.
+    pub learning: bool,
+    /// Group policy extension.
+    pub gbp: bool,
+}
+
+impl Link {
+    /// Whether this can become `want` without being made anew. The kernel refuses a change of VNI, port, group policy
+    /// or outer address family (law 8); MTU, MAC, learning, local address and parent can change in place.
+    pub fn can_become(&self, want: &Self) -> bool {
+        let (LinkKind::Vxlan(have), LinkKind::Vxlan(want)) = (self.kind, want.kind);
+        let family = |v: Vxlan| v.local.map(|a| a.is_ipv4());
+        (have.vni, have.port, have.gbp) == (want.vni, want.port, want.gbp) && family(have) == family(want)
+    }
+
+    /// Whether the kernel refuses to have both: one VNI on one port in one outer family (law 8).
+    pub fn clashes_with(&self, other: &Self) -> bool {
+        self.name != other.name && self.can_become(other)
+    }
+}
+
+/// A per-device setting under `/proc/sys`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Sysctl {
+    /// `net.ipv6.conf.DEV.accept_ra`: router advertisements from inside the overlay must not configure the host.
+    AcceptRa,
+}
+
+impl Sysctl {
+    /// The file that holds it.
+    pub fn path(self, link: IfName) -> String {
+        match self {
+            Self::AcceptRa => format!("/proc/sys/net/ipv6/conf/{link}/accept_ra"),
+        }
+    }
+}
+
+/// An address on a link; every IPv6 one carries `nodad`, since a tentative address is unusable for over a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address {
+    /// The link.
+    pub link: IfName,
+    /// Address and prefix length.
+    pub net: IpNetwork,
+}
+
+/// A permanent forwarding entry: frames to `mac` go to `dst`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fdb {
+    /// The vxlan link.
+    pub link: IfName,
+    /// Ethernet address of the peer's tunnel end.
+    pub mac: Mac,
+    /// Public address of the peer.
+    pub dst: IpAddr,
+}
+
+/// A permanent neighbour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Neigh {
+    /// The link.
+    pub link: IfName,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its Ethernet address.
+    pub mac: Mac,
+}
+
+/// A route of the main table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Destination.
+    pub dst: IpNetwork,
+    /// Metric as the kernel reports it: an IPv6 route without one has 1024 (law 7).
+    pub metric: u32,
+    /// What it does.
+    pub kind: RouteKind,
+    /// Gateway.
+    pub via: Option<IpAddr>,
+    /// The way out; none for a blackhole.
+    pub link: Option<IfName>,
+    /// Take the gateway as on the link.
+    pub onlink: bool,
+    /// `RT_SCOPE_…`; always 0 for IPv6.
+    pub scope: u8,
+    /// Who made it (`RTPROT_…`).
+    pub protocol: u8,
+}
+
+/// What a route does with a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouteKind {
+    /// Sends it on.
+    Unicast,
+    /// Drops it silently.
+    Blackhole,
+    /// Something we never make (`prohibit`, `unreachable`, …), by its kernel number.
+    Other(u8),
+}
+
+/// The metric the kernel gives to a route that names none: 0 for IPv4, 1024 for IPv6 (law 7).
+pub fn default_metric(dst: &IpNetwork) -> u32 {
+    if dst.is_ipv4() { 0 } else { 1024 }
+}

@@ -1,0 +1,220 @@
+//! The real kernel, in a network namespace of each test's own: what we wish for is what it then shows.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use backends::kernel::real::RealKernel;
+use backends::kernel::{Kernel, OpError};
+use backends::{
+    External, KernelState, LocalNode, Mac, Object, Op, Owner, Plan, Route, RouteKind, choose, default_metric, diff,
+};
+use nix::sched::{CloneFlags, unshare};
+use subnet_lease::{
+    BackendAttrs, Family, Lease, NetworkConfig, NetworkId, PeerTable, PublicAddrs, Subnets, VxlanData,
+};
+
+const NET_CONF: &str = r#"{"EnableIPv4": true, "EnableIPv6": true, "Network": "10.244.0.0/16",
+    "IPv6Network": "fd00:244::/48", "Backend": {"Type": "vxlan", "VNI": 7}}"#;
+
+/// A kernel with nothing in it but a loopback device, which serves as the underlay.
+struct Lab {
+    kernel: RealKernel,
+    network: Arc<NetworkConfig>,
+    node: LocalNode,
+    owner: Owner,
+}
+
+impl Lab {
+    fn new() -> Self {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace of our own (needs root)");
+        let mut kernel = RealKernel::open().unwrap();
+        let up = Op::Put { want: Object::Up("lo".parse().unwrap()), have: None };
+        assert_eq!(kernel.apply(&[up]), [Ok(())]);
+        let network = Arc::new(NetworkConfig::parse(NET_CONF.as_bytes()).unwrap().0);
+        let local = PublicAddrs { v4: Some(Ipv4Addr::LOCALHOST), v6: Some(Ipv6Addr::LOCALHOST) };
+        let external = External { link: "lo".parse().unwrap(), index: 1, mtu: 1500, local, public: local };
+        let id = NetworkId::default();
+        let backend = choose(&network.backend);
+        let owner = Owner {
+            network: id.clone(),
+            networks: network.pools().map(|p| p.network).collect(),
+            names: backend.links(),
+            external: Some(external.link),
+            lease_lengths: vec![24, 64],
+            first_pass: true,
+        };
+        let macs = [Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2])];
+        let node = LocalNode { id, network: network.clone(), external, subnets: subnets(1), macs };
+        Self { kernel, network, node, owner }
+    }
+
+    fn want(&mut self, peers: u16) -> KernelState {
+        let leases = (2..2 + peers).map(lease).collect();
+        let own = Some(&self.node.subnets);
+        let peers = PeerTable::from_snapshot(&self.network, own, self.node.external.public, leases, Vec::new());
+        let facts = self.kernel.host().unwrap();
+        choose(&self.network.backend).desired(&self.node, &peers, &facts).objects.into_iter().collect()
+    }
+
+    fn plan(&mut self, want: &KernelState) -> Plan {
+        let own = self.kernel.own(&self.owner).unwrap();
+        diff(want, &own.state, &self.owner)
+    }
+
+    /// One pass; everything in it must succeed, and the next one must find nothing to do.
+    fn converge(&mut self, want: &KernelState) {
+        let plan = self.plan(want);
+        for (op, result) in plan.ops.iter().zip(self.kernel.apply(&plan.ops)) {
+            assert_eq!(result, Ok(()), "{op}");
+        }
+        let again = self.plan(want);
+        assert!(again.is_empty(), "the next pass would do\n{again}");
+    }
+}
+
+fn subnets(n: u16) -> Subnets {
+    let [hi, lo] = n.to_be_bytes();
+    format!("10.244.{lo}.0-24&fd00:244:0:{:x}::-64", u16::from_be_bytes([hi, lo])).parse().unwrap()
+}
+
+fn lease(n: u16) -> Lease {
+    let [hi, lo] = n.to_be_bytes();
+    let public = PublicAddrs { v4: Some([172, 30, hi, lo].into()), v6: Some(Ipv6Addr::from([0xfd30, 0, 0, 0, 0, 0, 0, n])) };
+    let data = |side| Some(VxlanData { vni: 7, mac: [2, 1, side, 0, hi, lo] });
+    Lease::new(subnets(n), public, BackendAttrs::vxlan(data(4), data(6)))
+}
+
+#[test]
+fn a_dual_stack_wish_is_what_the_kernel_shows_after_one_pass() {
+    let mut lab = Lab::new();
+    let want = lab.want(200);
+    lab.converge(&want);
+    let fewer = lab.want(50);
+    lab.converge(&fewer);
+    lab.converge(&want);
+    lab.converge(&KernelState::default());
+}
+
+#[test]
+fn a_link_that_was_down_gets_everything_back_that_the_kernel_threw_away() {
+    let mut lab = Lab::new();
+    let want = lab.want(20);
+    lab.converge(&want);
+    ip(&["link", "set", "flannel.7", "down"]);
+    ip(&["link", "set", "flannel-v6.7", "down"]);
+    let lost = lab.plan(&want);
+    assert!(lost.ops.len() >= 2 + 20 * 4 + 1, "{lost}");
+    lab.converge(&want);
+    ip(&["link", "set", "flannel-v6.7", "up"]);
+    lab.converge(&want);
+}
+
+#[test]
+fn a_deleted_or_altered_device_is_put_right_in_one_pass() {
+    let mut lab = Lab::new();
+    let want = lab.want(5);
+    lab.converge(&want);
+    for disturb in [
+        &["link", "delete", "flannel.7"][..],
+        &["link", "set", "flannel.7", "address", "02:de:ad:00:00:01"],
+        &["link", "set", "flannel-v6.7", "mtu", "1300"],
+        &["link", "set", "flannel.7", "type", "vxlan", "id", "7", "learning"],
+        &["link", "set", "flannel.7", "alias", "mine"],
+        &["-6", "address", "flush", "dev", "flannel-v6.7"],
+        &["route", "flush", "dev", "flannel.7"],
+        &["neigh", "flush", "dev", "flannel.7", "nud", "permanent"],
+        &["address", "add", "10.244.9.9/32", "dev", "flannel.7"],
+        &["route", "add", "10.244.77.0/24", "dev", "flannel.7"],
+    ] {
+        ip(disturb);
+        assert!(!lab.plan(&want).is_empty(), "{disturb:?} was not seen");
+        lab.converge(&want);
+    }
+}
+
+#[test]
+fn what_a_go_flannel_left_is_taken_over_in_place() {
+    let mut lab = Lab::new();
+    ip(&["link", "add", "flannel.7", "address", "02:00:00:00:00:01", "type", "vxlan", "id", "7", "local", "127.0.0.1", "dev", "lo", "dstport", "8472", "nolearning"]);
+    ip(&["address", "add", "10.244.1.0/32", "dev", "flannel.7"]);
+    ip(&["link", "set", "flannel.7", "up"]);
+    for n in [2, 3, 99] {
+        let (dst, via) = (format!("10.244.{n}.0/24"), format!("10.244.{n}.0"));
+        ip(&["route", "add", &dst, "via", &via, "dev", "flannel.7", "onlink"]);
+    }
+    let want = lab.want(2);
+    let plan = lab.plan(&want).to_string();
+    assert!(!plan.contains("link delete"), "{plan}");
+    assert!(plan.contains("route replace 10.244.2.0/24"), "{plan}");
+    assert!(plan.contains("route delete 10.244.99.0/24"), "{plan}");
+    lab.converge(&want);
+}
+
+#[test]
+fn an_ipv6_gateway_that_another_device_covers_is_reached_all_the_same() {
+    let mut lab = Lab::new();
+    ip(&["-6", "route", "add", "fd00:244::/40", "dev", "lo"]);
+    let want = lab.want(3);
+    lab.converge(&want);
+}
+
+#[test]
+fn foreign_routes_and_a_duplicate_of_ours_are_told_apart() {
+    let mut lab = Lab::new();
+    let want = lab.want(2);
+    lab.converge(&want);
+    let foreign = "10.244.200.0/28 dev lo proto static scope link";
+    ip(&["route", "add", "10.244.200.0/28", "dev", "lo", "proto", "static"]);
+    ip(&["route", "prepend", "10.244.2.0/24", "dev", "lo", "proto", "static"]);
+    assert!(!lab.plan(&want).is_empty());
+    lab.converge(&want);
+    let shown = ip(&["route", "show"]);
+    assert!(shown.contains(foreign.trim()), "{shown}");
+}
+
+#[test]
+fn a_link_that_cannot_be_made_takes_only_what_hangs_on_it() {
+    let mut lab = Lab::new();
+    ip(&["link", "add", "flannel.7", "type", "bridge"]);
+    let want = lab.want(2);
+    let plan = lab.plan(&want);
+    let results = lab.kernel.apply(&plan.ops);
+    let skipped = results.iter().filter(|r| matches!(r, Err(OpError::Skipped(_)))).count();
+    let failed = results.iter().filter(|r| matches!(r, Err(OpError::Failed(_)))).count();
+    assert_eq!((failed, skipped), (1, 3 + 3 * 2), "the IPv4 side, and nothing of the IPv6 side");
+}
+
+#[test]
+fn a_blackhole_route_reads_back_as_it_was_written() {
+    let mut lab = Lab::new();
+    let hole = |dst: &str| {
+        let dst: subnet_lease::IpNetwork = dst.parse().unwrap();
+        let (metric, kind) = (default_metric(&dst), RouteKind::Blackhole);
+        Object::Route(Route { dst, metric, kind, via: None, link: None, onlink: false, scope: 0, protocol: 67 })
+    };
+    let want = [hole("10.244.1.0/24"), hole("fd00:244:0:1::/64")].into_iter().collect();
+    lab.converge(&want);
+}
+
+#[test]
+fn the_facts_say_what_the_host_is() {
+    let mut lab = Lab::new();
+    ip(&["link", "add", "eth0", "index", "9", "type", "veth", "peer", "name", "peer0"]);
+    ip(&["link", "set", "eth0", "up"]);
+    ip(&["address", "add", "192.0.2.5/24", "dev", "eth0"]);
+    ip(&["route", "add", "default", "via", "192.0.2.1", "metric", "50"]);
+    let facts = lab.kernel.host().unwrap();
+    assert!(facts.ipv6);
+    assert!(facts.has_address("192.0.2.5".parse::<IpAddr>().unwrap()));
+    assert!(facts.on_link(9, "192.0.2.77".parse().unwrap()));
+    assert!(!facts.on_link(9, "192.0.3.77".parse().unwrap()));
+    let route = facts.defaults(Family::V4)[0];
+    assert_eq!((route.gateway, route.metric), (Some("192.0.2.1".parse().unwrap()), 50));
+}
+
+/// Disturbs as an operator would.
+fn ip(args: &[&str]) -> String {
+    let done = std::process::Command::new("ip").args(args).output().unwrap();
+    assert!(done.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8_lossy(&done.stdout).into_owned()
+}

@@ -1,0 +1,197 @@
+//! One call of the runtime: the verb, its variables, its configuration.
+
+use std::io::Read;
+
+use backends::IfName;
+
+use super::{Code, During, Failure, Version};
+use crate::json::Object;
+
+/// What the runtime asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verb {
+    Add,
+    Check,
+    Del,
+    Gc,
+    Status,
+    Version,
+}
+
+impl Verb {
+    pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
+        Ok(match text {
+            "ADD" => Self::Add,
+            "CHECK" => Self::Check,
+            "DEL" => Self::Del,
+            "GC" => Self::Gc,
+            "STATUS" => Self::Status,
+            "VERSION" => Self::Version,
+            // Runtimes match on this sentence.
+            _ => return Err(Failure::new(Code::Environment, format!("unknown CNI_COMMAND: {text}"))),
+        })
+    }
+
+    /// The first version of the specification that has it.
+    fn since(self) -> Version {
+        match self {
+            Self::Add | Self::Del | Self::Version => Version::V0_1_0,
+            Self::Check => Version::V0_4_0,
+            Self::Gc | Self::Status => Version::V1_1_0,
+        }
+    }
+
+    /// The variables it cannot do without. What a verb does not use is not looked at: libraries fill it with `dummy`.
+    fn required(self) -> &'static [&'static str] {
+        match self {
+            Self::Add | Self::Check => &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"],
+            Self::Del => &["CNI_CONTAINERID", "CNI_IFNAME"],
+            Self::Gc => &["CNI_PATH"],
+            Self::Status | Self::Version => &[],
+        }
+    }
+}
+
+/// A call whose variables and configuration are of the right form.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) verb: Verb,
+    pub(crate) version: Version,
+    /// The configuration as given.
+    pub(crate) conf: Object,
+    /// Name of the network.
+    pub(crate) network: String,
+    /// `CNI_CONTAINERID`; empty for GC and STATUS.
+    pub(crate) container: String,
+    /// `CNI_IFNAME`; empty for GC and STATUS.
+    pub(crate) ifname: IfName,
+    /// `CNI_NETNS`, empty when a DEL has none.
+    pub(crate) netns: String,
+    /// `CNI_NETNS_OVERRIDE`: the namespace may be our own.
+    pub(crate) own_allowed: bool,
+    /// `CNI_ARGS` as given.
+    pub(crate) args: String,
+}
+
+impl Call {
+    /// Checks the variables that the verb uses, then reads the configuration to its end.
+    pub(crate) fn read(
+        verb: Verb,
+        variable: impl Fn(&str) -> Option<String>,
+        input: &mut impl Read,
+    ) -> Result<Self, Failure> {
+        let value = |name: &str| variable(name).unwrap_or_default();
+        let missing: Vec<_> = verb.required().iter().filter(|name| value(name).is_empty()).copied().collect();
+        if missing == ["CNI_CONTAINERID"] {
+            return Err(Failure::new(Code::Container, "CNI_CONTAINERID is missing"));
+        }
+        if !missing.is_empty() {
+            let names = missing.join(", ");
+            return Err(Failure::new(Code::Environment, format!("{verb:?} needs the variables {names}")));
+        }
+        let (container, ifname) = match verb {
+            Verb::Add | Verb::Check | Verb::Del => (value("CNI_CONTAINERID"), value("CNI_IFNAME")),
+            _ => (String::new(), String::new()),
+        };
+        let ifname = interface(&container, &ifname)?;
+        let mut bytes = Vec::new();
+        input.read_to_end(&mut bytes).during(Code::Io, || "cannot read standard input".into())?;
+        let conf = Object::parse("the network configuration on standard input", &bytes)?;
+        let version = Version::of(&conf)?;
+        if version < verb.since() {
+            let text = version.as_str();
+            return Err(Failure::new(Code::Version, format!("{verb:?} does not exist in cniVersion {text}")));
+        }
+        let network = network_name(&conf)?;
+        let own_allowed = matches!(value("CNI_NETNS_OVERRIDE").to_uppercase().as_str(), "1" | "TRUE");
+        let (netns, args) = (value("CNI_NETNS"), value("CNI_ARGS"));
+        Ok(Self { verb, version, conf, network, container, ifname, netns, own_allowed, args })
+    }
+}
+
+fn interface(container: &str, ifname: &str) -> Result<IfName, Failure> {
+    if container.is_empty() {
+        return Ok(IfName::default());
+    }
+    if !is_name(container) {
+        let msg = format!("CNI_CONTAINERID {container:?}: a letter or digit, then letters, digits, `_`, `.`, `-`");
+        return Err(Failure::new(Code::Environment, msg));
+    }
+    ifname.parse().map_err(|error| Failure::new(Code::Environment, "CNI_IFNAME is no name").details(error))
+}
+
+fn network_name(conf: &Object) -> Result<String, Failure> {
+    match conf.text("name")? {
+        Some(name) if is_name(name) => Ok(name.to_owned()),
+        Some(name) => Err(Failure::new(Code::Config, format!("{name:?} is no name for a network"))
+            .details("a letter or digit, then letters, digits, `_`, `.`, `-`")),
+        None => Err(Failure::new(Code::Config, "the network configuration has no \"name\"")),
+    }
+}
+
+/// The specification's rule for container IDs and network names; both become file names.
+fn is_name(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONF: &str = r#"{"cniVersion":"1.0.0","name":"cbr0","type":"flannel"}"#;
+
+    fn read(verb: Verb, variables: &[(&str, &str)], conf: &str) -> Result<Call, Code> {
+        let find = |name: &str| variables.iter().find(|(k, _)| *k == name).map(|(_, v)| (*v).to_owned());
+        Call::read(verb, find, &mut conf.as_bytes()).map_err(|f| f.code)
+    }
+
+    const FULL: [(&str, &str); 3] =
+        [("CNI_CONTAINERID", "c1"), ("CNI_NETNS", "/run/netns/x"), ("CNI_IFNAME", "eth0")];
+
+    #[test]
+    fn every_missing_variable_is_named_in_one_message() {
+        let failure = Call::read(Verb::Add, |_| None, &mut CONF.as_bytes()).unwrap_err();
+        assert_eq!(failure.code, Code::Environment);
+        for name in ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"] {
+            assert!(failure.to_string().contains(name), "{failure}");
+        }
+    }
+
+    #[test]
+    fn a_delete_needs_no_namespace() {
+        assert_eq!(read(Verb::Del, &[FULL[0], FULL[2]], CONF).unwrap().netns, "");
+        assert_eq!(read(Verb::Add, &[FULL[0], FULL[2]], CONF).unwrap_err(), Code::Environment);
+    }
+
+    #[test]
+    fn variables_that_a_verb_does_not_use_are_not_looked_at() {
+        let dummies = [("CNI_CONTAINERID", "../.."), ("CNI_NETNS", "dummy"), ("CNI_IFNAME", "a/b"), ("CNI_PATH", "x")];
+        let conf = CONF.replace("1.0.0", "1.1.0");
+        assert!(read(Verb::Status, &dummies, &conf).is_ok());
+        assert!(read(Verb::Gc, &dummies, &conf).is_ok());
+    }
+
+    #[test]
+    fn names_that_would_leave_their_folder_are_refused() {
+        for bad in ["..", "../x", ".hidden", "a/b", "a b", "-x"] {
+            let variables = [("CNI_CONTAINERID", bad), FULL[1], FULL[2]];
+            assert_eq!(read(Verb::Add, &variables, CONF).unwrap_err(), Code::Environment, "{bad}");
+            let conf = CONF.replace("cbr0", bad);
+            assert_eq!(read(Verb::Add, &FULL, &conf).unwrap_err(), Code::Config, "{bad}");
+        }
+        for bad in [".", "..", "a/b", "a:b", "a b", "sixteen-bytes-xx"] {
+            let variables = [FULL[0], FULL[1], ("CNI_IFNAME", bad)];
+            assert_eq!(read(Verb::Add, &variables, CONF).unwrap_err(), Code::Environment, "{bad}");
+        }
+        assert_eq!(read(Verb::Add, &[FULL[1], FULL[2]], CONF).unwrap_err(), Code::Container);
+        assert_eq!(read(Verb::Add, &FULL, r#"{"cniVersion":"1.0.0"}"#).unwrap_err(), Code::Config);
+    }
+
+    #[test]
+    fn verbs_of_later_versions_are_refused_in_earlier_ones() {
+        assert_eq!(read(Verb::Check, &FULL, &CONF.replace("1.0.0", "0.3.1")).unwrap_err(), Code::Version);
+        assert_eq!(read(Verb::Status, &FULL, CONF).unwrap_err(), Code::Version);
+        assert!(read(Verb::Check, &FULL, CONF).is_ok());
+    }
+}

@@ -1,0 +1,19 @@
+//! The contract with the runtime: environment and standard input come in, one JSON document goes out.
+//!
+//! ```text
+//!   CNI_COMMAND, CNI_…   ─┐
+//!   configuration (stdin) ├─▶ Call ──▶ a plugin's verb ──▶ Attachment, version list, or Failure ──▶ one document
+//!                         ┘
+//! ```
+
+mod args;
+mod attachment;
+mod call;
+mod error;
+mod version;
+
+pub(crate) use args::{CniArgs, address};
+pub(crate) use attachment::{Address, Attachment, Dns, Interface, Route};
+pub(crate) use call::{Call, Verb};
+pub(crate) use error::{Code, During, Failure};
+pub(crate) use version::Version;

@@ -1,0 +1,149 @@
+//! The table itself. Names and defaults up to "Not here yet" and in it are flannel's, to the letter.
+
+use super::{Flag, Kind, Status};
+
+const KUBE: Status = Status::NotYet("the Kubernetes store is not built in yet: keep the network in etcd");
+
+/// Every setting, in the groups of the help.
+pub const TABLE: &[(&str, &[Flag])] = &[
+    (
+        "Store",
+        &[
+            text(
+                "etcd-endpoints",
+                "http://127.0.0.1:4001,http://127.0.0.1:2379",
+                "etcd servers, separated by commas; they must agree on http or https",
+            ),
+            text("etcd-prefix", "/coreos.com/network", "key under which the cluster's network is kept"),
+            text("etcd-keyfile", "", "private key (PEM) of this client; needs --etcd-certfile"),
+            text("etcd-certfile", "", "certificate (PEM) of this client; needs --etcd-keyfile"),
+            text("etcd-cafile", "", "certificate authority (PEM) that signed the servers' certificates"),
+            text("etcd-username", "", "user name for etcd's own access control"),
+            text("etcd-password", "", "password of that user").secret(),
+            text("node-id", "", "name of this node in its lease; empty: $NODE_NAME, else the host name"),
+            int(
+                "subnet-lease-renew-margin",
+                "60",
+                "how many minutes before its end the lease is renewed, 1 to 1439 (it lasts 24 hours)",
+            ),
+        ],
+    ),
+    (
+        "Interface",
+        &[
+            list("iface", "interface between the hosts, by name or address; may be repeated, the first that fits wins"),
+            list(
+                "iface-regex",
+                "expression for the interface, matched with addresses and then with names; may be repeated; \
+                 tried after --iface",
+            ),
+            text("iface-can-reach", "", "choose the interface by which this address is reached; tried last"),
+            text("public-ip", "", "IPv4 address told to the other hosts; default: the interface's"),
+            text("public-ipv6", "", "IPv6 address told to the other hosts; default: the interface's"),
+        ],
+    ),
+    (
+        "Traffic",
+        &[
+            switch("ip-masq", "false", "masquerade what pods send out of the cluster's network"),
+            switch("ip-masq-fully-random-disable", "false", "let masquerading keep source ports where it can"),
+            switch("iptables-forward-rules", "true", "accept forwarding from and to the cluster's network"),
+            switch("ip-blackhole-route", "false", "a blackhole route for the own subnet, below every other route"),
+            int("iptables-resync", "5", "seconds between two looks at iptables rules, 1 or more").no_effect(
+                "the rules are nf_tables rules, which report every change; nothing needs to be polled",
+            ),
+        ],
+    ),
+    (
+        "Files",
+        &[
+            text("subnet-file", "/run/flannel/subnet.env", "file that tells the CNI plugin about the subnet"),
+            text("state-dir", "", "directory of the daemon's own memory; default: beside the subnet file"),
+            text("config", "", "JSON file with settings, {\"ip-masq\": true}; flags and variables come before it"),
+        ],
+    ),
+    (
+        "Health",
+        &[
+            text("healthz-ip", "0.0.0.0", "address of the health server; 0.0.0.0 stands for IPv6 as well"),
+            int("healthz-port", "0", "port of the health server (/healthz, /readyz); 0 for none"),
+            variable("NOTIFY_SOCKET", "set by systemd: READY=1 is sent when the first pass is done"),
+        ],
+    ),
+    (
+        "Log",
+        &[
+            int("v", "0", "detail of the log: 1 to 5 for debug, 6 and above for everything"),
+            text("vmodule", "", "log detail per source file").no_effect("use RUST_LOG=module=level instead"),
+            text("log_backtrace_at", "", "stack trace at a log line").no_effect("there is no such place in this program"),
+            switch("version", "false", "print the version and exit"),
+        ],
+    ),
+    (
+        "Node",
+        &[
+            variable("NODE_NAME", "name of this node where --node-id does not say it"),
+            variable("POD_NAME", "pod of this daemon").status(KUBE),
+            variable("POD_NAMESPACE", "namespace of that pod").status(KUBE),
+        ],
+    ),
+    (
+        "Not here yet",
+        &[
+            switch("kube-subnet-mgr", "false", "keep leases in Kubernetes instead of etcd").status(KUBE),
+            text("kube-api-url", "", "address of the Kubernetes API server").status(KUBE),
+            text("kubeconfig-file", "", "kubeconfig file").status(KUBE),
+            text("kube-annotation-prefix", "flannel.alpha.coreos.com", "prefix of the node's annotations").status(KUBE),
+            text("net-config-path", "/etc/kube-flannel/net-conf.json", "the network configuration").status(KUBE),
+            switch("set-node-network-unavailable", "true", "set the node's NetworkUnavailable condition").status(KUBE),
+            variable("EVENT_QUEUE_DEPTH", "length of the queue of node events").status(KUBE),
+            variable("CONT_WHEN_CACHE_NOT_READY", "go on when the node list is late").status(KUBE),
+            variable("WIREGUARD_KEY_FILE", "file of the WireGuard private key")
+                .status(Status::NotYet("the wireguard backend is not built in yet")),
+            variable("ACCESS_KEY_ID", "credentials for tencent-vpc").status(CLOUD),
+            variable("ACCESS_KEY_SECRET", "credentials for tencent-vpc").status(CLOUD).secret(),
+        ],
+    ),
+];
+
+const CLOUD: Status = Status::NotYet("cloud routes are not built in yet");
+
+const fn row(name: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Flag {
+    Flag { name, kind, default, help, status: Status::Supported, secret: false }
+}
+
+const fn text(name: &'static str, default: &'static str, help: &'static str) -> Flag {
+    row(name, Kind::Text, default, help)
+}
+
+const fn switch(name: &'static str, default: &'static str, help: &'static str) -> Flag {
+    row(name, Kind::Bool, default, help)
+}
+
+const fn int(name: &'static str, default: &'static str, help: &'static str) -> Flag {
+    row(name, Kind::Int, default, help)
+}
+
+const fn list(name: &'static str, help: &'static str) -> Flag {
+    row(name, Kind::List, "", help)
+}
+
+const fn variable(name: &'static str, help: &'static str) -> Flag {
+    row(name, Kind::Text, "", help)
+}
+
+impl Flag {
+    const fn status(mut self, status: Status) -> Self {
+        self.status = status;
+        self
+    }
+
+    const fn no_effect(self, why: &'static str) -> Self {
+        self.status(Status::NoEffect(why))
+    }
+
+    const fn secret(mut self) -> Self {
+        self.secret = true;
+        self
+    }
+}

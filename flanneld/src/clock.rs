@@ -1,0 +1,13 @@
+//! The one clock: time since boot, suspend included, so that a lease that ran out while the host slept is seen to.
+
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+
+/// Longer than any wait that means anything.
+pub const LONG: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Time since boot.
+pub fn boot() -> Duration {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
+}

@@ -1,0 +1,180 @@
+//! Settings as meant.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use regex_lite::Regex;
+use subnet_lease::{NetworkId, PublicAddrs};
+
+use super::etcd::{self, EtcdSettings};
+use super::{ConfigError, ConfigErrors, RawConfig};
+use crate::cli;
+use crate::iface::IfaceWish;
+
+/// The longest node name that a lease record takes, in bytes: that of a DNS name.
+const NODE_ID_MAX: usize = 253;
+
+/// The settings of one daemon, understood: no text in it means anything else.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Where leases live.
+    pub etcd: EtcdSettings,
+    /// Which network this is: the store's prefix. It is in the tag of every kernel object that we make.
+    pub network: NetworkId,
+    /// The name that this node has in its lease.
+    pub node_id: String,
+    /// How long before its end the lease is renewed.
+    pub renew_margin: Duration,
+    /// Which interface, and which addresses are told to the others.
+    pub iface: IfaceWish,
+    /// Masquerade what leaves the network.
+    pub ip_masq: bool,
+    /// Masquerade with random source ports.
+    pub fully_random: bool,
+    /// Accept forwarding from and to the network.
+    pub forward_rules: bool,
+    /// Keep a blackhole route for the own subnet.
+    pub blackhole_route: bool,
+    /// Time between two looks at iptables rules, where there are any.
+    pub iptables_resync: Duration,
+    /// The file for the CNI plugin.
+    pub subnet_file: PathBuf,
+    /// The directory of our own memory.
+    pub state_dir: PathBuf,
+    /// Where the health server listens; `[::]` stands for IPv4 as well.
+    pub health: Option<SocketAddr>,
+    /// Detail of the log: 0 for info, 1 to 5 for debug, above for trace.
+    pub verbosity: i64,
+}
+
+impl NodeConfig {
+    /// Understands the settings. The host name is the node's name where nothing else says it.
+    pub fn understand(raw: &RawConfig, host_name: &str) -> Result<Self, ConfigErrors> {
+        let mut read = Reader { raw, errors: Vec::new() };
+        let etcd = etcd::read(&mut read);
+        let subnet_file = read.one("subnet-file", path);
+        let config = Self {
+            network: NetworkId::new(&*etcd.prefix),
+            etcd,
+            node_id: read.node_id(host_name),
+            renew_margin: 60 * read.seconds("subnet-lease-renew-margin", "a number of minutes", 1..=1439),
+            iface: read.iface(),
+            ip_masq: read.bool("ip-masq"),
+            fully_random: !read.bool("ip-masq-fully-random-disable"),
+            forward_rules: read.bool("iptables-forward-rules"),
+            blackhole_route: read.bool("ip-blackhole-route"),
+            iptables_resync: read.seconds("iptables-resync", "a number of seconds", 1..=86_400),
+            state_dir: read.state_dir(&subnet_file),
+            subnet_file,
+            health: read.health(),
+            verbosity: read.int("v", "a whole number", i64::MIN..=i64::MAX),
+        };
+        ConfigErrors::or(read.errors, config)
+    }
+}
+
+/// Reads settings and collects what is wrong with them.
+pub(super) struct Reader<'a> {
+    pub(super) raw: &'a RawConfig,
+    errors: Vec<ConfigError>,
+}
+
+impl Reader<'_> {
+    /// The one value of a setting; the type's default stands in for a wrong one, which is noted.
+    pub(super) fn one<T: Default>(&mut self, name: &str, understand: impl FnOnce(&str) -> Result<T, String>) -> T {
+        let understood = understand(self.raw.one(name));
+        self.or_note(name, understood).unwrap_or_default()
+    }
+
+    /// Like [`Self::one`] for a setting that may be absent: empty.
+    pub(super) fn optional<T>(&mut self, name: &str, understand: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        self.one(name, |text| if text.is_empty() { Ok(None) } else { understand(text).map(Some) })
+    }
+
+    pub(super) fn note(&mut self, name: &str, why: impl Into<String>) {
+        self.errors.push(ConfigError::invalid(self.raw.written(name), why.into()));
+    }
+
+    fn or_note<T>(&mut self, name: &str, understood: Result<T, String>) -> Option<T> {
+        understood.map_err(|why| self.note(name, why)).ok()
+    }
+
+    fn bool(&mut self, name: &str) -> bool {
+        self.one(name, |text| cli::parse_bool(text).ok_or_else(|| "neither true nor false".to_owned()))
+    }
+
+    fn int(&mut self, name: &str, what: &str, range: RangeInclusive<i64>) -> i64 {
+        let why = match (*range.start(), *range.end()) {
+            (i64::MIN, i64::MAX) => format!("not {what}"),
+            (i64::MIN, last) => format!("not {what} (0 to {last})"),
+            (first, last) => format!("not {what} ({first} to {last})"),
+        };
+        self.one(name, |text| cli::parse_int(text).filter(|n| range.contains(n)).ok_or(why))
+    }
+
+    fn seconds(&mut self, name: &str, what: &str, range: RangeInclusive<i64>) -> Duration {
+        Duration::from_secs(self.int(name, what, range).unsigned_abs())
+    }
+
+    fn address<A: FromStr>(&mut self, name: &str, what: &str) -> Option<A> {
+        self.optional(name, |text| text.parse().map_err(|_| format!("not {what}")))
+    }
+
+    fn list<T>(&mut self, name: &str, understand: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
+        let values = self.raw.setting(name).values;
+        values.iter().filter_map(|text| self.or_note(name, understand(text))).collect()
+    }
+
+    fn iface(&mut self) -> IfaceWish {
+        IfaceWish {
+            names: self.list("iface", |text| text.parse()),
+            regexes: self.list("iface-regex", |text| {
+                Regex::new(text).map_err(|error| format!("not a regular expression: {error}"))
+            }),
+            can_reach: self.address::<IpAddr>("iface-can-reach", "an IP address"),
+            public: PublicAddrs {
+                v4: self.address::<Ipv4Addr>("public-ip", "an IPv4 address"),
+                v6: self.address::<Ipv6Addr>("public-ipv6", "an IPv6 address"),
+            },
+        }
+    }
+
+    /// `0.0.0.0` means both families, as in Go: probes of an IPv6-only cluster come over IPv6.
+    fn health(&mut self) -> Option<SocketAddr> {
+        let ip = self.one("healthz-ip", |text| {
+            text.parse::<IpAddr>().map(Some).map_err(|_| "not an IP address".to_owned())
+        })?;
+        let ip = if ip.is_unspecified() { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { ip };
+        // Zero and below are off, as in flannel.
+        let port = self.int("healthz-port", "a port", i64::MIN..=65_535);
+        u16::try_from(port).ok().filter(|port| *port > 0).map(|port| SocketAddr::new(ip, port))
+    }
+
+    fn node_id(&mut self, host_name: &str) -> String {
+        let said = ["node-id", "NODE_NAME"].into_iter().find(|name| !self.raw.one(name).is_empty());
+        let name = said.map_or(host_name, |name| self.raw.one(name));
+        let fits = !name.is_empty() && name.len() <= NODE_ID_MAX && name.chars().all(|c| c.is_ascii_graphic());
+        if !fits {
+            let place = said.map_or_else(|| format!("host name {host_name:?}"), |name| self.raw.written(name));
+            let why = format!("not a node name (1 to {NODE_ID_MAX} visible ASCII characters); --node-id sets one");
+            self.errors.push(ConfigError::invalid(place, why));
+        }
+        name.to_owned()
+    }
+
+    fn state_dir(&mut self, subnet_file: &Path) -> PathBuf {
+        let beside = subnet_file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        self.optional("state-dir", path).unwrap_or_else(|| beside.to_owned())
+    }
+}
+
+/// A path that can be given to the system and printed.
+pub(super) fn path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() || text.contains(['\0', char::REPLACEMENT_CHARACTER]) {
+        return Err("not a path (some characters, UTF-8)".to_owned());
+    }
+    Ok(PathBuf::from(text))
+}

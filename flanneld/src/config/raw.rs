@@ -1,0 +1,233 @@
+//! Settings as written: texts, and where each came from.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::{ConfigError, ConfigErrors};
+use crate::cli::{self, Flag, Given, Kind, Status};
+use crate::exit::Exit;
+
+/// The environment variables of the process.
+pub type Environment = BTreeMap<String, String>;
+
+/// Stands in listings for what nobody should read.
+const MASK: &str = "***";
+
+/// Every setting that somebody made; the others have their defaults.
+#[derive(Debug, Clone, Default)]
+pub struct RawConfig {
+    made: BTreeMap<&'static str, Setting>,
+    notices: Vec<String>,
+}
+
+/// One setting as written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// One text; of a list, one or more.
+    pub values: Vec<String>,
+    /// Who said so.
+    pub source: Source,
+}
+
+/// Where a setting came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// The table.
+    Default,
+    /// The file of `--config`.
+    File(PathBuf),
+    /// An environment variable.
+    Variable(String),
+    /// The command line.
+    Flag,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Variable(name) => f.write_str(name),
+            Self::Flag => f.write_str("flag"),
+        }
+    }
+}
+
+/// The variables of this process. What is not UTF-8 gets replacement characters, which no setting accepts.
+pub fn environment() -> Environment {
+    let text = |os: std::ffi::OsString| os.to_string_lossy().into_owned();
+    std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect()
+}
+
+impl RawConfig {
+    /// Puts the sources together: a flag wins over a variable, a variable over the file. An empty variable counts as
+    /// absent, as in flannel.
+    pub fn gather(given: &[Given], environment: &Environment) -> Result<Self, ConfigErrors> {
+        let mut raw = Self::default();
+        raw.take_flags(given);
+        raw.take_variables(environment);
+        let file = raw.one("config").to_owned();
+        let mut errors = if file.is_empty() { Vec::new() } else { raw.take_file(Path::new(&file)) };
+        errors.extend(raw.not_yet());
+        raw.notices.extend(raw.without_effect());
+        ConfigErrors::or(errors, raw)
+    }
+
+    /// The setting of a row of the table, made or default.
+    pub fn setting(&self, name: &str) -> Setting {
+        self.made.get(name).cloned().unwrap_or_else(|| {
+            let default = cli::lookup(name).map_or("", |flag| flag.default);
+            let values = if default.is_empty() { Vec::new() } else { vec![default.to_owned()] };
+            Setting { values, source: Source::Default }
+        })
+    }
+
+    /// The one value of a setting, made or default.
+    pub fn one(&self, name: &str) -> &str {
+        let made = self.made.get(name).and_then(|setting| setting.values.last());
+        made.map_or_else(|| cli::lookup(name).map_or("", |flag| flag.default), String::as_str)
+    }
+
+    /// How a person would have written the setting, for messages; secrets are masked.
+    pub fn written(&self, name: &str) -> String {
+        let value = shown(name, &self.setting(name).values);
+        match self.setting(name).source {
+            Source::Variable(variable) => format!("{variable}={value:?}"),
+            Source::File(path) => format!("{}: {name:?}: {value:?}", path.display()),
+            Source::Flag | Source::Default => format!("--{name}={value:?}"),
+        }
+    }
+
+    /// Every setting of the table that works: name, value (secrets masked), source.
+    pub fn effective(&self) -> impl Iterator<Item = (&'static str, String, Source)> {
+        let works = |flag: &&Flag| flag.status == Status::Supported && flag.name != "version";
+        cli::rows().filter(works).map(|flag| {
+            let setting = self.setting(flag.name);
+            (flag.name, shown(flag.name, &setting.values), setting.source)
+        })
+    }
+
+    /// What is worth a warning and stops nobody.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    fn take_flags(&mut self, given: &[Given]) {
+        for Given { name, value } in given {
+            let setting =
+                self.made.entry(name).or_insert_with(|| Setting { values: Vec::new(), source: Source::Flag });
+            if cli::lookup(name).is_none_or(|flag| flag.kind != Kind::List) {
+                setting.values.clear();
+            }
+            setting.values.push(value.clone());
+        }
+    }
+
+    fn take_variables(&mut self, environment: &Environment) {
+        for flag in cli::rows() {
+            let Some(name) = flag.variable() else { continue };
+            if let Some(value) = environment.get(&name).filter(|value| !value.is_empty()) {
+                let source = Source::Variable(name);
+                self.made.entry(flag.name).or_insert_with(|| Setting { values: vec![value.clone()], source });
+            }
+        }
+        let known = |name: &str| cli::rows().any(|flag| flag.variable().as_deref() == Some(name));
+        // Kubernetes itself sets the last two for a Service that is called flanneld.
+        let ours = |name: &&String| {
+            name.strip_prefix("FLANNELD_").is_some_and(|n| !n.starts_with("PORT") && !n.starts_with("SERVICE_"))
+        };
+        for name in environment.keys().filter(ours).filter(|name| !known(name)) {
+            self.notices.push(format!("{name}: there is no such setting; ignored"));
+        }
+    }
+
+    fn take_file(&mut self, path: &Path) -> Vec<ConfigError> {
+        let whole = |why: String| vec![ConfigError::invalid(format!("--config={path:?}"), why)];
+        let text = match std::fs::read(path) {
+            Ok(text) => text,
+            Err(error) => return whole(format!("can't be read: {error}")),
+        };
+        let entries = match serde_json::from_slice(&text) {
+            Ok(Value::Object(entries)) => entries,
+            Ok(_) => return whole("not a JSON object of settings".to_owned()),
+            Err(error) => return whole(format!("not JSON: {error}")),
+        };
+        let mut errors = Vec::new();
+        for (name, value) in entries {
+            let place = || format!("{}: {name:?}", path.display());
+            match file_entry(&name, value) {
+                Ok((name, values)) => {
+                    let source = Source::File(path.to_owned());
+                    self.made.entry(name).or_insert_with(|| Setting { values, source });
+                }
+                Err(why) => errors.push(ConfigError::invalid(place(), why)),
+            }
+        }
+        errors
+    }
+
+    /// Settings that ask for something which is not here yet. A variable that has no flag is no demand: manifests
+    /// written for flannel set them all.
+    fn not_yet(&self) -> Vec<ConfigError> {
+        let asks = |flag: &Flag| {
+            let same = match flag.kind {
+                Kind::Bool => cli::parse_bool(self.one(flag.name)) == cli::parse_bool(flag.default),
+                _ => self.one(flag.name) == flag.default,
+            };
+            !same && !flag.is_variable_only()
+        };
+        let refused = cli::rows().filter(|flag| asks(flag)).filter_map(|flag| match flag.status {
+            Status::NotYet(why) => Some((flag.name, why)),
+            _ => None,
+        });
+        refused.map(|(name, why)| ConfigError::new(Exit::Unsupported, self.written(name), why.to_owned())).collect()
+    }
+
+    fn without_effect(&self) -> Vec<String> {
+        let made = cli::rows().filter(|flag| self.made.contains_key(flag.name));
+        let notice = |flag: &Flag| match flag.status {
+            Status::NoEffect(why) => Some(format!("{}: no effect: {why}", self.written(flag.name))),
+            _ => None,
+        };
+        made.filter_map(notice).collect()
+    }
+}
+
+fn shown(name: &str, values: &[String]) -> String {
+    let secret = cli::lookup(name).is_some_and(|flag| flag.secret);
+    if secret && values.iter().any(|v| !v.is_empty()) {
+        return MASK.to_owned();
+    }
+    values.iter().map(|text| without_password(text)).collect::<Vec<_>>().join(", ")
+}
+
+/// The user part of addresses (`http://user:password@host`) is refused, and not repeated while that is said.
+fn without_password(text: &str) -> String {
+    let part = |part: &str| match part.rsplit_once('@') {
+        Some((_, host)) if part.contains("://") => format!("{MASK}@{host}"),
+        _ => part.to_owned(),
+    };
+    text.split(',').map(part).collect::<Vec<_>>().join(",")
+}
+
+/// One entry of the settings file: the row's name and the values as texts.
+fn file_entry(name: &str, value: Value) -> Result<(&'static str, Vec<String>), String> {
+    let settable = |f: &&Flag| !f.is_variable_only() && !["config", "version"].contains(&f.name);
+    let flag = cli::lookup(name).filter(settable).ok_or("there is no such setting")?;
+    let scalar = |value: Value| match value {
+        Value::String(text) => Ok(text),
+        Value::Bool(truth) => Ok(truth.to_string()),
+        Value::Number(number) => Ok(number.to_string()),
+        _ => Err("not a text, number, true or false".to_owned()),
+    };
+    let values = match value {
+        Value::Array(entries) if flag.kind == Kind::List => {
+            entries.into_iter().map(scalar).collect::<Result<_, _>>()?
+        }
+        value => vec![scalar(value)?],
+    };
+    Ok((flag.name, values))
+}

@@ -1,0 +1,154 @@
+//! What we publish is a wish too: our lease as we would have it, compared with what the store shows.
+
+use std::time::Duration;
+
+use backends::{Mac, kernel::Own};
+use subnet_lease::{Claim, Class, Family, Lease, OwnLease, StoreError, SubnetEnv, VxlanData};
+use tracing::{info, warn};
+
+use super::pace::mix;
+use super::{Effect, NodeCore, Tick};
+use crate::exit::Exit;
+
+/// First pause after a claim that failed; doubles to [`RETRY_LAST`].
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_LAST: Duration = Duration::from_secs(30);
+
+/// Where our claim stands.
+#[derive(Debug, Default)]
+pub(super) struct ClaimState {
+    in_flight: bool,
+    /// When the lease ends.
+    expires: Option<Tick>,
+    retry: Option<Tick>,
+    failures: u32,
+    pub(super) problem: Option<String>,
+}
+
+impl ClaimState {
+    /// When to look at the claim again.
+    pub(super) fn next(&self, margin: Duration) -> Tick {
+        if self.in_flight {
+            return Tick::MAX;
+        }
+        self.retry.or_else(|| self.renewal(margin)).unwrap_or(Tick::MAX)
+    }
+
+    fn renewal(&self, margin: Duration) -> Option<Tick> {
+        self.expires.map(|at| at.saturating_sub(margin))
+    }
+}
+
+impl NodeCore {
+    /// Claims when the store does not show what we would publish, or when the lease is to be renewed.
+    pub(super) fn claim_if_due(&mut self, now: Tick, effects: &mut Vec<Effect>) {
+        if self.claim.in_flight || self.claim.retry.is_some_and(|at| at > now) {
+            return;
+        }
+        let Some(claim) = self.wished_claim() else { return };
+        let shown = self.leases.shown.as_ref();
+        let as_wished = |l: &Lease| l.public == claim.public && l.attrs == claim.attrs;
+        let renew = self.claim.renewal(self.settings.renew_margin).is_some_and(|at| at <= now);
+        if self.own.is_some() && shown.is_some_and(as_wished) && !renew {
+            return;
+        }
+        self.claim.in_flight = true;
+        self.claim.retry = None;
+        effects.push(Effect::Claim(Box::new(claim)));
+    }
+
+    /// None while what it takes is not known.
+    fn wished_claim(&mut self) -> Option<Claim> {
+        self.peers.as_ref()?;
+        let macs = self.settle_macs()?;
+        let (network, external) = (self.network.as_ref()?, self.external.as_ref()?);
+        let remembered = || self.remembered.as_ref().and_then(SubnetEnv::leased);
+        let shown = || self.leases.shown.as_ref().map(|l| l.subnets);
+        Some(Claim {
+            public: external.public,
+            attrs: network.backend.attributes(&network.config, external, macs),
+            previous: self.own.or_else(shown).or_else(remembered),
+            network: network.config.clone(),
+            node: self.settings.node.clone(),
+        })
+    }
+
+    /// The tunnel devices' addresses: what our lease tells the peers, else what the devices have, else new ones. They
+    /// are known before any device is made, and kept from then on: a changed one is put back, not followed.
+    fn settle_macs(&mut self) -> Option<[Mac; 2]> {
+        if let Some(macs) = self.macs {
+            return Some(macs);
+        }
+        let devices = self.device_macs?;
+        let shown = self.leases.shown.as_ref();
+        let mut seed = self.settings.seed;
+        let macs = Family::ALL.map(|family| {
+            let device = devices[usize::from(family == Family::V6)];
+            seed = mix(seed);
+            let told = shown.and_then(|l| VxlanData::from_json(l.attrs.family(family)?).ok());
+            told.map(|data| Mac(data.mac)).or(device).unwrap_or_else(|| local_mac(seed))
+        });
+        self.macs = Some(macs);
+        Some(macs)
+    }
+
+    /// Notes the addresses of devices that are already there.
+    pub(super) fn note_devices(&mut self, own: &Own) {
+        let Some(network) = &self.network else { return };
+        let wanted = network.backend.links();
+        let mac = |n: usize| own.state.links().find(|l| wanted.get(n) == Some(&l.name)).map(|l| l.mac);
+        self.device_macs = Some([mac(0), mac(1)]);
+    }
+
+    pub(super) fn claimed(
+        &mut self,
+        now: Tick,
+        result: Result<OwnLease, StoreError>,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.claim.in_flight = false;
+        match result {
+            Ok(own) => self.hold(now, own),
+            Err(error) => self.claim_failed(now, &error, effects),
+        }
+    }
+
+    fn hold(&mut self, now: Tick, own: OwnLease) {
+        if self.own != Some(own.lease.subnets) {
+            info!(subnets = %own.lease.subnets, public = ?own.lease.public, "lease held");
+            self.own = Some(own.lease.subnets);
+            if let Some(peers) = &mut self.peers {
+                peers.set_own(self.own, own.lease.public);
+            }
+        }
+        self.claim.expires = own.expires_in.map(|left| now + left);
+        self.claim.failures = 0;
+        self.claim.problem = None;
+        self.leases.shown = Some(own.lease);
+        self.pace.mark_fresh();
+    }
+
+    fn claim_failed(&mut self, now: Tick, error: &StoreError, effects: &mut Vec<Effect>) {
+        let sentence = error.to_string();
+        if error.class() == Class::Fatal {
+            if self.own.is_some() {
+                effects.push(Effect::Withdraw(sentence));
+                return effects.push(Effect::Exit(Exit::LeaseLost));
+            }
+            return effects.push(Effect::Exit(Exit::Store));
+        }
+        if self.claim.problem.as_ref() != Some(&sentence) {
+            warn!("lease not held yet: {sentence}");
+        }
+        self.claim.problem = Some(sentence);
+        let pause = RETRY_FIRST.saturating_mul(1 << self.claim.failures.min(16)).min(RETRY_LAST);
+        self.claim.failures += 1;
+        self.claim.retry = Some(now + pause);
+    }
+}
+
+/// A locally administered unicast address.
+fn local_mac(seed: u64) -> Mac {
+    let [a, b, c, d, e, f, ..] = seed.to_be_bytes();
+    Mac([(a & 0xfc) | 2, b, c, d, e, f])
+}

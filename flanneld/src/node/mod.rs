@@ -1,0 +1,238 @@
+//! The daemon as a value: inputs in, effects out. No I/O, no clock, no `async`.
+//!
+//! ```text
+//!   Store(..) File Kernel(..) ──▶ "look again" ──▶ Pace ──▶ a pass:
+//!
+//!      ReadHost ─▶ Host(facts)      only when an event asked for it
+//!      ReadOwn  ─▶ Own(dump)        every pass
+//!          wish (pure) ─▶ diff (pure) ─▶ plan
+//!      Apply    ─▶ Applied(results) unless the plan is empty
+//!
+//!   beside it, never waiting for it:  Claim ─▶ Claimed      what we publish is a wish too
+//! ```
+//!
+//! Gate: nothing is written before the network's configuration, our own lease and the first snapshot of the store are
+//! known. Every event sets *dirty* and carries no other meaning; a lost, doubled or late one can do no harm.
+
+mod claim;
+mod gate;
+mod pace;
+mod pass;
+mod ready;
+
+use std::time::Duration;
+
+use backends::kernel::{KernelError, KernelEvent, OpError, Own};
+use backends::{External, Facts, Mac, Owner, Plan};
+use subnet_lease::{Claim, NetworkId, OwnLease, PeerTable, StoreError, StoreEvent, SubnetEnv, Subnets};
+
+use crate::exit::Exit;
+use crate::iface::IfaceWish;
+use claim::ClaimState;
+use gate::Network;
+use pace::Pace;
+pub use ready::Readiness;
+
+/// Time since boot, suspend included.
+pub type Tick = Duration;
+
+/// What the core needs to know of the node's configuration.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Which network of this host; its tag is on every link we make.
+    pub network: NetworkId,
+    /// Which underlay to use.
+    pub iface: IfaceWish,
+    /// Install masquerade rules.
+    pub ip_masq: bool,
+    /// Let masquerade choose ports at random.
+    pub fully_random: bool,
+    /// Install forward rules.
+    pub forward_rules: bool,
+    /// Keep a blackhole route for our own subnets.
+    pub blackhole_route: bool,
+    /// Renew the lease when it has this long to live.
+    pub renew_margin: Duration,
+    /// Who we are to the operators of other nodes.
+    pub node: Option<String>,
+    /// A random number of this run, for what must differ between nodes.
+    pub seed: u64,
+}
+
+/// Everything that can happen.
+#[derive(Debug)]
+pub enum Input {
+    /// What an earlier run left in subnet.env. A hint; comes first, if at all.
+    Remembered(SubnetEnv),
+    /// The store says something.
+    Store(StoreEvent),
+    /// The kernel says that something changed.
+    Kernel(KernelEvent),
+    /// subnet.env was touched by someone.
+    File,
+    /// The answer to [`Effect::ReadHost`].
+    Host(Result<Facts, KernelError>),
+    /// The answer to [`Effect::ReadOwn`].
+    Own(Result<Own, KernelError>),
+    /// The answer to [`Effect::Apply`]: one result per op.
+    Applied(Vec<Result<(), OpError>>),
+    /// The answer to [`Effect::Claim`].
+    Claimed(Result<OwnLease, StoreError>),
+}
+
+/// Everything the core asks the shell to do.
+#[derive(Debug)]
+pub enum Effect {
+    /// Read what the host is.
+    ReadHost,
+    /// Read what may be ours.
+    ReadOwn(Owner),
+    /// Perform these steps.
+    Apply(Plan),
+    /// Make the store say this about us.
+    Claim(Box<Claim>),
+    /// Write subnet.env, if it says anything else.
+    Publish(SubnetEnv),
+    /// Our subnet is someone else's now: new pods must not get addresses from it.
+    Withdraw(String),
+    /// Tell who asks whether the node is ready.
+    Announce(Readiness),
+    /// End with this code; the kernel's state stays.
+    Exit(Exit),
+}
+
+/// Where a pass stands.
+#[derive(Debug)]
+enum Phase {
+    Idle,
+    ReadingHost,
+    ReadingOwn(Owner),
+    Applying(Plan),
+}
+
+/// The daemon.
+pub struct NodeCore {
+    settings: Settings,
+    remembered: Option<SubnetEnv>,
+    network: Option<Network>,
+    facts: Option<Facts>,
+    host_stale: bool,
+    external: Option<External>,
+    external_problem: Option<String>,
+    /// Our tunnel devices' addresses once they are settled: what we claimed is what we keep.
+    macs: Option<[Mac; 2]>,
+    /// The addresses our devices have now, if they exist.
+    device_macs: Option<[Option<Mac>; 2]>,
+    leases: gate::Leases,
+    peers: Option<PeerTable>,
+    claim: ClaimState,
+    own: Option<Subnets>,
+    phase: Phase,
+    pace: Pace,
+    passes: u64,
+    last: pass::Outcome,
+    ready: Readiness,
+    store_problem: Option<String>,
+    seen_refusals: Vec<(String, String)>,
+}
+
+impl NodeCore {
+    /// A node that knows nothing yet.
+    pub fn new(settings: Settings) -> Self {
+        let mut pace = Pace::new(settings.seed);
+        pace.mark();
+        Self {
+            pace,
+            settings,
+            remembered: None,
+            network: None,
+            facts: None,
+            host_stale: true,
+            external: None,
+            external_problem: None,
+            macs: None,
+            device_macs: None,
+            leases: gate::Leases::default(),
+            peers: None,
+            claim: ClaimState::default(),
+            own: None,
+            phase: Phase::Idle,
+            passes: 0,
+            last: pass::Outcome::default(),
+            ready: Readiness::default(),
+            store_problem: None,
+            seen_refusals: Vec::new(),
+        }
+    }
+
+    /// Takes one input and says what to do about it.
+    pub fn handle(&mut self, now: Tick, input: Input) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match input {
+            Input::Remembered(env) => self.remembered = Some(env),
+            Input::Store(event) => self.store(event),
+            Input::Kernel(event) => self.kernel(event),
+            Input::File => self.publish(&mut effects),
+            Input::Host(facts) => self.host(now, facts, &mut effects),
+            Input::Own(own) => self.dumped(now, own, &mut effects),
+            Input::Applied(results) => self.applied(now, &results, &mut effects),
+            Input::Claimed(result) => self.claimed(now, result, &mut effects),
+        }
+        self.proceed(now, &mut effects);
+        effects
+    }
+
+    /// Something of [`next_deadline`](Self::next_deadline) is due.
+    pub fn tick(&mut self, now: Tick) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        self.proceed(now, &mut effects);
+        effects
+    }
+
+    /// When to call [`tick`](Self::tick) if nothing else happens.
+    pub fn next_deadline(&self) -> Tick {
+        let pass = if matches!(self.phase, Phase::Idle) { self.pace.next() } else { Tick::MAX };
+        pass.min(self.claim.next(self.settings.renew_margin))
+    }
+
+    /// Peers, admitted and refused; none before the first snapshot.
+    pub fn peers(&self) -> Option<&PeerTable> {
+        self.peers.as_ref()
+    }
+
+    /// Our own subnets, once claimed.
+    pub fn own_subnets(&self) -> Option<Subnets> {
+        self.own
+    }
+
+    /// Whether the node is ready, and why not.
+    pub fn readiness(&self) -> &Readiness {
+        &self.ready
+    }
+
+    /// Passes begun since the start.
+    pub fn passes(&self) -> u64 {
+        self.passes
+    }
+
+    /// Whether no pass is running and none is due.
+    pub fn is_quiet(&self, now: Tick) -> bool {
+        matches!(self.phase, Phase::Idle) && self.next_deadline() > now
+    }
+
+    /// The plan that is being applied.
+    pub fn applying(&self) -> Option<&Plan> {
+        if let Phase::Applying(plan) = &self.phase { Some(plan) } else { None }
+    }
+
+    fn kernel(&mut self, event: KernelEvent) {
+        self.host_stale |= event != KernelEvent::Own;
+        self.pace.mark();
+    }
+
+    fn proceed(&mut self, now: Tick, effects: &mut Vec<Effect>) {
+        self.claim_if_due(now, effects);
+        self.begin_if_due(now, effects);
+        self.announce(effects);
+    }
+}

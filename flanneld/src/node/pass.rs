@@ -1,0 +1,264 @@
+//! One pass: read, compare, apply.
+
+use std::collections::BTreeMap;
+
+use backends::kernel::{KernelError, OpError, Own};
+use backends::traffic::{self, RuleInput};
+use backends::{
+    Facts, KernelState, LocalNode, Object, Op, Owner, Plan, ROUTE_PROTOCOL, Route, RouteKind, default_metric, diff,
+};
+use subnet_lease::{Family, SubnetEnv};
+use tracing::{debug, info, warn};
+
+use super::{Effect, NodeCore, Phase, Tick};
+use crate::iface;
+
+/// How the last pass ended.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// A pass ran with everything it needs.
+    pub(super) complete: bool,
+    /// Our own device, address or rules could not be made.
+    pub(super) own_failure: Option<String>,
+    /// Steps that failed, skipped ones included.
+    pub(super) failed: usize,
+    /// Peers that this backend can't reach.
+    pub(super) conflicts: Vec<String>,
+    /// When it began.
+    began: Tick,
+    counts: (usize, usize, usize),
+}
+
+impl NodeCore {
+    pub(super) fn begin_if_due(&mut self, now: Tick, effects: &mut Vec<Effect>) {
+        if !matches!(self.phase, Phase::Idle) || !self.pace.begin(now) {
+            return;
+        }
+        self.passes += 1;
+        self.last.began = now;
+        if self.host_stale {
+            self.host_stale = false;
+            self.phase = Phase::ReadingHost;
+            effects.push(Effect::ReadHost);
+        } else {
+            self.read_own(now, effects);
+        }
+    }
+
+    pub(super) fn host(&mut self, now: Tick, facts: Result<Facts, KernelError>, effects: &mut Vec<Effect>) {
+        match facts {
+            // On an interrupted read nothing is chosen anew; it is read once more after this pass.
+            Ok(facts) if facts.interrupted && self.facts.is_some() => self.host_stale = true,
+            Ok(facts) => {
+                self.host_stale = facts.interrupted;
+                self.facts = Some(facts);
+                self.choose_external();
+                self.snapshot();
+            }
+            Err(error) => {
+                self.host_stale = true;
+                return self.could_not_read("the host", &error, now);
+            }
+        }
+        self.read_own(now, effects);
+    }
+
+    /// Chooses the underlay from the newest facts. Once there is one it is only replaced by a better answer, never
+    /// by none: what works is not taken down because a fact went missing.
+    pub(super) fn choose_external(&mut self) {
+        let (Some(network), Some(facts)) = (&self.network, &self.facts) else { return };
+        let families: Vec<_> = network.config.pools().map(|p| p.family()).collect();
+        match iface::choose(facts, &self.settings.iface, &families) {
+            Ok(choice) => {
+                if self.external.as_ref() != Some(&choice.external) {
+                    let e = &choice.external;
+                    info!(link = %e.link, mtu = e.mtu, local = ?e.local, public = ?e.public, "underlay: {}", choice.why);
+                }
+                if let Some(peers) = &mut self.peers {
+                    peers.set_own(self.own, choice.external.public);
+                }
+                self.external = Some(choice.external);
+                self.external_problem = None;
+            }
+            Err(error) => {
+                let sentence = error.to_string();
+                if self.external_problem.as_ref() != Some(&sentence) {
+                    warn!("{sentence}");
+                }
+                self.external_problem = Some(sentence);
+            }
+        }
+    }
+
+    fn read_own(&mut self, now: Tick, effects: &mut Vec<Effect>) {
+        let Some(owner) = self.owner() else {
+            self.phase = Phase::Idle;
+            return self.pace.finished(now, self.host_stale);
+        };
+        self.phase = Phase::ReadingOwn(owner.clone());
+        effects.push(Effect::ReadOwn(owner));
+    }
+
+    /// None before the network's configuration is known.
+    fn owner(&self) -> Option<Owner> {
+        let network = self.network.as_ref()?;
+        let pools: Vec<_> = network.config.pools().collect();
+        let mut networks: Vec<_> = pools.iter().map(|p| p.network).collect();
+        let earlier = self.remembered.iter().flat_map(|env| Family::ALL.into_iter().filter_map(|f| env.network(f)));
+        networks.extend(earlier.filter(|net| !pools.iter().any(|p| p.network == *net)));
+        Some(Owner {
+            network: self.settings.network.clone(),
+            networks,
+            names: network.backend.links(),
+            external: self.external.as_ref().map(|e| e.link),
+            lease_lengths: pools.iter().map(|p| p.subnet_len).collect(),
+            first_pass: !self.last.complete,
+        })
+    }
+
+    pub(super) fn dumped(&mut self, now: Tick, own: Result<Own, KernelError>, effects: &mut Vec<Effect>) {
+        let Phase::ReadingOwn(owner) = std::mem::replace(&mut self.phase, Phase::Idle) else { return };
+        let own = match own {
+            Ok(own) => own,
+            Err(error) => return self.could_not_read("our own objects", &error, now),
+        };
+        self.note_devices(&own);
+        let Some((node, conflicts, want)) = self.wish() else {
+            return self.pace.finished(now, self.host_stale);
+        };
+        debug!(?node.subnets, want = want.len(), have = own.state.len(), "pass");
+        let mut plan = diff(&want, &own.state, &owner);
+        if own.interrupted {
+            plan.ops.retain(|op| !matches!(op, Op::Delete(_)));
+        }
+        self.report_conflicts(conflicts);
+        self.last.counts = plan.counts();
+        if plan.is_empty() {
+            return self.complete(now, Vec::new(), own.interrupted, effects);
+        }
+        self.phase = Phase::Applying(plan.clone());
+        effects.push(Effect::Apply(plan));
+    }
+
+    pub(super) fn applied(&mut self, now: Tick, results: &[Result<(), OpError>], effects: &mut Vec<Effect>) {
+        let Phase::Applying(plan) = std::mem::replace(&mut self.phase, Phase::Idle) else { return };
+        let failures = plan.ops.iter().zip(results).filter_map(|(op, r)| Some((op, r.as_ref().err()?)));
+        let failures: Vec<_> = failures.collect();
+        report_failures(&failures);
+        self.report_pass(now, failures.len());
+        let failures = failures.into_iter().map(|(op, e)| (op.object().clone(), e.to_string())).collect();
+        self.complete(now, failures, false, effects);
+    }
+
+    /// The end of a pass that had all it needs.
+    fn complete(
+        &mut self,
+        now: Tick,
+        failures: Vec<(Object, String)>,
+        again: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.phase = Phase::Idle;
+        self.last.failed = failures.len();
+        self.last.own_failure = failures.iter().find(|(o, _)| is_own_end(o)).map(|(o, why)| {
+            let line = Op::Put { want: o.clone(), have: None }.to_string();
+            format!("{}: {why}", line.lines().next().unwrap_or_default())
+        });
+        self.last.complete |= !again;
+        self.pace.finished(now, again || self.host_stale || !failures.is_empty());
+        self.publish(effects);
+    }
+
+    /// Everything the kernel should hold for us; none before the gate is open.
+    fn wish(&self) -> Option<(LocalNode, Vec<String>, KernelState)> {
+        let (network, facts) = (self.network.as_ref()?, self.facts.as_ref()?);
+        let (peers, subnets) = (self.peers.as_ref()?, self.own?);
+        let node = LocalNode {
+            id: self.settings.network.clone(),
+            network: network.config.clone(),
+            external: self.external.clone()?,
+            subnets,
+            macs: self.macs?,
+        };
+        let wish = network.backend.desired(&node, peers, facts);
+        let rules = traffic::rules(&self.rule_input(&node)).into_iter().map(|t| Object::Table(Box::new(t)));
+        let holes = subnets.iter().filter(|_| self.settings.blackhole_route).map(blackhole);
+        let want = wish.objects.into_iter().chain(rules).chain(holes).collect();
+        Some((node, wish.conflicts, want))
+    }
+
+    fn rule_input(&self, node: &LocalNode) -> RuleInput {
+        let pair = |f| Some((node.network.network(f)?.network, node.subnets.family(f)?));
+        RuleInput {
+            networks: Family::ALL.into_iter().filter_map(pair).collect(),
+            masquerade: self.settings.ip_masq,
+            fully_random: self.settings.fully_random,
+            forward_rules: self.settings.forward_rules,
+            no_masquerade: Vec::new(),
+        }
+    }
+
+    /// subnet.env follows the first pass that made our own end; a failing peer does not hold it back.
+    pub(super) fn publish(&mut self, effects: &mut Vec<Effect>) {
+        if self.last.complete && self.last.own_failure.is_none() {
+            effects.extend(self.subnet_env().map(Effect::Publish));
+        }
+    }
+
+    fn subnet_env(&self) -> Option<SubnetEnv> {
+        let (network, external) = (self.network.as_ref()?, self.external.as_ref()?);
+        let mtu = network.backend.mtu(&network.config, external);
+        Some(SubnetEnv::new(&network.config, &self.own?, mtu, self.settings.ip_masq))
+    }
+
+    fn could_not_read(&mut self, what: &str, error: &KernelError, now: Tick) {
+        warn!("could not read {what}: {error}");
+        self.phase = Phase::Idle;
+        self.pace.finished(now, true);
+    }
+
+    fn report_conflicts(&mut self, conflicts: Vec<String>) {
+        for conflict in conflicts.iter().filter(|c| !self.last.conflicts.contains(c)) {
+            warn!("{conflict}");
+        }
+        self.last.conflicts = conflicts;
+    }
+
+    fn report_pass(&self, now: Tick, failed: usize) {
+        let (added, changed, removed) = self.last.counts;
+        let took = now.saturating_sub(self.last.began);
+        info!(added, changed, removed, failed, ?took, "pass");
+    }
+}
+
+/// What the node needs before a pod can use it: everything but peers.
+fn is_own_end(object: &Object) -> bool {
+    matches!(object, Object::Link(_) | Object::Address(_) | Object::Up(_) | Object::Table(_))
+}
+
+fn blackhole(dst: ipnetwork::IpNetwork) -> Object {
+    let metric = default_metric(&dst);
+    let kind = RouteKind::Blackhole;
+    Object::Route(Route { dst, metric, kind, via: None, link: None, onlink: false, scope: 0, protocol: ROUTE_PROTOCOL })
+}
+
+/// The first failure of a kind in full, the rest counted.
+fn report_failures(failures: &[(&Op, &OpError)]) {
+    let mut kinds: BTreeMap<String, (String, usize)> = BTreeMap::new();
+    for (op, error) in failures {
+        let kind = kinds.entry(error.to_string()).or_insert_with(|| (op.to_string(), 0));
+        kind.1 += 1;
+    }
+    for (error, (line, count)) in kinds {
+        let more = if count > 1 { format!(" (and {} more like it)", count - 1) } else { String::new() };
+        warn!("{line}: {error}{more}");
+    }
+}
+
+/// The plan as it would be applied, for those who only look.
+impl NodeCore {
+    /// Takes the plan that was about to be applied.
+    pub fn into_plan(self) -> Option<Plan> {
+        if let Phase::Applying(plan) = self.phase { Some(plan) } else { None }
+    }
+}

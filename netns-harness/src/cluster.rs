@@ -1,0 +1,224 @@
+//! A whole cluster: a net, a store, and on every host a daemon and a pod.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::flannel::{Backend, Products, Store, StoreKind, net_conf, wait_for_subnet};
+use crate::pod::Pod;
+use crate::process::Process;
+use crate::topology::{Family, Net, Topology, eventually};
+
+/// What a cluster should be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spec {
+    /// Number of hosts.
+    pub hosts: usize,
+    /// How packets travel between them.
+    pub backend: Backend,
+    /// Which program keeps the leases.
+    pub store: StoreKind,
+    /// Families of pods and underlay alike.
+    pub family: Family,
+    /// Keys that replace those of the net-conf.
+    pub network: Map<String, Value>,
+    /// The run's name, when it has one.
+    pub name: Option<String>,
+}
+
+impl Default for Spec {
+    fn default() -> Self {
+        Self {
+            hosts: 3,
+            backend: Backend::default(),
+            store: StoreKind::default(),
+            family: Family::default(),
+            network: Map::new(),
+            name: None,
+        }
+    }
+}
+
+impl Spec {
+    /// The cluster's net-conf.
+    pub fn net_conf(&self) -> Value {
+        let mut conf = net_conf(self.hosts, self.backend, self.family);
+        if let Some(conf) = conf.as_object_mut() {
+            conf.extend(self.network.clone());
+        }
+        conf
+    }
+}
+
+/// A cluster as a file describes it; what is not said comes from flags or defaults.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpecFile {
+    hosts: Option<usize>,
+    backend: Option<String>,
+    store: Option<String>,
+    family: Option<String>,
+    #[serde(default)]
+    network: Map<String, Value>,
+}
+
+impl SpecFile {
+    /// Reads a file; the error names it and what is wrong.
+    pub fn read(path: &str) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| path.to_owned())?;
+        serde_json::from_str(&text).with_context(|| path.to_owned())
+    }
+
+    /// What the file means.
+    pub fn spec(self) -> Result<Spec> {
+        let default = Spec::default();
+        Ok(Spec {
+            hosts: self.hosts.unwrap_or(default.hosts),
+            backend: word("backend", self.backend)?,
+            store: word("store", self.store)?,
+            family: word("family", self.family)?,
+            network: self.network,
+            name: None,
+        })
+    }
+}
+
+fn word<T: std::str::FromStr<Err = String> + Default>(key: &str, text: Option<String>) -> Result<T> {
+    match text.map(|text| text.parse()) {
+        None => Ok(T::default()),
+        Some(Ok(value)) => Ok(value),
+        Some(Err(reason)) => bail!("{key}: {reason}"),
+    }
+}
+
+/// A cluster that runs. Dropping it ends it.
+#[derive(Debug)]
+pub struct Cluster {
+    /// One pod a host, in the hosts' order.
+    pub pods: Vec<Pod>,
+    /// One daemon a host, in the hosts' order.
+    pub daemons: Vec<Process>,
+    /// Where the leases are.
+    pub store: Store,
+    /// The hosts.
+    pub net: Net,
+    spec: Spec,
+    products: Products,
+}
+
+impl Cluster {
+    /// Hosts, wires and the store with its net-conf; no daemon yet.
+    pub fn prepare(spec: &Spec, products: &Products) -> Result<Self> {
+        let mut topology = Topology::flat(spec.hosts).family(spec.family);
+        if let Some(name) = &spec.name {
+            topology = topology.named(name);
+        }
+        let net = Net::build(topology)?;
+        let store = Store::start(net.store(), spec.store, products)?;
+        Ok(Self {
+            pods: Vec::new(),
+            daemons: Vec::new(),
+            store,
+            net,
+            spec: spec.clone(),
+            products: products.clone(),
+        })
+    }
+
+    /// All of it, up to pods that reach each other.
+    pub fn up(spec: &Spec, products: &Products) -> Result<Self> {
+        let mut cluster = Self::prepare(spec, products)?;
+        cluster.set_network()?;
+        cluster.start_daemons()?;
+        cluster.add_pods()?;
+        cluster.wait_for_pings(Duration::from_secs(20))?;
+        Ok(cluster)
+    }
+
+    /// What it should be.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Writes the net-conf into the store.
+    pub fn set_network(&self) -> Result<()> {
+        self.store.set_network(&self.products, &self.spec.net_conf())
+    }
+
+    /// Starts a daemon on every host that has none, all at once, and waits for their subnets.
+    pub fn start_daemons(&mut self) -> Result<()> {
+        let first = self.daemons.len();
+        for host in &self.net.hosts()[first..] {
+            self.daemons.push(host.spawn(&self.products.daemon(&self.store))?);
+        }
+        for (host, daemon) in self.net.hosts().iter().zip(&self.daemons).skip(first) {
+            wait_for_subnet(host, daemon, Duration::from_secs(20))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a pod on every host that has none.
+    pub fn add_pods(&mut self) -> Result<()> {
+        for host in &self.net.hosts()[self.pods.len()..] {
+            self.pods.push(Pod::add(host, "pod", &self.products.cni())?);
+        }
+        Ok(())
+    }
+
+    /// One more host, with daemon and pod.
+    pub fn join(&mut self) -> Result<&Pod> {
+        self.net.add_host()?;
+        self.start_daemons()?;
+        self.add_pods()?;
+        self.pods.last().context("no pod")
+    }
+
+    /// Starts a host's daemon again, as its supervisor would.
+    pub fn restart_daemon(&mut self, number: usize) -> Result<()> {
+        self.daemons[number].kill();
+        self.daemons[number] = self.net.host(number).spawn(&self.products.daemon(&self.store))?;
+        Ok(())
+    }
+
+    /// Waits until every pod reaches every other in every family.
+    pub fn wait_for_pings(&self, patience: Duration) -> Result<Duration> {
+        eventually(patience, || self.pings(Duration::from_millis(100)).map(drop))
+    }
+
+    /// Every pod pings every other in every family: (from, to, round trip).
+    pub fn pings(&self, patience: Duration) -> Result<Vec<(usize, usize, Duration)>> {
+        let mut all = Vec::new();
+        for (from, pod) in self.pods.iter().enumerate() {
+            for (to, other) in self.pods.iter().enumerate().filter(|(to, _)| *to != from) {
+                for family in self.spec.family.each() {
+                    all.push((from, to, pod.ping(other, *family, patience)?));
+                }
+            }
+        }
+        Ok(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_says_what_the_flags_say() {
+        let file: SpecFile =
+            serde_json::from_str(r#"{"hosts": 5, "backend": "host-gw", "network": {"Network": "10.9.0.0/16"}}"#).unwrap();
+        let spec = file.spec().unwrap();
+        assert_eq!((spec.hosts, spec.backend, spec.store), (5, Backend::HostGw, StoreKind::Embedded));
+        assert_eq!(spec.net_conf()["Network"], "10.9.0.0/16");
+        assert_eq!(spec.net_conf()["Backend"]["Type"], "host-gw");
+    }
+
+    #[test]
+    fn a_wrong_word_in_a_file_is_refused_by_its_key() {
+        let file: SpecFile = serde_json::from_str(r#"{"store": "redis"}"#).unwrap();
+        assert_eq!(file.spec().unwrap_err().to_string(), "store: \"redis\" is not embedded or etcd");
+        assert!(serde_json::from_str::<SpecFile>(r#"{"host": 5}"#).is_err());
+    }
+}

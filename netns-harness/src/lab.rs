@@ -1,0 +1,156 @@
+//! Labs that stay: a keeper process holds the cluster, others find it by name and enter its hosts.
+//!
+//! ```text
+//!   lab up ──▶ keeper ── holds ──▶ namespaces, daemons, pods
+//!                │ writes                    ▲
+//!                ▼                           │ setns
+//!   selvage-NAME/lab.json ◀── reads ── lab exec, lab shell
+//! ```
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::Cluster;
+use crate::enter::is_rootless;
+use crate::rundir::{LAB_FILE, PREFIX, alive, base, named};
+use crate::topology::eventually;
+
+/// What others need to know of a lab.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Lab {
+    /// Its name.
+    pub name: String,
+    /// The keeper's process id.
+    pub pid: i32,
+    /// True when its root is an ordinary user outside.
+    pub rootless: bool,
+    /// What it is, in a few words.
+    pub about: String,
+    /// Hosts and pods.
+    pub places: Vec<Place>,
+}
+
+/// A host or a pod of a lab.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Place {
+    /// `h0`, or `h0-pod`.
+    pub name: String,
+    /// Its addresses, for people.
+    pub addresses: Vec<String>,
+    net: PathBuf,
+    mounts: PathBuf,
+}
+
+impl Lab {
+    /// Describes a cluster of this process.
+    pub fn of(cluster: &Cluster, name: &str) -> Self {
+        let spec = cluster.spec();
+        let hosts = cluster.net.hosts().iter().chain([cluster.net.store()]);
+        let hosts = hosts.map(|host| Place {
+            name: host.name().to_owned(),
+            addresses: host.addresses().iter().map(|address| address.ip().to_string()).collect(),
+            net: host.space().file(),
+            mounts: host.mounts_file(),
+        });
+        let pods = cluster.pods.iter().map(|pod| Place {
+            name: pod.name().to_owned(),
+            addresses: pod.addresses().iter().map(|address| address.ip().to_string()).collect(),
+            net: pod.space().file(),
+            mounts: pod.host().mounts_file(),
+        });
+        Self {
+            name: name.to_owned(),
+            pid: Pid::this().as_raw(),
+            rootless: is_rootless(),
+            about: format!("{} hosts, {}, {} store, {}", spec.hosts, spec.backend, spec.store, spec.family),
+            places: hosts.chain(pods).collect(),
+        }
+    }
+
+    /// Writes the description where [`Lab::find`] looks; from then on the lab is up.
+    pub fn publish(&self) -> Result<()> {
+        let path = named(&self.name).join(LAB_FILE);
+        fs::write(path.with_extension("new"), serde_json::to_string(self)?)?;
+        Ok(fs::rename(path.with_extension("new"), path)?)
+    }
+
+    /// All labs of this user that are up, by name.
+    pub fn all() -> Vec<Self> {
+        let entries = fs::read_dir(base()).into_iter().flatten().flatten();
+        let mut labs: Vec<Self> = entries
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX))
+            .filter_map(|entry| Self::read(&entry.path()))
+            .collect();
+        labs.sort_by(|one, other| one.name.cmp(&other.name));
+        labs
+    }
+
+    /// The lab of that name; without a name the only one there is.
+    pub fn find(name: Option<&str>) -> Result<Self> {
+        let mut labs = Self::all();
+        if let Some(name) = name {
+            labs.retain(|lab| lab.name == name);
+        }
+        match (labs.pop(), labs.pop(), name) {
+            (Some(lab), None, _) => Ok(lab),
+            (None, _, Some(name)) => bail!("no lab is named {name:?}; `lab list` shows those that are up"),
+            (None, _, None) => bail!("no lab is up; `lab up` makes one"),
+            (Some(_), Some(_), _) => bail!("several labs are up; say which: `lab list` shows their names"),
+        }
+    }
+
+    /// Ends it, and waits until nothing of it is left.
+    pub fn down(&self) -> Result<()> {
+        let dir = named(&self.name);
+        if alive(&dir) {
+            kill(Pid::from_raw(self.pid), Signal::SIGTERM)
+                .with_context(|| format!("cannot end the keeper of {}", self.name))?;
+        }
+        let gone = || if dir.exists() { bail!("{} is still there", dir.display()) } else { Ok(()) };
+        eventually(Duration::from_secs(30), gone).map(drop)
+    }
+
+    /// Becomes `command` inside a host or pod; returns only when that fails. Call it before any thread exists.
+    pub fn exec(&self, place: &str, command: &[String]) -> Result<()> {
+        let found = self.places.iter().find(|other| other.name == place);
+        let found = found.with_context(|| format!("{} has no {place:?}, but {}", self.name, self.place_names()))?;
+        let (program, args) = command.split_first().context("no command to run")?;
+        let here = std::env::current_dir();
+        let open = |path: &Path| File::open(path).with_context(|| format!("the lab {} is gone", self.name));
+        // All are opened before the first is entered: paths mean something else inside.
+        let user = open(Path::new(&format!("/proc/{}/ns/user", self.pid)))?;
+        let (net, mounts) = (open(&found.net)?, open(&found.mounts)?);
+        if self.rootless && !geteuid().is_root() {
+            setns(user, CloneFlags::CLONE_NEWUSER).context("cannot enter the lab's user namespace")?;
+        }
+        setns(net, CloneFlags::CLONE_NEWNET).with_context(|| format!("cannot enter {place}"))?;
+        setns(mounts, CloneFlags::CLONE_NEWNS).with_context(|| format!("cannot enter {place}"))?;
+        if let Ok(here) = here {
+            let _ = std::env::set_current_dir(here);
+        }
+        let error = Command::new(program).args(args).env("LAB_HOST", place).exec();
+        Err(error).with_context(|| format!("cannot run {program}"))
+    }
+
+    fn place_names(&self) -> String {
+        self.places.iter().map(|place| place.name.as_str()).collect::<Vec<_>>().join(", ")
+    }
+
+    /// A description counts only while its keeper holds the lock, and if this user wrote it.
+    fn read(dir: &Path) -> Option<Self> {
+        let file = dir.join(LAB_FILE);
+        let own = fs::metadata(&file).is_ok_and(|meta| meta.uid() == geteuid().as_raw());
+        let text = fs::read_to_string(file).ok().filter(|_| own && alive(dir))?;
+        serde_json::from_str(&text).ok()
+    }
+}

@@ -1,0 +1,109 @@
+//! Network namespaces: made, named, entered by threads.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::panic::resume_unwind;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::{Context, Result};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::live;
+use crate::rundir::RunDir;
+use crate::wire::Netlink;
+
+const NONE: Option<&str> = None;
+
+/// A network namespace with a name. Gone when dropped, unless something inside still runs.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+    net: File,
+    run: Arc<RunDir>,
+}
+
+impl Namespace {
+    /// Makes a namespace whose loopback is up, and a file for it in the run's directory.
+    pub fn create(run: &Arc<RunDir>, name: &str) -> Result<Self> {
+        let file = run.inner().join("net").join(name);
+        let net = within(&[run.mounts()], || -> io::Result<File> {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            File::create_new(&file)?;
+            mount(Some("/proc/thread-self/ns/net"), &file, NONE, MsFlags::MS_BIND, NONE)?;
+            File::open("/proc/thread-self/ns/net")
+        })?
+        .with_context(|| format!("cannot make the network namespace {name}"))?;
+        let space = Self { name: name.to_owned(), net, run: run.clone() };
+        live::add_space(&space.net);
+        space.netlink()?.set_up("lo")?;
+        Ok(space)
+    }
+
+    /// Its name within the run.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs `f` on a thread inside this namespace and returns what it returns; a panic inside goes on here.
+    /// Sockets made in `f` stay in the namespace wherever they are used afterwards.
+    pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T> {
+        within(&[&self.net], f).with_context(|| format!("cannot enter the network namespace {}", self.name))
+    }
+
+    /// A routing socket inside this namespace.
+    pub fn netlink(&self) -> Result<Netlink> {
+        self.run(Netlink::open)?
+    }
+
+    /// Writes a file below /proc/sys/net, such as `ipv4/ip_forward`.
+    pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
+        let path = format!("/proc/sys/net/{name}");
+        self.run(|| std::fs::write(&path, value))?.with_context(|| format!("cannot write {value} to {path}"))
+    }
+
+    /// A file that `nsenter --net=FILE` takes, as long as this process lives.
+    pub fn file(&self) -> PathBuf {
+        self.run.path_for_others("net").join(&self.name)
+    }
+
+    pub(crate) fn fd(&self) -> &File {
+        &self.net
+    }
+
+    pub(crate) fn run_dir(&self) -> &Arc<RunDir> {
+        &self.run
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        live::remove_space(&self.net);
+        let file = self.run.inner().join("net").join(&self.name);
+        let _ = within(&[self.run.mounts()], || {
+            let _ = umount2(&file, MntFlags::MNT_DETACH);
+            let _ = std::fs::remove_file(&file);
+        });
+    }
+}
+
+/// Runs `f` on a fresh thread that has entered `spaces`. The thread has its own root and working directory,
+/// without which the kernel refuses to enter a mount namespace.
+pub(crate) fn within<T: Send>(spaces: &[&File], f: impl FnOnce() -> T + Send) -> io::Result<T> {
+    let body = || -> io::Result<T> {
+        unshare(CloneFlags::CLONE_FS)?;
+        for space in spaces {
+            setns(space, CloneFlags::empty())?;
+        }
+        Ok(f())
+    };
+    thread::scope(|scope| scope.spawn(body).join().unwrap_or_else(|panic| resume_unwind(panic)))
+}
+
+/// The link through which other processes can open one of our descriptors.
+pub(crate) fn fd_for_others(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()))
+}

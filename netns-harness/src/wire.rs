@@ -1,0 +1,296 @@
+//! Wires and switches, and the routing socket that makes, breaks and reads them.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use futures::TryStreamExt;
+use ipnetwork::IpNetwork;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use rtnetlink::packet_route::link::{InfoBridge, InfoData, InfoVeth, LinkAttribute, LinkMessage, State};
+use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use rtnetlink::packet_route::{AddressFamily, route::RouteScope};
+use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::namespace::Namespace;
+use crate::rundir::RunDir;
+use crate::topology::eventually;
+
+/// A request the kernel has not answered by then is answered by nobody.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// A bridge takes 1,023 ports; the rest is for the links between bridges.
+const PORTS: usize = 1_000;
+
+/// A routing socket that belongs to one network namespace, used from any thread. Links go by name.
+#[derive(Debug)]
+pub struct Netlink {
+    runtime: Runtime,
+    handle: Handle,
+}
+
+impl Netlink {
+    /// Opens a socket in the calling thread's network namespace; [`Namespace::netlink`] is the usual way.
+    pub fn open() -> Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let guard = runtime.enter();
+        let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a routing socket")?;
+        runtime.spawn(connection);
+        drop(guard);
+        Ok(Self { runtime, handle })
+    }
+
+    /// Sets a link up.
+    pub fn set_up(&self, link: &str) -> Result<()> {
+        self.set(LinkUnspec::new_with_name(link).up().build(), &format!("set {link} up"))
+    }
+
+    /// Sets a link down. The kernel forgets its routes, permanent neighbours and IPv6 addresses with that.
+    pub fn set_down(&self, link: &str) -> Result<()> {
+        self.set(LinkUnspec::new_with_name(link).down().build(), &format!("set {link} down"))
+    }
+
+    /// Sets a link's MTU, in bytes.
+    pub fn set_mtu(&self, link: &str, mtu: u32) -> Result<()> {
+        self.set(LinkUnspec::new_with_name(link).mtu(mtu).build(), &format!("set the MTU of {link} to {mtu}"))
+    }
+
+    /// Deletes a link and all that hangs on it.
+    pub fn delete_link(&self, link: &str) -> Result<()> {
+        let index = self.index(link)?;
+        self.ask(&format!("delete {link}"), self.handle.link().del(index).execute())
+    }
+
+    /// The kernel's index of a link.
+    pub fn index(&self, link: &str) -> Result<u32> {
+        let mut found = self.handle.link().get().match_name(link.to_owned()).execute();
+        match self.ask(&format!("find {link}"), async move { found.try_next().await })? {
+            Some(message) => Ok(message.header.index),
+            None => bail!("no link is named {link}"),
+        }
+    }
+
+    /// True when a link of that name exists.
+    pub fn has_link(&self, link: &str) -> bool {
+        self.index(link).is_ok()
+    }
+
+    /// Adds an address that is usable at once (no duplicate detection).
+    pub fn add_address(&self, link: &str, address: IpNetwork) -> Result<()> {
+        let mut request = self.handle.address().add(self.index(link)?, address.ip(), address.prefix());
+        request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        self.ask(&format!("add {address} to {link}"), request.execute())
+    }
+
+    /// Takes an address away.
+    pub fn delete_address(&self, link: &str, address: IpNetwork) -> Result<()> {
+        let index = self.index(link)?;
+        let is_it = |message: &AddressMessage| {
+            message.header.index == index
+                && message.header.prefix_len == address.prefix()
+                && message.attributes.contains(&AddressAttribute::Address(address.ip()))
+        };
+        let all: Vec<_> = self.ask("read addresses", self.handle.address().get().execute().try_collect())?;
+        let found = all.into_iter().find(is_it).with_context(|| format!("{link} has no address {address}"))?;
+        self.ask(&format!("delete {address} from {link}"), self.handle.address().del(found).execute())
+    }
+
+    /// Adds a route to `to`, through the router `via` or straight onto the link.
+    pub fn add_route(&self, to: IpNetwork, via: Option<IpAddr>, link: &str) -> Result<()> {
+        let mut route = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(to.network(), to.prefix())?
+            .output_interface(self.index(link)?);
+        route = match via {
+            Some(router) => route.gateway(router)?,
+            None if to.is_ipv4() => route.scope(RouteScope::Link),
+            None => route,
+        };
+        self.ask(&format!("add a route to {to}"), self.handle.route().add(route.build()).execute())
+    }
+
+    /// Destinations of all unicast routes of the main table for which `link` is the way out.
+    pub fn routes(&self, link: &str) -> Result<BTreeSet<IpNetwork>> {
+        let index = self.index(link)?;
+        let on_link = |route: &RouteMessage| route.attributes.contains(&RouteAttribute::Oif(index));
+        Ok(self.route_dump()?.iter().filter(|route| on_link(route)).filter_map(destination).collect())
+    }
+
+    /// Deletes every route of the main table to exactly `to`; true when there was one.
+    pub fn delete_route(&self, to: IpNetwork) -> Result<bool> {
+        let mut found = false;
+        for route in self.route_dump()?.into_iter().filter(|route| destination(route) == Some(to)) {
+            self.ask(&format!("delete the route to {to}"), self.handle.route().del(route).execute())?;
+            found = true;
+        }
+        Ok(found)
+    }
+
+    /// Number of permanent neighbours of `link`: addresses resolved to MACs, and forwarding entries of its bridge or tunnel.
+    pub fn neighbours(&self, link: &str) -> Result<(usize, usize)> {
+        let index = self.index(link)?;
+        let count = |entries: Vec<NeighbourMessage>| {
+            let has_mac = |entry: &NeighbourMessage| {
+                entry.attributes.iter().any(|attribute| matches!(attribute, NeighbourAttribute::LinkLayerAddress(_)))
+            };
+            entries.iter().filter(|entry| entry.header.ifindex == index && has_mac(entry)).count()
+        };
+        let mut forwarding = self.handle.neighbours().get();
+        forwarding.message_mut().header.family = AddressFamily::Bridge;
+        let resolved = self.ask("read neighbours", self.handle.neighbours().get().execute().try_collect())?;
+        let forwarding = self.ask("read forwarding entries", forwarding.execute().try_collect())?;
+        Ok((count(resolved), count(forwarding)))
+    }
+
+    /// Makes a link of any kind.
+    pub(crate) fn add_link(&self, what: &str, message: LinkMessage) -> Result<()> {
+        self.ask(&format!("make {what}"), self.handle.link().add(message).execute())
+    }
+
+    fn set(&self, message: LinkMessage, what: &str) -> Result<()> {
+        self.ask(what, self.handle.link().set(message).execute())
+    }
+
+    fn route_dump(&self) -> Result<Vec<RouteMessage>> {
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut all = RouteMessage::default();
+            all.header.address_family = family;
+            let dump: Vec<_> = self.ask("read routes", self.handle.route().get(all).execute().try_collect())?;
+            routes.extend(dump.into_iter().filter(|route| route.header.table == MAIN_TABLE));
+        }
+        Ok(routes)
+    }
+
+    fn ask<T>(&self, what: &str, answer: impl Future<Output = Result<T, rtnetlink::Error>>) -> Result<T> {
+        self.runtime
+            .block_on(async { tokio::time::timeout(ANSWER, answer).await })
+            .with_context(|| format!("no answer from the kernel: {what}"))?
+            .with_context(|| format!("cannot {what}"))
+    }
+}
+
+/// RT_TABLE_MAIN of linux/rtnetlink.h.
+const MAIN_TABLE: u8 = 254;
+
+fn destination(route: &RouteMessage) -> Option<IpNetwork> {
+    let to = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    })?;
+    IpNetwork::new(to, route.header.destination_prefix_length).ok()
+}
+
+/// A namespace full of bridges that together are one Ethernet segment.
+#[derive(Debug)]
+pub struct Switch {
+    space: Namespace,
+    netlink: Netlink,
+    bridges: Vec<u32>,
+    ports: usize,
+    mtu: u32,
+}
+
+impl Switch {
+    /// Makes an empty switch whose wires carry `mtu` bytes.
+    pub fn create(run: &Arc<RunDir>, name: &str, mtu: u32) -> Result<Self> {
+        let space = Namespace::create(run, name)?;
+        // A switch has no address of its own, and no reason to speak.
+        for conf in ["all", "default"] {
+            let _ = space.sysctl(&format!("ipv6/conf/{conf}/disable_ipv6"), "1");
+        }
+        let netlink = space.netlink()?;
+        Ok(Self { space, netlink, bridges: Vec::new(), ports: 0, mtu })
+    }
+
+    /// Plugs `host` in: a wire whose far end is born in that namespace under the name `link`, still down.
+    pub fn plug(&mut self, host: &Namespace, link: &str) -> Result<()> {
+        let bridge = match self.bridges.get(self.ports / PORTS) {
+            Some(bridge) => *bridge,
+            None => self.add_bridge()?,
+        };
+        let port = format!("p{}", self.ports);
+        let wire = self.wire(&port, bridge, peer(link, self.mtu).setns_by_fd(host.fd().as_raw_fd()).build());
+        self.netlink.add_link(&format!("a wire to {}", host.name()), wire)?;
+        self.ports += 1;
+        Ok(())
+    }
+
+    /// Unplugs or replugs the wire of the `n`-th host that was plugged in: the far end loses or regains its carrier.
+    pub fn set_port(&self, n: usize, up: bool) -> Result<()> {
+        let port = format!("p{n}");
+        if up { self.netlink.set_up(&port) } else { self.netlink.set_down(&port) }
+    }
+
+    /// Waits until every wire carries frames. The kernel wakes a port whose far end came up later from a queue of
+    /// its own, which takes milliseconds on a busy machine; until then frames are dropped without a word.
+    pub fn settle(&self) -> Result<()> {
+        let links = || self.netlink.ask("read links", self.netlink.handle.link().get().execute().try_collect());
+        let is_port = |link: &LinkMessage| link.attributes.iter().any(|it| matches!(it, LinkAttribute::Controller(_)));
+        let asleep = |link: &LinkMessage| {
+            is_port(link) && !link.attributes.contains(&LinkAttribute::OperState(State::Up))
+        };
+        eventually(ANSWER, || {
+            let all: Vec<LinkMessage> = links()?;
+            let count = all.iter().filter(|link| asleep(link)).count();
+            if count > 0 { bail!("{count} wires of {} carry nothing", self.space.name()) } else { Ok(()) }
+        })
+        .map(drop)
+    }
+
+    /// The namespace of the bridges.
+    pub fn space(&self) -> &Namespace {
+        &self.space
+    }
+
+    /// Every bridge after the first hangs on the first, so the segment stays one, and a tree.
+    fn add_bridge(&mut self) -> Result<u32> {
+        let number = self.bridges.len();
+        let name = format!("br{number}");
+        let bridge = LinkBridge::new(&name)
+            .mtu(self.mtu)
+            .append_info_data(InfoBridge::MulticastSnooping(false))
+            .build();
+        self.netlink.add_link("a bridge", bridge)?;
+        let index = self.netlink.index(&name)?;
+        if let Some(first) = self.bridges.first() {
+            let far = format!("down{number}");
+            let uplink = self.wire(&format!("up{number}"), index, peer(&far, self.mtu).build());
+            self.netlink.add_link("a wire between bridges", uplink)?;
+            let far = LinkUnspec::new_with_name(&far).controller(*first).up().build();
+            self.netlink.set(far, "join two bridges")?;
+        }
+        self.bridges.push(index);
+        Ok(index)
+    }
+
+    fn wire(&self, port: &str, bridge: u32, far_end: LinkMessage) -> LinkMessage {
+        LinkMessageBuilder::<LinkVeth>::new(port, "")
+            .mtu(self.mtu)
+            .controller(bridge)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(far_end)))
+            .up()
+            .build()
+    }
+}
+
+fn peer(name: &str, mtu: u32) -> LinkMessageBuilder<LinkUnspec> {
+    LinkMessageBuilder::<LinkUnspec>::new().name(name).mtu(mtu)
+}
+
+/// A wire straight from one namespace into another, both ends up: `link` here, `far_link` there.
+pub fn wire(here: &Namespace, link: &str, there: &Namespace, far_link: &str) -> Result<()> {
+    let far: BorrowedFd<'_> = there.fd().as_fd();
+    let message = LinkMessageBuilder::<LinkVeth>::new(link, "")
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer(far_link, 1500).setns_by_fd(far.as_raw_fd()).build())))
+        .up()
+        .build();
+    here.netlink()?.add_link(&format!("a wire from {} to {}", here.name(), there.name()), message)?;
+    there.netlink()?.set_up(far_link)
+}

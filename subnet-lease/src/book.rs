@@ -1,0 +1,111 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::claim::Claim;
+use crate::lease::{Lease, OwnLease};
+use crate::net::Subnets;
+use crate::store::{StoreError, StoreEvent};
+
+/// The rules of leasing as a value: no clock, no I/O. The model that every store must match, and the engine of the
+/// memory store. Times are durations since some start that the caller chooses; they must not go back.
+#[derive(Clone, Debug, Default)]
+pub struct LeaseBook {
+    entries: BTreeMap<Subnets, Entry>,
+    revision: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    lease: Lease,
+    revision: u64,
+    expires: Option<Duration>,
+}
+
+impl LeaseBook {
+    /// Acquires, republishes or renews: what `Store::claim` promises. Returns the lease and what watchers are to hear.
+    pub fn claim(
+        &mut self,
+        now: Duration,
+        claim: &Claim,
+        ttl: Duration,
+    ) -> Result<(OwnLease, Vec<StoreEvent>), StoreError> {
+        let mut events = self.expire(now);
+        let choice = claim.choose(self.leases(), &[])?;
+        let mut lease = claim.lease(choice.subnets);
+        let own = choice.own.and_then(|own| self.entries.get(&own));
+        let reserved = own.is_some_and(|entry| entry.expires.is_none());
+        lease.extra = own.map(|entry| entry.lease.extra.clone()).unwrap_or_default();
+        if let Some(given_up) = choice.own.filter(|own| *own != choice.subnets) {
+            self.entries.remove(&given_up);
+            self.revision += 1;
+            events.push(StoreEvent::Remove(given_up));
+        }
+        let expected = self.revision_of(&choice.subnets);
+        let ttl = (!reserved).then_some(ttl);
+        events.extend(self.put(now, lease, expected, ttl)?);
+        let lease = self.entries[&choice.subnets].lease.clone();
+        Ok((OwnLease { lease, expires_in: ttl }, events))
+    }
+
+    /// Writes a lease if the one with its subnets still has the revision that the writer saw (`None`: is not there).
+    /// `ttl` of `None` makes a reservation. Watchers hear of it only when the record changes.
+    pub fn put(
+        &mut self,
+        now: Duration,
+        mut lease: Lease,
+        expected: Option<u64>,
+        ttl: Option<Duration>,
+    ) -> Result<Option<StoreEvent>, StoreError> {
+        let before = self.entries.get(&lease.subnets);
+        if before.map(|entry| entry.revision) != expected {
+            return Err(StoreError::Raced(lease.subnets.to_string()));
+        }
+        let silent = before.is_some_and(|entry| entry.lease.says_the_same(&lease));
+        self.revision += u64::from(!silent);
+        let revision = before.filter(|_| silent).map_or(self.revision, |entry| entry.revision);
+        lease.epoch = before.map_or(revision, |entry| entry.lease.epoch);
+        lease.ttl = ttl;
+        let expires = ttl.map(|ttl| now.saturating_add(ttl));
+        let event = (!silent).then(|| StoreEvent::Upsert(lease.clone()));
+        self.entries.insert(lease.subnets, Entry { lease, revision, expires });
+        Ok(event)
+    }
+
+    /// Forgets leases whose time has come. Returns what watchers are to hear.
+    pub fn expire(&mut self, now: Duration) -> Vec<StoreEvent> {
+        let due = |entry: &Entry| entry.expires.is_some_and(|at| at <= now);
+        let gone: Vec<Subnets> = self.entries.iter().filter(|(_, e)| due(e)).map(|(key, _)| *key).collect();
+        gone.iter().filter_map(|subnets| self.remove(subnets)).collect()
+    }
+
+    /// Ends a lease, as an operator would. Returns what watchers are to hear.
+    pub fn remove(&mut self, subnets: &Subnets) -> Option<StoreEvent> {
+        self.entries.remove(subnets)?;
+        self.revision += 1;
+        Some(StoreEvent::Remove(*subnets))
+    }
+
+    /// All leases, ordered by their subnets.
+    pub fn leases(&self) -> impl Iterator<Item = &Lease> {
+        self.entries.values().map(|entry| &entry.lease)
+    }
+
+    /// When the lease of these subnets was last changed; `None` where there is none.
+    pub fn revision_of(&self, subnets: &Subnets) -> Option<u64> {
+        self.entries.get(subnets).map(|entry| entry.revision)
+    }
+
+    /// How many changes there were.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// When the next lease ends; `None` while there are only reservations.
+    pub fn next_expiry(&self) -> Option<Duration> {
+        self.entries.values().filter_map(|entry| entry.expires).min()
+    }
+}
+
+#[cfg(test)]
+#[path = "book_tests.rs"]
+mod tests;

@@ -1,0 +1,149 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use crate::json::RawJson;
+use crate::net::{Family, Subnets};
+use crate::vxlan::VxlanData;
+
+/// Which network of this host. There is one at first, `default`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NetworkId(String);
+
+impl NetworkId {
+    /// Names a network.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self(name.into())
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for NetworkId {
+    fn default() -> Self {
+        Self::new("default")
+    }
+}
+
+impl fmt::Display for NetworkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The addresses under which other hosts reach this one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublicAddrs {
+    /// The IPv4 address.
+    pub v4: Option<Ipv4Addr>,
+    /// The IPv6 address.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl PublicAddrs {
+    /// The address of one family.
+    pub fn family(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.v4.map(IpAddr::V4),
+            Family::V6 => self.v6.map(IpAddr::V6),
+        }
+    }
+
+    /// Whether some family has the same address in both.
+    pub fn meets(&self, other: &Self) -> bool {
+        Family::ALL.into_iter().any(|f| self.family(f).is_some_and(|addr| other.family(f) == Some(addr)))
+    }
+}
+
+impl FromIterator<IpAddr> for PublicAddrs {
+    fn from_iter<I: IntoIterator<Item = IpAddr>>(addrs: I) -> Self {
+        let mut public = Self::default();
+        for addr in addrs {
+            match addr {
+                IpAddr::V4(addr) => public.v4 = Some(addr),
+                IpAddr::V6(addr) => public.v6 = Some(addr),
+            }
+        }
+        public
+    }
+}
+
+/// What a backend says about a host to the backends of its peers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BackendAttrs {
+    /// flannel's `BackendType`; empty for `alloc` (and `udp`).
+    pub kind: String,
+    /// `BackendData`.
+    pub v4: Option<RawJson>,
+    /// `BackendV6Data`.
+    pub v6: Option<RawJson>,
+}
+
+impl BackendAttrs {
+    /// Attributes of a backend without data.
+    pub fn plain(kind: &str) -> Self {
+        Self { kind: kind.into(), v4: None, v6: None }
+    }
+
+    /// Attributes of a vxlan host: one device per family that it has.
+    pub fn vxlan(v4: Option<VxlanData>, v6: Option<VxlanData>) -> Self {
+        Self { kind: "vxlan".into(), v4: v4.map(VxlanData::to_json), v6: v6.map(VxlanData::to_json) }
+    }
+
+    /// The data of one family.
+    pub fn family(&self, family: Family) -> Option<&RawJson> {
+        match family {
+            Family::V4 => self.v4.as_ref(),
+            Family::V6 => self.v6.as_ref(),
+        }
+    }
+}
+
+/// Who holds which subnets, and how they are reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// What is leased; the identity of the lease.
+    pub subnets: Subnets,
+    /// Where the holder is.
+    pub public: PublicAddrs,
+    /// How the holder's backend is reached.
+    pub attrs: BackendAttrs,
+    /// Name of the holder (`Node` in the record), beyond flannel's own fields; an old flannel ignores and drops it.
+    pub node: Option<String>,
+    /// Fields of the record that we do not know, kept as they were.
+    pub extra: BTreeMap<String, RawJson>,
+    /// For how long the lease was granted, as far as the store tells; `None` = for ever (a reservation).
+    pub ttl: Option<Duration>,
+    /// When the subnets were first taken, in the store's own count (etcd: the key's create revision); 0 where it has none.
+    /// Of two leases that collide the earlier one counts, on all hosts alike.
+    pub epoch: u64,
+}
+
+impl Lease {
+    /// A lease as its holder describes it.
+    pub fn new(subnets: Subnets, public: PublicAddrs, attrs: BackendAttrs) -> Self {
+        Self { subnets, public, attrs, node: None, extra: BTreeMap::new(), ttl: None, epoch: 0 }
+    }
+
+    /// Whether the records of both would be the same.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        self.subnets == other.subnets
+            && self.public == other.public
+            && self.attrs == other.attrs
+            && self.node == other.node
+            && self.extra == other.extra
+    }
+}
+
+/// The lease that this host got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnLease {
+    /// The lease as the store has it now.
+    pub lease: Lease,
+    /// Time until the store forgets it unless it is claimed again; `None` = never (a reservation).
+    pub expires_in: Option<Duration>,
+}

@@ -1,0 +1,84 @@
+//! What a lease is, and where leases live.
+//!
+//! ```text
+//!   net-conf ──▶ NetworkConfig ──▶ Claim ─────────────────────────────┐
+//!   (any JSON)   (only what works)  (my address, my attributes)        │ claim
+//!                                                                      ▼
+//!                     ┌──────────────────────────────────────────── Store ──────┐
+//!                     │  memory (LeaseBook)  │  etcd (flannel's keys)  │  …      │
+//!                     └──────────────────────────────────────────────┬──────────┘
+//!                                                             watch  │ Config, Snapshot,
+//!                                                                    ▼ Upsert, Remove, Unreadable, Stale
+//!   Lease: Subnets ◀─ held by ─▶ PublicAddrs + BackendAttrs ──▶ PeerTable ──▶ Peer (admitted)
+//!                                                                    └──────▶ refused, with the reason
+//! ```
+//!
+//! A cluster has one network, say `10.5.0.0/16`, cut into subnets of one length. Every host *leases* one subnet (per address
+//! family), writes into the store where it can be reached, and renews before the lease runs out. Every host
+//! reads all other leases; they are its *peers*. That is all hosts know of each other.
+//!
+//! ```
+//! use subnet_lease::{BackendAttrs, Claim, MemoryStore, NetworkConfig, PeerTable, StoreEvent};
+//!
+//! let json = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}"#;
+//! let (network, _warnings) = NetworkConfig::parse(json.as_bytes()).unwrap();
+//! let store = MemoryStore::new();
+//! store.set_config(json);
+//! let claim = |address: &str| Claim {
+//!     public: [address.parse().unwrap()].into_iter().collect(),
+//!     attrs: BackendAttrs::plain("host-gw"),
+//!     previous: None,
+//!     network: network.clone().into(),
+//!     node: None,
+//! };
+//! let mine = store.claim_now(&claim("192.168.0.1")).unwrap().lease;
+//! let theirs = store.claim_now(&claim("192.168.0.2")).unwrap().lease;
+//!
+//! let mut watch = store.subscribe();
+//! watch.next_now(); // the configuration
+//! let Some(StoreEvent::Snapshot { leases, unreadable }) = watch.next_now() else { panic!() };
+//! let peers = PeerTable::from_snapshot(&network, Some(&mine.subnets), mine.public, leases, unreadable);
+//! assert_eq!(peers.peers().map(|peer| peer.key()).collect::<Vec<_>>(), [theirs.subnets]);
+//! ```
+//!
+//! What always holds:
+//! - A lease's identity is its subnets. No two admitted peers overlap, nor does one overlap ours.
+//! - A `PeerTable` comes from a snapshot, so "no peers" was once said by the store and is never assumed.
+//! - What cannot be read is unknown, not gone: it is reported, and a peer that was known stays.
+//! - No write goes over a subnet that somebody else holds.
+//! - Nothing that the store, a file or a peer says makes this crate panic.
+
+mod backend;
+mod book;
+mod claim;
+mod json;
+mod lease;
+mod net;
+mod netconf;
+mod peers;
+mod pool;
+mod record;
+#[cfg(feature = "server")]
+pub mod server;
+mod store;
+mod subnet_env;
+mod vxlan;
+
+pub use backend::BackendConfig;
+pub use book::LeaseBook;
+pub use claim::Claim;
+pub use futures_core::future::BoxFuture;
+pub use futures_core::stream::BoxStream;
+pub use ipnetwork::IpNetwork;
+pub use json::{NotJson, RawJson};
+pub use lease::{BackendAttrs, Lease, NetworkId, OwnLease, PublicAddrs};
+pub use net::{Family, KeyError, Subnets, contains_net, overlap};
+pub use netconf::{FamilyFile, NetConfError, NetConfFile, NetworkConfig};
+pub use peers::{Peer, PeerTable};
+pub use pool::NetworkPool;
+pub use record::RecordError;
+#[cfg(feature = "etcd")]
+pub use store::etcd;
+pub use store::{Class, MemoryStore, Store, StoreError, StoreEvent, Subscription};
+pub use subnet_env::{SubnetEnv, SubnetEnvError};
+pub use vxlan::VxlanData;

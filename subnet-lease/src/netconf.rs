@@ -1,0 +1,311 @@
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use thiserror::Error;
+
+use crate::backend::BackendConfig;
+use crate::json::Fields;
+use crate::net::{Family, address, contains_net, masked, number, parse_network, span, step};
+use crate::pool::NetworkPool;
+
+/// No net-conf is larger (bytes); etcd's own limit for a value is 1.5 MiB.
+const LARGEST: usize = 1 << 20;
+
+/// What is wrong with one field of a net-conf.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{field} is {value}: {allowed}")]
+pub struct NetConfError {
+    /// The field, as the documentation spells it.
+    pub field: String,
+    /// Its value as written, shortened; `missing` where there is none.
+    pub value: String,
+    /// What may stand there, or what to do instead.
+    pub allowed: String,
+}
+
+/// The parts of a net-conf that exist once per family, as written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FamilyFile {
+    /// `EnableIPv4`, `EnableIPv6`.
+    pub enable: Option<bool>,
+    /// `Network`, `IPv6Network`.
+    pub network: Option<IpNetwork>,
+    /// `SubnetLen`, `IPv6SubnetLen`.
+    pub subnet_len: Option<u64>,
+    /// `SubnetMin`, `IPv6SubnetMin`.
+    pub min: Option<IpAddr>,
+    /// `SubnetMax`, `IPv6SubnetMax`.
+    pub max: Option<IpAddr>,
+}
+
+/// A net-conf as written: fields read, nothing filled in, nothing checked against another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetConfFile {
+    /// IPv4, IPv6.
+    pub families: [FamilyFile; 2],
+    /// `EnableNFTables`.
+    pub enable_nftables: Option<bool>,
+    /// `Backend`, where it could be understood.
+    pub backend: Option<BackendConfig>,
+    /// Keys that mean nothing to us (`Backend.` in front where they stand there).
+    pub unknown: Vec<String>,
+}
+
+/// A net-conf as meant: every default filled in, and only states that can work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkConfig {
+    pools: [Option<NetworkPool>; 2],
+    /// Rules by nf_tables rather than iptables.
+    pub enable_nftables: bool,
+    /// How hosts are joined.
+    pub backend: BackendConfig,
+}
+
+impl NetworkConfig {
+    /// Reads a net-conf by flannel's rules: keys without regard to case, the last of several wins, unknown ones are only
+    /// warned about. Errors come all at once.
+    pub fn parse(json: &[u8]) -> Result<(Self, Vec<String>), Vec<NetConfError>> {
+        let mut errors = Vec::new();
+        let Some(file) = NetConfFile::read(json, &mut errors) else { return Err(errors) };
+        let pools = Family::ALL.map(|family| file.pool(family, &mut errors));
+        if errors.is_empty() && pools.iter().all(Option::is_none) {
+            errors.push(fault("EnableIPv4", "false", "needs EnableIPv6 to be true, or nothing is enabled"));
+        }
+        let Some(backend) = file.backend.filter(|_| errors.is_empty()) else { return Err(errors) };
+        if let (BackendConfig::Vxlan { mtu: Some(mtu), .. }, Some(_)) = (&backend, &pools[Family::V6.index()])
+            && *mtu < SMALLEST_V6_MTU
+        {
+            return Err(vec![fault("Backend.MTU", mtu, "with IPv6 at least 1350: 1280 for pods and 70 of tunnel")]);
+        }
+        let warnings = file.unknown.iter().map(|key| format!("{key} is not known and ignored")).collect();
+        let enable_nftables = file.enable_nftables.unwrap_or(false);
+        Ok((Self { pools, enable_nftables, backend }, warnings))
+    }
+
+    /// What one family has to lease; `None` where it is not enabled.
+    pub fn network(&self, family: Family) -> Option<NetworkPool> {
+        self.pools[family.index()]
+    }
+
+    /// The enabled families' pools, IPv4 first.
+    pub fn pools(&self) -> impl Iterator<Item = NetworkPool> + use<> {
+        self.pools.into_iter().flatten()
+    }
+
+    /// How many hosts find a lease: the room of the smaller family.
+    pub fn room(&self) -> u128 {
+        self.pools().map(|pool| pool.room()).min().unwrap_or(0)
+    }
+}
+
+/// IPv6 wants 1280 bytes (RFC 8200), its tunnel takes 70.
+const SMALLEST_V6_MTU: u32 = 1350;
+
+impl NetConfFile {
+    /// `None` when it is not even a JSON object.
+    fn read(json: &[u8], errors: &mut Vec<NetConfError>) -> Option<Self> {
+        if json.len() > LARGEST {
+            errors.push(fault("net-conf", format!("{} bytes", json.len()), "at most 1 MiB"));
+            return None;
+        }
+        let mut fields: Fields = match serde_json::from_slice(json) {
+            Ok(fields) => fields,
+            Err(e) => {
+                errors.push(fault("net-conf", e, "must be a JSON object"));
+                return None;
+            }
+        };
+        let mut file = Self::default();
+        for family in Family::ALL {
+            file.families[family.index()] = FamilyFile::read(family, &mut fields, errors);
+        }
+        file.enable_nftables = boolean(&mut fields, "", "EnableNFTables", errors);
+        let (backend, strange) = BackendConfig::read(fields.take("Backend"), errors);
+        file.backend = backend;
+        file.unknown = fields.rest().into_iter().map(|(key, _)| quoted(&key)).chain(strange).collect();
+        Some(file)
+    }
+
+    fn pool(&self, family: Family, errors: &mut Vec<NetConfError>) -> Option<NetworkPool> {
+        let (file, names) = (&self.families[family.index()], names(family));
+        if !file.enable.unwrap_or(family == Family::V4) {
+            return None;
+        }
+        let Some(network) = file.network else {
+            if !errors.iter().any(|e| e.field == names.network) {
+                errors.push(fault(names.network, "missing", format!("required while {} is true", names.enable)));
+            }
+            return None;
+        };
+        let subnet_len = file.subnet_len(family, network, errors)?;
+        file.range(family, network, subnet_len, errors)
+    }
+}
+
+impl FamilyFile {
+    fn read(family: Family, fields: &mut Fields, errors: &mut Vec<NetConfError>) -> Self {
+        let names = names(family);
+        Self {
+            enable: boolean(fields, "", names.enable, errors),
+            network: cidr(fields, names.network, family, errors),
+            subnet_len: integer(fields, "", names.len, u64::from(family.bits()), errors).filter(|len| *len > 0),
+            min: addr(fields, names.min, family, errors),
+            max: addr(fields, names.max, family, errors),
+        }
+    }
+
+    /// flannel's rule: at least four subnets in a network and four addresses in a subnet; /24 and /64 where they fit.
+    fn subnet_len(&self, family: Family, network: IpNetwork, errors: &mut Vec<NetConfError>) -> Option<u8> {
+        let names = names(family);
+        let (least, most) = (network.prefix() + 2, family.bits() - 2);
+        if least > most {
+            errors.push(fault(names.network, network, format!("a length of at most /{}", most - 2)));
+            return None;
+        }
+        let usual = if family == Family::V4 { 24 } else { 64 };
+        let len = self.subnet_len.and_then(|len| u8::try_from(len).ok()).unwrap_or(usual.max(least));
+        if (least..=most).contains(&len) {
+            return Some(len);
+        }
+        errors.push(fault(names.len, len, format!("{least} to {most} in {network}")));
+        None
+    }
+
+    fn range(&self, family: Family, network: IpNetwork, len: u8, errors: &mut Vec<NetConfError>) -> Option<NetworkPool> {
+        let names = names(family);
+        let (first, last) = span(network);
+        let step = step(family, len);
+        let mut bound = |name: &str, given: Option<IpAddr>, default: u128| match given {
+            None => address(family, default),
+            Some(addr) if !contains_net(network, addr.into()) => {
+                errors.push(fault(name, addr, format!("an address inside {network}")));
+                None
+            }
+            Some(addr) if number(addr) % step != 0 => {
+                errors.push(fault(name, addr, format!("the first address of a /{len}")));
+                None
+            }
+            Some(addr) => Some(addr),
+        };
+        // The first subnet is left out by default, as flannel does: its network address is that of the network.
+        let min = bound(names.min, self.min, first + step);
+        let max = bound(names.max, self.max, last - (step - 1));
+        let (min, max) = (min?, max?);
+        if min > max {
+            errors.push(fault(names.min, min, format!("not above {}, which is {max}", names.max)));
+            return None;
+        }
+        Some(NetworkPool { network, subnet_len: len, min, max })
+    }
+}
+
+struct Names {
+    enable: &'static str,
+    network: &'static str,
+    len: &'static str,
+    min: &'static str,
+    max: &'static str,
+}
+
+fn names(family: Family) -> Names {
+    match family {
+        Family::V4 => Names {
+            enable: "EnableIPv4",
+            network: "Network",
+            len: "SubnetLen",
+            min: "SubnetMin",
+            max: "SubnetMax",
+        },
+        Family::V6 => Names {
+            enable: "EnableIPv6",
+            network: "IPv6Network",
+            len: "IPv6SubnetLen",
+            min: "IPv6SubnetMin",
+            max: "IPv6SubnetMax",
+        },
+    }
+}
+
+pub(crate) fn fault(field: &str, value: impl ToString, allowed: impl Into<String>) -> NetConfError {
+    NetConfError { field: field.into(), value: shorten(&value.to_string()), allowed: allowed.into() }
+}
+
+pub(crate) fn boolean(fields: &mut Fields, at: &str, name: &str, errors: &mut Vec<NetConfError>) -> Option<bool> {
+    typed(fields, at, name, "true or false", errors)
+}
+
+pub(crate) fn integer(
+    fields: &mut Fields,
+    at: &str,
+    name: &str,
+    most: u64,
+    errors: &mut Vec<NetConfError>,
+) -> Option<u64> {
+    let allowed = format!("a whole number from 0 to {most}");
+    let number = typed::<u64>(fields, at, name, &allowed, errors)?;
+    if number <= most {
+        return Some(number);
+    }
+    errors.push(fault(&format!("{at}{name}"), number, allowed));
+    None
+}
+
+/// A field of a JSON type; null counts as not written, as in Go.
+fn typed<T: for<'de> Deserialize<'de>>(
+    fields: &mut Fields,
+    at: &str,
+    name: &str,
+    allowed: &str,
+    errors: &mut Vec<NetConfError>,
+) -> Option<T> {
+    let raw = fields.take(name)?;
+    serde_json::from_str::<Option<T>>(raw.get()).unwrap_or_else(|_| {
+        errors.push(fault(&format!("{at}{name}"), raw.get(), allowed));
+        None
+    })
+}
+
+fn cidr(fields: &mut Fields, name: &str, family: Family, errors: &mut Vec<NetConfError>) -> Option<IpNetwork> {
+    let raw = fields.take(name)?;
+    match text(raw).as_deref().and_then(parse_network).map(masked) {
+        // The zero network is flannel's "not set".
+        Some(net) if Family::of(&net.ip()) == family => (net.prefix() > 0 || !net.ip().is_unspecified()).then_some(net),
+        _ => {
+            errors.push(fault(name, raw.get(), format!("an {family} network as \"ADDRESS/LENGTH\"")));
+            None
+        }
+    }
+}
+
+fn addr(fields: &mut Fields, name: &str, family: Family, errors: &mut Vec<NetConfError>) -> Option<IpAddr> {
+    let raw = fields.take(name).filter(|raw| raw.get() != "null")?;
+    match text(raw).as_deref().map(str::parse::<IpAddr>) {
+        Some(Ok(addr)) if Family::of(&addr) == family => (!addr.is_unspecified()).then_some(addr),
+        _ => {
+            errors.push(fault(name, raw.get(), format!("an {family} address in quotes")));
+            None
+        }
+    }
+}
+
+pub(crate) fn text(raw: &RawValue) -> Option<String> {
+    serde_json::from_str(raw.get()).ok()
+}
+
+pub(crate) fn quoted(key: &str) -> String {
+    format!("{:?}", shorten(key))
+}
+
+/// Outside text in a sentence of ours: at most 80 characters of it.
+pub(crate) fn shorten(text: &str) -> String {
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_string(),
+    }
+}
+
+#[cfg(test)]
+#[path = "netconf_tests.rs"]
+mod tests;

@@ -1,0 +1,395 @@
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::OnceLock;
+
+use crate::lease::{Lease, PublicAddrs};
+use crate::net::{Family, Subnets, contains_net, overlap, span};
+use crate::netconf::{NetworkConfig, quoted};
+use crate::pool::NetworkPool;
+use crate::vxlan::VxlanData;
+use crate::{BackendConfig, IpNetwork};
+
+/// Another host whose lease was admitted, reduced to the families in which it can be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    key: Subnets,
+    public: PublicAddrs,
+    vxlan: [Option<VxlanData>; 2],
+    epoch: u64,
+    usable: [bool; 2],
+}
+
+impl Peer {
+    /// Its lease's identity, families that we do not use included.
+    pub fn key(&self) -> Subnets {
+        self.key
+    }
+
+    /// Its subnet in one family, where we can reach it in that family.
+    pub fn subnet(&self, family: Family) -> Option<IpNetwork> {
+        self.key.family(family).filter(|_| self.usable[family.index()])
+    }
+
+    /// Its subnets that we can reach, IPv4 first.
+    pub fn subnets(&self) -> impl Iterator<Item = IpNetwork> + use<> {
+        let peer = *self;
+        Family::ALL.into_iter().filter_map(move |family| peer.subnet(family))
+    }
+
+    /// Where packets for its subnet of this family go.
+    pub fn public(&self, family: Family) -> Option<IpAddr> {
+        self.public.family(family).filter(|_| self.usable[family.index()])
+    }
+
+    /// Its tunnel device for this family.
+    pub fn vxlan(&self, family: Family) -> Option<VxlanData> {
+        self.vxlan[family.index()].filter(|_| self.usable[family.index()])
+    }
+}
+
+/// Everyone else: each lease of the store either admitted or refused with a reason.
+///
+/// Built from a snapshot and nothing else, so a table that exists is a table that was once complete. The verdict depends
+/// on what is in the table and never on the order in which it came: it is made anew, over everything, after a
+/// change, so that a removal admits whom the removed one had kept out, and all hosts agree.
+#[derive(Debug)]
+pub struct PeerTable {
+    network: NetworkConfig,
+    own: Option<Subnets>,
+    own_public: PublicAddrs,
+    own_lease: Option<Lease>,
+    known: BTreeMap<Subnets, Known>,
+    unreadable: BTreeMap<String, String>,
+    verdicts: OnceLock<BTreeMap<Subnets, Verdict>>,
+}
+
+/// A lease as far as it matters, with what was wrong with its data already (before any rule was applied).
+#[derive(Debug, PartialEq, Eq)]
+struct Known {
+    peer: Peer,
+    flaw: [Option<Box<str>>; 2],
+}
+
+/// Only for leases that are not taken whole.
+#[derive(Debug, Default)]
+struct Verdict {
+    usable: [bool; 2],
+    reasons: Vec<String>,
+}
+
+impl PeerTable {
+    /// `own` are our subnets as soon as we have some, `own_public` the addresses that we publish. `unreadable` pairs a
+    /// key of the store with the reason why it could not be read.
+    pub fn from_snapshot(
+        network: &NetworkConfig,
+        own: Option<&Subnets>,
+        own_public: PublicAddrs,
+        leases: Vec<Lease>,
+        unreadable: Vec<(String, String)>,
+    ) -> Self {
+        let mut table = Self {
+            network: network.clone(),
+            own: own.copied(),
+            own_public,
+            own_lease: None,
+            known: BTreeMap::new(),
+            unreadable: BTreeMap::new(),
+            verdicts: OnceLock::new(),
+        };
+        table.replace(leases, unreadable);
+        table
+    }
+
+    /// A later snapshot. A peer whose lease cannot be read any more stays as it was: unknown is not gone.
+    pub fn replace(&mut self, leases: Vec<Lease>, unreadable: Vec<(String, String)>) {
+        self.verdicts.take();
+        let mut before = std::mem::take(&mut self.known);
+        self.own_lease = None;
+        self.unreadable = unreadable.into_iter().collect();
+        let unknown = self.unreadable.keys().filter_map(|key| key.parse::<Subnets>().ok());
+        let kept: Vec<_> = unknown.filter_map(|key| before.remove_entry(&key)).collect();
+        self.known.extend(kept);
+        for lease in leases {
+            self.upsert(lease);
+        }
+    }
+
+    /// A lease came or changed. Returns whether that matters to anybody.
+    pub fn upsert(&mut self, lease: Lease) -> bool {
+        let readable_again = self.unreadable.remove(&lease.subnets.to_string()).is_some();
+        if self.own == Some(lease.subnets) {
+            self.own_lease = Some(lease);
+            self.verdicts.take();
+            return true;
+        }
+        let known = Known::read(&lease, &self.network.backend);
+        let changed = match self.known.entry(lease.subnets) {
+            Entry::Occupied(entry) if *entry.get() == known => readable_again,
+            Entry::Occupied(mut entry) => {
+                entry.insert(known);
+                true
+            }
+            Entry::Vacant(entry) => {
+                entry.insert(known);
+                true
+            }
+        };
+        if changed {
+            self.verdicts.take();
+        }
+        changed
+    }
+
+    /// A lease ended. Returns whether it was there.
+    pub fn remove(&mut self, subnets: &Subnets) -> bool {
+        let unreadable = self.unreadable.remove(&subnets.to_string()).is_some();
+        let own = self.own_lease.take_if(|lease| lease.subnets == *subnets).is_some();
+        let known = self.known.remove(subnets).is_some();
+        self.verdicts.take();
+        unreadable || own || known
+    }
+
+    /// A lease is there but cannot be read. A peer known by this key stays as it was.
+    pub fn unreadable(&mut self, key: String, reason: String) {
+        self.unreadable.insert(key, reason);
+    }
+
+    /// Our own subnets or addresses became known or changed.
+    pub fn set_own(&mut self, own: Option<Subnets>, own_public: PublicAddrs) {
+        if (self.own, self.own_public) == (own, own_public) {
+            return;
+        }
+        self.verdicts.take();
+        self.own_lease.take_if(|lease| own != Some(lease.subnets));
+        if let Some(own) = own {
+            self.known.remove(&own);
+        }
+        (self.own, self.own_public) = (own, own_public);
+    }
+
+    /// The network grew. Its backend must be the same as before: what other backends said was not kept.
+    pub fn set_network(&mut self, network: &NetworkConfig) {
+        self.network = network.clone();
+        self.verdicts.take();
+    }
+
+    /// Our own lease as the store shows it; `None` until it was seen.
+    pub fn own_lease(&self) -> Option<&Lease> {
+        self.own_lease.as_ref()
+    }
+
+    /// The admitted peers, ordered by their subnets.
+    pub fn peers(&self) -> impl Iterator<Item = Peer> + '_ {
+        let verdicts = self.verdicts();
+        self.known.values().filter_map(move |known| {
+            let usable = match verdicts.get(&known.peer.key) {
+                Some(verdict) => verdict.usable,
+                None => Family::ALL.map(|f| known.peer.key.family(f).is_some()),
+            };
+            usable.contains(&true).then_some(Peer { usable, ..known.peer })
+        })
+    }
+
+    /// One admitted peer.
+    pub fn peer(&self, subnets: &Subnets) -> Option<Peer> {
+        let known = self.known.get(subnets)?;
+        let usable = match self.verdicts().get(subnets) {
+            Some(verdict) => verdict.usable,
+            None => Family::ALL.map(|f| subnets.family(f).is_some()),
+        };
+        usable.contains(&true).then_some(Peer { usable, ..known.peer })
+    }
+
+    /// What was refused, wholly or in one family, and what could not be read: key and reason.
+    pub fn refused(&self) -> impl Iterator<Item = (String, String)> + '_ {
+        let verdicts = self.verdicts().iter().filter(|(_, verdict)| !verdict.reasons.is_empty());
+        let judged = verdicts.map(|(key, verdict)| (key.to_string(), verdict.reasons.join("; ")));
+        let unreadable = self.unreadable.iter().map(|(key, reason)| (key.clone(), reason.clone()));
+        judged.chain(unreadable)
+    }
+
+    /// How many peers are admitted.
+    pub fn len(&self) -> usize {
+        self.known.len() - self.verdicts().values().filter(|verdict| !verdict.usable.contains(&true)).count()
+    }
+
+    /// Whether no peer is admitted.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn verdicts(&self) -> &BTreeMap<Subnets, Verdict> {
+        self.verdicts.get_or_init(|| self.judge())
+    }
+
+    fn judge(&self) -> BTreeMap<Subnets, Verdict> {
+        let mut verdicts: BTreeMap<Subnets, Verdict> = BTreeMap::new();
+        let mut in_order: Vec<&Known> = self.known.values().collect();
+        in_order.sort_by_key(|known| (known.peer.epoch, known.peer.key));
+        for family in Family::ALL {
+            let mut taken = Taken::by_us(family, self);
+            for known in &in_order {
+                let Some(subnet) = known.peer.key.family(family) else { continue };
+                let admitted = self.alone(family, subnet, known).and_then(|()| taken.admit(subnet, &known.peer));
+                if let Err(refusal) = admitted {
+                    let verdict = verdicts.entry(known.peer.key).or_insert_with(|| Verdict::whole(&known.peer.key));
+                    verdict.usable[family.index()] = false;
+                    verdict.reasons.extend(refusal.0);
+                }
+            }
+        }
+        for verdict in verdicts.values_mut() {
+            if !verdict.usable.contains(&true) && verdict.reasons.is_empty() {
+                verdict.reasons.push("it has no family in common with this network and this host".into());
+            }
+        }
+        verdicts
+    }
+
+    /// The rules that need no other peer.
+    fn alone(&self, family: Family, subnet: IpNetwork, known: &Known) -> Result<(), Refusal> {
+        let pool = self.network.network(family).ok_or(Refusal::ABSENT)?;
+        let public = known.peer.public.family(family).ok_or(Refusal::ABSENT)?;
+        if let Some(flaw) = &known.flaw[family.index()] {
+            return Err(Refusal::because(flaw.to_string()));
+        }
+        place(&pool, subnet)?;
+        reachable(public, subnet)?;
+        if self.own_public.family(family) == Some(public) {
+            return Err(Refusal::because(format!("its public address {public} is this host's own")));
+        }
+        let BackendConfig::Vxlan { vni, .. } = self.network.backend else { return Ok(()) };
+        match known.peer.vxlan[family.index()] {
+            None => Err(Refusal::ABSENT),
+            Some(data) if data.vni == vni => Ok(()),
+            Some(data) => Err(Refusal::because(format!("its VNI is {}, this network's {vni}", data.vni))),
+        }
+    }
+}
+
+/// Why a lease is not used in one family; nothing to say where it merely lacks it.
+struct Refusal(Option<String>);
+
+impl Refusal {
+    const ABSENT: Self = Self(None);
+
+    fn because(reason: String) -> Self {
+        Self(Some(reason))
+    }
+}
+
+impl Verdict {
+    fn whole(key: &Subnets) -> Self {
+        Self { usable: Family::ALL.map(|family| key.family(family).is_some()), reasons: Vec::new() }
+    }
+}
+
+impl Known {
+    fn read(lease: &Lease, backend: &BackendConfig) -> Self {
+        let mut flaw = [None, None];
+        let mut vxlan = [None, None];
+        // What udp, alloc and tencent-vpc leave out, some write.
+        let kind = if lease.attrs.kind == "alloc" { "" } else { &lease.attrs.kind };
+        for family in Family::ALL {
+            let index = family.index();
+            if kind != backend.kind() {
+                flaw[index] = Some(other_backend(kind, backend.kind()));
+            } else if let (BackendConfig::Vxlan { .. }, Some(json)) = (backend, lease.attrs.family(family)) {
+                match VxlanData::from_json(json) {
+                    Ok(data) => vxlan[index] = Some(data),
+                    Err(reason) => flaw[index] = Some(reason.into()),
+                }
+            }
+        }
+        let peer = Peer { key: lease.subnets, public: lease.public, vxlan, epoch: lease.epoch, usable: [true; 2] };
+        Self { peer, flaw }
+    }
+}
+
+fn other_backend(theirs: &str, ours: &str) -> Box<str> {
+    let name = |kind: &str| if kind.is_empty() { "none (alloc or udp)".to_string() } else { quoted(kind) };
+    format!("its backend is {}, this network's {}", name(theirs), name(ours)).into()
+}
+
+fn place(pool: &NetworkPool, subnet: IpNetwork) -> Result<(), Refusal> {
+    let network = pool.network;
+    if !contains_net(network, subnet) {
+        return Err(Refusal::because(format!("{subnet} is outside the network {network}")));
+    }
+    // The lengths that a net-conf may ask for, since leases of an earlier net-conf live on.
+    let lengths = network.prefix() + 2..=pool.family().bits() - 2;
+    if !lengths.contains(&subnet.prefix()) {
+        return Err(Refusal::because(format!("{subnet} is not one of the network's subnets: /{lengths:?}")));
+    }
+    Ok(())
+}
+
+fn reachable(public: IpAddr, subnet: IpNetwork) -> Result<(), Refusal> {
+    let nowhere = match public {
+        IpAddr::V4(addr) => addr.is_broadcast() || addr.octets()[0] == 0,
+        IpAddr::V6(addr) => addr.to_ipv4_mapped().is_some(),
+    };
+    if nowhere || public.is_unspecified() || public.is_loopback() || public.is_multicast() {
+        return Err(Refusal::because(format!("its public address {public} is not that of a host")));
+    }
+    if subnet.contains(public) {
+        return Err(Refusal::because(format!("its public address {public} is inside its own subnet {subnet}")));
+    }
+    Ok(())
+}
+
+/// What the leases admitted so far hold in one family: disjoint subnets, and hardware addresses.
+struct Taken {
+    family: Family,
+    own: Option<IpNetwork>,
+    own_mac: Option<[u8; 6]>,
+    /// Subnets by their first address. They are disjoint, so only the neighbour before and after can overlap a new one.
+    subnets: BTreeMap<u128, IpNetwork>,
+    macs: HashMap<[u8; 6], (IpAddr, Subnets)>,
+}
+
+impl Taken {
+    fn by_us(family: Family, table: &PeerTable) -> Self {
+        let own_data = table.own_lease.as_ref().and_then(|lease| lease.attrs.family(family));
+        Self {
+            family,
+            own: table.own.and_then(|own| own.family(family)),
+            own_mac: own_data.and_then(|json| VxlanData::from_json(json).ok()).map(|data| data.mac),
+            subnets: BTreeMap::new(),
+            macs: HashMap::new(),
+        }
+    }
+
+    fn admit(&mut self, subnet: IpNetwork, peer: &Peer) -> Result<(), Refusal> {
+        if let Some(own) = self.own.filter(|own| overlap(*own, subnet)) {
+            return Err(Refusal::because(format!("{subnet} overlaps this host's own subnet {own}")));
+        }
+        let (first, last) = span(subnet);
+        let before = self.subnets.range(..=first).next_back().filter(|(_, net)| overlap(**net, subnet));
+        if let Some((_, other)) = before.or_else(|| self.subnets.range(first..=last).next()) {
+            return Err(Refusal::because(format!("{subnet} overlaps {other}, which another host leased earlier")));
+        }
+        if let (Some(data), Some(public)) = (peer.vxlan[self.family.index()], peer.public.family(self.family)) {
+            self.admit_mac(data.mac, public, peer.key)?;
+        }
+        self.subnets.insert(first, subnet);
+        Ok(())
+    }
+
+    /// The forwarding table knows one place per hardware address. Two leases of one place may share it.
+    fn admit_mac(&mut self, mac: [u8; 6], public: IpAddr, key: Subnets) -> Result<(), Refusal> {
+        if self.own_mac == Some(mac) {
+            return Err(Refusal::because("its hardware address is this host's own".into()));
+        }
+        let (owner, other) = self.macs.entry(mac).or_insert((public, key));
+        if *owner == public {
+            return Ok(());
+        }
+        Err(Refusal::because(format!("its hardware address is that of {other} at {owner}, which was earlier")))
+    }
+}
+
+#[cfg(test)]
+#[path = "peers_tests.rs"]
+mod tests;

@@ -1,0 +1,88 @@
+//! What lease requests do to the state. An ended lease takes its keys with it, all at one revision.
+
+use etcd_client::proto::{
+    PbLeaseGrantRequest, PbLeaseGrantResponse, PbLeaseKeepAliveResponse, PbLeaseLeasesResponse,
+    PbLeaseRevokeResponse, PbLeaseStatus, PbLeaseTimeToLiveRequest, PbLeaseTimeToLiveResponse,
+};
+
+use super::error::ApiError;
+use super::key_range::KeyRange;
+use super::lease::Tick;
+use super::state::State;
+
+impl State {
+    /// Starts a lease. Without an id in the request, the first free one from `fresh` on is taken.
+    pub(crate) fn grant(
+        &mut self,
+        request: &PbLeaseGrantRequest,
+        fresh: i64,
+        now: Tick,
+    ) -> Result<PbLeaseGrantResponse, ApiError> {
+        self.check_space()?;
+        let id = if request.id == 0 { self.free_lease(fresh) } else { request.id };
+        let ttl = self.leases.grant(id, request.ttl, now)?;
+        self.lease_changes.push((id, Some(ttl)));
+        Ok(PbLeaseGrantResponse { header: Some(self.header()), id, ttl, error: String::new() })
+    }
+
+    pub(crate) fn revoke(&mut self, id: i64) -> Result<PbLeaseRevokeResponse, ApiError> {
+        let keys = self.leases.revoke(id)?;
+        self.lease_changes.push((id, None));
+        for key in keys {
+            self.mvcc.delete(&KeyRange::One(key.to_vec()));
+        }
+        self.mvcc.seal();
+        Ok(PbLeaseRevokeResponse { header: Some(self.header()) })
+    }
+
+    /// A lease that is gone is answered with a time of 0, not an error.
+    pub(crate) fn keep_alive(&mut self, id: i64, now: Tick) -> PbLeaseKeepAliveResponse {
+        let ttl = self.leases.keep_alive(id, now).unwrap_or(0);
+        PbLeaseKeepAliveResponse { header: Some(self.header()), id, ttl }
+    }
+
+    /// A lease that is gone is answered with a time of -1, not an error.
+    pub(crate) fn time_to_live(
+        &self,
+        request: &PbLeaseTimeToLiveRequest,
+        now: Tick,
+    ) -> PbLeaseTimeToLiveResponse {
+        let header = Some(self.header());
+        match self.leases.status(request.id, now) {
+            None => PbLeaseTimeToLiveResponse { header, id: request.id, ttl: -1, ..Default::default() },
+            Some(lease) => PbLeaseTimeToLiveResponse {
+                header,
+                id: request.id,
+                ttl: lease.left,
+                granted_ttl: lease.granted,
+                keys: lease.keys.iter().filter(|_| request.keys).map(|key| key.to_vec()).collect(),
+            },
+        }
+    }
+
+    pub(crate) fn leases(&self) -> PbLeaseLeasesResponse {
+        let leases = self.leases.ids().map(|id| PbLeaseStatus { id }).collect();
+        PbLeaseLeasesResponse { header: Some(self.header()), leases }
+    }
+
+    /// Ends every lease whose time is over.
+    pub(crate) fn expire(&mut self, now: Tick) {
+        for id in self.leases.expired(now) {
+            // It was listed a moment ago, so it is there.
+            let _ = self.revoke(id);
+        }
+    }
+
+    /// When to call `expire` next.
+    pub(crate) fn next_deadline(&self) -> Option<Tick> {
+        self.leases.next_deadline()
+    }
+
+    fn free_lease(&self, fresh: i64) -> i64 {
+        let mut id = fresh & i64::MAX;
+        while id == 0 || self.leases.exists(id) {
+            id = id.wrapping_add(1) & i64::MAX;
+        }
+        id
+    }
+}

@@ -1,0 +1,185 @@
+//! The embedded store: the etcd v3 API on one file, in one process, without a quorum.
+//!
+//! ```text
+//!   etcdctl, flannel, our client
+//!        │ gRPC
+//!   kv · lease_service · watch · maintenance · cluster · auth      check the shape of requests (check.rs)
+//!        │ jobs                     ▲ batches that are durable
+//!        ▼                          │
+//!   engine ── owns ──▶ state (mvcc, lease): pure; requests in, answers and changes out
+//!        │ one commit for all jobs that waited
+//!        ▼
+//!      disk: one redb file
+//! ```
+//! What holds:
+//! - A write that was answered is on the disk; a watch never shows one that is not.
+//! - Revisions, versions, errors and limits are etcd's; a cluster can move to etcd without its clients noticing.
+//! - All of the store is in memory (256 MiB at most, then writes are refused); of history, the last 10,000 changes or
+//!   32 MiB are kept. A watch that needs more is told that it was compacted.
+//! - Lease time stands still while the server is down: every lease starts again with its full time.
+//! - Nothing runs while nobody asks: no polling; the only timer is the next lease's end.
+
+mod auth;
+mod check;
+mod cluster;
+mod disk;
+mod engine;
+mod error;
+mod key_range;
+mod kv;
+mod lease;
+mod lease_service;
+mod lease_state;
+mod maintenance;
+mod mvcc;
+mod state;
+mod txn;
+mod watch;
+mod watcher;
+
+use std::future::Future;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use etcd_client::proto::{PbClusterServer, PbKvServer, PbLeaseServer, PbMaintenanceServer, PbWatchServer};
+use futures::StreamExt;
+use futures::stream::select_all;
+use tokio::sync::watch as signal;
+use tonic::transport::server::{Router, TcpIncoming};
+use tracing::{info, warn};
+
+use self::disk::Disk;
+use self::engine::{Engine, Running};
+use self::state::Identity;
+
+pub use self::error::ServerError;
+
+/// How long open requests may take once the server is to stop.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Silence on a connection before the server asks whether the client is still there, and how long it waits.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(20));
+
+/// Pause after a connection could not be accepted: with no file descriptors left, trying again at once only spins.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How to run the server.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Directory of the store; made when missing, for its owner only.
+    pub data_dir: PathBuf,
+    /// Addresses to listen on. Port 0 takes a free one.
+    pub listen: Vec<SocketAddr>,
+    /// Allows addresses that other machines can reach, though every client is believed.
+    pub insecure: bool,
+}
+
+/// A server that holds its data and its addresses, and does not answer yet.
+pub struct Server {
+    addrs: Vec<SocketAddr>,
+    incoming: Vec<TcpIncoming>,
+    router: Router,
+    running: Running,
+    stop: signal::Sender<bool>,
+}
+
+/// Runs a server until `shutdown` is ready. What was answered is durable, so stopping loses nothing.
+pub async fn serve(
+    config: ServerConfig,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ServerError> {
+    Server::bind(config).await?.run(shutdown).await
+}
+
+impl Server {
+    /// Opens the data directory and takes the addresses.
+    pub async fn bind(config: ServerConfig) -> Result<Self, ServerError> {
+        let incoming = listen(&config)?;
+        let addrs = incoming.iter().map(TcpIncoming::local_addr).collect::<Result<_, _>>();
+        let addrs: Vec<SocketAddr> = addrs.map_err(|error| ServerError::Stopped(error.to_string()))?;
+        make_directory(&config.data_dir)
+            .map_err(|source| ServerError::DataDir { path: config.data_dir.clone(), source })?;
+        let disk = Disk::in_directory(&config.data_dir);
+        let file = disk.path().to_owned();
+        let fresh = Identity { cluster: random(), member: random() };
+        let (stop, stopping) = signal::channel(false);
+        let (engine, running) = Engine::start(disk, fresh, stopping).await?;
+        Ok(Self { addrs, incoming, router: router(&engine, file), running, stop })
+    }
+
+    /// The addresses taken, with the ports that were chosen for 0.
+    pub fn addrs(&self) -> &[SocketAddr] {
+        &self.addrs
+    }
+
+    /// Answers requests until `shutdown` is ready.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServerError> {
+        let Self { addrs, incoming, router, mut running, stop } = self;
+        info!(?addrs, "embedded store listens");
+        let connections = select_all(incoming).then(async |connection| {
+            if let Err(error) = &connection {
+                warn!(%error, "connection not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            connection
+        });
+        let mut stopped = stop.subscribe();
+        let stopping = async move {
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+        };
+        let serving = router.serve_with_incoming_shutdown(Box::pin(connections), stopping);
+        tokio::pin!(serving);
+        tokio::select! {
+            ended = &mut serving => ended.map_err(|error| ServerError::Stopped(error.to_string()))?,
+            () = running.ended() => {}
+            () = shutdown => {}
+        }
+        stop.send_replace(true);
+        // Whoever is still connected after that has had the time to finish.
+        let _ = tokio::time::timeout(FAREWELL, serving).await;
+        running.quit().await
+    }
+}
+
+fn listen(config: &ServerConfig) -> Result<Vec<TcpIncoming>, ServerError> {
+    if config.listen.is_empty() {
+        return Err(ServerError::NoAddress);
+    }
+    if let Some(exposed) = config.listen.iter().find(|addr| !addr.ip().is_loopback() && !config.insecure) {
+        return Err(ServerError::Exposed(*exposed));
+    }
+    let bind = |addr: &SocketAddr| {
+        let incoming =
+            TcpIncoming::bind(*addr).map_err(|source| ServerError::Listen { addr: *addr, source })?;
+        Ok(incoming.with_nodelay(Some(true)))
+    };
+    config.listen.iter().map(bind).collect()
+}
+
+fn router(engine: &Engine, file: PathBuf) -> Router {
+    let maintenance = maintenance::MaintenanceService { engine: engine.clone(), file };
+    tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(KEEP_ALIVE.0))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE.1))
+        .add_service(
+            PbKvServer::new(kv::KvService(engine.clone())).max_decoding_message_size(check::MAX_MESSAGE),
+        )
+        .add_service(PbLeaseServer::new(lease_service::LeaseService(engine.clone())))
+        .add_service(PbWatchServer::new(watch::WatchService(engine.clone())))
+        .add_service(PbMaintenanceServer::new(maintenance))
+        .add_service(PbClusterServer::new(cluster::ClusterService(engine.clone())))
+        .add_service(auth::AuthService(engine.clone()))
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// A number that nobody could know beforehand; the standard library seeds its hash tables with such.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}

@@ -1,0 +1,252 @@
+//! The Watch service: one task for each stream, any number of watches on it.
+//!
+//! A stream follows the ring of durable batches. A watch that starts in the past, a batch that leaves a gap, or a ring
+//! that ran over while the client was slow: each time the watch reads history until it has caught up, and what the
+//! ring still holds of that is skipped. Memory for a slow client is bounded by its outbox and the ring.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::proto::{PbWatchRequest, PbWatchResponse, PbWatchService};
+use tokio::sync::{broadcast, mpsc};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::engine::{Batch, Engine};
+use super::error::ApiError;
+use super::watcher::{Watcher, Wish, response};
+
+/// Responses waiting for a client before its stream stops taking batches.
+const OUTBOX: usize = 16;
+
+/// Time between signs of life for watches that want them. etcd's figure.
+const PROGRESS: Duration = Duration::from_secs(600);
+
+pub(crate) struct WatchService(pub(crate) Engine);
+
+#[tonic::async_trait]
+impl PbWatchService for WatchService {
+    type WatchStream = ReceiverStream<Result<PbWatchResponse, Status>>;
+
+    async fn watch(
+        &self,
+        request: Request<Streaming<PbWatchRequest>>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let (outbox, responses) = mpsc::channel(OUTBOX);
+        let session = Session {
+            batches: self.0.follow(),
+            engine: self.0.clone(),
+            outbox,
+            watchers: BTreeMap::new(),
+            next_id: 0,
+        };
+        tokio::spawn(session.run(request.into_inner()));
+        Ok(Response::new(ReceiverStream::new(responses)))
+    }
+}
+
+/// The client has gone, or the server goes: nothing more can be sent.
+struct Gone;
+
+struct Session {
+    engine: Engine,
+    batches: broadcast::Receiver<Arc<Batch>>,
+    outbox: mpsc::Sender<Result<PbWatchResponse, Status>>,
+    watchers: BTreeMap<i64, Watcher>,
+    next_id: i64,
+}
+
+impl Session {
+    async fn run(mut self, mut inbound: Streaming<PbWatchRequest>) {
+        let (engine, outbox) = (self.engine.clone(), self.outbox.clone());
+        let mut report_at = Instant::now() + PROGRESS;
+        loop {
+            let reports = self.watchers.values().any(|watcher| watcher.progress);
+            let done = tokio::select! {
+                message = inbound.message() => match message {
+                    Ok(Some(message)) => self.wish(message).await,
+                    Ok(None) | Err(_) => Err(Gone),
+                },
+                batch = self.batches.recv() => match batch {
+                    Ok(batch) => self.batch(&batch).await,
+                    Err(broadcast::error::RecvError::Lagged(_)) => self.catch_up_all().await,
+                    Err(broadcast::error::RecvError::Closed) => Err(Gone),
+                },
+                () = tokio::time::sleep_until(report_at), if reports => {
+                    report_at = Instant::now() + PROGRESS;
+                    self.report().await
+                }
+                () = outbox.closed() => Err(Gone),
+                () = engine.stopping() => {
+                    let _ = outbox.try_send(Err(ApiError::Stopped.into()));
+                    Err(Gone)
+                }
+            };
+            if done.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn wish(&mut self, message: PbWatchRequest) -> Result<(), Gone> {
+        match Wish::read(message) {
+            None => Ok(()),
+            Some(Wish::Create { id, start, watcher }) => self.create(id, start, watcher).await,
+            Some(Wish::Cancel(id)) => self.cancel(id).await,
+            Some(Wish::Progress) => self.progress().await,
+        }
+    }
+
+    async fn create(&mut self, wanted: i64, start: i64, mut watcher: Watcher) -> Result<(), Gone> {
+        let revision = self.revision().await?;
+        let mut created = response(wanted, self.engine.identity, revision, Vec::new());
+        created.created = true;
+        let refusal = if watcher.range.is_empty() {
+            Some("mvcc: watcher range is empty")
+        } else if wanted != 0 && self.watchers.contains_key(&wanted) {
+            Some("mvcc: duplicate watch ID provided on the WatchStream")
+        } else {
+            None
+        };
+        if let Some(reason) = refusal {
+            (created.watch_id, created.canceled) = (-1, true);
+            created.cancel_reason = reason.to_owned();
+            return self.send(created).await;
+        }
+        let id = if wanted == 0 { self.free_id() } else { wanted };
+        created.watch_id = id;
+        watcher.next = if start == 0 { revision + 1 } else { start };
+        let in_the_past = watcher.next <= revision;
+        self.watchers.insert(id, watcher);
+        self.send(created).await?;
+        if in_the_past { self.catch_up(id).await } else { Ok(()) }
+    }
+
+    async fn cancel(&mut self, id: i64) -> Result<(), Gone> {
+        if self.watchers.remove(&id).is_none() {
+            return Ok(());
+        }
+        let revision = self.revision().await?;
+        let canceled = PbWatchResponse {
+            canceled: true,
+            ..response(id, self.engine.identity, revision, Vec::new())
+        };
+        self.send(canceled).await
+    }
+
+    /// Says up to which revision every watch of this stream has been told everything.
+    async fn progress(&mut self) -> Result<(), Gone> {
+        const WHOLE_STREAM: i64 = -1;
+        let revision = self.revision().await?;
+        self.catch_up_all().await?;
+        self.send(response(WHOLE_STREAM, self.engine.identity, revision, Vec::new())).await
+    }
+
+    /// A sign of life for each watch that wants one and has been silent.
+    async fn report(&mut self) -> Result<(), Gone> {
+        let revision = self.revision().await?;
+        self.catch_up_all().await?;
+        let mut signs = Vec::new();
+        for (id, watcher) in self.watchers.iter_mut().filter(|(_, watcher)| watcher.progress) {
+            if !std::mem::take(&mut watcher.told) {
+                signs.push(response(*id, self.engine.identity, revision, Vec::new()));
+            }
+        }
+        for sign in signs {
+            self.send(sign).await?;
+        }
+        Ok(())
+    }
+
+    async fn batch(&mut self, batch: &Batch) -> Result<(), Gone> {
+        let mut behind = Vec::new();
+        let mut responses = Vec::new();
+        for (id, watcher) in &mut self.watchers {
+            if watcher.next < batch.first {
+                behind.push(*id);
+            } else if watcher.next <= batch.last {
+                responses.extend(watcher.accept(*id, self.engine.identity, &batch.events, batch.last));
+            }
+        }
+        for response in responses {
+            self.send(response).await?;
+        }
+        for id in behind {
+            self.catch_up(id).await?;
+        }
+        Ok(())
+    }
+
+    async fn catch_up_all(&mut self) -> Result<(), Gone> {
+        for id in self.watchers.keys().copied().collect::<Vec<_>>() {
+            self.catch_up(id).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads history for one watch until it is up to date.
+    async fn catch_up(&mut self, id: i64) -> Result<(), Gone> {
+        while let Some(watcher) = self.watchers.get_mut(&id) {
+            let (next, range) = (watcher.next, watcher.range.clone());
+            let past = self.engine.ask(move |state, _| {
+                let revision = state.mvcc.revision();
+                let compacted = state.mvcc.compacted();
+                Ok((state.mvcc.since(next, &range), revision, compacted))
+            });
+            let (past, revision, compacted) = match past.await {
+                Ok(answer) => answer,
+                Err(error) => return self.fail(error).await,
+            };
+            let Ok(past) = past else { return self.lost(id, revision, compacted).await };
+            let responses = watcher.accept(id, self.engine.identity, &past.events, past.through);
+            for response in responses {
+                self.send(response).await?;
+            }
+            if past.through >= revision {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The history that a watch needs is compacted: it ends, and its client learns from where it can go on.
+    async fn lost(&mut self, id: i64, revision: i64, compacted: i64) -> Result<(), Gone> {
+        self.watchers.remove(&id);
+        let lost = PbWatchResponse {
+            canceled: true,
+            compact_revision: compacted,
+            ..response(id, self.engine.identity, revision, Vec::new())
+        };
+        self.send(lost).await
+    }
+
+    async fn revision(&mut self) -> Result<i64, Gone> {
+        match self.engine.ask(|state, _| Ok(state.mvcc.revision())).await {
+            Ok(revision) => Ok(revision),
+            Err(error) => self.fail(error).await,
+        }
+    }
+
+    /// Ends the stream; clients come back.
+    async fn fail<T>(&mut self, error: ApiError) -> Result<T, Gone> {
+        let _ = self.outbox.send(Err(error.into())).await;
+        Err(Gone)
+    }
+
+    async fn send(&mut self, response: PbWatchResponse) -> Result<(), Gone> {
+        tokio::select! {
+            sent = self.outbox.send(Ok(response)) => sent.map_err(|_| Gone),
+            () = self.engine.stopping() => Err(Gone),
+        }
+    }
+
+    fn free_id(&mut self) -> i64 {
+        while self.watchers.contains_key(&self.next_id) {
+            self.next_id += 1;
+        }
+        self.next_id += 1;
+        self.next_id - 1
+    }
+}

@@ -1,0 +1,218 @@
+use std::collections::{BTreeMap, VecDeque};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use futures_core::Stream;
+use futures_core::future::BoxFuture;
+use futures_core::stream::BoxStream;
+
+use crate::book::LeaseBook;
+use crate::claim::Claim;
+use crate::lease::{Lease, OwnLease};
+use crate::net::Subnets;
+use crate::store::{Store, StoreError, StoreEvent};
+
+/// A store in this process, for tests and simulated worlds: a [`LeaseBook`] with a clock that the owner moves.
+/// Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryStore(Arc<Mutex<Inner>>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    book: LeaseBook,
+    config: Option<Vec<u8>>,
+    now: Duration,
+    ttl: Option<Duration>,
+    watchers: BTreeMap<u64, Watcher>,
+    next_watcher: u64,
+}
+
+#[derive(Debug, Default)]
+struct Watcher {
+    queue: VecDeque<StoreEvent>,
+    waker: Option<Waker>,
+}
+
+/// flannel's length of a lease.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl MemoryStore {
+    /// An empty store that grants leases of 24 hours.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The same, granting leases of another length.
+    pub fn with_ttl(ttl: Duration) -> Self {
+        let store = Self::default();
+        store.lock().ttl = Some(ttl);
+        store
+    }
+
+    /// Sets the net-conf.
+    pub fn set_config(&self, json: impl Into<Vec<u8>>) {
+        let mut inner = self.lock();
+        let (json, first) = (json.into(), inner.config.is_none());
+        inner.config = Some(json.clone());
+        let mut events = vec![StoreEvent::Config(json)];
+        if first {
+            events.push(inner.snapshot());
+        }
+        inner.tell(&events);
+    }
+
+    /// Moves the clock, ending leases on the way. Time since the start; going back does nothing.
+    pub fn set_time(&self, now: Duration) {
+        let mut inner = self.lock();
+        inner.now = inner.now.max(now);
+        let now = inner.now;
+        let events = inner.book.expire(now);
+        inner.tell(&events);
+    }
+
+    /// `Store::claim`, at once.
+    pub fn claim_now(&self, claim: &Claim) -> Result<OwnLease, StoreError> {
+        let mut inner = self.lock();
+        let (now, ttl) = (inner.now, inner.ttl.unwrap_or(DAY));
+        let (own, events) = inner.book.claim(now, claim, ttl)?;
+        inner.tell(&events);
+        Ok(own)
+    }
+
+    /// Puts a lease in, whoever holds its subnets; `None` as `ttl` reserves them. For tests of what others may write.
+    pub fn insert(&self, lease: Lease, ttl: Option<Duration>) {
+        let mut inner = self.lock();
+        let (now, expected) = (inner.now, inner.book.revision_of(&lease.subnets));
+        let events: Vec<_> = inner.book.put(now, lease, expected, ttl).into_iter().flatten().collect();
+        inner.tell(&events);
+    }
+
+    /// Ends a lease.
+    pub fn remove(&self, subnets: &Subnets) {
+        let mut inner = self.lock();
+        let events: Vec<_> = inner.book.remove(subnets).into_iter().collect();
+        inner.tell(&events);
+    }
+
+    /// Says the same to every watcher, for instance that a record is unreadable.
+    pub fn announce(&self, event: StoreEvent) {
+        self.lock().tell(&[event]);
+    }
+
+    /// A copy of the book as it stands.
+    pub fn book(&self) -> LeaseBook {
+        self.lock().book.clone()
+    }
+
+    /// `Store::watch`, to be polled without a runtime by [`Subscription::next_now`].
+    pub fn subscribe(&self) -> Subscription {
+        let mut inner = self.lock();
+        let id = inner.next_watcher;
+        inner.next_watcher += 1;
+        let mut queue = VecDeque::new();
+        if let Some(config) = inner.config.clone() {
+            queue.extend([StoreEvent::Config(config), inner.snapshot()]);
+        }
+        inner.watchers.insert(id, Watcher { queue, waker: None });
+        Subscription { store: self.clone(), id }
+    }
+
+    /// A panic elsewhere leaves a book that is still whole: every change is one call.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn snapshot(&self) -> StoreEvent {
+        StoreEvent::Snapshot { leases: self.book.leases().cloned().collect(), unreadable: Vec::new() }
+    }
+
+    fn tell(&mut self, events: &[StoreEvent]) {
+        // Nothing but the configuration is told before there is one; the snapshot after it has it all.
+        if self.config.is_none() {
+            return;
+        }
+        for watcher in self.watchers.values_mut() {
+            watcher.queue.extend(events.iter().cloned());
+            if let Some(waker) = watcher.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+}
+
+impl Store for MemoryStore {
+    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<OwnLease, StoreError>> {
+        Box::pin(async move { self.claim_now(claim) })
+    }
+
+    fn watch(&self) -> BoxStream<'static, StoreEvent> {
+        Box::pin(self.subscribe())
+    }
+}
+
+/// One watcher's events; as a `Stream` it never ends.
+#[derive(Debug)]
+pub struct Subscription {
+    store: MemoryStore,
+    id: u64,
+}
+
+impl Subscription {
+    /// The next event if there is one already.
+    pub fn next_now(&mut self) -> Option<StoreEvent> {
+        self.store.lock().watchers.get_mut(&self.id)?.queue.pop_front()
+    }
+}
+
+impl Stream for Subscription {
+    type Item = StoreEvent;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<StoreEvent>> {
+        let mut inner = self.store.lock();
+        let Some(watcher) = inner.watchers.get_mut(&self.id) else { return Poll::Ready(None) };
+        match watcher.queue.pop_front() {
+            Some(event) => Poll::Ready(Some(event)),
+            None => {
+                watcher.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.store.lock().watchers.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::claim::tests::claim;
+
+    const NETWORK: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
+
+    #[test]
+    fn a_watcher_hears_the_configuration_then_everything_then_changes() {
+        let store = MemoryStore::with_ttl(Duration::from_secs(60));
+        let first = store.claim_now(&claim("192.168.0.1", NETWORK)).unwrap().lease;
+        let mut watcher = store.subscribe();
+        assert_eq!(watcher.next_now(), None);
+        store.set_config(NETWORK);
+        assert_eq!(watcher.next_now(), Some(StoreEvent::Config(NETWORK.into())));
+        let snapshot = StoreEvent::Snapshot { leases: vec![first.clone()], unreadable: vec![] };
+        assert_eq!(watcher.next_now(), Some(snapshot));
+        let second = store.claim_now(&claim("192.168.0.2", NETWORK)).unwrap().lease;
+        assert_eq!(watcher.next_now(), Some(StoreEvent::Upsert(second.clone())));
+        store.set_time(Duration::from_secs(60));
+        let gone: Vec<_> = std::iter::from_fn(|| watcher.next_now()).collect();
+        let mut ended = [first.subnets, second.subnets];
+        ended.sort_unstable();
+        assert_eq!(gone, ended.map(StoreEvent::Remove));
+    }
+}

@@ -1,0 +1,198 @@
+use std::fmt::Write as _;
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Read, Write as _};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use ipnetwork::IpNetwork;
+use thiserror::Error;
+
+use crate::net::{Family, Subnets, address, number, parse_network};
+use crate::netconf::{NetworkConfig, shorten};
+
+/// No subnet.env is larger (bytes); flannel's have about 200.
+const LARGEST: u64 = 16 << 10;
+
+/// The file by which the daemon tells the CNI plugin, and its own next start, what was leased: `/run/flannel/subnet.env`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SubnetEnv {
+    networks: [Option<IpNetwork>; 2],
+    subnets: [Option<IpNetwork>; 2],
+    /// MTU for pods in bytes.
+    pub mtu: u32,
+    /// Whether the daemon masquerades; the CNI plugin then does not.
+    pub ipmasq: bool,
+}
+
+/// Why a subnet.env could not be read or written.
+#[derive(Debug, Error)]
+pub enum SubnetEnvError {
+    /// The file or its directory.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A line has a value that it cannot have.
+    #[error("{key} is {value:?}: {allowed}")]
+    Line {
+        /// The key.
+        key: &'static str,
+        /// The value, shortened.
+        value: String,
+        /// What may stand there.
+        allowed: &'static str,
+    },
+    /// A line is not there.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    /// Nobody writes so much.
+    #[error("larger than 16 KiB")]
+    Size,
+}
+
+impl SubnetEnv {
+    /// What to say about a lease: each enabled family's network, and the first host address of our subnet.
+    pub fn new(network: &NetworkConfig, leased: &Subnets, mtu: u32, ipmasq: bool) -> Self {
+        let networks = Family::ALL.map(|family| network.network(family).map(|pool| pool.network));
+        let subnets = Family::ALL.map(|family| {
+            let subnet = leased.family(family).filter(|_| network.network(family).is_some())?;
+            first_host(subnet)
+        });
+        Self { networks, subnets, mtu, ipmasq }
+    }
+
+    /// The whole network of one family.
+    pub fn network(&self, family: Family) -> Option<IpNetwork> {
+        self.networks[family.index()]
+    }
+
+    /// The address of this host's bridge (`.1`) with the length of its subnet.
+    pub fn subnet(&self, family: Family) -> Option<IpNetwork> {
+        self.subnets[family.index()]
+    }
+
+    /// What was leased: the subnets without their host bits.
+    pub fn leased(&self) -> Option<Subnets> {
+        Subnets::of(self.subnets.into_iter().flatten())
+    }
+
+    /// Reads and parses a file.
+    pub fn read(path: &Path) -> Result<Self, SubnetEnvError> {
+        let failed = |source| SubnetEnvError::Io { path: path.into(), source };
+        let mut text = String::with_capacity(512);
+        File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_string(&mut text)).map_err(failed)?;
+        if text.len() as u64 > LARGEST { Err(SubnetEnvError::Size) } else { Self::parse(&text) }
+    }
+
+    /// Parses leniently: any order, unknown keys and comments skipped, quotes and `export` allowed, the last of several
+    /// lines wins. A list of several networks for one key, as old flannels wrote, is an error.
+    pub fn parse(text: &str) -> Result<Self, SubnetEnvError> {
+        let (mut networks, mut subnets) = ([None; 2], [None; 2]);
+        let (mut mtu, mut ipmasq) = (None, None);
+        for (key, value) in text.lines().filter_map(assignment) {
+            match key {
+                "FLANNEL_NETWORK" => networks[0] = cidr(NETWORK[0], value, Family::V4)?,
+                "FLANNEL_SUBNET" => subnets[0] = cidr(SUBNET[0], value, Family::V4)?,
+                "FLANNEL_IPV6_NETWORK" => networks[1] = cidr(NETWORK[1], value, Family::V6)?,
+                "FLANNEL_IPV6_SUBNET" => subnets[1] = cidr(SUBNET[1], value, Family::V6)?,
+                "FLANNEL_MTU" => mtu = Some(value.parse().map_err(|_| line(MTU, value, "a number of bytes"))?),
+                "FLANNEL_IPMASQ" => ipmasq = Some(value == "true"),
+                _ => {}
+            }
+        }
+        for family in Family::ALL.map(Family::index) {
+            match (networks[family], subnets[family]) {
+                (Some(_), None) => return Err(SubnetEnvError::Missing(SUBNET[family])),
+                (None, Some(_)) => return Err(SubnetEnvError::Missing(NETWORK[family])),
+                _ => {}
+            }
+        }
+        if networks == [None; 2] {
+            return Err(SubnetEnvError::Missing(NETWORK[0]));
+        }
+        let mtu = mtu.ok_or(SubnetEnvError::Missing(MTU))?;
+        Ok(Self { networks, subnets, mtu, ipmasq: ipmasq.ok_or(SubnetEnvError::Missing(IPMASQ))? })
+    }
+
+    /// The file's text: flannel's lines in flannel's order.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        let mut push = |key: &str, value: &dyn std::fmt::Display| {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{key}={value}");
+        };
+        for family in Family::ALL.map(Family::index) {
+            if let (Some(network), Some(subnet)) = (self.networks[family], self.subnets[family]) {
+                push(NETWORK[family], &network);
+                push(SUBNET[family], &subnet);
+            }
+        }
+        push(MTU, &self.mtu);
+        push(IPMASQ, &self.ipmasq);
+        text
+    }
+
+    /// Writes the file so that a reader sees the old one or the new one and never a part: temporary file beside it, sync,
+    /// rename. Makes the directory (0755) where it is missing; the file has mode 0644 whatever the umask.
+    pub fn write(&self, path: &Path) -> Result<(), SubnetEnvError> {
+        let directory = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        make_directory(directory).map_err(|source| SubnetEnvError::Io { path: directory.into(), source })?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let temporary = directory.join(format!(".{name}.new"));
+        let written = write_synced(&temporary, &self.text()).and_then(|()| fs::rename(&temporary, path));
+        written.map_err(|source| SubnetEnvError::Io { path: path.into(), source })
+    }
+}
+
+const NETWORK: [&str; 2] = ["FLANNEL_NETWORK", "FLANNEL_IPV6_NETWORK"];
+const SUBNET: [&str; 2] = ["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"];
+const MTU: &str = "FLANNEL_MTU";
+const IPMASQ: &str = "FLANNEL_IPMASQ";
+
+fn first_host(subnet: IpNetwork) -> Option<IpNetwork> {
+    let first = address(Family::of(&subnet.ip()), number(subnet.network()) + 1)?;
+    IpNetwork::new(first, subnet.prefix()).ok()
+}
+
+fn assignment(line: &str) -> Option<(&str, &str)> {
+    let line = line.trim();
+    let (key, value) = line.strip_prefix("export ").unwrap_or(line).split_once('=')?;
+    Some((key.trim(), value.trim().trim_matches(['"', '\''])))
+}
+
+fn cidr(key: &'static str, value: &str, family: Family) -> Result<Option<IpNetwork>, SubnetEnvError> {
+    if value.contains(',') {
+        return Err(line(key, value, "one network; lists ended with the old multi-network flannel"));
+    }
+    match parse_network(value).filter(|net| Family::of(&net.ip()) == family && net.prefix() > 0) {
+        Some(net) => Ok(Some(net)),
+        None if family == Family::V4 => Err(line(key, value, "an IPv4 ADDRESS/LENGTH")),
+        None => Err(line(key, value, "an IPv6 ADDRESS/LENGTH")),
+    }
+}
+
+fn line(key: &'static str, value: &str, allowed: &'static str) -> SubnetEnvError {
+    SubnetEnvError::Line { key, value: shorten(value), allowed }
+}
+
+fn make_directory(directory: &Path) -> io::Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
+    fs::set_permissions(directory, Permissions::from_mode(0o755))
+}
+
+fn write_synced(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(path)?;
+    file.set_permissions(Permissions::from_mode(0o644))?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+#[path = "subnet_env_tests.rs"]
+mod tests;

@@ -1,0 +1,87 @@
+use std::fmt;
+
+use serde_json::value::RawValue;
+
+use crate::json::{Fields, RawJson};
+
+/// What a vxlan host says about one of its tunnel devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VxlanData {
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// Hardware address of the device.
+    pub mac: [u8; 6],
+}
+
+impl VxlanData {
+    /// The form flannel writes, and needs to find its own address again: this order of keys, no spaces, lower-case hex.
+    pub fn to_json(self) -> RawJson {
+        let text = format!("{{\"VNI\":{},\"VtepMAC\":\"{}\"}}", self.vni, Mac(self.mac));
+        // Digits, hex and colons: nothing to escape, so the text is JSON.
+        RawJson::trusted(text)
+    }
+
+    /// Reads what a peer published. A missing VNI is 0, as in Go. The error says what is wrong.
+    pub fn from_json(json: &RawJson) -> Result<Self, String> {
+        let mut fields: Fields =
+            serde_json::from_str(json.as_str()).map_err(|_| "its backend data is not a JSON object".to_string())?;
+        let number = |raw: &RawValue| serde_json::from_str::<u32>(raw.get()).map_err(|_| "its VNI is not a number");
+        let vni = fields.take("VNI").map_or(Ok(0), number)?;
+        let text = fields.take("VtepMAC").and_then(|raw| serde_json::from_str::<String>(raw.get()).ok());
+        let mac = text.as_deref().and_then(parse_mac).ok_or("its VtepMAC is not a hardware address")?;
+        if mac == [0; 6] || mac[0] & 1 == 1 {
+            return Err(format!("its VtepMAC {} is not a unicast hardware address", Mac(mac)));
+        }
+        Ok(Self { vni, mac })
+    }
+}
+
+struct Mac([u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut parts = text.split([':', '-']);
+    for byte in &mut mac {
+        let part = parts.next().filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()))?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    parts.next().is_none().then_some(mac)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vxlan_data_is_written_in_flannels_bytes() {
+        let data = VxlanData { vni: 1, mac: [0xc6, 0xd2, 0x32, 0x6f, 0x8f, 0x44] };
+        assert_eq!(data.to_json().as_str(), r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#);
+        assert_eq!(VxlanData::from_json(&data.to_json()), Ok(data));
+    }
+
+    #[test]
+    fn a_peer_without_a_usable_hardware_address_is_said_to_have_none() {
+        for bad in [
+            "1",
+            "{}",
+            r#"{"VNI":1}"#,
+            r#"{"VNI":1,"VtepMAC":null}"#,
+            r#"{"VNI":1,"VtepMAC":"00:00:00:00:00:00"}"#,
+            r#"{"VNI":1,"VtepMAC":"01:00:5e:00:00:01"}"#,
+            r#"{"VNI":1,"VtepMAC":"ff:ff:ff:ff:ff:ff"}"#,
+            r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f"}"#,
+            r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44:55"}"#,
+            r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:+4"}"#,
+            r#"{"VNI":-1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#,
+        ] {
+            assert!(VxlanData::from_json(&RawJson::new(bad).unwrap()).is_err(), "{bad} was accepted");
+        }
+    }
+}

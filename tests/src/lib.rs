@@ -1,0 +1,3 @@
+//! What needs more than one crate, or a kernel, to be tested.
+
+pub mod budget;
