@@ -1,5 +1,7 @@
 //! The real kernel, in a network namespace of each test's own: what we wish for is what it then shows.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says no more than that it failed")]
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 

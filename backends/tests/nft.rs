@@ -1,5 +1,6 @@
 //! Our tables in a real kernel, each test in a network namespace of its own. Needs root and the `nft` program, which
 //! stands for everybody else who changes rules.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -220,17 +221,43 @@ fn a_refused_replacement_changes_nothing_and_names_what_was_refused() {
     });
 }
 
+fn with_exemptions(count: u32) -> RuleTable {
+    let nets = (0..count).map(|n| format!("192.{}.{}.0/24", n / 256, n % 256).parse().unwrap());
+    let input = RuleInput {
+        networks: vec![("10.244.0.0/16".parse().unwrap(), "10.244.3.0/24".parse().unwrap())],
+        masquerade: true,
+        no_masquerade: nets.collect(),
+        ..RuleInput::default()
+    };
+    rules(&input).remove(0)
+}
+
 #[test]
-fn a_table_of_many_exemptions_is_still_one_transaction() {
+fn hundreds_of_exemptions_are_still_one_transaction_and_too_many_are_said_to_be() {
     in_namespace(|socket| {
-        let nets = (0..400_u32).map(|n| format!("192.{}.{}.0/24", n / 256, n % 256).parse().unwrap());
-        let table = rules(&RuleInput {
-            networks: vec![("10.244.0.0/16".parse().unwrap(), "10.244.3.0/24".parse().unwrap())],
-            masquerade: true,
-            no_masquerade: nets.collect(),
-            ..RuleInput::default()
+        let many = with_exemptions(400);
+        nft::replace(socket, &many).unwrap();
+        assert_eq!(read(socket, Family::V4).as_ref(), Some(&many));
+        let error = nft::replace(socket, &with_exemptions(20_000)).unwrap_err();
+        assert!(error.to_string().contains("name fewer networks"), "{error}");
+        assert_eq!(read(socket, Family::V4), Some(many));
+    });
+}
+
+#[test]
+fn a_table_reads_whole_while_another_one_changes() {
+    in_namespace(|socket| {
+        let [table, other] = <[RuleTable; 2]>::try_from(wish(true, true, true)).unwrap();
+        nft::replace(socket, &table).unwrap();
+        thread::scope(|scope| {
+            // A thread is born in the namespace of the one that starts it.
+            let churn = scope.spawn(|| {
+                let mut socket = Socket::netfilter().unwrap();
+                (0..300).for_each(|_| nft::replace(&mut socket, &other).unwrap());
+            });
+            while !churn.is_finished() {
+                assert_eq!(read(socket, Family::V4).as_ref(), Some(&table));
+            }
         });
-        nft::replace(socket, &table[0]).unwrap();
-        assert_eq!(read(socket, Family::V4).as_ref(), Some(&table[0]));
     });
 }

@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod dry_run;
 pub mod exit;
 pub mod iface;
 pub mod node;

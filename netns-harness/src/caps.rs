@@ -60,7 +60,9 @@ impl Need {
     /// What to say when it is missing: the thing, and the way out.
     fn way_out(self) -> &'static str {
         match self {
-            Self::Namespaces => "network namespaces can't be made; run as root, or as a user who may make user namespaces",
+            Self::Namespaces => {
+                "network namespaces can't be made; run as root, or as a user who may make user namespaces"
+            }
             Self::UserNamespaces => "user namespaces are closed; run as root",
             Self::Sysctl => "/proc/sys/net is read-only here; a container needs to be started privileged",
             Self::Veth => "the kernel has no veth; try `sudo modprobe veth`",
@@ -128,7 +130,12 @@ fn attempt(need: Need, space: &Namespace) -> Result<()> {
         Need::Wireguard => link(bare("wireguard", InfoKind::Wireguard)),
         Need::Ipip => link(bare("ipip", InfoKind::IpIp)),
         Need::Tun => {
-            OpenOptions::new().read(true).write(true).open("/dev/net/tun").map(drop).context("/dev/net/tun")?;
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open("/dev/net/tun")
+                .map(drop)
+                .context("/dev/net/tun")?;
             if is_rootless() { bail!("not in a user namespace") } else { Ok(()) }
         }
         Need::NfTables => space.run(nf_tables)?,

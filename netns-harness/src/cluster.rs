@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::flannel::{Backend, Products, Store, StoreKind, net_conf, wait_for_subnet};
 use crate::pod::Pod;
-use crate::process::Process;
+use crate::process::{Process, Program};
 use crate::topology::{Family, Net, Topology, eventually};
 
 /// What a cluster should be.
@@ -151,7 +151,7 @@ impl Cluster {
     pub fn start_daemons(&mut self) -> Result<()> {
         let first = self.daemons.len();
         for host in &self.net.hosts()[first..] {
-            self.daemons.push(host.spawn(&self.products.daemon(&self.store))?);
+            self.daemons.push(host.spawn(&self.daemon())?);
         }
         for (host, daemon) in self.net.hosts().iter().zip(&self.daemons).skip(first) {
             wait_for_subnet(host, daemon, Duration::from_secs(20))?;
@@ -178,8 +178,13 @@ impl Cluster {
     /// Starts a host's daemon again, as its supervisor would.
     pub fn restart_daemon(&mut self, number: usize) -> Result<()> {
         self.daemons[number].kill();
-        self.daemons[number] = self.net.host(number).spawn(&self.products.daemon(&self.store))?;
+        self.daemons[number] = self.net.host(number).spawn(&self.daemon())?;
         Ok(())
+    }
+
+    /// The daemon as flannel's own manifest runs it.
+    fn daemon(&self) -> Program {
+        self.products.daemon(&self.store).arg("--ip-masq")
     }
 
     /// Waits until every pod reaches every other in every family.
@@ -207,8 +212,10 @@ mod tests {
 
     #[test]
     fn a_file_says_what_the_flags_say() {
-        let file: SpecFile =
-            serde_json::from_str(r#"{"hosts": 5, "backend": "host-gw", "network": {"Network": "10.9.0.0/16"}}"#).unwrap();
+        let file: SpecFile = serde_json::from_str(
+            r#"{"hosts": 5, "backend": "host-gw", "network": {"Network": "10.9.0.0/16"}}"#,
+        )
+        .unwrap();
         let spec = file.spec().unwrap();
         assert_eq!((spec.hosts, spec.backend, spec.store), (5, Backend::HostGw, StoreKind::Embedded));
         assert_eq!(spec.net_conf()["Network"], "10.9.0.0/16");

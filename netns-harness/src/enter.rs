@@ -34,8 +34,13 @@ pub fn is_rootless() -> bool {
 
 fn become_root_inside() -> Result<()> {
     let (uid, gid) = (geteuid(), getegid());
-    if let Err(errno) = unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET) {
-        bail!("{}", why_closed().unwrap_or_else(|| format!("cannot make a user namespace: {errno}; run as root")));
+    if let Err(errno) =
+        unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)
+    {
+        bail!(
+            "{}",
+            why_closed().unwrap_or_else(|| format!("cannot make a user namespace: {errno}; run as root"))
+        );
     }
     // The kernel wants `setgroups` given up before an unprivileged process may map its group.
     let maps = [
@@ -45,12 +50,17 @@ fn become_root_inside() -> Result<()> {
     ];
     for (file, text) in maps {
         fs::write(format!("/proc/self/{file}"), text).with_context(|| {
-            why_closed().unwrap_or_else(|| format!("cannot write /proc/self/{file} of a new user namespace; run as root"))
+            why_closed().unwrap_or_else(|| {
+                format!("cannot write /proc/self/{file} of a new user namespace; run as root")
+            })
         })?;
     }
     // With AppArmor's restriction everything so far succeeds, and the namespace comes without capabilities.
     if unshare(CloneFlags::CLONE_NEWNET).is_err() {
-        bail!("{}", why_closed().unwrap_or_else(|| "a user namespace gives no capabilities here; run as root".into()));
+        bail!(
+            "{}",
+            why_closed().unwrap_or_else(|| "a user namespace gives no capabilities here; run as root".into())
+        );
     }
     Ok(())
 }

@@ -43,11 +43,17 @@ impl Products {
     /// # Errors
     /// Names the first program that is missing.
     pub fn in_dir(dir: &Path) -> Result<Self> {
-        let products =
-            Self { flanneld: dir.join("flanneld"), flannelctl: dir.join("flannelctl"), cni: dir.join("flannel") };
+        let products = Self {
+            flanneld: dir.join("flanneld"),
+            flannelctl: dir.join("flannelctl"),
+            cni: dir.join("flannel"),
+        };
         for program in [&products.flanneld, &products.cni] {
             if !program.exists() {
-                bail!("{}: no such file; `tests/build release` builds it and prints its directory", program.display());
+                bail!(
+                    "{}: no such file; `tests/build release` builds it and prints its directory",
+                    program.display()
+                );
             }
         }
         Ok(products)
@@ -133,7 +139,9 @@ impl FromStr for StoreKind {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let all = [Self::Embedded, Self::Etcd];
-        all.into_iter().find(|kind| kind.to_string() == text).ok_or_else(|| format!("{text:?} is not embedded or etcd"))
+        all.into_iter()
+            .find(|kind| kind.to_string() == text)
+            .ok_or_else(|| format!("{text:?} is not embedded or etcd"))
     }
 }
 
@@ -151,7 +159,9 @@ impl FromStr for Backend {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let all = [Self::Vxlan, Self::HostGw];
-        all.into_iter().find(|kind| kind.to_string() == text).ok_or_else(|| format!("{text:?} is not vxlan or host-gw"))
+        all.into_iter()
+            .find(|kind| kind.to_string() == text)
+            .ok_or_else(|| format!("{text:?} is not vxlan or host-gw"))
     }
 }
 
@@ -208,7 +218,9 @@ impl Store {
         // etcd refuses more than 128 operations a transaction.
         for chunk in pairs.chunks(100) {
             let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
-            let puts = chunk.iter().map(|(key, value)| format!("put {} {}\n", quoted(&format!("{PREFIX}/{key}")), quoted(value)));
+            let puts = chunk.iter().map(|(key, value)| {
+                format!("put {} {}\n", quoted(&format!("{PREFIX}/{key}")), quoted(value))
+            });
             // No conditions, the puts, and nothing otherwise.
             let script = format!("\n{}\n\n", puts.collect::<String>());
             eventually(PATIENCE, || self.etcdctl(&["txn"], &script).map(drop))?;
@@ -224,7 +236,8 @@ impl Store {
     }
 
     fn etcdctl(&self, args: &[&str], stdin: &str) -> Result<String> {
-        let program = Program::new("etcdctl").env("ETCDCTL_API", "3").arg(format!("--endpoints={}", self.endpoint()));
+        let program =
+            Program::new("etcdctl").env("ETCDCTL_API", "3").arg(format!("--endpoints={}", self.endpoint()));
         self.host.exec(&program.args(args).stdin(stdin))
     }
 
@@ -234,7 +247,9 @@ impl Store {
             if let Some(status) = self.process.status() {
                 bail!("the store ended: {status}: {}", self.process.log().trim());
             }
-            connects()?.map(drop).with_context(|| format!("the store does not answer: {}", self.process.log().trim()))
+            connects()?
+                .map(drop)
+                .with_context(|| format!("the store does not answer: {}", self.process.log().trim()))
         };
         eventually(PATIENCE, ready).map(drop)
     }
@@ -283,14 +298,23 @@ pub fn net_conf(hosts: usize, backend: Backend, family: Family) -> Value {
 /// What a host's daemon wrote to [`SUBNET_ENV`]; `None` as long as there is no such file.
 pub fn subnet_env(host: &Host) -> Option<BTreeMap<String, String>> {
     let text = fs::read_to_string(host.path(SUBNET_ENV)).ok()?;
-    Some(text.lines().filter_map(|line| line.split_once('=')).map(|(key, value)| (key.into(), value.into())).collect())
+    Some(
+        text.lines()
+            .filter_map(|line| line.split_once('='))
+            .map(|(key, value)| (key.into(), value.into()))
+            .collect(),
+    )
 }
 
 /// Waits until the daemon has written [`SUBNET_ENV`], and returns how long that took. A daemon that ends first is
 /// an error with its last words.
 pub fn wait_for_subnet(host: &Host, daemon: &Process, patience: Duration) -> Result<Duration> {
     let took = eventually(patience, || {
-        if host.path(SUBNET_ENV).exists() || daemon.status().is_some() { Ok(()) } else { bail!("no {SUBNET_ENV}") }
+        if host.path(SUBNET_ENV).exists() || daemon.status().is_some() {
+            Ok(())
+        } else {
+            bail!("no {SUBNET_ENV}")
+        }
     });
     if let Some(status) = daemon.status() {
         bail!("{} on {} ended: {status}\n{}", daemon.name(), host.name(), last_lines(&daemon.log(), 8));

@@ -118,7 +118,8 @@ impl Host {
     /// When `file` is anywhere else: all other files are the machine's own.
     pub fn path(&self, file: impl AsRef<Path>) -> PathBuf {
         let file = file.as_ref();
-        let below = |root: &str, dir: &str| file.strip_prefix(root).ok().map(|rest| Path::new(dir).join(rest));
+        let below =
+            |root: &str, dir: &str| file.strip_prefix(root).ok().map(|rest| Path::new(dir).join(rest));
         let Some(inside) = below("/run", "run").or_else(|| below("/var/lib", "lib")) else {
             panic!("{}: a host has only /run and /var/lib of its own", file.display());
         };
@@ -129,8 +130,8 @@ impl Host {
     /// stopped or the host is dropped.
     pub fn spawn(&self, program: &Program) -> Result<Process> {
         let log = self.0.space.run_dir().path(self.name()).join(format!("{}.log", program.name()));
-        let process = Process::spawn(program, self.spaces(), log)
-            .with_context(|| format!("on {}", self.name()))?;
+        let process =
+            Process::spawn(program, self.spaces(), log).with_context(|| format!("on {}", self.name()))?;
         let mut processes = lock(&self.0.processes);
         processes.retain(|process| process.status().is_none());
         processes.push(process.clone());
@@ -156,8 +157,16 @@ impl Host {
 
     /// The shell command that opens a shell in here while this process lives.
     pub fn look_inside(&self) -> String {
-        let user = if is_rootless() { format!("-t {} -U --preserve-credentials ", std::process::id()) } else { String::new() };
-        format!("nsenter {user}--net={} --mount={}", self.0.space.file().display(), self.mounts_file().display())
+        let user = if is_rootless() {
+            format!("-t {} -U --preserve-credentials ", std::process::id())
+        } else {
+            String::new()
+        };
+        format!(
+            "nsenter {user}--net={} --mount={}",
+            self.0.space.file().display(),
+            self.mounts_file().display()
+        )
     }
 
     /// The mount namespace, as other processes can open it.

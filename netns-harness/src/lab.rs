@@ -123,7 +123,8 @@ impl Lab {
     /// Becomes `command` inside a host or pod; returns only when that fails. Call it before any thread exists.
     pub fn exec(&self, place: &str, command: &[String]) -> Result<()> {
         let found = self.places.iter().find(|other| other.name == place);
-        let found = found.with_context(|| format!("{} has no {place:?}, but {}", self.name, self.place_names()))?;
+        let found =
+            found.with_context(|| format!("{} has no {place:?}, but {}", self.name, self.place_names()))?;
         let (program, args) = command.split_first().context("no command to run")?;
         let here = std::env::current_dir();
         let open = |path: &Path| File::open(path).with_context(|| format!("the lab {} is gone", self.name));

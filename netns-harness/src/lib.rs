@@ -1,5 +1,51 @@
-//! x
+//! Many virtual hosts on one Linux machine, made of namespaces, for tests, demonstrations and measurements.
+//!
+//! ```text
+//!   this process
+//!     ├─ RunDir   selvage-ID/ on the machine, locked; a tmpfs that only we see
+//!     ├─ Net      switches, wires, a router between racks
+//!     │   └─ Host   network namespace + mount namespace: own /run, /var/lib, /sys
+//!     │        ├─ Process   flanneld, etcd, … each with a log, each killed with us
+//!     │        └─ Pod       network namespace that a CNI plugin connects
+//!     └─ probe, stream, disturb    ask, send and break, from inside any of them
+//! ```
+//!
+//! It knows the product as command lines only, so another flannel's programs fit in their place.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use netns_harness::flannel::{Products, Store, StoreKind, net_conf, wait_for_subnet, Backend};
+//! use netns_harness::{Family, Net, Pod, Topology, disturb, enter};
+//!
+//! fn main() -> anyhow::Result<()> {
+//!     enter()?; // first of all: an ordinary user becomes root in a user namespace
+//!     let products = Products::find()?;
+//!     let net = Net::build(Topology::flat(2).family(Family::Dual))?;
+//!     let store = Store::start(net.store(), StoreKind::Embedded, &products)?;
+//!     store.set_network(&products, &net_conf(2, Backend::Vxlan, Family::Dual))?;
+//!     for host in net.hosts() {
+//!         let daemon = host.spawn(&products.daemon(&store))?;
+//!         wait_for_subnet(host, &daemon, Duration::from_secs(10))?;
+//!     }
+//!     let cni = products.cni();
+//!     let (one, other) = (Pod::add(net.host(0), "pod", &cni)?, Pod::add(net.host(1), "pod", &cni)?);
+//!     one.ping(&other, Family::V6, Duration::from_secs(1))?;
+//!     let report = disturb::outage(&one, &other, Family::V4, Duration::from_secs(5), || {
+//!         net.host(0).link_down("flannel.1")?;
+//!         net.host(0).link_up("flannel.1")
+//!     })?;
+//!     println!("{:?} until pods talk again, {} packets lost", report.outage(), report.lost());
+//!     Ok(())
+//! }
+//! ```
+//!
+//! What holds, whatever happens:
+//! - Every namespace, mount and file hangs on a descriptor of this process, and every child dies with it. So nothing
+//!   outlives it, not even SIGKILL, but one nearly empty directory, which the next run sweeps.
+//! - A sweep takes only directories whose owner's lock is free; runs side by side never meet.
+//! - No address, link, route, rule or sysctl of the machine itself is touched, and no other program is needed.
 #![allow(clippy::disallowed_methods, reason = "the harness measures time and waits for other programs")]
+#![warn(missing_docs)]
 
 pub mod caps;
 mod cluster;
@@ -25,7 +71,7 @@ pub use host::Host;
 pub use lab::{Lab, Place};
 pub use namespace::Namespace;
 pub use pod::{Cni, Pod};
-pub use screen::Screen;
 pub use process::{Cost, Process, Program};
+pub use screen::Screen;
 pub use topology::{Family, Net, Topology, UPLINK, eventually};
 pub use wire::{Netlink, Switch, wire};

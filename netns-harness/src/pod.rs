@@ -65,15 +65,23 @@ impl Pod {
     pub fn add(host: &Host, name: &str, cni: &Cni) -> Result<Self> {
         let space = Namespace::create(host.space().run_dir(), &format!("{}-{name}", host.name()))?;
         let path = host.show_namespace(&space)?;
-        let mut pod =
-            Self { host: host.clone(), space, path, cni: cni.clone(), addresses: Vec::new(), result: Value::Null };
+        let mut pod = Self {
+            host: host.clone(),
+            space,
+            path,
+            cni: cni.clone(),
+            addresses: Vec::new(),
+            result: Value::Null,
+        };
         let answer = host.output(&pod.call("ADD"))?;
         pod.result = serde_json::from_slice(&answer.stdout).unwrap_or(Value::Null);
         if !answer.status.success() {
-            let said = String::from_utf8_lossy(&answer.stdout).into_owned() + &String::from_utf8_lossy(&answer.stderr);
+            let said = String::from_utf8_lossy(&answer.stdout).into_owned()
+                + &String::from_utf8_lossy(&answer.stderr);
             bail!("CNI ADD of {}: {}: {}", pod.name(), answer.status, said.trim());
         }
-        pod.addresses = addresses(&pod.result).with_context(|| format!("CNI ADD of {}: {}", pod.name(), pod.result))?;
+        pod.addresses =
+            addresses(&pod.result).with_context(|| format!("CNI ADD of {}: {}", pod.name(), pod.result))?;
         Ok(pod)
     }
 
@@ -142,7 +150,8 @@ mod tests {
 
     #[test]
     fn addresses_come_from_the_plugins_answer() {
-        let result = json!({"cniVersion": "1.0.0", "ips": [{"address": "10.42.1.2/24"}, {"address": "fd42::2/64"}]});
+        let result =
+            json!({"cniVersion": "1.0.0", "ips": [{"address": "10.42.1.2/24"}, {"address": "fd42::2/64"}]});
         let found = addresses(&result).unwrap();
         assert_eq!(found, ["10.42.1.2/24".parse().unwrap(), "fd42::2/64".parse().unwrap()]);
         assert_eq!(addresses(&json!({"code": 11, "msg": "no"})), None);

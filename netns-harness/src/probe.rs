@@ -90,9 +90,13 @@ impl Echo {
             }
             self.socket.set_read_timeout(Some(left))?;
             match self.socket.recv_from(&mut buffer) {
-                Ok((length, from)) if from.ip() == self.to.ip() && self.is_answer(&buffer[..length]) => return Ok(true),
+                Ok((length, from)) if from.ip() == self.to.ip() && self.is_answer(&buffer[..length]) => {
+                    return Ok(true);
+                }
                 Ok(_) => {}
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => return Ok(false),
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                    return Ok(false);
+                }
                 Err(error) => return Err(error).context("cannot receive echo replies"),
             }
         }
@@ -105,7 +109,9 @@ impl Echo {
             SocketAddr::V6(_) => (129, 0),
         };
         let id = self.id.to_be_bytes();
-        packet.get(header..).is_some_and(|icmp| icmp.first() == Some(&kind) && icmp.get(4..6) == Some(&id[..]))
+        packet
+            .get(header..)
+            .is_some_and(|icmp| icmp.first() == Some(&kind) && icmp.get(4..6) == Some(&id[..]))
     }
 }
 
@@ -153,7 +159,9 @@ pub fn throughput(from: &Namespace, to: &Namespace, at: IpAddr, time: Duration) 
         .with_context(|| format!("cannot listen on {at} in {}", to.name()))?;
     let address = listener.local_addr()?;
     let sink = thread::spawn(move || drain(&listener));
-    from.run(|| send_for(address, time)).and_then(|sent| sent).with_context(|| format!("{} cannot send to {address}", from.name()))?;
+    from.run(|| send_for(address, time))
+        .and_then(|sent| sent)
+        .with_context(|| format!("{} cannot send to {address}", from.name()))?;
     match sink.join() {
         Ok(arrived) => arrived,
         Err(_) => bail!("the receiver in {} failed", to.name()),
@@ -178,7 +186,9 @@ fn drain(listener: &TcpListener) -> Result<Throughput> {
     let mut stream = loop {
         match listener.accept() {
             Ok((stream, _)) => break stream,
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock || Instant::now() > end => return Err(error.into()),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock || Instant::now() > end => {
+                return Err(error.into());
+            }
             Err(_) => thread::sleep(Duration::from_millis(1)),
         }
     };

@@ -194,7 +194,7 @@ impl Process {
 /// What a process has used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cost {
-    /// Time on a CPU, of all threads.
+    /// Time on a CPU, of all threads and of children that have ended.
     pub cpu: Duration,
     /// Largest resident memory so far, in KiB (VmHWM).
     pub peak_kib: u64,
@@ -205,17 +205,29 @@ impl Cost {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
         let peak_kib = peak.trim().trim_end_matches(" kB").parse().ok()?;
-        Some(Self { cpu: threads(pid).max(ticks(pid)?), peak_kib })
+        let (own, children) = ticks(pid)?;
+        Some(Self { cpu: threads(pid).max(own) + children, peak_kib })
     }
 }
 
-/// CPU time in steps of 10 ms, threads that have ended included.
-fn ticks(pid: u32) -> Option<Duration> {
+/// CPU time in steps of 10 ms: of all threads, ended ones included, and of children that it has waited for.
+fn ticks(pid: u32) -> Option<(Duration, Duration)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may hold blanks and brackets; fields count from the last one. utime and stime are 14 and 15 of proc(5).
-    let mut fields = stat.rsplit(')').next()?.split_whitespace().skip(11);
-    let sum = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
-    Some(Duration::from_millis(sum * 10))
+    // The name may hold blanks and brackets; fields count from the last one. utime, stime, cutime and cstime are 14 to 17
+    // of proc(5).
+    let fields: Vec<u64> = stat
+        .rsplit(')')
+        .next()?
+        .split_whitespace()
+        .skip(11)
+        .take(4)
+        .filter_map(|it| it.parse().ok())
+        .collect();
+    let [user, system, child_user, child_system] = fields[..] else { return None };
+    Some((
+        Duration::from_millis(10 * (user + system)),
+        Duration::from_millis(10 * (child_user + child_system)),
+    ))
 }
 
 /// CPU time in nanoseconds, of the threads that live.
@@ -300,5 +312,9 @@ fn pid_of(child: &Child) -> Pid {
 
 fn shown(path: &Path) -> String {
     let missing = path.is_absolute() && !path.exists();
-    if missing { format!("{}: no such file; is it built?", path.display()) } else { path.display().to_string() }
+    if missing {
+        format!("{}: no such file; is it built?", path.display())
+    } else {
+        path.display().to_string()
+    }
 }

@@ -8,8 +8,13 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce};
 
 use crate::namespace::Namespace;
+
+/// Bytes that may wait for the receiver.
+const ROOM: usize = 4 << 20;
 
 /// How long the receiver waits for stragglers once the sender has stopped.
 const STRAGGLERS: Duration = Duration::from_millis(100);
@@ -84,6 +89,9 @@ impl Stream {
         let inbox = to
             .run(|| UdpSocket::bind(SocketAddr::new(at, 0)))?
             .with_context(|| format!("cannot listen on {at} in {}", to.name()))?;
+        // Room for a second of packets, in case the receiver has to wait for a CPU: what overflows here was not lost on
+        // the way. Only the machine's own root may go beyond the limit.
+        let _ = setsockopt(&inbox, RcvBufForce, &ROOM).or_else(|_| setsockopt(&inbox, RcvBuf, &ROOM));
         let target = inbox.local_addr()?;
         let any = if at.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
         let outbox = from.run(|| UdpSocket::bind(any))??;

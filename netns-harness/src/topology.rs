@@ -63,7 +63,9 @@ impl FromStr for Family {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let all = [Self::V4, Self::V6, Self::Dual];
-        all.into_iter().find(|family| family.to_string() == text).ok_or_else(|| format!("{text:?} is not v4, v6 or dual"))
+        all.into_iter()
+            .find(|family| family.to_string() == text)
+            .ok_or_else(|| format!("{text:?} is not v4, v6 or dual"))
     }
 }
 
@@ -164,7 +166,9 @@ pub struct Net {
 impl Net {
     /// Builds a topology: hosts h0, h1, … and one more, `store`, for what should survive whatever is done to them.
     pub fn build(plan: Topology) -> Result<Self> {
-        if plan.racks.iter().sum::<usize>() > 10_000 || (plan.routed && plan.racks.iter().any(|size| *size > 250)) {
+        if plan.racks.iter().sum::<usize>() > 10_000
+            || (plan.routed && plan.racks.iter().any(|size| *size > 250))
+        {
             bail!("at most 10,000 hosts on one segment, or 250 in a rack");
         }
         let run = RunDir::create(plan.name.as_deref())?;
@@ -309,7 +313,8 @@ fn side_by_side<I: Sync, T: Send>(items: &[I], job: impl Fn(&I) -> Result<T> + S
             .chunks(share)
             .map(|chunk| scope.spawn(|| chunk.iter().map(&job).collect::<Result<Vec<_>>>()))
             .collect();
-        let results = workers.into_iter().map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        let results =
+            workers.into_iter().map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)));
         Ok(results.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     })
 }

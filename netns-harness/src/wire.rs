@@ -97,7 +97,8 @@ impl Netlink {
                 && message.attributes.contains(&AddressAttribute::Address(address.ip()))
         };
         let all: Vec<_> = self.ask("read addresses", self.handle.address().get().execute().try_collect())?;
-        let found = all.into_iter().find(is_it).with_context(|| format!("{link} has no address {address}"))?;
+        let found =
+            all.into_iter().find(is_it).with_context(|| format!("{link} has no address {address}"))?;
         self.ask(&format!("delete {address} from {link}"), self.handle.address().del(found).execute())
     }
 
@@ -136,7 +137,10 @@ impl Netlink {
         let index = self.index(link)?;
         let count = |entries: Vec<NeighbourMessage>| {
             let has_mac = |entry: &NeighbourMessage| {
-                entry.attributes.iter().any(|attribute| matches!(attribute, NeighbourAttribute::LinkLayerAddress(_)))
+                entry
+                    .attributes
+                    .iter()
+                    .any(|attribute| matches!(attribute, NeighbourAttribute::LinkLayerAddress(_)))
             };
             entries.iter().filter(|entry| entry.header.ifindex == index && has_mac(entry)).count()
         };
@@ -161,7 +165,8 @@ impl Netlink {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut all = RouteMessage::default();
             all.header.address_family = family;
-            let dump: Vec<_> = self.ask("read routes", self.handle.route().get(all).execute().try_collect())?;
+            let dump: Vec<_> =
+                self.ask("read routes", self.handle.route().get(all).execute().try_collect())?;
             routes.extend(dump.into_iter().filter(|route| route.header.table == MAIN_TABLE));
         }
         Ok(routes)
@@ -231,8 +236,10 @@ impl Switch {
     /// Waits until every wire carries frames. The kernel wakes a port whose far end came up later from a queue of
     /// its own, which takes milliseconds on a busy machine; until then frames are dropped without a word.
     pub fn settle(&self) -> Result<()> {
-        let links = || self.netlink.ask("read links", self.netlink.handle.link().get().execute().try_collect());
-        let is_port = |link: &LinkMessage| link.attributes.iter().any(|it| matches!(it, LinkAttribute::Controller(_)));
+        let links =
+            || self.netlink.ask("read links", self.netlink.handle.link().get().execute().try_collect());
+        let is_port =
+            |link: &LinkMessage| link.attributes.iter().any(|it| matches!(it, LinkAttribute::Controller(_)));
         let asleep = |link: &LinkMessage| {
             is_port(link) && !link.attributes.contains(&LinkAttribute::OperState(State::Up))
         };
@@ -288,7 +295,9 @@ fn peer(name: &str, mtu: u32) -> LinkMessageBuilder<LinkUnspec> {
 pub fn wire(here: &Namespace, link: &str, there: &Namespace, far_link: &str) -> Result<()> {
     let far: BorrowedFd<'_> = there.fd().as_fd();
     let message = LinkMessageBuilder::<LinkVeth>::new(link, "")
-        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer(far_link, 1500).setns_by_fd(far.as_raw_fd()).build())))
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(
+            peer(far_link, 1500).setns_by_fd(far.as_raw_fd()).build(),
+        )))
         .up()
         .build();
     here.netlink()?.add_link(&format!("a wire from {} to {}", here.name(), there.name()), message)?;

@@ -85,10 +85,12 @@ fn a_cut_wire_is_a_gap_and_an_uncut_one_is_not() {
     let net = Net::build(Topology::flat(2)).unwrap();
     let (from, to) = (net.host(0), net.host(1));
     let start = || {
-        Stream::start(from.space(), to.space(), to.address(Family::V4).unwrap(), Duration::from_micros(250)).unwrap()
+        Stream::start(from.space(), to.space(), to.address(Family::V4).unwrap(), Duration::from_micros(250))
+            .unwrap()
     };
     let sent = |stream: &Stream, count: u64| {
-        eventually(20 * SECOND, || if stream.sent() < count { anyhow::bail!("too few") } else { Ok(()) }).unwrap();
+        eventually(20 * SECOND, || if stream.sent() < count { anyhow::bail!("too few") } else { Ok(()) })
+            .unwrap();
     };
     let stream = start();
     sent(&stream, 400);
@@ -104,7 +106,7 @@ fn a_cut_wire_is_a_gap_and_an_uncut_one_is_not() {
     let report = stream.stop().unwrap();
     assert!(report.lost() > 50, "{report:?}");
     // The sender never sends faster than it was told, so the gap is at least as long as what was lost.
-    assert!(report.outage() >= Duration::from_micros(250) * (report.lost() as u32 - 1), "{report:?}");
+    assert!(report.outage() >= Duration::from_micros(250 * (report.lost() - 1)), "{report:?}");
 }
 
 #[test]
@@ -144,7 +146,7 @@ fn a_program_that_fails_is_quoted() {
 
 fn children(pid: u32) -> Vec<u32> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+    text.split_whitespace().flat_map(str::parse).collect()
 }
 
 /// A zombie is dead: its parent is the machine's init, which may take its time.

@@ -92,7 +92,7 @@ impl Socket {
         for (n, range) in batch.seal(first, BATCH).into_iter().enumerate() {
             let from = n * BATCH;
             let to = (from + BATCH).min(results.len());
-            let start = first.wrapping_add(from as u32);
+            let start = first.wrapping_add(u32::try_from(from).unwrap_or(u32::MAX));
             if let Err(lost) = self.exchange(&batch.bytes()[range], start, &mut results[from..to]) {
                 results[from..to].fill(Err(lost));
             }

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use ipnetwork::IpNetwork;
 
 use super::link::{
-    IFA_F_NODAD, IFADDR, IFF_UP, IFINFO, REQUEST, RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK,
+    IFA_F_NODAD, IFADDR, IFF_UP, IFINFO, REQUEST, RTM_DELADDR, RTM_DELLINK, RTM_GETLINK, RTM_NEWADDR, RTM_NEWLINK,
 };
 use super::route::{RT_TABLE_MAIN, RTM_NEWROUTE, RTN_UNICAST, RTPROT_BOOT};
 use super::{Attrs, Batch, RawMessage, address_bytes, family_of, read_u32};
@@ -64,6 +64,13 @@ pub fn set_hairpin(batch: &mut Batch, port: IfName) {
 /// Adds to the batch: set these `IFF_…` flags of a link.
 pub fn set_flags(batch: &mut Batch, link: u32, flags: u32) {
     batch.message(RTM_NEWLINK, REQUEST, &link_header(link, flags, flags));
+}
+
+/// Asks for one link by index.
+pub fn get_link_at(link: u32) -> Batch {
+    let mut batch = Batch::new();
+    batch.message(RTM_GETLINK, REQUEST, &link_header(link, 0, 0));
+    batch
 }
 
 /// Adds to the batch: delete a link, and with a veth its other end.

@@ -13,9 +13,9 @@ pub fn usage() -> String {
         "flanneld gives this host a subnet of the cluster's network, and joins it with the others.\n\n\
          Usage: flanneld [FLAG]...\n       \
          flanneld store --data-dir DIR [--listen ADDRESS:PORT]... [--insecure]\n\n\
-         One dash or two; -flag=value or -flag value; booleans -flag or -flag=false. Each flag can be set by a\n\
-         variable too, FLANNELD_ and the name in capitals with _ for -: FLANNELD_ETCD_PREFIX. A flag wins over\n\
-         a variable, a variable over the file of --config.\n",
+         One dash or two; -flag=value or -flag value; booleans -flag or -flag=false. A variable does the\n\
+         same, FLANNELD_ and the name in capitals with _ for -: FLANNELD_ETCD_PREFIX. A flag wins over a\n\
+         variable, a variable over the file of -config.\n",
     );
     for (heading, rows) in TABLE {
         let _ = write!(out, "\n{heading}:\n");

@@ -108,13 +108,20 @@ impl NodeCore {
     ) {
         self.claim.in_flight = false;
         match result {
-            Ok(own) => self.hold(now, own),
+            Ok(own) => self.hold(now, own, effects),
             Err(error) => self.claim_failed(now, &error, effects),
         }
     }
 
-    fn hold(&mut self, now: Tick, own: OwnLease) {
-        if self.own != Some(own.lease.subnets) {
+    fn hold(&mut self, now: Tick, own: OwnLease, effects: &mut Vec<Effect>) {
+        if let Some(lost) = self.own.filter(|lost| *lost != own.lease.subnets) {
+            // The store gave us another one. Running pods keep the old one in the kernel; new pods get a clear error
+            // until a supervisor starts us into the new claim.
+            let reason = format!("the lease of {lost} went to another host; this one now holds {}", own.lease.subnets);
+            effects.push(Effect::Withdraw(reason));
+            return effects.push(Effect::Exit(Exit::LeaseLost));
+        }
+        if self.own.is_none() {
             info!(subnets = %own.lease.subnets, public = ?own.lease.public, "lease held");
             self.own = Some(own.lease.subnets);
             if let Some(peers) = &mut self.peers {
@@ -131,11 +138,8 @@ impl NodeCore {
     fn claim_failed(&mut self, now: Tick, error: &StoreError, effects: &mut Vec<Effect>) {
         let sentence = error.to_string();
         if error.class() == Class::Fatal {
-            if self.own.is_some() {
-                effects.push(Effect::Withdraw(sentence));
-                return effects.push(Effect::Exit(Exit::LeaseLost));
-            }
-            return effects.push(Effect::Exit(Exit::Store));
+            warn!("{sentence}");
+            return effects.push(Effect::Exit(Exit::Invalid));
         }
         if self.claim.problem.as_ref() != Some(&sentence) {
             warn!("lease not held yet: {sentence}");

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use backends::kernel::{KernelError, KernelEvent, OpError, Own};
 use backends::{External, Facts, Mac, Owner, Plan};
-use subnet_lease::{Claim, NetworkId, OwnLease, PeerTable, StoreError, StoreEvent, SubnetEnv, Subnets};
+use subnet_lease::{Claim, Lease, NetworkId, OwnLease, PeerTable, StoreError, StoreEvent, SubnetEnv, Subnets};
 
 use crate::exit::Exit;
 use crate::iface::IfaceWish;
@@ -203,6 +203,11 @@ impl NodeCore {
     /// Our own subnets, once claimed.
     pub fn own_subnets(&self) -> Option<Subnets> {
         self.own
+    }
+
+    /// Our lease as the store shows it.
+    pub fn shown_lease(&self) -> Option<&Lease> {
+        self.leases.shown.as_ref()
     }
 
     /// Whether the node is ready, and why not.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use backends::kernel::{KernelError, OpError, Own};
 use backends::traffic::{self, RuleInput};
 use backends::{
-    Facts, KernelState, LocalNode, Object, Op, Owner, Plan, ROUTE_PROTOCOL, Route, RouteKind, default_metric, diff,
+    Facts, KernelState, LocalNode, Object, Op, Owner, ROUTE_PROTOCOL, Route, RouteKind, default_metric, diff,
 };
 use subnet_lease::{Family, SubnetEnv};
 use tracing::{debug, info, warn};
@@ -252,13 +252,5 @@ fn report_failures(failures: &[(&Op, &OpError)]) {
     for (error, (line, count)) in kinds {
         let more = if count > 1 { format!(" (and {} more like it)", count - 1) } else { String::new() };
         warn!("{line}: {error}{more}");
-    }
-}
-
-/// The plan as it would be applied, for those who only look.
-impl NodeCore {
-    /// Takes the plan that was about to be applied.
-    pub fn into_plan(self) -> Option<Plan> {
-        if let Phase::Applying(plan) = self.phase { Some(plan) } else { None }
     }
 }

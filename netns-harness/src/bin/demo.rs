@@ -121,11 +121,17 @@ fn show_plan(mut cluster: Cluster, products: &Products, screen: Screen) -> Resul
 }
 
 fn show_pings(cluster: &Cluster, screen: Screen) -> Result<()> {
-    let pings = screen.step("pings between all pods, both directions", || cluster.pings(Duration::from_secs(1)))?;
+    let pings =
+        screen.step("pings between all pods, both directions", || cluster.pings(Duration::from_secs(1)))?;
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     if cluster.pods.len() > 8 {
         let slowest = pings.iter().map(|(.., time)| *time).max().unwrap_or_default();
-        screen.detail(&format!("{} of {} answered, the slowest after {:.2} ms", pings.len(), pings.len(), ms(slowest)));
+        screen.detail(&format!(
+            "{} of {} answered, the slowest after {:.2} ms",
+            pings.len(),
+            pings.len(),
+            ms(slowest)
+        ));
         return Ok(());
     }
     let names = cluster.pods.iter().map(|pod| format!("{:>9}", pod.host().name()));
@@ -134,7 +140,9 @@ fn show_pings(cluster: &Cluster, screen: Screen) -> Result<()> {
         for (from, pod) in cluster.pods.iter().enumerate() {
             let cells = (0..cluster.pods.len()).map(|to| {
                 let mut found = pings.iter().filter(|ping| (ping.0, ping.1) == (from, to));
-                found.nth(position).map_or_else(|| format!("{:>9}", "-"), |ping| format!("{:>9.3}", ms(ping.2)))
+                found
+                    .nth(position)
+                    .map_or_else(|| format!("{:>9}", "-"), |ping| format!("{:>9.3}", ms(ping.2)))
             });
             let cells: String = cells.collect();
             screen.detail(&format!("{:4}{:30}{cells}", pod.host().name(), pod.address(*family)?.to_string()));
@@ -160,7 +168,9 @@ fn disturb_routes(cluster: &Cluster, screen: Screen) -> Result<()> {
     for family in cluster.spec().family.each() {
         let route = subnet(cluster, 1, *family)?;
         let report = screen.step(&format!("delete the route to {route} on h0, under traffic"), || {
-            disturb::outage(from, to, *family, PATIENCE, || from.host().netlink()?.delete_route(route).map(drop))
+            disturb::outage(from, to, *family, PATIENCE, || {
+                from.host().netlink()?.delete_route(route).map(drop)
+            })
         })?;
         show_outage(report, screen);
     }

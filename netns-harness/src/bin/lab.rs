@@ -94,10 +94,16 @@ impl Wanted {
 fn main() -> ExitCode {
     let screen = Screen::new();
     let done = match Flags::parse().verb {
-        Verb::Up(wanted) => up(&wanted),
+        // The keeper has said why not.
+        Verb::Up(wanted) => match up(&wanted) {
+            Ok(false) => return ExitCode::FAILURE,
+            is_up => is_up.map(drop),
+        },
         Verb::List => list(screen),
         Verb::Exec { host, command } => exec(&host, &command),
-        Verb::Shell { host } => exec(&host, &[std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".to_owned())]),
+        Verb::Shell { host } => {
+            exec(&host, &[std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".to_owned())])
+        }
         Verb::Down { name } => Lab::find(name.as_deref()).and_then(|lab| lab.down()),
         Verb::Keep(wanted) => keep(&wanted, screen),
     };
@@ -110,18 +116,18 @@ fn main() -> ExitCode {
     }
 }
 
-/// Starts the keeper and waits until its lab is up, or the keeper has said why not.
-fn up(wanted: &Wanted) -> Result<()> {
+/// Starts the keeper and waits until its lab is up; false when the keeper ended instead.
+fn up(wanted: &Wanted) -> Result<bool> {
     wanted.spec()?;
     let mut args = std::env::args_os().skip(1);
     args.find(|arg| arg == "up");
     let mut keeper = Command::new(std::env::current_exe()?).arg("keep").args(args).spawn()?;
     loop {
         if keeper.try_wait()?.is_some() {
-            std::process::exit(1);
+            return Ok(false);
         }
         if Lab::all().iter().any(|lab| u32::try_from(lab.pid) == Ok(keeper.id())) {
-            return Ok(());
+            return Ok(true);
         }
         thread::sleep(Duration::from_millis(5));
     }

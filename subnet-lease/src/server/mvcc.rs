@@ -232,15 +232,18 @@ impl Mvcc {
         range: &'a KeyRange,
         at: i64,
     ) -> Result<impl Iterator<Item = &'a Arc<Version>>, ApiError> {
+        let at = at.max(0);
         self.readable(at)?;
-        Ok(self.walk(range, if at <= 0 { i64::MAX } else { at }))
+        Ok(self.walk(range, if at == 0 { i64::MAX } else { at }))
     }
 
-    /// Whether a read at revision `at` can be answered.
+    /// Whether a read at revision `at` (0: now) can be answered. Unlike a read alone, one in a transaction may not
+    /// name a negative revision; etcd's rule.
     pub(crate) fn readable(&self, at: i64) -> Result<(), ApiError> {
         match at {
+            0 => Ok(()),
             at if at > self.reading() => Err(ApiError::FutureRevision),
-            at if at > 0 && at < self.compacted => Err(ApiError::Compacted),
+            at if at < self.compacted => Err(ApiError::Compacted),
             _ => Ok(()),
         }
     }

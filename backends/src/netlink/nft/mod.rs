@@ -183,14 +183,22 @@ fn at(error: NetlinkError, place: &str) -> NetlinkError {
     NetlinkError::Refused { errno, text: Some(format!("{place}{words}")) }
 }
 
-/// A kernel without nf_tables knows the protocol and finds nobody behind it: invalid, or not supported in a batch.
+/// Errors that are about no part of the table, in words.
 fn explain(error: NetlinkError) -> NetlinkError {
-    match error {
+    let (errno, words) = match error {
+        // Such a kernel knows the protocol and finds nobody behind it: invalid, or in a batch not supported.
         NetlinkError::Refused { errno: errno @ (Errno::EINVAL | Errno::EOPNOTSUPP), text: None } => {
-            NetlinkError::Refused { errno, text: Some("this kernel has no nf_tables".to_owned()) }
+            (errno, "this kernel has no nf_tables")
         }
-        other => other,
-    }
+        NetlinkError::Refused { errno: Errno::EPERM, text: None } => {
+            (Errno::EPERM, "this needs CAP_NET_ADMIN")
+        }
+        NetlinkError::Socket(Errno::EMSGSIZE) => {
+            (Errno::EMSGSIZE, "more rules than fit into one transaction: name fewer networks")
+        }
+        other => return other,
+    };
+    NetlinkError::Refused { errno, text: Some(words.to_owned()) }
 }
 
 #[cfg(test)]

@@ -1,0 +1,537 @@
+//! The kernel proper: links by index, what hangs on them, routes and rules. Every method obeys the laws.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use nix::errno::Errno;
+use subnet_lease::{Family, contains_net};
+
+use super::routes::{Held, Hop, Place, Routes, connected};
+use super::{is_ours, laws};
+use crate::facts::{Facts, HostAddress, HostLink, HostRoute};
+use crate::kernel::KernelEvent;
+use crate::name::{IfName, Mac};
+use crate::netlink::route::RTPROT_KERNEL;
+use crate::owner::{Owner, ROUTE_PROTOCOL};
+use crate::state::{Address, Fdb, Link, LinkKind, Neigh, Object, Route, RouteKind, Sysctl};
+use crate::traffic::RuleTable;
+
+/// A network namespace.
+#[derive(Debug, Clone)]
+pub struct Namespace {
+    devices: BTreeMap<u32, Device>,
+    routes: Routes,
+    tables: [Option<Box<RuleTable>>; 2],
+    had_v4: bool,
+    ipv6: bool,
+    next_index: u32,
+    changes: Vec<Change>,
+}
+
+/// A link with all that hangs on it.
+#[derive(Debug, Clone)]
+pub(super) struct Device {
+    name: IfName,
+    /// None for links that are not tunnels.
+    kind: Option<LinkKind>,
+    loopback: bool,
+    mtu: u32,
+    mac: Mac,
+    tag: String,
+    pub(super) up: bool,
+    accept_ra: i32,
+    addresses: Vec<IpNetwork>,
+    fdb: BTreeMap<Mac, Vec<IpAddr>>,
+    neighbours: BTreeMap<IpAddr, Mac>,
+}
+
+/// What a notification is about.
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    Host,
+    Neighbour(IfName),
+    Route { dst: IpNetwork, protocol: u8, connected: bool },
+    Table,
+}
+
+impl Namespace {
+    pub(super) fn new() -> Self {
+        let mut net = Self {
+            devices: BTreeMap::new(),
+            routes: Routes::default(),
+            tables: [None, None],
+            had_v4: false,
+            ipv6: true,
+            next_index: 1,
+            changes: Vec::new(),
+        };
+        net.add_device(
+            IfName::from_kernel(b"lo"),
+            Device { loopback: true, mtu: 65536, ..Device::new(Mac::default()) },
+        );
+        net
+    }
+
+    // ---- links
+
+    /// Adds a link that is not a tunnel, down. Returns its index.
+    pub fn add_link(&mut self, name: IfName, mtu: u32, mac: Mac) -> Result<u32, Errno> {
+        if self.device(name).is_some() {
+            return Err(Errno::EEXIST);
+        }
+        Ok(self.add_device(name, Device { mtu, ..Device::new(mac) }))
+    }
+
+    /// Creates a tunnel device, or changes what differs from `have` (laws 8, 17).
+    pub fn put_link(&mut self, want: &Link, have: Option<&Link>) -> Result<(), Errno> {
+        match have {
+            None => self.create(want),
+            Some(have) => self.change(want, have),
+        }
+    }
+
+    fn create(&mut self, want: &Link) -> Result<(), Errno> {
+        let LinkKind::Vxlan(vxlan) = want.kind;
+        if self.device(want.name).is_some() || self.tunnels().any(|l| l.can_become(want)) {
+            return Err(Errno::EEXIST);
+        }
+        let room = self.tunnel_room(vxlan.parent, vxlan.local)?;
+        let mut device = Device::new(want.mac);
+        (device.kind, device.mtu) = (Some(want.kind), want.mtu.min(room));
+        device.tag.clone_from(&want.tag);
+        self.add_device(want.name, device);
+        Ok(())
+    }
+
+    fn change(&mut self, want: &Link, have: &Link) -> Result<(), Errno> {
+        let LinkKind::Vxlan(vxlan) = want.kind;
+        let (index, device) = self.device(want.name).ok_or(Errno::ENODEV)?;
+        let Some(now) = device.link() else { return Err(Errno::EOPNOTSUPP) };
+        if have.kind != want.kind && !now.can_become(want) {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let room = self.tunnel_room(vxlan.parent, vxlan.local)?;
+        if want.mtu != have.mtu && want.mtu > room {
+            return Err(Errno::EINVAL);
+        }
+        let device = self.devices.get_mut(&index).ok_or(Errno::ENODEV)?;
+        device.kind = Some(want.kind);
+        if (want.mtu, want.mac) != (have.mtu, have.mac) {
+            device.mtu = want.mtu;
+            device.change_mac(want.mac);
+        }
+        device.tag.clone_from(&want.tag);
+        self.tell(Change::Host);
+        Ok(())
+    }
+
+    /// Largest MTU of a tunnel over this underlay link.
+    fn tunnel_room(&self, parent: u32, local: Option<IpAddr>) -> Result<u32, Errno> {
+        let head = if local.is_some_and(|a| a.is_ipv6()) { 70 } else { 50 };
+        match parent {
+            0 => Ok(65535),
+            index => self.devices.get(&index).map(|d| d.mtu.saturating_sub(head)).ok_or(Errno::ENODEV),
+        }
+    }
+
+    /// Deletes a link with all that hangs on it or lies over it (law 5).
+    pub fn delete_link(&mut self, name: IfName) -> Result<(), Errno> {
+        let (index, _) = self.device(name).ok_or(Errno::ENODEV)?;
+        let over = |d: &Device| matches!(d.kind, Some(LinkKind::Vxlan(v)) if v.parent == index);
+        self.devices.retain(|i, d| *i != index && !over(d));
+        let devices = &self.devices;
+        self.routes.flush(|h| h.out != 0 && !devices.contains_key(&h.out));
+        self.tell(Change::Host);
+        Ok(())
+    }
+
+    /// `ip link set NAME up` or `down` (law 4).
+    pub fn set_up(&mut self, name: IfName, up: bool) -> Result<(), Errno> {
+        let (index, device) = self.device_mut(name)?;
+        if std::mem::replace(&mut device.up, up) == up {
+            return Ok(());
+        }
+        if up {
+            let prefixes: Vec<_> = device.addresses.iter().filter_map(|net| connected(*net, index)).collect();
+            for held in prefixes {
+                self.routes.put(held, Place::Last).or_else(present)?;
+            }
+        } else {
+            device.addresses.retain(IpNetwork::is_ipv4);
+            device.neighbours.clear();
+            self.routes.flush(|h| h.out == index);
+        }
+        self.tell(Change::Host);
+        Ok(())
+    }
+
+    /// Gives a link another name.
+    pub fn rename_link(&mut self, name: IfName, to: IfName) -> Result<(), Errno> {
+        if self.device(to).is_some() {
+            return Err(Errno::EEXIST);
+        }
+        self.device_mut(name)?.1.name = to;
+        self.tell(Change::Host);
+        Ok(())
+    }
+
+    /// What a driver reload does: the link comes back, down, under the same name with another index, without its
+    /// addresses and routes, and the tunnels over it are gone. Returns the new index.
+    pub fn renumber_link(&mut self, name: IfName) -> Result<u32, Errno> {
+        let (_, old) = self.device(name).ok_or(Errno::ENODEV)?;
+        let (mtu, mac) = (old.mtu, old.mac);
+        self.delete_link(name)?;
+        self.add_link(name, mtu, mac)
+    }
+
+    /// `ip link set NAME mtu MTU`.
+    pub fn set_mtu(&mut self, name: IfName, mtu: u32) -> Result<(), Errno> {
+        self.device_mut(name)?.1.mtu = mtu;
+        self.tell(Change::Host);
+        Ok(())
+    }
+
+    // ---- what hangs on links
+
+    /// Sets a file under `/proc/sys`.
+    pub fn put_sysctl(&mut self, link: IfName, name: Sysctl, value: i32) -> Result<(), Errno> {
+        if !self.ipv6 {
+            return Err(Errno::ENOENT);
+        }
+        let Sysctl::AcceptRa = name;
+        self.device_mut(link).map_err(|_| Errno::ENOENT)?.1.accept_ra = value;
+        Ok(())
+    }
+
+    /// `ip address replace NET dev LINK`.
+    pub fn put_address(&mut self, link: IfName, net: IpNetwork) -> Result<(), Errno> {
+        let (index, device) = self.device_mut(link)?;
+        if device.addresses.contains(&net) {
+            return Ok(());
+        }
+        device.addresses.push(net);
+        let up = device.up;
+        self.had_v4 |= net.is_ipv4();
+        if let Some(held) = connected(net, index).filter(|_| up) {
+            self.routes.put(held, Place::Last).or_else(present)?;
+        }
+        self.tell(Change::Host);
+        Ok(())
+    }
+
+    /// `ip address delete NET dev LINK` (laws 3, 10).
+    pub fn delete_address(&mut self, link: IfName, net: IpNetwork) -> Result<(), Errno> {
+        let (index, device) = self.device_mut(link)?;
+        let before = device.addresses.len();
+        device.addresses.retain(|a| *a != net);
+        if device.addresses.len() == before {
+            return Err(Errno::EADDRNOTAVAIL);
+        }
+        let last = net.is_ipv4() && !device.addresses.iter().any(IpNetwork::is_ipv4);
+        let prefix = connected(net, index);
+        self.routes.flush(|h| Some(*h) == prefix || last && h.out == index && h.route.dst.is_ipv4());
+        self.tell(Change::Host);
+        Ok(())
+    }
+
+    /// `bridge fdb replace`; `own` is the flag `self` (law 9).
+    pub fn put_fdb(&mut self, fdb: &Fdb, own: bool) -> Result<(), Errno> {
+        let (_, device) = self.device_mut(fdb.link)?;
+        if !own || device.kind.is_none() {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        device.fdb.insert(fdb.mac, vec![fdb.dst]);
+        self.tell(Change::Neighbour(fdb.link));
+        Ok(())
+    }
+
+    /// `bridge fdb delete` (law 10).
+    pub fn delete_fdb(&mut self, fdb: &Fdb) -> Result<(), Errno> {
+        let (_, device) = self.device_mut(fdb.link)?;
+        let to = device.fdb.get_mut(&fdb.mac).ok_or(Errno::ENOENT)?;
+        let at = to.iter().position(|dst| *dst == fdb.dst).ok_or(Errno::ENOENT)?;
+        to.remove(at);
+        if to.is_empty() {
+            device.fdb.remove(&fdb.mac);
+        }
+        self.tell(Change::Neighbour(fdb.link));
+        Ok(())
+    }
+
+    /// `ip neigh replace … nud permanent`.
+    pub fn put_neighbour(&mut self, neigh: &Neigh) -> Result<(), Errno> {
+        self.device_mut(neigh.link)?.1.neighbours.insert(neigh.address, neigh.mac);
+        self.tell(Change::Neighbour(neigh.link));
+        Ok(())
+    }
+
+    /// `ip neigh delete` (law 10).
+    pub fn delete_neighbour(&mut self, neigh: &Neigh) -> Result<(), Errno> {
+        let gone = self.device_mut(neigh.link)?.1.neighbours.remove(&neigh.address);
+        gone.ok_or(Errno::ENOENT)?;
+        self.tell(Change::Neighbour(neigh.link));
+        Ok(())
+    }
+
+    // ---- routes and rules
+
+    /// `ip route replace`, `add`, `prepend`, `append` (laws 1, 2, 6, 14, 18, 19).
+    pub fn put_route(&mut self, route: &Route, place: Place) -> Result<(), Errno> {
+        laws::check_route(self, route)?;
+        let held = self.held(route);
+        self.routes.put(held, place)?;
+        self.tell_route(route);
+        Ok(())
+    }
+
+    /// `ip route delete`, exactly this one (laws 10, 14, 20).
+    pub fn delete_route(&mut self, route: &Route) -> Result<(), Errno> {
+        let held = self.held(route);
+        let any_metric = route.metric == crate::state::default_metric(&route.dst) && route.dst.is_ipv4();
+        self.routes.delete(&held, any_metric)?;
+        self.tell_route(route);
+        Ok(())
+    }
+
+    pub(super) fn behind_a_host_route(&mut self, route: &Route) -> Result<(), Errno> {
+        let Some(via) = route.via else { return Err(Errno::EINVAL) };
+        let dst = IpNetwork::from(via);
+        let host =
+            Route { dst, via: None, onlink: false, metric: crate::state::default_metric(&dst), ..*route };
+        self.put_route(&host, Place::Replace)?;
+        let result = self.put_route(route, Place::Replace);
+        self.delete_route(&host)?;
+        result
+    }
+
+    /// Replaces a table of rules as one.
+    pub fn put_table(&mut self, table: &RuleTable) -> Result<(), Errno> {
+        self.tables[slot(table.family)] = Some(Box::new(table.clone()));
+        self.tell(Change::Table);
+        Ok(())
+    }
+
+    /// Deletes a table of rules.
+    pub fn delete_table(&mut self, family: Family) -> Result<(), Errno> {
+        self.tables[slot(family)].take().ok_or(Errno::ENOENT)?;
+        self.tell(Change::Table);
+        Ok(())
+    }
+
+    // ---- looking
+
+    /// What happens to a packet to this address.
+    pub fn forward(&self, to: IpAddr) -> Hop {
+        let Some(held) = self.routes.lookup(to) else { return Hop::Lost("no route") };
+        if held.route.kind != RouteKind::Unicast {
+            return Hop::Lost("dropped by a route");
+        }
+        let Some(device) = self.devices.get(&held.out).filter(|d| d.up) else {
+            return Hop::Lost("link is down");
+        };
+        let next = held.route.via.unwrap_or(to);
+        if device.kind.is_none() {
+            return Hop::Link(device.name, next);
+        }
+        let Some(mac) = device.neighbours.get(&next) else { return Hop::Lost("no neighbour") };
+        match device.fdb.get(mac).and_then(|to| to.first()) {
+            Some(outer) => Hop::Tunnel(device.name, *outer, *mac),
+            None => Hop::Lost("no forwarding entry"),
+        }
+    }
+
+    /// Every object that is there, foreign ones too, in no particular order; loopback and link-local left out.
+    pub fn everything(&self) -> Vec<Object> {
+        let links = self.devices.values().flat_map(|d| self.hanging_on(d));
+        let routes = self.routes.iter().map(|h| Object::Route(self.named(h)));
+        links.chain(routes).chain(self.tables.iter().flatten().cloned().map(Object::Table)).collect()
+    }
+
+    /// What the real reader reads for this owner.
+    pub(super) fn own(&self, owner: &Owner) -> Vec<Object> {
+        let mut ours: Vec<_> =
+            self.devices.iter().filter(|(_, d)| is_ours(owner, d.name, d.kind.as_ref(), &d.tag)).collect();
+        ours.sort_by_key(|(_, d)| d.name);
+        let mut objects: Vec<Object> = ours.iter().flat_map(|(_, d)| self.hanging_on(d)).collect();
+        objects.sort_by_cached_key(Object::key);
+        objects.extend(self.routes.iter().filter_map(|h| {
+            let on_ours = ours.iter().any(|(index, _)| **index == h.out);
+            let route = self.named(h);
+            owner.may_be_ours(&route, on_ours).then_some(Object::Route(route))
+        }));
+        objects.extend(self.tables.iter().flatten().cloned().map(Object::Table));
+        objects
+    }
+
+    pub(super) fn facts(&self) -> Facts {
+        let address = |index, net: IpNetwork| HostAddress {
+            link: index,
+            net,
+            peer: None,
+            global: !net.ip().is_loopback(),
+            permanent: true,
+            temporary: false,
+            deprecated: false,
+            tentative: false,
+        };
+        let host_route = |h: &Held| HostRoute {
+            dst: h.route.dst,
+            gateway: h.route.via,
+            link: h.out,
+            metric: h.route.metric,
+            source: h.source,
+        };
+        let told = |h: &&Held| h.route.kind == RouteKind::Unicast && h.route.protocol != ROUTE_PROTOCOL;
+        Facts {
+            links: self.devices.iter().map(|(index, d)| d.host_link(*index)).collect(),
+            addresses: self
+                .devices
+                .iter()
+                .flat_map(|(i, d)| d.addresses.iter().map(|net| address(*i, *net)))
+                .collect(),
+            routes: self.routes.iter().filter(told).map(host_route).collect(),
+            ipv6: self.ipv6,
+            interrupted: false,
+        }
+    }
+
+    /// The notifications since the last call, judged as the real subscription judges them.
+    pub(super) fn told(&mut self, owner: Option<&Owner>) -> Vec<KernelEvent> {
+        let judge = |change| match change {
+            Change::Host => Some(KernelEvent::Host),
+            Change::Table => Some(KernelEvent::Own),
+            Change::Neighbour(link) => owner.filter(|o| o.names.contains(&link)).map(|_| KernelEvent::Own),
+            Change::Route { dst, protocol, connected } => {
+                let inside = owner.is_some_and(|o| o.networks.iter().any(|net| contains_net(*net, dst)));
+                if connected || dst.prefix() == 0 {
+                    Some(KernelEvent::Host)
+                } else {
+                    (protocol == ROUTE_PROTOCOL || inside).then_some(KernelEvent::Own)
+                }
+            }
+        };
+        std::mem::take(&mut self.changes).into_iter().filter_map(judge).collect()
+    }
+
+    pub(super) fn device(&self, name: IfName) -> Option<(u32, &Device)> {
+        self.devices.iter().find(|(_, d)| d.name == name).map(|(index, d)| (*index, d))
+    }
+
+    /// Whether an address is one of this host's.
+    pub(super) fn holds(&self, address: IpAddr) -> bool {
+        self.devices.values().any(|d| d.addresses.iter().any(|net| net.ip() == address))
+    }
+
+    pub(super) fn had_v4(&self) -> bool {
+        self.had_v4
+    }
+
+    pub(super) fn routes(&self) -> &Routes {
+        &self.routes
+    }
+
+    fn device_mut(&mut self, name: IfName) -> Result<(u32, &mut Device), Errno> {
+        let found = self.devices.iter_mut().find(|(_, d)| d.name == name);
+        found.map(|(index, d)| (*index, d)).ok_or(Errno::ENODEV)
+    }
+
+    fn add_device(&mut self, name: IfName, device: Device) -> u32 {
+        let index = self.next_index;
+        self.next_index += 1;
+        self.devices.insert(index, Device { name, ..device });
+        self.tell(Change::Host);
+        index
+    }
+
+    fn tunnels(&self) -> impl Iterator<Item = Link> {
+        self.devices.values().filter_map(Device::link)
+    }
+
+    fn held(&self, route: &Route) -> Held {
+        let out = route.link.and_then(|name| self.device(name)).map_or(0, |(index, _)| index);
+        Held { route: Route { link: None, ..*route }, out, source: None }
+    }
+
+    fn named(&self, held: &Held) -> Route {
+        Route { link: self.devices.get(&held.out).map(|d| d.name), ..held.route }
+    }
+
+    fn hanging_on(&self, device: &Device) -> Vec<Object> {
+        let link = device.name;
+        let mut objects: Vec<Object> = device.link().map(|l| Object::Link(Box::new(l))).into_iter().collect();
+        if self.ipv6 && device.kind.is_some() {
+            objects.push(Object::Sysctl(link, Sysctl::AcceptRa, device.accept_ra));
+        }
+        objects.extend(device.addresses.iter().map(|net| Object::Address(Address { link, net: *net })));
+        objects.extend(device.up.then_some(Object::Up(link)));
+        let entry = |(mac, to): (&Mac, &Vec<IpAddr>)| {
+            to.iter().map(|dst| Fdb { link, mac: *mac, dst: *dst }).collect::<Vec<_>>()
+        };
+        objects.extend(device.fdb.iter().flat_map(entry).map(Object::Fdb));
+        let neighbour =
+            |(address, mac): (&IpAddr, &Mac)| Object::Neigh(Neigh { link, address: *address, mac: *mac });
+        objects.extend(device.neighbours.iter().map(neighbour));
+        objects
+    }
+
+    fn tell(&mut self, change: Change) {
+        self.changes.push(change);
+    }
+
+    fn tell_route(&mut self, route: &Route) {
+        let connected = route.via.is_none() && route.protocol == RTPROT_KERNEL;
+        self.tell(Change::Route { dst: route.dst, protocol: route.protocol, connected });
+    }
+}
+
+impl Device {
+    fn new(mac: Mac) -> Self {
+        Self {
+            name: IfName::default(),
+            kind: None,
+            loopback: false,
+            mtu: 1500,
+            mac,
+            tag: String::new(),
+            up: false,
+            accept_ra: 1,
+            addresses: Vec::new(),
+            fdb: BTreeMap::new(),
+            neighbours: BTreeMap::new(),
+        }
+    }
+
+    fn link(&self) -> Option<Link> {
+        Some(Link { name: self.name, kind: self.kind?, mtu: self.mtu, mac: self.mac, tag: self.tag.clone() })
+    }
+
+    /// Law 17.
+    fn change_mac(&mut self, mac: Mac) {
+        if std::mem::replace(&mut self.mac, mac) != mac {
+            self.neighbours.clear();
+        }
+    }
+
+    fn host_link(&self, index: u32) -> HostLink {
+        HostLink {
+            index,
+            name: self.name,
+            kind: if self.kind.is_some() { "vxlan".to_owned() } else { String::new() },
+            mtu: self.mtu,
+            up: self.up,
+            carrier: self.up,
+            loopback: self.loopback,
+            point_to_point: false,
+        }
+    }
+}
+
+fn slot(family: Family) -> usize {
+    usize::from(family == Family::V6)
+}
+
+/// A second address of one prefix finds the connected route there already.
+fn present(errno: Errno) -> Result<(), Errno> {
+    if errno == Errno::EEXIST { Ok(()) } else { Err(errno) }
+}

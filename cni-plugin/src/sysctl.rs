@@ -1,0 +1,19 @@
+//! Settings of the kernel's network stack, as files of the namespace that we are in.
+
+use std::fs;
+
+use crate::cni::{Code, During, Failure};
+
+/// Sets a value, unless it has it already: in a container `/proc/sys` may be read-only, and right nevertheless.
+pub(crate) fn set(key: &str, value: &str) -> Result<(), Failure> {
+    let path = format!("/proc/sys/net/{key}");
+    if fs::read_to_string(&path).is_ok_and(|now| now.trim_end() == value) {
+        return Ok(());
+    }
+    fs::write(&path, value).during(Code::Io, || format!("cannot set net/{key} to {value}"))
+}
+
+/// Sets a value of an interface that is not vital, or whose family this kernel does not have.
+pub(crate) fn try_set(key: &str, value: &str) {
+    let _ = fs::write(format!("/proc/sys/net/{key}"), value);
+}

@@ -1,0 +1,140 @@
+//! Tells the rest of the host: subnet.env for the CNI plugin, `READY=1` for systemd. And hears when somebody else
+//! touches subnet.env.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
+use sd_notify::NotifyState;
+use subnet_lease::{SubnetEnv, SubnetEnvError};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use crate::node::Input;
+
+/// What can happen to the file, seen from its directory.
+const TOUCHED: AddWatchFlags = AddWatchFlags::IN_CLOSE_WRITE
+    .union(AddWatchFlags::IN_MOVE)
+    .union(AddWatchFlags::IN_DELETE)
+    .union(AddWatchFlags::IN_ATTRIB);
+
+/// What can happen to the directory: after it the watch shows nothing more.
+const GONE: AddWatchFlags = AddWatchFlags::IN_DELETE_SELF.union(AddWatchFlags::IN_MOVE_SELF);
+
+/// Wait until a directory that is gone is looked for again. Ours; the write that the loss asks for makes it at once.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Writes subnet.env, unless it says the same already: bytes, not meaning, so that an edited one is put right.
+pub fn write(path: &Path, env: &SubnetEnv) -> Result<(), SubnetEnvError> {
+    if fs::read(path).is_ok_and(|there| there == env.text().as_bytes()) {
+        return Ok(());
+    }
+    env.write(path)?;
+    info!("{} written", path.display());
+    Ok(())
+}
+
+/// Takes subnet.env away: no new pod gets an address from a subnet that is another host's. It stays beside as
+/// `subnet.env.lost`, by which the CNI plugin tells this from a daemon that has not started.
+pub fn withdraw(path: &Path, why: &str) {
+    let mut lost = path.as_os_str().to_owned();
+    lost.push(".lost");
+    match fs::rename(path, &lost) {
+        Ok(()) => warn!("{} is now {}: {why}", path.display(), Path::new(&lost).display()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => warn!("can't rename {}: {error} ({why})", path.display()),
+    }
+}
+
+/// Tells systemd, where it asked to be told.
+pub fn notify_ready() {
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+        warn!("systemd can't be told that we are ready: {error}");
+    }
+}
+
+/// Sends [`Input::File`] whenever the file may have changed, our own writes included, until nobody listens.
+/// Where it can't watch, it says so once; the file is then looked after in each pass that publishes.
+pub fn watch(path: &Path, inbox: mpsc::UnboundedSender<Input>) {
+    let path = path.to_owned();
+    tokio::spawn(async move {
+        if let Err(error) = follow(&path, &inbox).await {
+            warn!("{} can't be watched: {error}", path.display());
+        }
+    });
+}
+
+async fn follow(path: &Path, inbox: &mpsc::UnboundedSender<Input>) -> io::Result<()> {
+    let directory = path.parent().filter(|dir| !dir.as_os_str().is_empty()).map_or_else(|| PathBuf::from("."), Path::to_owned);
+    let name = path.file_name().unwrap_or_default();
+    let inotify = AsyncFd::new(Pollable(Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?))?;
+    loop {
+        match inotify.get_ref().0.add_watch(&directory, TOUCHED | GONE | AddWatchFlags::IN_ONLYDIR) {
+            // The directory may be new: what happened before the watch is unknown.
+            Ok(watch) => {
+                if inbox.send(Input::File).is_err() {
+                    return Ok(());
+                }
+                until_gone(&inotify, watch, name, inbox).await?;
+                // A directory that was moved away is still watched.
+                let _ = inotify.get_ref().0.rm_watch(watch);
+            }
+            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        if inbox.is_closed() {
+            return Ok(());
+        }
+        sleep(AGAIN).await;
+    }
+}
+
+/// What the runtime needs to wait for events.
+struct Pollable(Inotify);
+
+impl AsRawFd for Pollable {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+/// Passes on what happens to the file until its directory is gone or nobody listens.
+async fn until_gone(
+    inotify: &AsyncFd<Pollable>,
+    watch: WatchDescriptor,
+    name: &OsStr,
+    inbox: &mpsc::UnboundedSender<Input>,
+) -> io::Result<()> {
+    loop {
+        let mut guard = tokio::select! {
+            guard = inotify.readable() => guard?,
+            () = inbox.closed() => return Ok(()),
+        };
+        let events = match guard.try_io(|inotify| Ok(inotify.get_ref().0.read_events()?)) {
+            Ok(events) => events?,
+            Err(_would_block) => continue,
+        };
+        let gone = events.iter().any(|event| event.wd == watch && event.mask.intersects(GONE));
+        let about = |event: &InotifyEvent| {
+            let named = event.wd == watch && event.name.as_deref().is_none_or(|touched| touched == name);
+            named || event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW)
+        };
+        if events.iter().any(about) && inbox.send(Input::File).is_err() {
+            return Ok(());
+        }
+        if gone {
+            return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "publish_tests.rs"]
+mod tests;

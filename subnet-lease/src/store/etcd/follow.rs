@@ -1,0 +1,261 @@
+//! The watch: one list, then changes from the next revision on, and back to the list after a gap.
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::{KeyValue, WatchOptions, WatchResponse, WatchStream};
+use futures::stream::{self, StreamExt};
+use futures_core::stream::BoxStream;
+
+use super::listing;
+use super::session::{Dialer, Session};
+use crate::store::{StoreError, StoreEvent};
+
+/// Pauses between attempts to reconnect: doubled from the first to the last, flannel's figures.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Never ends. Does nothing while it is not polled.
+pub(super) fn follow(dialer: Arc<Dialer>) -> BoxStream<'static, StoreEvent> {
+    stream::unfold(Follower::new(dialer), |mut follower| async {
+        let event = follower.next().await;
+        Some((event, follower))
+    })
+    .boxed()
+}
+
+struct Follower {
+    dialer: Arc<Dialer>,
+    events: VecDeque<StoreEvent>,
+    config: Option<Vec<u8>>,
+    place: Option<Place>,
+    link: Option<Link>,
+    failures: u32,
+    complaint: Option<String>,
+}
+
+/// Up to where we were told everything; going on there needs the same cluster with that history.
+#[derive(Clone, Copy)]
+struct Place {
+    cluster: u64,
+    /// Next revision of the net-conf's watch and of the leases'. They share a connection, but each comes at its own pace.
+    next: [i64; 2],
+}
+
+/// An open watch.
+struct Link {
+    /// Held because the connection ends with its last client.
+    session: Session,
+    stream: WatchStream,
+    /// Ids by which the server tells our watches apart, in the order of `Place::next`.
+    ids: Vec<i64>,
+}
+
+const CONFIG: usize = 0;
+const LEASES: usize = 1;
+
+impl Follower {
+    fn new(dialer: Arc<Dialer>) -> Self {
+        Self { dialer, events: VecDeque::new(), config: None, place: None, link: None, failures: 0, complaint: None }
+    }
+
+    async fn next(&mut self) -> StoreEvent {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return event;
+            }
+            if let Err(error) = self.step().await {
+                self.link = None;
+                self.failures = self.failures.saturating_add(1);
+                self.complain(error.to_string());
+            }
+        }
+    }
+
+    /// Says a sentence once, until the store is followed again.
+    fn complain(&mut self, sentence: String) {
+        if self.complaint.as_ref() != Some(&sentence) {
+            self.events.push_back(StoreEvent::Stale(sentence.clone()));
+            self.complaint = Some(sentence);
+        }
+    }
+
+    async fn step(&mut self) -> Result<(), StoreError> {
+        let Some(link) = &mut self.link else { return self.reconnect().await };
+        match link.stream.message().await {
+            Ok(Some(response)) => self.heard(&response),
+            Ok(None) => Err(StoreError::Unreachable("the watch was closed".into())),
+            Err(error) => {
+                let error = link.session.told(&error);
+                // An answer above every limit: the list takes it piece by piece.
+                if error.to_string().contains("message length too large") {
+                    self.place = None;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn reconnect(&mut self) -> Result<(), StoreError> {
+        if self.failures > 0 {
+            tokio::time::sleep(pause(self.failures)).await;
+        }
+        let mut session = self.dialer.open().await?;
+        let place = match self.place {
+            Some(place) => place,
+            None => self.list(&mut session).await?,
+        };
+        let keys = session.keys().clone();
+        let from = |next: i64| WatchOptions::new().with_start_revision(next).with_progress_notify();
+        let mut stream = session
+            .watch
+            .watch(keys.config(), Some(from(place.next[CONFIG])))
+            .await
+            .map_err(|error| session.told(&error))?;
+        let leases = from(place.next[LEASES]).with_range(keys.subnets_end());
+        stream.watch(keys.subnets(), Some(leases)).await.map_err(|error| session.told(&error))?;
+        self.place = Some(place);
+        self.link = Some(Link { session, stream, ids: Vec::with_capacity(2) });
+        Ok(())
+    }
+
+    async fn list(&mut self, session: &mut Session) -> Result<Place, StoreError> {
+        let mut listing = listing::read(session).await?;
+        let place = Place { cluster: listing.cluster, next: [listing.revision + 1; 2] };
+        match listing.config.take() {
+            Some(config) => {
+                if self.config.as_ref() != Some(&config) {
+                    self.events.push_back(StoreEvent::Config(config.clone()));
+                    self.config = Some(config);
+                }
+                self.events.push_back(listing.into_snapshot());
+                self.followed_again();
+            }
+            None => self.complain(format!("{} is missing: no network is configured yet", session.keys().config())),
+        }
+        Ok(place)
+    }
+
+    fn followed_again(&mut self) {
+        (self.failures, self.complaint) = (0, None);
+    }
+
+    fn heard(&mut self, response: &WatchResponse) -> Result<(), StoreError> {
+        if response.canceled() {
+            // A compacted revision, or a reason in words. With the history gone only the list helps; for the rest
+            // (an expired token, a lost leader) a new connection does.
+            if response.compact_revision() > 0 {
+                (self.place, self.link) = (None, None);
+                return Ok(());
+            }
+            return Err(StoreError::Unreachable(format!("the watch was cancelled: {}", response.cancel_reason())));
+        }
+        if response.created() {
+            self.created(response);
+        } else if response.events().is_empty() {
+            self.progress(response);
+        }
+        for kv in response.events().iter().filter_map(|event| event.kv()) {
+            self.changed(kv);
+        }
+        Ok(())
+    }
+
+    fn created(&mut self, response: &WatchResponse) {
+        let (Some(link), Some(place)) = (&mut self.link, &self.place) else { return };
+        link.ids.push(response.watch_id());
+        let both = link.ids.len() == 2;
+        // Another cluster, or one restored from a backup, would let us wait for a revision that means something else.
+        let header = response.header();
+        let same = header.is_some_and(|h| {
+            h.cluster_id() == place.cluster && place.next.iter().all(|next| h.revision() + 1 >= *next)
+        });
+        if !same {
+            (self.place, self.link) = (None, None);
+        } else if both && self.complaint.is_some() && self.config.is_some() {
+            // Resumed without a gap. Any event says so; this one repeats what is known.
+            self.events.extend(self.config.clone().map(StoreEvent::Config));
+            self.followed_again();
+        }
+    }
+
+    /// The server says how far it is. Manual reports (watch id -1) may be wrong in etcd 3.4, and no place ever moves back.
+    fn progress(&mut self, response: &WatchResponse) {
+        let (Some(link), Some(place)) = (&self.link, &mut self.place) else { return };
+        let watch = link.ids.iter().position(|id| *id == response.watch_id());
+        if let (Some(watch), Some(header)) = (watch, response.header()) {
+            place.next[watch] = place.next[watch].max(header.revision() + 1);
+        }
+    }
+
+    fn changed(&mut self, kv: &KeyValue) {
+        // Version 0 marks a deletion. Asking the event for its type would panic on one that the client does not know.
+        let deleted = kv.version() == 0;
+        let keys = &self.dialer.keys;
+        if kv.key() == keys.config().as_bytes() {
+            self.advance(CONFIG, kv);
+            self.config_changed((!deleted).then(|| kv.value().to_vec()));
+        } else if let Some(name) = keys.name(kv.key()) {
+            self.advance(LEASES, kv);
+            self.lease_changed(name, kv, deleted);
+        }
+    }
+
+    fn advance(&mut self, watch: usize, kv: &KeyValue) {
+        if let Some(place) = &mut self.place {
+            place.next[watch] = place.next[watch].max(kv.mod_revision() + 1);
+        }
+    }
+
+    fn config_changed(&mut self, config: Option<Vec<u8>>) {
+        match config {
+            Some(config) if self.config.is_some() => {
+                self.events.push_back(StoreEvent::Config(config.clone()));
+                self.config = Some(config);
+            }
+            // The first one: list, so that a snapshot follows it.
+            Some(_) => (self.place, self.link) = (None, None),
+            None => self.complain(format!("{} was deleted: going on with what it said", self.dialer.keys.config())),
+        }
+    }
+
+    fn lease_changed(&mut self, name: String, kv: &KeyValue, deleted: bool) {
+        if self.config.is_none() {
+            return;
+        }
+        if !deleted {
+            self.events.push_back(match listing::read_lease(&name, kv, self.dialer.config.ttl) {
+                Ok(held) => StoreEvent::Upsert(held.lease),
+                Err(unknown) => StoreEvent::Unreadable { key: unknown.name, reason: unknown.reason },
+            });
+        } else if let Ok(subnets) = name.parse() {
+            self.events.push_back(StoreEvent::Remove(subnets));
+        } else {
+            // No event says that an unreadable key went; a snapshot does.
+            (self.place, self.link) = (None, None);
+        }
+    }
+}
+
+/// Between half and the whole of the doubled pause, so that a cluster's hosts do not come back in one moment.
+fn pause(failures: u32) -> Duration {
+    let whole = FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LAST_PAUSE);
+    let random = RandomState::new().hash_one(failures) % 512;
+    whole.mul_f64(0.5 + f64::from(u32::try_from(random).unwrap_or(0)) / 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_from_a_tenth_of_a_second_to_five_and_differ_between_hosts() {
+        for (failures, whole) in [(1, 100), (2, 200), (5, 1600), (7, 5000), (u32::MAX, 5000)] {
+            let pauses: Vec<_> = (0..50).map(|_| pause(failures).as_millis()).collect();
+            assert!(pauses.iter().all(|ms| (whole / 2..=whole).contains(ms)), "{failures}: {pauses:?}");
+            assert!(pauses.windows(2).any(|two| two[0] != two[1]));
+        }
+    }
+}

@@ -1,0 +1,151 @@
+use std::time::Duration;
+
+use etcd_client::{GetOptions, GetResponse, KeyValue};
+
+use super::session::Session;
+use crate::lease::Lease;
+use crate::net::Subnets;
+use crate::store::{StoreError, StoreEvent};
+
+/// Keys per answer: flannel's records have 250 bytes, so a page is far below any limit.
+const PAGE: i64 = 1000;
+
+/// Everything there is, at one revision.
+pub(super) struct Listing {
+    pub(super) config: Option<Vec<u8>>,
+    pub(super) leases: Vec<Held>,
+    pub(super) unknown: Vec<Unknown>,
+    pub(super) revision: i64,
+    pub(super) cluster: u64,
+}
+
+/// A lease with what a compare-and-swap needs.
+pub(super) struct Held {
+    pub(super) lease: Lease,
+    pub(super) mod_revision: i64,
+    pub(super) etcd_lease: i64,
+}
+
+/// A key that is there and cannot be read.
+pub(super) struct Unknown {
+    pub(super) name: String,
+    pub(super) reason: String,
+    /// Whom or what it keeps from being leased, where at least the key can be read.
+    pub(super) subnets: Option<Subnets>,
+    pub(super) epoch: u64,
+}
+
+impl Listing {
+    pub(super) fn unreadable(&self) -> Vec<(String, String)> {
+        self.unknown.iter().map(|unknown| (unknown.name.clone(), unknown.reason.clone())).collect()
+    }
+
+    pub(super) fn into_snapshot(self) -> StoreEvent {
+        let unreadable = self.unreadable();
+        StoreEvent::Snapshot { leases: self.leases.into_iter().map(|held| held.lease).collect(), unreadable }
+    }
+
+    /// Adds a page. Returns the key to go on with.
+    fn take(&mut self, session: &Session, page: &GetResponse) -> Option<Vec<u8>> {
+        self.note(page);
+        for kv in page.kvs() {
+            let Some(name) = session.keys().name(kv.key()) else { continue };
+            match read_lease(&name, kv, session.ttl) {
+                Ok(held) => self.leases.push(held),
+                Err(unknown) => self.unknown.push(unknown),
+            }
+        }
+        following(page)
+    }
+
+    /// The first page decides at which revision all are read.
+    fn note(&mut self, page: &GetResponse) {
+        if let Some(header) = page.header().filter(|_| self.revision == 0) {
+            (self.revision, self.cluster) = (header.revision(), header.cluster_id());
+        }
+    }
+}
+
+/// A key and value as a lease. `ttl` is what a key with an etcd lease was presumably granted: asking would be one
+/// request per key.
+pub(super) fn read_lease(name: &str, kv: &KeyValue, ttl: Duration) -> Result<Held, Unknown> {
+    let epoch = u64::try_from(kv.create_revision()).unwrap_or(0);
+    let ttl = (kv.lease() != 0).then_some(ttl);
+    match Lease::from_record(name, kv.value()) {
+        Ok(lease) => {
+            let lease = Lease { ttl, epoch, ..lease };
+            Ok(Held { lease, mod_revision: kv.mod_revision(), etcd_lease: kv.lease() })
+        }
+        Err(error) => {
+            Err(Unknown { name: name.into(), reason: error.to_string(), subnets: name.parse().ok(), epoch })
+        }
+    }
+}
+
+/// Reads all leases, in pages at the revision of the first one, and the net-conf. That one may be newer by a moment; a watch
+/// from the leases' revision then tells it a second time.
+pub(super) async fn read(session: &mut Session) -> Result<Listing, StoreError> {
+    let mut listing = Listing { config: None, leases: Vec::new(), unknown: Vec::new(), revision: 0, cluster: 0 };
+    let mut next = Some(session.keys().subnets().into_bytes());
+    let mut limit = PAGE;
+    while let Some(from) = next.take() {
+        match page(session, &from, listing.revision, limit, false).await {
+            Ok(page) => {
+                next = listing.take(session, &page);
+                limit = (limit * 2).min(PAGE);
+            }
+            Err(error) if !too_large(&error) => return Err(error),
+            Err(_) if limit > 1 => {
+                limit /= 2;
+                next = Some(from);
+            }
+            Err(error) => next = skip_one(session, &from, &mut listing, &error).await?,
+        }
+    }
+    let config = session.get(session.keys().config(), None).await?;
+    listing.config = config.kvs().first().map(|kv| kv.value().to_vec());
+    Ok(listing)
+}
+
+async fn page(
+    session: &mut Session,
+    from: &[u8],
+    revision: i64,
+    limit: i64,
+    keys_only: bool,
+) -> Result<GetResponse, StoreError> {
+    let end = session.keys().subnets_end();
+    let mut options = GetOptions::new().with_range(end).with_limit(limit).with_revision(revision);
+    if keys_only {
+        options = options.with_keys_only();
+    }
+    session.get(from, Some(options)).await
+}
+
+/// Notes a key whose value alone is too large to be read. Returns the key to go on with.
+async fn skip_one(
+    session: &mut Session,
+    from: &[u8],
+    listing: &mut Listing,
+    error: &StoreError,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    let page = page(session, from, listing.revision, 1, true).await?;
+    listing.note(&page);
+    for kv in page.kvs() {
+        let name = session.keys().name(kv.key()).unwrap_or_default();
+        let (subnets, epoch) = (name.parse().ok(), u64::try_from(kv.create_revision()).unwrap_or(0));
+        listing.unknown.push(Unknown { name, reason: error.to_string(), subnets, epoch });
+    }
+    Ok(following(&page))
+}
+
+/// The smallest key after the last one of a page, if there are more.
+fn following(page: &GetResponse) -> Option<Vec<u8>> {
+    let last = page.kvs().last().filter(|_| page.more())?;
+    Some([last.key(), &[0]].concat())
+}
+
+/// The gRPC library's words for an answer above our limit.
+fn too_large(error: &StoreError) -> bool {
+    matches!(error, StoreError::Unreachable(text) if text.contains("message length too large"))
+}

@@ -1,0 +1,101 @@
+//! Leases in etcd (v3 API, 3.4 and newer), in flannel's keys and values.
+//!
+//! ```text
+//!   <prefix>/config                   the net-conf
+//!   <prefix>/subnets/10.5.52.0-24     a lease, attached to an etcd lease of 24 h; without one it is a reservation
+//!
+//!   claim:  list ──▶ choose (pure) ──▶ compare-and-swap ──▶ new key: list again, the earlier of two that overlap stays
+//!             ▲                              │ somebody was faster
+//!             └──────────────────────────────┘
+//!   watch:  list at one revision ──▶ watch from the next one ──▶ events; a gap leads back to the list
+//! ```
+//!
+//! Nothing is kept between calls but the endpoint that answered last: certificates and passwords are read anew for every
+//! connection, and a connection is to one endpoint, since the client's own balancer goes on using dead ones.
+
+mod claiming;
+mod config;
+mod follow;
+mod keys;
+mod listing;
+mod session;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::{Compare, CompareOp, Txn, TxnOp};
+use futures_core::future::BoxFuture;
+use futures_core::stream::BoxStream;
+
+pub use config::EtcdConfig;
+use session::{Dialer, Session};
+
+use crate::claim::Claim;
+use crate::lease::{Lease, OwnLease};
+use crate::store::{Store, StoreError, StoreEvent};
+
+/// The store in an etcd. Clones share the choice of endpoint.
+#[derive(Clone, Debug)]
+pub struct EtcdStore {
+    dialer: Arc<Dialer>,
+}
+
+/// A net-conf as the store has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredConfig {
+    /// The JSON, not looked at.
+    pub json: Vec<u8>,
+    /// When it was last written, in etcd's count of changes.
+    pub revision: i64,
+}
+
+impl EtcdStore {
+    /// Checks the configuration and returns at once; connections are made when needed, so a server that is down is no error
+    /// here. A wrong setting is one that names flag and value.
+    pub fn connect(config: EtcdConfig) -> Result<Self, StoreError> {
+        Ok(Self { dialer: Arc::new(Dialer::new(config)?) })
+    }
+
+    /// The net-conf; `None` where there is none yet.
+    pub async fn get_config(&self) -> Result<Option<StoredConfig>, StoreError> {
+        let mut session = self.dialer.open().await?;
+        let key = session.keys().config();
+        let found = session.get(key, None).await?;
+        Ok(found.kvs().first().map(|kv| StoredConfig { json: kv.value().to_vec(), revision: kv.mod_revision() }))
+    }
+
+    /// Writes the net-conf if it still has the revision that the writer saw (`None`: there was none). The JSON is not
+    /// checked here. Returns the new revision; `Raced` if somebody else wrote meanwhile.
+    pub async fn put_config(&self, json: &[u8], seen: Option<i64>) -> Result<i64, StoreError> {
+        let mut session = self.dialer.open().await?;
+        let key = session.keys().config();
+        let unchanged = Compare::mod_revision(key.clone(), CompareOp::Equal, seen.unwrap_or(0));
+        let write = TxnOp::put(key.clone(), json, None);
+        session.swap(&key, Txn::new().when([unchanged]).and_then([write])).await
+    }
+
+    /// All leases with the time each has left (`None` for reservations, and where the server did not say), and what could
+    /// not be read: key and reason.
+    #[allow(clippy::type_complexity, reason = "two lists, named in the line above")]
+    pub async fn list(&self) -> Result<(Vec<(Lease, Option<Duration>)>, Vec<(String, String)>), StoreError> {
+        let mut session = self.dialer.open().await?;
+        let listing = listing::read(&mut session).await?;
+        let unreadable = listing.unreadable();
+        let mut leases = Vec::with_capacity(listing.leases.len());
+        for held in listing.leases {
+            let left = if held.etcd_lease == 0 { None } else { session.time_left(held.etcd_lease).await.ok().flatten() };
+            leases.push((held.lease, left));
+        }
+        Ok((leases, unreadable))
+    }
+}
+
+impl Store for EtcdStore {
+    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<OwnLease, StoreError>> {
+        Box::pin(claiming::claim(&self.dialer, claim))
+    }
+
+    fn watch(&self) -> BoxStream<'static, StoreEvent> {
+        follow::follow(Arc::clone(&self.dialer))
+    }
+}

@@ -1,0 +1,211 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use etcd_client::{
+    Certificate, Client, ConnectOptions, Error, GetOptions, GetResponse, Identity, KvClient, LeaseClient, PutOptions,
+    TlsOptions, Txn, WatchClient,
+};
+
+use super::config::{EtcdConfig, read_pem};
+use super::keys::Keys;
+use crate::store::StoreError;
+
+/// An answer takes at most this long; a watch has no end.
+const REQUEST: Duration = Duration::from_secs(10);
+/// Long enough for a far data centre, short enough to get past a dead endpoint.
+const CONNECT: Duration = Duration::from_secs(3);
+/// etcd closes connections that ping more often than every 5 s. A half-open connection is noticed after both.
+const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
+/// The client's own limit of 4 MiB lets four fat records stop every host.
+const LARGEST_MESSAGE: usize = 64 << 20;
+
+/// Opens connections.
+#[derive(Debug)]
+pub(super) struct Dialer {
+    pub(super) config: EtcdConfig,
+    pub(super) keys: Keys,
+    /// Counts up past endpoints that fail.
+    endpoint: AtomicUsize,
+}
+
+/// One connection to one endpoint that was seen to answer.
+pub(super) struct Session {
+    kv: KvClient,
+    lease: LeaseClient,
+    pub(super) watch: WatchClient,
+    endpoint: String,
+    keys: Keys,
+    pub(super) ttl: Duration,
+}
+
+impl Dialer {
+    pub(super) fn new(config: EtcdConfig) -> Result<Self, StoreError> {
+        config.check()?;
+        if config.ca_file.is_some() && !config.endpoints.iter().any(|endpoint| endpoint.starts_with("https://")) {
+            tracing::warn!("etcd-cafile is given, but no endpoint begins with https://: nothing is encrypted");
+        }
+        Ok(Self { keys: Keys::new(&config.prefix), config, endpoint: AtomicUsize::new(0) })
+    }
+
+    /// Connects to the endpoint that answered last, else to the next one that does.
+    pub(super) async fn open(&self) -> Result<Session, StoreError> {
+        let mut failure = None;
+        for _ in &self.config.endpoints {
+            let index = self.endpoint.load(Ordering::Relaxed);
+            let endpoint = &self.config.endpoints[index % self.config.endpoints.len()];
+            match self.open_one(endpoint).await {
+                Ok(session) => return Ok(session),
+                Err(error) => failure = Some(error),
+            }
+            // Of two that fail here together only one moves on.
+            let _ = self.endpoint.compare_exchange(index, index + 1, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        Err(failure.unwrap_or_else(|| StoreError::Unreachable("no endpoint".into())))
+    }
+
+    async fn open_one(&self, endpoint: &str) -> Result<Session, StoreError> {
+        let options = self.options(endpoint)?;
+        let told = |error: Error| told(endpoint, &error);
+        let connecting = Client::connect([endpoint], Some(options));
+        let client = tokio::time::timeout(REQUEST, connecting).await.map_err(|_| silent(endpoint))?.map_err(told)?;
+        let mut session = Session {
+            kv: client.kv_client().max_decoding_message_size(LARGEST_MESSAGE),
+            lease: client.lease_client(),
+            watch: client.watch_client().max_decoding_message_size(LARGEST_MESSAGE),
+            endpoint: endpoint.into(),
+            keys: self.keys.clone(),
+            ttl: self.config.ttl,
+        };
+        // The client connects with its first request; and a member without a quorum is as good as down.
+        session.get(self.keys.config(), Some(GetOptions::new().with_count_only())).await?;
+        Ok(session)
+    }
+
+    fn options(&self, endpoint: &str) -> Result<ConnectOptions, StoreError> {
+        let config = &self.config;
+        let mut options = ConnectOptions::new()
+            .with_timeout(REQUEST)
+            .with_connect_timeout(CONNECT)
+            .with_keep_alive(PING.0, PING.1)
+            .with_require_leader(true);
+        if let (Some(user), Some(password)) = (&config.username, &config.password) {
+            options = options.with_user(user, password);
+        }
+        if endpoint.starts_with("https://") {
+            options = options.with_tls(tls(config)?);
+        }
+        Ok(options)
+    }
+}
+
+fn tls(config: &EtcdConfig) -> Result<TlsOptions, StoreError> {
+    let mut tls = match &config.ca_file {
+        Some(path) => TlsOptions::new().ca_certificate(Certificate::from_pem(read_pem("etcd-cafile", path)?)),
+        None => TlsOptions::new().with_native_roots(),
+    };
+    if let (Some(cert), Some(key)) = (&config.cert_file, &config.key_file) {
+        let (cert, key) = (read_pem("etcd-certfile", cert)?, read_pem("etcd-keyfile", key)?);
+        tls = tls.identity(Identity::from_pem(cert, key));
+    }
+    Ok(tls)
+}
+
+impl Session {
+    pub(super) fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    pub(super) async fn get(
+        &mut self,
+        key: impl Into<Vec<u8>>,
+        options: Option<GetOptions>,
+    ) -> Result<GetResponse, StoreError> {
+        let answer = self.kv.get(key, options).await;
+        answer.map_err(|error| self.told(&error))
+    }
+
+    /// Runs a compare-and-swap that is about `key`. Returns the revision of the change; `Raced` if the comparison failed.
+    pub(super) async fn swap(&mut self, key: &str, txn: Txn) -> Result<i64, StoreError> {
+        let answer = self.kv.txn(txn).await.map_err(|error| self.told(&error))?;
+        match answer.header() {
+            Some(header) if answer.succeeded() => Ok(header.revision()),
+            _ => Err(StoreError::Raced(key.into())),
+        }
+    }
+
+    /// A new etcd lease: id and time granted.
+    pub(super) async fn grant(&mut self) -> Result<(i64, Duration), StoreError> {
+        let seconds = i64::try_from(self.ttl.as_secs()).unwrap_or(i64::MAX).max(1);
+        let granted = self.lease.grant(seconds, None).await.map_err(|error| self.told(&error))?;
+        Ok((granted.id(), seconds_of(granted.ttl()).unwrap_or(self.ttl)))
+    }
+
+    /// Gives an etcd lease its whole time again. Returns that time; `None` if the lease has ended.
+    pub(super) async fn keep_alive(&mut self, id: i64) -> Result<Option<Duration>, StoreError> {
+        let (mut keeper, mut answers) = match self.lease.keep_alive(id).await {
+            Ok(both) => both,
+            // So this client says "a lifetime of 0", which is how etcd says "no such lease".
+            Err(Error::LeaseKeepAliveError(_)) => return Ok(None),
+            Err(error) => return Err(self.told(&error)),
+        };
+        // It does not pass on the time from the first answer.
+        keeper.keep_alive().await.map_err(|error| self.told(&error))?;
+        let answer = tokio::time::timeout(REQUEST, answers.message()).await.map_err(|_| silent(&self.endpoint))?;
+        let answer = answer.map_err(|error| self.told(&error))?;
+        Ok(answer.and_then(|answer| seconds_of(answer.ttl())))
+    }
+
+    /// Ends an etcd lease that is not needed; where that fails it ends by itself.
+    pub(super) async fn revoke(&mut self, id: i64) {
+        if let Err(error) = self.lease.revoke(id).await {
+            tracing::debug!(%error, "could not give back an unused etcd lease");
+        }
+    }
+
+    /// The time an etcd lease has left; `None` if it has ended.
+    pub(super) async fn time_left(&mut self, id: i64) -> Result<Option<Duration>, StoreError> {
+        let answer = self.lease.time_to_live(id, None).await.map_err(|error| self.told(&error))?;
+        Ok(seconds_of(answer.ttl()))
+    }
+
+    pub(super) fn told(&self, error: &Error) -> StoreError {
+        told(&self.endpoint, error)
+    }
+}
+
+/// Options of a put that attaches the key to an etcd lease; 0 is none.
+pub(super) fn attached(etcd_lease: i64) -> Option<PutOptions> {
+    (etcd_lease != 0).then(|| PutOptions::new().with_lease(etcd_lease))
+}
+
+fn seconds_of(ttl: i64) -> Option<Duration> {
+    u64::try_from(ttl).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs)
+}
+
+fn silent(endpoint: &str) -> StoreError {
+    StoreError::Unreachable(format!("{endpoint} does not answer"))
+}
+
+/// gRPC's codes, as far as they mean something to the caller.
+fn told(endpoint: &str, error: &Error) -> StoreError {
+    let Error::GRpcStatus(status) = error else {
+        return StoreError::Unreachable(format!("{endpoint}: {error}"));
+    };
+    let sentence = format!("{endpoint}: {}", deepest(status));
+    // The code's type belongs to a crate that this one does not name; its numbers are gRPC's.
+    match i32::from(status.code()) {
+        7 | 16 => StoreError::Denied(sentence),
+        3 | 9 if status.message().contains("auth") => StoreError::Denied(sentence),
+        12 => StoreError::Unsupported(format!("{sentence} (etcd 3.4 or newer is needed)")),
+        _ => StoreError::Unreachable(sentence),
+    }
+}
+
+/// The innermost cause says it best: "connection refused" rather than "transport error".
+fn deepest(status: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = status;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,100 @@
+//! One case: its name, what it needs, and what it does.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use libtest_mimic::{Arguments, Failed, Trial};
+use netns_harness::caps::{Caps, Need};
+use netns_harness::flannel::{Products, StoreKind};
+use netns_harness::{Cluster, Family, Program, Spec};
+
+/// A case of the suite.
+pub(crate) struct Case {
+    name: String,
+    needs: Vec<Need>,
+    peers: bool,
+    body: Box<dyn FnOnce() -> Result<()> + Send>,
+}
+
+/// What every cluster needs.
+const CLUSTER: [Need; 6] = [Need::Namespaces, Need::Veth, Need::Bridge, Need::Vxlan, Need::NfTables, Need::Ipv6];
+
+/// A case that builds a cluster.
+pub(crate) fn case(name: impl Into<String>, body: impl FnOnce() -> Result<()> + Send + 'static) -> Case {
+    Case { name: name.into(), needs: CLUSTER.to_vec(), peers: false, body: Box::new(body) }
+}
+
+impl Case {
+    /// It needs the real programs to test against.
+    pub(crate) fn with_peers(self) -> Self {
+        Self { peers: true, ..self }
+    }
+
+    /// Why it can't run here.
+    fn missing(&self) -> Vec<String> {
+        let mut missing: Vec<String> = Caps::probe().missing(&self.needs).into_iter().map(Into::into).collect();
+        if self.peers && peer("flanneld").is_err() {
+            missing.push("the programs of tests/peers are not built".into());
+        }
+        missing
+    }
+
+    fn trial(self) -> Trial {
+        let body = self.body;
+        Trial::test(self.name, move || body().map_err(|error| Failed::from(format!("{error:?}"))))
+    }
+}
+
+/// Runs what can run, lists what is skipped, and fails on a skip that nobody allowed.
+pub(crate) fn run(args: &Arguments, cases: Vec<Case>) -> ExitCode {
+    let allowed = std::env::var("SELVAGE_ALLOW_SKIPS").ok().filter(|list| !list.is_empty());
+    let mut refused = false;
+    let mut trials = Vec::new();
+    for case in cases {
+        let missing = case.missing();
+        if missing.is_empty() {
+            trials.push(case.trial());
+            continue;
+        }
+        println!("skipped {}: {}", case.name, missing.join("; "));
+        refused |= allowed.as_ref().is_some_and(|list| !list.split(',').any(|name| name == case.name));
+        trials.push(case.trial().with_ignored_flag(true));
+    }
+    let code = libtest_mimic::run(args, trials).exit_code();
+    if refused {
+        println!("a case was skipped that must run here");
+        return ExitCode::FAILURE;
+    }
+    code
+}
+
+/// Our programs.
+pub(crate) fn products() -> Result<Products> {
+    let dir = std::env::var_os("SELVAGE_PRODUCTS").context("SELVAGE_PRODUCTS is not set: run `tests/run netns`")?;
+    Products::in_dir(&PathBuf::from(dir))
+}
+
+/// One of the real programs to test against.
+pub(crate) fn peer(program: &str) -> Result<PathBuf> {
+    let dir = std::env::var_os("SELVAGE_PEERS").filter(|d| !d.is_empty()).context("SELVAGE_PEERS is not set")?;
+    let path = PathBuf::from(dir).join(program);
+    path.exists().then_some(path.clone()).with_context(|| format!("{} does not exist", path.display()))
+}
+
+/// A cluster of three with etcd, unless said otherwise: it runs and its pods talk.
+pub(crate) fn cluster(spec: Spec) -> Result<Cluster> {
+    Cluster::up(&spec, &products()?)
+}
+
+/// Three hosts of these families.
+pub(crate) fn spec(family: Family) -> Spec {
+    Spec { family, store: StoreKind::Etcd, ..Spec::default() }
+}
+
+/// A word to the store by its own client.
+pub(crate) fn etcdctl(cluster: &Cluster, args: &[&str]) -> Result<String> {
+    let endpoint = format!("--endpoints={}", cluster.store.endpoint());
+    let program = Program::new("etcdctl").env("ETCDCTL_API", "3").arg(endpoint).args(args.iter().copied());
+    cluster.net.store().exec(&program)
+}

@@ -1,0 +1,176 @@
+//! Hosts join and leave, addresses change, daemons are stopped, killed and started again.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use netns_harness::disturb::outage;
+use netns_harness::flannel::{SUBNET_ENV, subnet_env, wait_for_subnet};
+use netns_harness::{Cluster, Family, UPLINK, eventually};
+use ipnetwork::IpNetwork;
+use nix::sys::signal::Signal;
+
+use crate::case::{Case, case, cluster, etcdctl, products, spec};
+
+const SOON: Duration = Duration::from_secs(5);
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases = vec![
+        case("a_host_that_joins_is_reached_and_one_that_leaves_is_forgotten", join_and_leave),
+        case("a_host_whose_address_changes_keeps_its_subnet", changed_address),
+        case("a_restart_on_an_unchanged_host_plans_nothing", nothing_to_do),
+        case("subnet_env_comes_back_when_it_vanishes", subnet_env_vanishes),
+        case("ready_turns_green_after_the_first_pass", ready),
+    ];
+    for family in [Family::V4, Family::V6, Family::Dual] {
+        for (word, signal) in [("term", Signal::SIGTERM), ("kill", Signal::SIGKILL)] {
+            let name = format!("no_packet_is_lost_over_{word}_and_restart_{family}");
+            cases.push(case(name, move || restart_under_traffic(family, signal)));
+        }
+    }
+    cases
+}
+
+fn join_and_leave() -> Result<()> {
+    let mut cluster = cluster(spec(Family::Dual))?;
+    cluster.join()?;
+    cluster.wait_for_pings(SOON)?;
+    let routes = |cluster: &Cluster| cluster.net.host(0).netlink()?.routes("flannel.1");
+    let before = routes(&cluster)?.len();
+    let leases = cluster.store.list("subnets/")?;
+    let gone = subnet_env(cluster.net.host(3)).unwrap_or_default()["FLANNEL_SUBNET"].replace(".1/24", ".0-24");
+    let key = leases.keys().find(|key| key.contains(&gone)).context("the host's lease")?.clone();
+    cluster.daemons[3].kill();
+    etcdctl(&cluster, &["del", &key])?;
+    eventually(SOON, || {
+        let now = routes(&cluster)?.len();
+        ensure!(now == before - 1, "{now} routes, {before} before");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+fn changed_address() -> Result<()> {
+    let cluster = cluster(spec(Family::V4))?;
+    let host = cluster.net.host(1);
+    let before = subnet_env(host).context("subnet.env")?;
+    let old = host.addresses()[0];
+    let new = IpNetwork::new("172.30.77.77".parse()?, old.prefix())?;
+    host.delete_address(UPLINK, old)?;
+    host.add_address(UPLINK, new)?;
+    cluster.wait_for_pings(SOON)?;
+    eventually(SOON, || {
+        let leases = cluster.store.list("subnets/")?;
+        let told = leases.values().filter(|value| value.contains(&new.ip().to_string())).count();
+        ensure!(told == 1, "the store shows {leases:?}");
+        Ok(())
+    })?;
+    ensure!(subnet_env(host).context("subnet.env")? == before, "the subnet stays");
+    Ok(())
+}
+
+fn nothing_to_do() -> Result<()> {
+    let mut cluster = cluster(spec(Family::Dual))?;
+    let host = cluster.net.host(0).clone();
+    let plan = host.exec(&products()?.control_on_host(&cluster.store).arg("plan"))?;
+    ensure!(plan.trim().is_empty() || plan.contains("nothing to do"), "{plan}");
+    cluster.restart_daemon(0)?;
+    eventually(SOON, || {
+        ensure!(cluster.daemons[0].log().contains("ready"), "{}", cluster.daemons[0].log());
+        Ok(())
+    })?;
+    let log = cluster.daemons[0].log();
+    let after = log.rsplit("first snapshot of the store").next().unwrap_or_default();
+    ensure!(!after.contains("added="), "{after}");
+    Ok(())
+}
+
+fn subnet_env_vanishes() -> Result<()> {
+    let cluster = cluster(spec(Family::V4))?;
+    let host = cluster.net.host(0);
+    let before = std::fs::read(host.path(SUBNET_ENV))?;
+    for harm in [None, Some("FLANNEL_MTU=9\n")] {
+        match harm {
+            None => std::fs::remove_file(host.path(SUBNET_ENV))?,
+            Some(text) => std::fs::write(host.path(SUBNET_ENV), text)?,
+        }
+        eventually(SOON, || {
+            ensure!(std::fs::read(host.path(SUBNET_ENV))? == before, "not as before");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn ready() -> Result<()> {
+    let mut cluster = Cluster::prepare(&spec(Family::V4), &products()?)?;
+    let host = cluster.net.host(0).clone();
+    let daemon = products()?.daemon(&cluster.store).args(["--healthz-ip=127.0.0.1", "--healthz-port=8081"]);
+    let process = host.spawn(&daemon)?;
+    let answer = |what: &'static str| http_get(&host, what);
+    eventually(SOON, || {
+        let (status, body) = answer("/readyz")?;
+        ensure!(status == 503 && body.contains("configuration"), "{status} {body}");
+        Ok(())
+    })?;
+    ensure!(answer("/healthz")?.0 == 200, "alive while waiting");
+    cluster.set_network()?;
+    wait_for_subnet(&host, &process, SOON)?;
+    eventually(SOON, || {
+        let (status, body) = answer("/readyz")?;
+        ensure!(status == 200, "{status} {body}");
+        Ok(())
+    })?;
+    // A fact that goes wrong turns it red, and green again when it is mended.
+    let address = host.addresses()[0];
+    host.delete_address(UPLINK, address)?;
+    eventually(SOON, || {
+        let (status, body) = answer("/readyz")?;
+        ensure!(status == 503, "{status} {body}");
+        Ok(())
+    })?;
+    host.add_address(UPLINK, address)?;
+    eventually(SOON, || {
+        let (status, body) = answer("/readyz")?;
+        ensure!(status == 200, "{status} {body}");
+        Ok(())
+    })?;
+    cluster.daemons.push(process);
+    Ok(())
+}
+
+/// One request from inside the host: status and body.
+fn http_get(host: &netns_harness::Host, what: &str) -> Result<(u16, String)> {
+    use std::io::{Read, Write};
+    let text = host.run(|| -> Result<String> {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", 8081))?;
+        stream.set_read_timeout(Some(SOON))?;
+        write!(stream, "GET {what} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    })??;
+    let status = text.split(' ').nth(1).context("no status")?.parse()?;
+    Ok((status, text.split("\r\n\r\n").nth(1).unwrap_or_default().to_owned()))
+}
+
+fn restart_under_traffic(family: Family, signal: Signal) -> Result<()> {
+    let cluster = cluster(spec(family))?;
+    let daemon = products()?.daemon(&cluster.store);
+    let mut running = cluster.daemons.clone();
+    for one in family.each() {
+        let report = outage(&cluster.pods[0], &cluster.pods[1], *one, SOON, || {
+            for (n, process) in running.iter_mut().enumerate().take(2) {
+                process.signal(signal);
+                process.wait(SOON)?;
+                *process = cluster.net.host(n).spawn(&daemon.clone().named(&format!("flanneld-{signal}-{one}")))?;
+                eventually(SOON, || {
+                    ensure!(process.log().contains(" ready"), "{}", process.log());
+                    Ok(())
+                })?;
+            }
+            Ok(())
+        })?;
+        ensure!(report.lost() == 0, "{report:?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,30 @@
+//! What only a kernel can show: real daemons, real pods, in network namespaces. Needs root or open user namespaces.
+//!
+//! `SELVAGE_PRODUCTS` is the folder of the programs (as `tests/build` prints it), `SELVAGE_PEERS` the folder of the real
+//! programs to test against (`tests/peers/build`). A case says what it needs; what is missing is listed, and with
+//! `SELVAGE_ALLOW_SKIPS` set (a comma list of cases, or `none`) every other skip fails.
+
+#![allow(clippy::print_stdout, reason = "the suite tells what it skips")]
+
+mod case;
+mod connect;
+mod flannel;
+mod life;
+mod repair;
+mod store;
+
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+
+fn main() -> ExitCode {
+    if let Err(error) = netns_harness::enter() {
+        println!("{error:#}");
+        return ExitCode::FAILURE;
+    }
+    let mut args = Arguments::from_args();
+    // Cases count lost packets and milliseconds: one at a time, unless told otherwise.
+    args.test_threads = args.test_threads.or(Some(1));
+    let cases = [connect::cases(), life::cases(), repair::cases(), store::cases(), flannel::cases()];
+    case::run(&args, cases.into_iter().flatten().collect())
+}
