@@ -18,7 +18,8 @@ use crate::state::{KernelState, Link, Object};
 pub fn diff(want: &KernelState, have: &KernelState, owner: &Owner) -> Plan {
     let wanted = Wanted::new(owner, want, have);
     let away = links_in_the_way(want, have, owner);
-    let mut plan = Plan { ops: away.iter().map(|l| Op::Delete(Object::Link(Box::new((*l).clone())))).collect() };
+    let mut plan =
+        Plan { ops: away.iter().map(|l| Op::Delete(Object::Link(Box::new((*l).clone())))).collect() };
     let gone: HashSet<IfName> = away.iter().map(|l| l.name).collect();
     let doomed: HashSet<IfName> = unwanted_links(want, have, owner, &gone);
 
@@ -41,7 +42,12 @@ pub fn diff(want: &KernelState, have: &KernelState, owner: &Owner) -> Plan {
 }
 
 /// One forward walk over both, in key order.
-fn merge<'a>(want: &[Object], have: &[(&'a Object, Verdict)], puts: &mut Vec<Op>, deletes: &mut Vec<&'a Object>) {
+fn merge<'a>(
+    want: &[Object],
+    have: &[(&'a Object, Verdict)],
+    puts: &mut Vec<Op>,
+    deletes: &mut Vec<&'a Object>,
+) {
     let (mut w, mut h) = (0, 0);
     while w < want.len() || h < have.len() {
         let order = match (want.get(w), have.get(h)) {

@@ -102,7 +102,10 @@ impl Facts {
 
     /// The prefixes that are on the wire of this link: reachable without a gateway.
     pub fn connected(&self, index: u32) -> impl Iterator<Item = IpNetwork> {
-        self.routes.iter().filter(move |r| r.link == index && r.gateway.is_none() && r.dst.prefix() > 0).map(|r| r.dst)
+        self.routes
+            .iter()
+            .filter(move |r| r.link == index && r.gateway.is_none() && r.dst.prefix() > 0)
+            .map(|r| r.dst)
     }
 
     /// Whether an address is on the wire of this link.

@@ -101,7 +101,8 @@ impl FromStr for Mac {
             let mut mac = [0; 6];
             let mut parts = text.split(':');
             for byte in &mut mac {
-                let part = parts.next().filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()))?;
+                let part =
+                    parts.next().filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()))?;
                 *byte = u8::from_str_radix(part, 16).ok()?;
             }
             parts.next().is_none().then_some(Self(mac))

@@ -99,7 +99,11 @@ impl Owner {
             && route.via.is_some()
             && route.link == self.external
             && self.lease_lengths.contains(&route.dst.prefix());
-        if wanted.prefixes.contains(&route.dst) || left_by_flannel { Verdict::Adopt } else { Verdict::Foreign }
+        if wanted.prefixes.contains(&route.dst) || left_by_flannel {
+            Verdict::Adopt
+        } else {
+            Verdict::Foreign
+        }
     }
 
     fn inside(&self, dst: &IpNetwork) -> bool {

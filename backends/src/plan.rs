@@ -61,7 +61,9 @@ impl fmt::Display for Plan {
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Put { want: Object::Link(want), have: Some(Object::Link(have)) } => change_link(f, have, want),
+            Self::Put { want: Object::Link(want), have: Some(Object::Link(have)) } => {
+                change_link(f, have, want)
+            }
             Self::Put { want, .. } => put(f, want),
             Self::Delete(have) => delete(f, have),
         }
@@ -143,7 +145,8 @@ fn route(r: &Route) -> String {
     let link = r.link.map(|l| format!(" dev {l}")).unwrap_or_default();
     let onlink = if r.onlink { " onlink" } else { "" };
     let scope = if r.scope == RT_SCOPE_UNIVERSE { String::new() } else { format!(" scope {}", r.scope) };
-    let metric = if r.metric == default_metric(&r.dst) { String::new() } else { format!(" metric {}", r.metric) };
+    let metric =
+        if r.metric == default_metric(&r.dst) { String::new() } else { format!(" metric {}", r.metric) };
     format!("{kind}{}{via}{link}{onlink} proto {}{scope}{metric}", r.dst, r.protocol)
 }
 

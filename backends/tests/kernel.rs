@@ -8,7 +8,8 @@ use std::sync::Arc;
 use backends::kernel::real::RealKernel;
 use backends::kernel::{Kernel, OpError};
 use backends::{
-    External, KernelState, LocalNode, Mac, Object, Op, Owner, Plan, Route, RouteKind, choose, default_metric, diff,
+    External, KernelState, LocalNode, Mac, Object, Op, Owner, Plan, Route, RouteKind, choose, default_metric,
+    diff,
 };
 use nix::sched::{CloneFlags, unshare};
 use subnet_lease::{
@@ -53,7 +54,8 @@ impl Lab {
     fn want(&mut self, peers: u16) -> KernelState {
         let leases = (2..2 + peers).map(lease).collect();
         let own = Some(&self.node.subnets);
-        let peers = PeerTable::from_snapshot(&self.network, own, self.node.external.public, leases, Vec::new());
+        let peers =
+            PeerTable::from_snapshot(&self.network, own, self.node.external.public, leases, Vec::new());
         let facts = self.kernel.host().unwrap();
         choose(&self.network.backend).desired(&self.node, &peers, &facts).objects.into_iter().collect()
     }
@@ -81,7 +83,10 @@ fn subnets(n: u16) -> Subnets {
 
 fn lease(n: u16) -> Lease {
     let [hi, lo] = n.to_be_bytes();
-    let public = PublicAddrs { v4: Some([172, 30, hi, lo].into()), v6: Some(Ipv6Addr::from([0xfd30, 0, 0, 0, 0, 0, 0, n])) };
+    let public = PublicAddrs {
+        v4: Some([172, 30, hi, lo].into()),
+        v6: Some(Ipv6Addr::from([0xfd30, 0, 0, 0, 0, 0, 0, n])),
+    };
     let data = |side| Some(VxlanData { vni: 7, mac: [2, 1, side, 0, hi, lo] });
     Lease::new(subnets(n), public, BackendAttrs::vxlan(data(4), data(6)))
 }
@@ -105,7 +110,7 @@ fn a_link_that_was_down_gets_everything_back_that_the_kernel_threw_away() {
     ip(&["link", "set", "flannel.7", "down"]);
     ip(&["link", "set", "flannel-v6.7", "down"]);
     let lost = lab.plan(&want);
-    assert!(lost.ops.len() >= 2 + 20 * 4 + 1, "{lost}");
+    assert!(lost.ops.len() > 2 + 20 * 4, "{lost}");
     lab.converge(&want);
     ip(&["link", "set", "flannel-v6.7", "up"]);
     lab.converge(&want);
@@ -137,7 +142,24 @@ fn a_deleted_or_altered_device_is_put_right_in_one_pass() {
 #[test]
 fn what_a_go_flannel_left_is_taken_over_in_place() {
     let mut lab = Lab::new();
-    ip(&["link", "add", "flannel.7", "address", "02:00:00:00:00:01", "type", "vxlan", "id", "7", "local", "127.0.0.1", "dev", "lo", "dstport", "8472", "nolearning"]);
+    ip(&[
+        "link",
+        "add",
+        "flannel.7",
+        "address",
+        "02:00:00:00:00:01",
+        "type",
+        "vxlan",
+        "id",
+        "7",
+        "local",
+        "127.0.0.1",
+        "dev",
+        "lo",
+        "dstport",
+        "8472",
+        "nolearning",
+    ]);
     ip(&["address", "add", "10.244.1.0/32", "dev", "flannel.7"]);
     ip(&["link", "set", "flannel.7", "up"]);
     for n in [2, 3, 99] {
@@ -192,7 +214,16 @@ fn a_blackhole_route_reads_back_as_it_was_written() {
     let hole = |dst: &str| {
         let dst: subnet_lease::IpNetwork = dst.parse().unwrap();
         let (metric, kind) = (default_metric(&dst), RouteKind::Blackhole);
-        Object::Route(Route { dst, metric, kind, via: None, link: None, onlink: false, scope: 0, protocol: 67 })
+        Object::Route(Route {
+            dst,
+            metric,
+            kind,
+            via: None,
+            link: None,
+            onlink: false,
+            scope: 0,
+            protocol: 67,
+        })
     };
     let want = [hole("10.244.1.0/24"), hole("fd00:244:0:1::/64")].into_iter().collect();
     lab.converge(&want);

@@ -45,7 +45,8 @@ impl Object {
     }
 
     pub(crate) fn text(&self, key: &str) -> Result<Option<&str>, Failure> {
-        let text = self.typed(key, "a text", |v| if let Json::Text(t) = v { Some(t.as_str()) } else { None })?;
+        let text =
+            self.typed(key, "a text", |v| if let Json::Text(t) = v { Some(t.as_str()) } else { None })?;
         Ok(text.filter(|t| !t.is_empty()))
     }
 
@@ -59,7 +60,8 @@ impl Object {
     }
 
     pub(crate) fn list(&self, key: &str) -> Result<&[Json], Failure> {
-        let list = self.typed(key, "a list", |v| if let Json::List(l) = v { Some(l.as_slice()) } else { None })?;
+        let list =
+            self.typed(key, "a list", |v| if let Json::List(l) = v { Some(l.as_slice()) } else { None })?;
         Ok(list.unwrap_or_default())
     }
 

@@ -34,12 +34,11 @@ impl From<NoEntry> for Failure {
 }
 
 impl Namespace {
-    /// The namespace of the call.
-    pub(crate) fn of(call: &Call) -> Result<Self, NoEntry> {
+    /// The namespace of the call; `own` is the one that we are in.
+    pub(crate) fn of(call: &Call, own: &Self) -> Result<Self, NoEntry> {
         let what = || format!("CNI_NETNS {:?} cannot be opened", call.netns);
         let pod = Self::open(&call.netns).during(Code::Environment, what).map_err(NoEntry::Gone)?;
-        let own = Self::own().map_err(NoEntry::Gone)?;
-        if pod.is(&own) && !call.own_allowed {
+        if pod.is(own) && !call.own_allowed {
             let msg = format!("CNI_NETNS {} is the host's own network namespace", call.netns);
             let failure = Failure::new(Code::Namespace, msg).details("CNI_NETNS_OVERRIDE=1 allows it");
             return Err(NoEntry::Own(failure));

@@ -3,11 +3,12 @@
 use std::fs;
 
 use crate::cni::{Code, During, Failure};
+use crate::small_file;
 
 /// Sets a value, unless it has it already: in a container `/proc/sys` may be read-only, and right nevertheless.
 pub(crate) fn set(key: &str, value: &str) -> Result<(), Failure> {
     let path = format!("/proc/sys/net/{key}");
-    if fs::read_to_string(&path).is_ok_and(|now| now.trim_end() == value) {
+    if small_file::read(path.as_ref()).is_ok_and(|now| now.trim_end() == value) {
         return Ok(());
     }
     fs::write(&path, value).during(Code::Io, || format!("cannot set net/{key} to {value}"))

@@ -5,49 +5,59 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backends::Plan;
-use backends::kernel::Kernel;
-use backends::kernel::real::RealKernel;
 use futures::StreamExt;
 use subnet_lease::{OwnLease, Store, SubnetEnv};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::clock;
+use crate::kernel_thread::{self, Ask};
 use crate::node::{Effect, Input, NodeCore, Settings};
 
 /// How long the store may take to show its snapshot.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The plan that a daemon with these settings would apply now; one sentence on what is missing otherwise.
-pub async fn dry_run(settings: Settings, store: Arc<dyn Store>, earlier: Option<SubnetEnv>) -> Result<Plan, String> {
-    let mut kernel = RealKernel::open().map_err(|e| format!("cannot read the kernel: {e}"))?;
-    let mut core = NodeCore::new(settings);
+pub async fn dry_run(
+    settings: Settings,
+    store: Arc<dyn Store>,
+    earlier: Option<SubnetEnv>,
+) -> Result<Plan, String> {
+    let (inbox, mut inputs) = mpsc::unbounded_channel();
+    let kernel = kernel_thread::start(inbox.clone())?;
     let mut events = store.watch();
+    let mut core = NodeCore::new(settings);
     let mut claimed = false;
-    let mut inputs: Vec<Input> = earlier.into_iter().map(Input::Remembered).collect();
+    let mut effects = match earlier {
+        Some(env) => core.handle(clock::boot(), Input::Remembered(env)),
+        None => core.tick(clock::boot()),
+    };
     loop {
-        while let Some(input) = inputs.pop() {
-            for effect in core.handle(clock::boot(), input) {
-                match effect {
-                    Effect::ReadHost => inputs.push(Input::Host(kernel.host())),
-                    Effect::ReadOwn(owner) => inputs.push(Input::Own(kernel.own(&owner))),
-                    Effect::Apply(plan) => return Ok(plan),
-                    // Published once the pass is complete: there was nothing to do.
-                    Effect::Publish(_) => return Ok(Plan::default()),
-                    Effect::Claim(_) if !claimed => {
-                        claimed = true;
-                        inputs.push(Input::Claimed(Ok(held(&core)?)));
-                    }
-                    _ => {}
+        for effect in effects {
+            match effect {
+                Effect::ReadHost => drop(kernel.send(Ask::Host)),
+                Effect::ReadOwn(owner) => drop(kernel.send(Ask::Own(owner))),
+                Effect::Apply(plan) => return Ok(plan),
+                // Published once the pass is complete: there was nothing to do.
+                Effect::Publish(_) => return Ok(Plan::default()),
+                Effect::Claim(_) if !claimed => {
+                    claimed = true;
+                    drop(inbox.send(Input::Claimed(Ok(held(&core)?))));
                 }
+                _ => {}
             }
         }
-        match timeout(PATIENCE, events.next()).await {
-            Ok(Some(event)) => inputs.push(Input::Store(event)),
-            _ => return Err(format!("no plan: {}", core.readiness().reasons.join("; "))),
-        }
-        if core.is_quiet(clock::boot()) && core.readiness().ready {
-            return Ok(Plan::default());
-        }
+        let next = async {
+            tokio::select! {
+                Some(input) = inputs.recv() => Some(input),
+                Some(event) = events.next() => Some(Input::Store(event)),
+                else => None,
+            }
+        };
+        let Ok(Some(input)) = timeout(PATIENCE, next).await else {
+            return Err(format!("no plan: {}", core.readiness().reasons.join("; ")));
+        };
+        effects = core.handle(clock::boot(), input);
     }
 }
 

@@ -31,7 +31,10 @@ impl Exit {
     pub const ALL: [(Self, &'static str); 9] = [
         (Self::Done, "stopped by TERM or INT, or did what was asked; help and version"),
         (Self::Failed, "failed in a way that has no code of its own; the last line says how"),
-        (Self::Invalid, "a flag, variable, settings file or network configuration is wrong; all errors are listed"),
+        (
+            Self::Invalid,
+            "a flag, variable, settings file or network configuration is wrong; all errors are listed",
+        ),
         (Self::Unsupported, "asked for what flannel has, and this program or this kernel has not (yet)"),
         (Self::Word, "a word on the command line that is no flag"),
         (Self::Interface, "no interface of the host fits what was asked for"),

@@ -78,7 +78,9 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Without the ipv6 module there is no such socket; with IPv6 switched off by sysctl there is, and no address for it.
 fn is_missing_family(error: &io::Error) -> bool {
-    [Errno::EAFNOSUPPORT, Errno::EADDRNOTAVAIL].iter().any(|errno| error.raw_os_error() == Some(*errno as i32))
+    [Errno::EAFNOSUPPORT, Errno::EADDRNOTAVAIL]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(*errno as i32))
 }
 
 /// Answers until the future is dropped.
@@ -87,7 +89,8 @@ pub async fn serve(listener: TcpListener, readiness: watch::Receiver<Readiness>)
 }
 
 async fn serve_within(limits: Limits, listener: TcpListener, readiness: watch::Receiver<Readiness>) {
-    let router = Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)).with_state(readiness);
+    let router =
+        Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)).with_state(readiness);
     let room = Arc::new(Semaphore::new(limits.connections));
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else { return };
@@ -164,7 +167,11 @@ mod tests {
             for (ready, reasons, expected) in [
                 (false, vec![], red),
                 (true, vec![], green),
-                (false, vec!["waiting for a lease", "stale"], (red.0, "flanneld is not ready yet\nwaiting for a lease\nstale")),
+                (
+                    false,
+                    vec!["waiting for a lease", "stale"],
+                    (red.0, "flanneld is not ready yet\nwaiting for a lease\nstale"),
+                ),
                 (true, vec!["stale"], (green.0, "flanneld is ready\nstale")),
             ] {
                 let reasons = reasons.into_iter().map(str::to_owned).collect();
@@ -183,7 +190,8 @@ mod tests {
             let first = bind(LOOPBACK.parse().unwrap()).unwrap();
             let address = first.local_addr().unwrap();
             let refused = bind(address).unwrap_err();
-            let expected = format!("health server on {address}: another program listens there (--healthz-port)");
+            let expected =
+                format!("health server on {address}: another program listens there (--healthz-port)");
             assert_eq!((refused.message, refused.exit), (expected, Exit::Failed));
             let foreign = bind("192.0.2.1:1".parse().unwrap()).unwrap_err();
             assert!(foreign.message.ends_with("not an address of this host (--healthz-ip)"), "{foreign}");
@@ -196,8 +204,11 @@ mod tests {
             let listener = bind("[::]:0".parse().unwrap()).unwrap();
             let port = listener.local_addr().unwrap().port();
             let (_tell, readiness) = watch::channel(Readiness::default());
-            let families: &[&str] =
-                if listener.local_addr().unwrap().is_ipv6() { &["127.0.0.1", "[::1]"] } else { &["127.0.0.1"] };
+            let families: &[&str] = if listener.local_addr().unwrap().is_ipv6() {
+                &["127.0.0.1", "[::1]"]
+            } else {
+                &["127.0.0.1"]
+            };
             tokio::spawn(serve(listener, readiness));
             for family in families {
                 let address = format!("{family}:{port}").parse().unwrap();

@@ -46,7 +46,9 @@ impl FromStr for Named {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let link = || text.parse().map(Self::Link).map_err(|_| "neither an IP address nor an interface name".to_owned());
+        let link = || {
+            text.parse().map(Self::Link).map_err(|_| "neither an IP address nor an interface name".to_owned())
+        };
         text.parse().map(Self::Address).or_else(|_| link())
     }
 }
@@ -106,12 +108,16 @@ impl Search<'_> {
         match name {
             Named::Address(address) => {
                 let why = format!("--iface={address}");
-                let link = self.bearer(address).ok_or_else(|| format!("{why}: no interface has this address"))?;
+                let link =
+                    self.bearer(address).ok_or_else(|| format!("{why}: no interface has this address"))?;
                 self.take(link, &[address], why)
             }
             Named::Link(name) => {
                 let why = format!("--iface={name}");
-                let link = self.facts.link_named(name).ok_or_else(|| format!("{why}: there is no such interface"))?;
+                let link = self
+                    .facts
+                    .link_named(name)
+                    .ok_or_else(|| format!("{why}: there is no such interface"))?;
                 self.take(link, &[], why)
             }
         }
@@ -121,11 +127,13 @@ impl Search<'_> {
     fn matching(&self, regex: &Regex) -> Attempt {
         let why = format!("--iface-regex={regex}");
         let address = |link: &HostLink, family| {
-            let found = self.usable(link, family).into_iter().find(|a| regex.is_match(&a.net.ip().to_string()));
+            let found =
+                self.usable(link, family).into_iter().find(|a| regex.is_match(&a.net.ip().to_string()));
             found.map(|a| a.net.ip())
         };
         let by_address = |link| {
-            let addresses: Option<Vec<_>> = self.families.iter().map(|family| address(link, *family)).collect();
+            let addresses: Option<Vec<_>> =
+                self.families.iter().map(|family| address(link, *family)).collect();
             self.take(link, &addresses?, why.clone()).ok()
         };
         let by_name = |link: &HostLink| {
@@ -142,7 +150,8 @@ impl Search<'_> {
             return self.take(link, &[target], why);
         }
         let leads = |route: &&HostRoute| route.dst.contains(target);
-        let route = self.facts.routes.iter().filter(leads).min_by_key(|r| (Reverse(r.dst.prefix()), r.metric));
+        let route =
+            self.facts.routes.iter().filter(leads).min_by_key(|r| (Reverse(r.dst.prefix()), r.metric));
         let route = route.ok_or_else(|| format!("{why}: no route leads there"))?;
         let link = self.facts.link(route.link).ok_or_else(|| format!("{why}: its interface is gone"))?;
         let source = route.source.filter(|source| self.facts.has_address(*source));
@@ -174,7 +183,9 @@ impl Search<'_> {
                 Err(why) => _ = miss.get_or_insert(why),
             }
         }
-        Err(miss.unwrap_or_else(|| format!("there is no default route ({}); --iface names an interface", self.wanted())))
+        Err(miss.unwrap_or_else(|| {
+            format!("there is no default route ({}); --iface names an interface", self.wanted())
+        }))
     }
 
     /// This link with these addresses, and its best ones where none is given.
@@ -196,7 +207,8 @@ impl Search<'_> {
         for family in self.families {
             let asked = self.wish.public.family(*family);
             let address = self.local(link, *family, asked, given);
-            let address = address.ok_or_else(|| format!("{}: {} has no usable {family} address", choice.why, link.name))?;
+            let address = address
+                .ok_or_else(|| format!("{}: {} has no usable {family} address", choice.why, link.name))?;
             local.push(address);
             public.push(asked.unwrap_or(address));
             if let Some(asked) = asked.filter(|asked| *asked != address) {
@@ -209,7 +221,13 @@ impl Search<'_> {
     }
 
     /// Packets leave from the public address if it is ours: the kernel drops what has any other host's source.
-    fn local(&self, link: &HostLink, family: Family, asked: Option<IpAddr>, given: &[IpAddr]) -> Option<IpAddr> {
+    fn local(
+        &self,
+        link: &HostLink,
+        family: Family,
+        asked: Option<IpAddr>,
+        given: &[IpAddr],
+    ) -> Option<IpAddr> {
         let asked = asked.filter(|asked| self.facts.has_address(*asked));
         let given = || given.iter().copied().find(|address| Family::of(address) == family);
         asked.or_else(given).or_else(|| self.usable(link, family).first().map(|a| a.net.ip()))

@@ -69,9 +69,10 @@ const TWO: &str = "
 fn chosen(facts: &str, flags: &str, families: &str) -> Result<Choice, IfaceError> {
     let arguments: Vec<_> = flags.split_whitespace().map(str::to_owned).collect();
     let Ok(Command::Run(given)) = cli::parse(&arguments) else { panic!("{flags}") };
-    let raw = RawConfig::gather(&given, &Environment::new()).unwrap();
+    let raw = RawConfig::gather(&given, &Environment::new());
     let config = NodeConfig::understand(&raw, "host").unwrap();
-    let families: Vec<_> = Family::ALL.into_iter().filter(|f| families.contains(&f.to_string()[3..])).collect();
+    let families: Vec<_> =
+        Family::ALL.into_iter().filter(|f| families.contains(&f.to_string()[3..])).collect();
     choose(&host(facts), &config.iface, &families)
 }
 
@@ -95,100 +96,143 @@ fn check(facts: &str, cases: &[(&str, &str, &str)]) {
 
 #[test]
 fn an_interface_is_found_by_name_or_by_an_address_on_it_and_the_first_that_fits_wins() {
-    check(TWO, &[
-        ("--iface=eth1", "v4", "eth1 192.168.1.1"),
-        ("--iface=eth1", "v6", "eth1 fd01::1"),
-        ("--iface=eth1", "v4v6", "eth1 192.168.1.1 fd01::1"),
-        ("--iface=192.168.1.2", "v4", "eth1 192.168.1.2"),
-        ("--iface=192.168.1.2", "v4v6", "eth1 192.168.1.2 fd01::1"),
-        ("--iface=fd01::1", "v4v6", "eth1 192.168.1.1 fd01::1"),
-        ("--iface=eth9 --iface=eth1 --iface=eth0", "v4", "eth1 192.168.1.1"),
-        ("--iface=eth2 --iface=eth0", "v4", "eth0 10.0.0.1"),
-        ("--iface=lo", "v4", "lo 10.255.0.1"),
-        ("--iface=eth9 --iface-regex=eth1", "v4", "eth1 192.168.1.1"),
-    ]);
+    check(
+        TWO,
+        &[
+            ("--iface=eth1", "v4", "eth1 192.168.1.1"),
+            ("--iface=eth1", "v6", "eth1 fd01::1"),
+            ("--iface=eth1", "v4v6", "eth1 192.168.1.1 fd01::1"),
+            ("--iface=192.168.1.2", "v4", "eth1 192.168.1.2"),
+            ("--iface=192.168.1.2", "v4v6", "eth1 192.168.1.2 fd01::1"),
+            ("--iface=fd01::1", "v4v6", "eth1 192.168.1.1 fd01::1"),
+            ("--iface=eth9 --iface=eth1 --iface=eth0", "v4", "eth1 192.168.1.1"),
+            ("--iface=eth2 --iface=eth0", "v4", "eth0 10.0.0.1"),
+            ("--iface=lo", "v4", "lo 10.255.0.1"),
+            ("--iface=eth9 --iface-regex=eth1", "v4", "eth1 192.168.1.1"),
+        ],
+    );
 }
 
 #[test]
 fn an_expression_is_matched_with_addresses_before_names() {
-    check(TWO, &[
-        ("--iface-regex=^192[.]168", "v4", "eth1 192.168.1.1"),
-        ("--iface-regex=1[.]2$", "v4", "eth1 192.168.1.2"),
-        ("--iface-regex=eth", "v4", "eth0 10.0.0.1"),
-        ("--iface-regex=.", "v4", "eth0 10.0.0.1"),
-        ("--iface-regex=^fd01", "v6", "eth1 fd01::1"),
-        ("--iface-regex=nothing --iface-regex=h1$", "v4", "eth1 192.168.1.1"),
-        ("--iface-regex=1$", "v4v6", "eth0 10.0.0.1 fd00::1"),
-        ("--iface-regex=^lo$", "v4", "--iface-regex=^lo$: matches no interface with IPv4 addresses"),
-    ]);
+    check(
+        TWO,
+        &[
+            ("--iface-regex=^192[.]168", "v4", "eth1 192.168.1.1"),
+            ("--iface-regex=1[.]2$", "v4", "eth1 192.168.1.2"),
+            ("--iface-regex=eth", "v4", "eth0 10.0.0.1"),
+            ("--iface-regex=.", "v4", "eth0 10.0.0.1"),
+            ("--iface-regex=^fd01", "v6", "eth1 fd01::1"),
+            ("--iface-regex=nothing --iface-regex=h1$", "v4", "eth1 192.168.1.1"),
+            ("--iface-regex=1$", "v4v6", "eth0 10.0.0.1 fd00::1"),
+            ("--iface-regex=^lo$", "v4", "--iface-regex=^lo$: matches no interface with IPv4 addresses"),
+        ],
+    );
 }
 
 #[test]
 fn with_two_families_an_expression_matches_both_on_one_interface_or_none() {
     // Only an IPv4 address matches, on eth1: its name does not, eth0 must not be mixed in.
-    check(TWO, &[
-        ("--iface-regex=^192", "v4v6", "--iface-regex=^192: matches no interface with IPv4 and IPv6 addresses"),
-        ("--iface-regex=^192|^fd00", "v4v6", "--iface-regex=^192|^fd00: matches no interface with IPv4 and IPv6 addresses"),
-        ("--iface-regex=^192|^fd0", "v4v6", "eth1 192.168.1.1 fd01::1"),
-    ]);
+    check(
+        TWO,
+        &[
+            (
+                "--iface-regex=^192",
+                "v4v6",
+                "--iface-regex=^192: matches no interface with IPv4 and IPv6 addresses",
+            ),
+            (
+                "--iface-regex=^192|^fd00",
+                "v4v6",
+                "--iface-regex=^192|^fd00: matches no interface with IPv4 and IPv6 addresses",
+            ),
+            ("--iface-regex=^192|^fd0", "v4v6", "eth1 192.168.1.1 fd01::1"),
+        ],
+    );
 }
 
 #[test]
 fn the_way_to_an_address_is_its_longest_matching_route_with_that_route_s_source() {
-    check(TWO, &[
-        ("--iface-can-reach=192.168.1.77", "v4", "eth1 192.168.1.2"),
-        ("--iface-can-reach=192.168.1.77", "v4v6", "eth1 192.168.1.2 fd01::1"),
-        ("--iface-can-reach=8.8.8.8", "v4", "eth0 10.0.0.1"),
-        ("--iface-can-reach=fd01::9", "v4", "eth1 192.168.1.1"),
-        ("--iface-can-reach=192.168.1.1", "v4", "eth1 192.168.1.1"),
-        ("--iface=eth9 --iface-can-reach=8.8.8.8", "v4", "eth0 10.0.0.1"),
-    ]);
+    check(
+        TWO,
+        &[
+            ("--iface-can-reach=192.168.1.77", "v4", "eth1 192.168.1.2"),
+            ("--iface-can-reach=192.168.1.77", "v4v6", "eth1 192.168.1.2 fd01::1"),
+            ("--iface-can-reach=8.8.8.8", "v4", "eth0 10.0.0.1"),
+            ("--iface-can-reach=fd01::9", "v4", "eth1 192.168.1.1"),
+            ("--iface-can-reach=192.168.1.1", "v4", "eth1 192.168.1.1"),
+            ("--iface=eth9 --iface-can-reach=8.8.8.8", "v4", "eth0 10.0.0.1"),
+        ],
+    );
     let cut_off = "link eth0\naddr eth0 10.0.0.1/24\nroute 10.0.0.0/24 eth0";
     check(cut_off, &[("--iface-can-reach=8.8.8.8", "v4", "--iface-can-reach=8.8.8.8: no route leads there")]);
 }
 
 #[test]
 fn a_public_address_of_this_host_is_used_and_leads_to_its_interface() {
-    check(TWO, &[
-        ("--public-ip=192.168.1.2", "v4", "eth1 192.168.1.2"),
-        ("--public-ip=192.168.1.2", "v4v6", "eth1 192.168.1.2 fd01::1"),
-        ("--public-ipv6=fd01::1", "v6", "eth1 fd01::1"),
-        ("--public-ip=192.168.1.2", "v6", "eth0 fd00::1"),
-        ("--iface=eth1 --public-ip=192.168.1.2", "v4", "eth1 192.168.1.2"),
-        ("--iface=eth0 --public-ip=10.255.0.1", "v4", "eth0 10.255.0.1"),
-    ]);
+    check(
+        TWO,
+        &[
+            ("--public-ip=192.168.1.2", "v4", "eth1 192.168.1.2"),
+            ("--public-ip=192.168.1.2", "v4v6", "eth1 192.168.1.2 fd01::1"),
+            ("--public-ipv6=fd01::1", "v6", "eth1 fd01::1"),
+            ("--public-ip=192.168.1.2", "v6", "eth0 fd00::1"),
+            ("--iface=eth1 --public-ip=192.168.1.2", "v4", "eth1 192.168.1.2"),
+            ("--iface=eth0 --public-ip=10.255.0.1", "v4", "eth0 10.255.0.1"),
+        ],
+    );
 }
 
 #[test]
 fn an_address_behind_nat_is_told_to_the_others_while_the_interface_s_own_is_used() {
-    check(TWO, &[
-        ("--iface=eth0 --public-ip=203.0.113.5", "v4", "eth0 10.0.0.1 as 203.0.113.5"),
-        ("--iface=eth0 --public-ipv6=2001:db8::5", "v4v6", "eth0 10.0.0.1 fd00::1 as 10.0.0.1 2001:db8::5"),
-        ("--iface=192.168.1.2 --public-ip=203.0.113.5", "v4", "eth1 192.168.1.2 as 203.0.113.5"),
-        ("--public-ip=203.0.113.5", "v4",
-            "--public-ip=203.0.113.5: not an address of this host (for one behind NAT say --iface as well)"),
-    ]);
+    check(
+        TWO,
+        &[
+            ("--iface=eth0 --public-ip=203.0.113.5", "v4", "eth0 10.0.0.1 as 203.0.113.5"),
+            (
+                "--iface=eth0 --public-ipv6=2001:db8::5",
+                "v4v6",
+                "eth0 10.0.0.1 fd00::1 as 10.0.0.1 2001:db8::5",
+            ),
+            ("--iface=192.168.1.2 --public-ip=203.0.113.5", "v4", "eth1 192.168.1.2 as 203.0.113.5"),
+            (
+                "--public-ip=203.0.113.5",
+                "v4",
+                "--public-ip=203.0.113.5: not an address of this host (for one behind NAT say --iface as well)",
+            ),
+        ],
+    );
 }
 
 #[test]
 fn the_default_route_with_the_lowest_metric_decides_and_of_several_ways_the_first() {
     let links = "link eth0\naddr eth0 10.0.0.1/24\naddr eth0 fd00::1/64\nlink eth1\naddr eth1 10.1.0.1/24\n";
     let with = |routes: &str| format!("{links}{routes}");
-    check(TWO, &[("", "v4", "eth0 10.0.0.1"), ("", "v6", "eth0 fd00::1"), ("", "v4v6", "eth0 10.0.0.1 fd00::1")]);
-    check(&with("route 0.0.0.0/0 eth0 metric 200\nroute 0.0.0.0/0 eth1 metric 100"), &[("", "v4", "eth1 10.1.0.1")]);
+    check(
+        TWO,
+        &[("", "v4", "eth0 10.0.0.1"), ("", "v6", "eth0 fd00::1"), ("", "v4v6", "eth0 10.0.0.1 fd00::1")],
+    );
+    check(
+        &with("route 0.0.0.0/0 eth0 metric 200\nroute 0.0.0.0/0 eth1 metric 100"),
+        &[("", "v4", "eth1 10.1.0.1")],
+    );
     check(&with("route 0.0.0.0/0 eth1\nroute 0.0.0.0/0 eth0"), &[("", "v4", "eth1 10.1.0.1")]);
-    check(&with("route 0.0.0.0/0 eth1\nroute 0.0.0.0/0 eth0 metric 9\nroute ::/0 eth0"), &[
-        ("", "v4", "eth1 10.1.0.1"),
-        ("", "v4v6", "eth0 10.0.0.1 fd00::1"),
-    ]);
-    check(&with("route 0.0.0.0/0 eth0"), &[
-        ("", "v4v6", "eth0 10.0.0.1 fd00::1"),
-        ("", "v6", "there is no default route (IPv6); --iface names an interface"),
-    ]);
+    check(
+        &with("route 0.0.0.0/0 eth1\nroute 0.0.0.0/0 eth0 metric 9\nroute ::/0 eth0"),
+        &[("", "v4", "eth1 10.1.0.1"), ("", "v4v6", "eth0 10.0.0.1 fd00::1")],
+    );
+    check(
+        &with("route 0.0.0.0/0 eth0"),
+        &[
+            ("", "v4v6", "eth0 10.0.0.1 fd00::1"),
+            ("", "v6", "there is no default route (IPv6); --iface names an interface"),
+        ],
+    );
     check(&with("route 0.0.0.0/0 eth1"), &[("", "v4v6", "default route: eth1 has no usable IPv6 address")]);
-    check("link lo loopback\naddr lo 127.0.0.1/8 host\nroute 0.0.0.0/0 lo", &[
-        ("", "v4", "there is no default route (IPv4); --iface names an interface"),
-    ]);
+    check(
+        "link lo loopback\naddr lo 127.0.0.1/8 host\nroute 0.0.0.0/0 lo",
+        &[("", "v4", "there is no default route (IPv4); --iface names an interface")],
+    );
 }
 
 #[test]

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 use sd_notify::NotifyState;
 use subnet_lease::{SubnetEnv, SubnetEnvError};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -72,9 +73,14 @@ pub fn watch(path: &Path, inbox: mpsc::UnboundedSender<Input>) {
 }
 
 async fn follow(path: &Path, inbox: &mpsc::UnboundedSender<Input>) -> io::Result<()> {
-    let directory = path.parent().filter(|dir| !dir.as_os_str().is_empty()).map_or_else(|| PathBuf::from("."), Path::to_owned);
+    let directory = path
+        .parent()
+        .filter(|dir| !dir.as_os_str().is_empty())
+        .map_or_else(|| PathBuf::from("."), Path::to_owned);
     let name = path.file_name().unwrap_or_default();
-    let inotify = AsyncFd::new(Pollable(Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?))?;
+    let inotify = Pollable(Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?);
+    #[expect(deprecated, reason = "its successor wants the descriptor's validity promised in unsafe code")]
+    let inotify = AsyncFd::with_interest(inotify, Interest::READABLE)?;
     loop {
         match inotify.get_ref().0.add_watch(&directory, TOUCHED | GONE | AddWatchFlags::IN_ONLYDIR) {
             // The directory may be new: what happened before the watch is unknown.

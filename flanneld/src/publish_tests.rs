@@ -27,7 +27,8 @@ impl Drop for Dir {
 }
 
 fn env(mtu: u32) -> SubnetEnv {
-    let (network, _) = NetworkConfig::parse(br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "alloc"}}"#).unwrap();
+    let (network, _) =
+        NetworkConfig::parse(br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "alloc"}}"#).unwrap();
     let subnets: Subnets = "10.5.7.0-24".parse().unwrap();
     SubnetEnv::new(&network, &subnets, mtu, false)
 }

@@ -7,15 +7,12 @@
 //!   timer ──────── tick ──────┘             ▲         └─ ReadHost, ReadOwn, Apply ─▶ kernel thread
 //!                                           └──────────────── Host, Own, Applied, Claimed ───────┘
 //! ```
-//!
-//! The kernel has a thread of its own: a pass over fifty thousand peers must not delay the store's keep-alive.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use backends::kernel::real::{EventFilter, Events, RealKernel};
-use backends::kernel::{Kernel, KernelEvent};
-use backends::{Owner, Plan};
+use backends::kernel::KernelEvent;
+use backends::kernel::real::{EventFilter, Events};
 use futures::StreamExt;
 use subnet_lease::{Claim, Store};
 use tokio::io::unix::AsyncFd;
@@ -25,6 +22,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::clock;
 use crate::exit::Exit;
+use crate::kernel_thread::{self, Ask};
 use crate::node::{Effect, Input, NodeCore, Readiness, Settings, Tick};
 use crate::publish;
 
@@ -38,13 +36,6 @@ pub struct Shell {
     pub subnet_file: PathBuf,
     /// Who asks whether the node is ready.
     pub readiness: watch::Sender<Readiness>,
-}
-
-/// Requests to the kernel thread.
-enum Ask {
-    Host,
-    Own(Owner),
-    Apply(Plan),
 }
 
 struct Running {
@@ -76,9 +67,9 @@ fn start(shell: Shell) -> Result<Started, String> {
     let (inbox, inputs) = mpsc::unbounded_channel();
     // Subscribed before the first dump: what changes in between is told.
     let route = Events::route().map_err(|e| format!("netlink notifications: {e}"))?;
-    let route = AsyncFd::new(route).map_err(|e| format!("netlink notifications: {e}"))?;
-    let netfilter = Events::netfilter().ok().and_then(|e| AsyncFd::new(e).ok());
-    let kernel = kernel_thread(inbox.clone())?;
+    let route = pollable(route).map_err(|e| format!("netlink notifications: {e}"))?;
+    let netfilter = Events::netfilter().ok().and_then(|e| pollable(e).ok());
+    let kernel = kernel_thread::start(inbox.clone())?;
     let mut watched = shell.store.watch();
     let stored = inbox.clone();
     tokio::spawn(async move {
@@ -102,27 +93,9 @@ fn start(shell: Shell) -> Result<Started, String> {
     Ok((running, NodeCore::new(shell.settings), inputs, [Some(route), netfilter]))
 }
 
-/// The kernel behind a channel, on a thread of its own.
-fn kernel_thread(inbox: mpsc::UnboundedSender<Input>) -> Result<std::sync::mpsc::Sender<Ask>, String> {
-    let mut kernel = RealKernel::open().map_err(|e| format!("cannot talk to the kernel: {e}"))?;
-    let (asks, asked) = std::sync::mpsc::channel();
-    let serve = move || {
-        for ask in asked {
-            let answer = match ask {
-                Ask::Host => Input::Host(kernel.host()),
-                Ask::Own(owner) => Input::Own(kernel.own(&owner)),
-                Ask::Apply(plan) => Input::Applied(kernel.apply(&plan.ops)),
-            };
-            if inbox.send(answer).is_err() {
-                break;
-            }
-        }
-    };
-    std::thread::Builder::new()
-        .name("kernel".to_owned())
-        .spawn(serve)
-        .map_err(|e| format!("cannot start the kernel thread: {e}"))?;
-    Ok(asks)
+#[allow(deprecated, reason = "its successor is unsafe; the descriptor is the socket's own for as long as both live")]
+fn pollable(events: Events) -> std::io::Result<AsyncFd<Events>> {
+    AsyncFd::new(events)
 }
 
 impl Running {

@@ -162,7 +162,13 @@ impl Cluster {
     /// Makes a pod on every host that has none.
     pub fn add_pods(&mut self) -> Result<()> {
         for host in &self.net.hosts()[self.pods.len()..] {
-            self.pods.push(Pod::add(host, "pod", &self.products.cni())?);
+            let pod = Pod::add(host, "pod", &self.products.cni())?;
+            // Two hosts with one subnet would answer all pings, each its own.
+            let double = self.pods.iter().find(|other| shares_address(other, &pod));
+            if let Some(other) = double {
+                bail!("{} and {} have the same address", other.name(), pod.name());
+            }
+            self.pods.push(pod);
         }
         Ok(())
     }
@@ -204,6 +210,10 @@ impl Cluster {
         }
         Ok(all)
     }
+}
+
+fn shares_address(one: &Pod, other: &Pod) -> bool {
+    one.addresses().iter().any(|address| other.addresses().contains(address))
 }
 
 #[cfg(test)]

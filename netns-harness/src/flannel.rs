@@ -242,16 +242,18 @@ impl Store {
     }
 
     fn wait(&self) -> Result<()> {
-        let connects = || self.host.space().run(|| TcpStream::connect_timeout(&self.address, PATIENCE));
-        let ready = || {
-            if let Some(status) = self.process.status() {
-                bail!("the store ended: {status}: {}", self.process.log().trim());
-            }
-            connects()?
-                .map(drop)
-                .with_context(|| format!("the store does not answer: {}", self.process.log().trim()))
+        let last_words = || last_lines(&self.process.log(), 8);
+        let connect = || {
+            self.host.space().run(|| TcpStream::connect_timeout(&self.address, PATIENCE))?.map_err(Into::into)
         };
-        eventually(PATIENCE, ready).map(drop)
+        let answer = eventually(PATIENCE, || match self.process.status() {
+            Some(_) => Ok(()),
+            None => connect().map(drop),
+        });
+        if let Some(status) = self.process.status() {
+            bail!("the store ended: {status}\n{}", last_words());
+        }
+        answer.map(drop).with_context(|| format!("the store does not answer\n{}", last_words()))
     }
 }
 

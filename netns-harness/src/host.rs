@@ -1,4 +1,4 @@
-//! A virtual host: a network namespace with a /run, a /var/lib and a /sys of its own, where programs run.
+//! A virtual host: a network namespace with a name, a /run, a /var/lib and a /sys of its own, where programs run.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,7 +13,7 @@ use ipnetwork::IpNetwork;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
-use nix::unistd::chdir;
+use nix::unistd::{chdir, sethostname};
 
 use crate::enter::is_rootless;
 use crate::namespace::{Namespace, fd_for_others, within};
@@ -33,6 +33,7 @@ struct Inner {
     space: Namespace,
     net: Arc<File>,
     mounts: Arc<File>,
+    hostname: Arc<File>,
     addresses: Mutex<Vec<IpNetwork>>,
     processes: Mutex<Vec<Process>>,
 }
@@ -44,12 +45,15 @@ impl Host {
         for dir in ["run", "lib"] {
             fs::create_dir_all(run.path(name).join(dir))?;
         }
-        let mounts = within(&[run.mounts(), space.fd()], || own_mounts(run, name))?
-            .with_context(|| format!("cannot give {name} a /run of its own"))?;
+        let (mounts, hostname) =
+            within(&[run.mounts(), space.fd()], || Ok((own_mounts(run, name)?, own_name(name)?)))
+                .and_then(|made: io::Result<_>| made)
+                .with_context(|| format!("cannot give {name} a /run and a name of its own"))?;
         Ok(Self(Arc::new(Inner {
             net: Arc::new(space.fd().try_clone()?),
             space,
             mounts: Arc::new(mounts),
+            hostname: Arc::new(hostname),
             addresses: Mutex::default(),
             processes: Mutex::default(),
         })))
@@ -94,7 +98,8 @@ impl Host {
 
     /// Runs `f` on a thread that sees this host's network and files.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T> {
-        within(&[&self.0.mounts, &self.0.net], f).with_context(|| format!("cannot enter {}", self.name()))
+        within(&[&self.0.mounts, &self.0.net, &self.0.hostname], f)
+            .with_context(|| format!("cannot enter {}", self.name()))
     }
 
     /// A routing socket on this host.
@@ -150,28 +155,28 @@ impl Host {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if !output.status.success() {
             let said = text(if output.stderr.is_empty() { &output.stdout } else { &output.stderr });
-            bail!("{} on {}: {}: {}", program.name(), self.name(), output.status, said.trim());
+            let said: Vec<&str> = said.trim().lines().take(12).collect();
+            bail!("{} on {}: {}: {}", program.name(), self.name(), output.status, said.join("\n"));
         }
         Ok(text(&output.stdout))
     }
 
     /// The shell command that opens a shell in here while this process lives.
     pub fn look_inside(&self) -> String {
-        let user = if is_rootless() {
-            format!("-t {} -U --preserve-credentials ", std::process::id())
-        } else {
-            String::new()
-        };
-        format!(
-            "nsenter {user}--net={} --mount={}",
-            self.0.space.file().display(),
-            self.mounts_file().display()
-        )
+        let pid = std::process::id();
+        let user = if is_rootless() { format!("-t {pid} -U --preserve-credentials ") } else { String::new() };
+        let [net, mounts, name] = [self.0.space.file(), self.mounts_file(), self.hostname_file()];
+        format!("nsenter {user}-n{} -m{} -u{}", net.display(), mounts.display(), name.display())
     }
 
     /// The mount namespace, as other processes can open it.
     pub fn mounts_file(&self) -> PathBuf {
         fd_for_others(&self.0.mounts)
+    }
+
+    /// The namespace of the host's name, as other processes can open it.
+    pub fn hostname_file(&self) -> PathBuf {
+        fd_for_others(&self.0.hostname)
     }
 
     pub(crate) fn processes(&self) -> Vec<Process> {
@@ -200,7 +205,7 @@ impl Host {
     }
 
     fn spaces(&self) -> Vec<Arc<File>> {
-        vec![self.0.mounts.clone(), self.0.net.clone()]
+        vec![self.0.mounts.clone(), self.0.net.clone(), self.0.hostname.clone()]
     }
 }
 
@@ -236,6 +241,13 @@ fn own_mounts(run: &RunDir, name: &str) -> io::Result<File> {
     umount2(".", MntFlags::MNT_DETACH)?;
     chdir("/")?;
     File::open("/proc/thread-self/ns/mnt")
+}
+
+/// The calling thread's new host name: nodes of a cluster are told apart by it.
+fn own_name(name: &str) -> io::Result<File> {
+    unshare(CloneFlags::CLONE_NEWUTS)?;
+    sethostname(name)?;
+    File::open("/proc/thread-self/ns/uts")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -49,6 +49,7 @@ pub struct Place {
     pub addresses: Vec<String>,
     net: PathBuf,
     mounts: PathBuf,
+    hostname: PathBuf,
 }
 
 impl Lab {
@@ -61,12 +62,14 @@ impl Lab {
             addresses: host.addresses().iter().map(|address| address.ip().to_string()).collect(),
             net: host.space().file(),
             mounts: host.mounts_file(),
+            hostname: host.hostname_file(),
         });
         let pods = cluster.pods.iter().map(|pod| Place {
             name: pod.name().to_owned(),
             addresses: pod.addresses().iter().map(|address| address.ip().to_string()).collect(),
             net: pod.space().file(),
             mounts: pod.host().mounts_file(),
+            hostname: pod.host().hostname_file(),
         });
         Self {
             name: name.to_owned(),
@@ -130,12 +133,13 @@ impl Lab {
         let open = |path: &Path| File::open(path).with_context(|| format!("the lab {} is gone", self.name));
         // All are opened before the first is entered: paths mean something else inside.
         let user = open(Path::new(&format!("/proc/{}/ns/user", self.pid)))?;
-        let (net, mounts) = (open(&found.net)?, open(&found.mounts)?);
+        let spaces = [&found.net, &found.hostname, &found.mounts].map(|path| open(path));
         if self.rootless && !geteuid().is_root() {
             setns(user, CloneFlags::CLONE_NEWUSER).context("cannot enter the lab's user namespace")?;
         }
-        setns(net, CloneFlags::CLONE_NEWNET).with_context(|| format!("cannot enter {place}"))?;
-        setns(mounts, CloneFlags::CLONE_NEWNS).with_context(|| format!("cannot enter {place}"))?;
+        for space in spaces {
+            setns(space?, CloneFlags::empty()).with_context(|| format!("cannot enter {place}"))?;
+        }
         if let Ok(here) = here {
             let _ = std::env::set_current_dir(here);
         }

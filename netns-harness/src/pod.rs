@@ -95,6 +95,11 @@ impl Pod {
         self.cni.call(command, self.name(), &self.path.to_string_lossy())
     }
 
+    /// Where its network namespace is, as its host sees it.
+    pub fn path(&self) -> std::borrow::Cow<'_, str> {
+        self.path.to_string_lossy()
+    }
+
     /// Host and container id, joined by a hyphen.
     pub fn name(&self) -> &str {
         self.space.name()

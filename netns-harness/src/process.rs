@@ -16,13 +16,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::{Pid, getppid};
 
 use crate::live;
 
 /// What a host inherits of our environment; everything else a program sees is said by the test.
-const KEPT: [&str; 5] = ["HOME", "TERM", "RUST_LOG", "RUST_BACKTRACE", "GOGC"];
+const KEPT: [&str; 4] = ["HOME", "TERM", "RUST_LOG", "GOGC"];
 
 /// How long a program may run that is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -294,13 +294,15 @@ fn enter_in_child(command: &mut Command, spaces: Vec<Arc<File>>) {
             setns(space, CloneFlags::empty())?;
         }
         set_pdeathsig(Signal::SIGKILL)?;
+        // Ours keeps the signals that end it blocked; see `live::end_cleanly_on_signals`.
+        SigSet::empty().thread_set_mask()?;
         // A parent that died before the line above sends no signal any more.
         if getppid() != parent {
             return Err(io::Error::from(io::ErrorKind::BrokenPipe));
         }
         Ok(())
     };
-    // SAFETY: between fork and exec only async-signal-safe calls are allowed. The closure makes three system calls on
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed. The closure makes a few system calls on
     // descriptors that it owns, and allocates nothing: an `io::Error` made of an errno or a kind is a plain value.
     unsafe { command.pre_exec(enter) };
 }

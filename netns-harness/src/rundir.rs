@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::{live, namespace::within};
 
@@ -51,6 +52,9 @@ impl RunDir {
     pub fn create(name: Option<&str>) -> Result<Arc<Self>> {
         let base = base();
         sweep(&base);
+        // A host takes four descriptors, and the usual limit of 1,024 is one for the sake of select(2).
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
         let (outer, lock) = claim(&base, name)?;
         live::add_dir(&outer);
         let inner = outer.join("run");

@@ -28,14 +28,13 @@ impl Screen {
     pub fn step<T: Send>(&self, what: &str, job: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let start = Instant::now();
         let result = if self.live { turning(what, job) } else { job() };
-        let took = format!("{} ms", start.elapsed().as_millis());
+        let took = format!("{:>6} ms", start.elapsed().as_millis());
         let mark = match &result {
             Ok(_) => self.paint("32", if self.live { "✓" } else { "ok" }),
             Err(_) => self.paint("31", if self.live { "✗" } else { "FAILED" }),
         };
-        let pad = WIDTH.saturating_sub(what.chars().count());
         let clear = if self.live { "\r\x1b[K" } else { "" };
-        self.say(&format!("{clear}{mark} {what}{:>pad$}", self.paint("2", &took)));
+        self.say(&format!("{clear}{mark} {what:WIDTH$} {}", self.paint("2", &took)));
         result
     }
 

@@ -1,14 +1,19 @@
 //! The harness against the machine's kernel. Needs root, or user namespaces through `enter` by a main of its own.
+#![allow(clippy::unwrap_used, reason = "the helpers of tests are tests")]
 #![allow(clippy::disallowed_methods, reason = "the harness measures time and waits for other programs")]
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use netns_harness::probe::{ping, ping_until, tcp_connect, throughput};
 use netns_harness::stream::Stream;
-use netns_harness::{Family, Net, Program, Topology, UPLINK, eventually};
+use netns_harness::{Family, Net, Program, Topology, UPLINK, eventually, rundir};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -36,9 +41,9 @@ fn racks_reach_each_other_through_the_router() {
 #[test]
 fn a_host_has_its_own_run_and_var_lib_and_sees_the_machines_other_files() {
     let net = Net::build(Topology::flat(2)).unwrap();
-    let script = "mkdir /run/flannel && echo here > /run/flannel/subnet.env && echo x > /var/lib/y && ls /sys/class/net";
+    let script = "hostname && mkdir /run/flannel && echo here > /run/flannel/subnet.env && echo x > /var/lib/y && ls /sys/class/net";
     let links = net.host(0).exec(&Program::new("sh").args(["-c", script])).unwrap();
-    assert!(links.contains(UPLINK), "{links}");
+    assert!(links.starts_with("h0\n") && links.contains(UPLINK), "{links}");
     assert_eq!(fs::read_to_string(net.host(0).path("/run/flannel/subnet.env")).unwrap(), "here\n");
     assert!(net.host(0).path("/var/lib/y").exists());
     assert!(!net.host(1).path("/run/flannel").exists());
@@ -50,7 +55,7 @@ fn the_printed_command_looks_into_the_host() {
     let net = Net::build(Topology::flat(1)).unwrap();
     fs::write(net.host(0).path("/run/mark"), "yes").unwrap();
     let script = format!("{} cat /run/mark /proc/net/if_inet6 /proc/net/dev", net.host(0).look_inside());
-    let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+    let output = Command::new("sh").args(["-c", &script]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.starts_with("yes") && text.contains(UPLINK), "{script}: {output:?}");
 }
@@ -144,9 +149,65 @@ fn a_program_that_fails_is_quoted() {
     assert!(format!("{error:#}").contains("/nowhere/flanneld: no such file"), "{error:#}");
 }
 
+#[test]
+fn a_demo_that_is_interrupted_leaves_nothing_and_one_that_is_killed_leaves_what_the_next_run_sweeps() {
+    let scratch = std::env::temp_dir().join(format!("harness-signals-{}", std::process::id()));
+    fs::create_dir(&scratch).unwrap();
+    for program in ["flanneld", "flannel"] {
+        fs::write(scratch.join(program), "#!/bin/sh\nexec sleep 1000\n").unwrap();
+        fs::set_permissions(scratch.join(program), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGKILL] {
+        let mut demo = Command::new(env!("CARGO_BIN_EXE_demo"));
+        demo.env("SELVAGE_BIN", &scratch).env("XDG_RUNTIME_DIR", &scratch).stdout(Stdio::null());
+        let mut demo = demo.spawn().unwrap();
+        let store = eventually_some(|| all_children(demo.id()).into_iter().find(|pid| runs(*pid, "sleep")));
+        let status = fs::read_to_string(format!("/proc/{store}/status")).unwrap();
+        assert!(status.contains("SigBlk:\t0000000000000000"), "a child can't be stopped: {status}");
+        kill(Pid::from_raw(demo.id().try_into().unwrap()), signal).unwrap();
+        let status = demo.wait().unwrap();
+        assert_eq!(status.code(), (signal != Signal::SIGKILL).then_some(128 + signal as i32));
+        eventually_some(|| (!alive(store)).then_some(()));
+        let left = runs_in(&scratch);
+        assert_eq!(left, usize::from(signal == Signal::SIGKILL), "after {signal}");
+    }
+    rundir::sweep(&scratch);
+    assert_eq!(runs_in(&scratch), 0);
+    fs::remove_dir_all(&scratch).unwrap();
+}
+
+fn eventually_some<T>(mut ask: impl FnMut() -> Option<T>) -> T {
+    let mut found = None;
+    eventually(20 * SECOND, || {
+        found = ask();
+        if found.is_some() { Ok(()) } else { anyhow::bail!("not yet") }
+    })
+    .unwrap();
+    found.unwrap()
+}
+
+fn runs_in(dir: &Path) -> usize {
+    fs::read_dir(dir)
+        .unwrap()
+        .flatten()
+        .filter(|it| it.file_name().to_string_lossy().starts_with(rundir::PREFIX))
+        .count()
+}
+
+/// Of all threads: a child belongs to the one that forked it.
+fn all_children(pid: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let text = tasks.map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default());
+    text.flat_map(|text| text.split_whitespace().flat_map(str::parse).collect::<Vec<u32>>()).collect()
+}
+
 fn children(pid: u32) -> Vec<u32> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     text.split_whitespace().flat_map(str::parse).collect()
+}
+
+fn runs(pid: u32, program: &str) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == program)
 }
 
 /// A zombie is dead: its parent is the machine's init, which may take its time.

@@ -41,7 +41,10 @@ impl BackendConfig {
     }
 
     /// The backend, and the keys that mean nothing to it.
-    pub(crate) fn read(raw: Option<&RawValue>, errors: &mut Vec<NetConfError>) -> (Option<Self>, Vec<String>) {
+    pub(crate) fn read(
+        raw: Option<&RawValue>,
+        errors: &mut Vec<NetConfError>,
+    ) -> (Option<Self>, Vec<String>) {
         let Some(raw) = raw else {
             let allowed = format!("flannel takes that for \"udp\", which is not supported yet; {WAY_OUT}");
             errors.push(fault("Backend", "missing", allowed));
@@ -69,7 +72,8 @@ impl BackendConfig {
         let mut number = |name, most| integer(fields, "Backend.", name, most, errors);
         let vni = number("VNI", VNI_MOST).and_then(|n| u32::try_from(n).ok()).unwrap_or(1);
         let port = number("Port", u64::from(u16::MAX)).and_then(|n| u16::try_from(n).ok()).unwrap_or(0);
-        let mtu = number("MTU", u64::from(u16::MAX)).and_then(|n| u32::try_from(n).ok()).filter(|mtu| *mtu > 0);
+        let mtu =
+            number("MTU", u64::from(u16::MAX)).and_then(|n| u32::try_from(n).ok()).filter(|mtu| *mtu > 0);
         if let Some(mtu) = mtu.filter(|mtu| *mtu < SMALLEST_MTU) {
             errors.push(fault("Backend.MTU", mtu, format!("0 or {SMALLEST_MTU} to 65535")));
         }

@@ -73,7 +73,8 @@ impl Claim {
             return Ok(Choice { subnets: kept, own });
         }
         let taken: Vec<Subnets> = taken.copied().collect();
-        let picked: Result<Vec<_>, _> = self.network.pools().map(|pool| self.pick(&pool, own, &taken)).collect();
+        let picked: Result<Vec<_>, _> =
+            self.network.pools().map(|pool| self.pick(&pool, own, &taken)).collect();
         match Subnets::of(picked?) {
             Some(subnets) => Ok(Choice { subnets, own }),
             None => Err(StoreError::Config("the network enables no family".into())),
@@ -89,7 +90,12 @@ impl Claim {
         })
     }
 
-    fn pick(&self, pool: &NetworkPool, own: Option<Subnets>, taken: &[Subnets]) -> Result<IpNetwork, StoreError> {
+    fn pick(
+        &self,
+        pool: &NetworkPool,
+        own: Option<Subnets>,
+        taken: &[Subnets],
+    ) -> Result<IpNetwork, StoreError> {
         let family = pool.family();
         let busy = Busy::new(taken.iter().filter_map(|subnets| subnets.family(family)));
         let wishes = [own, self.previous].into_iter().flatten().filter_map(|subnets| subnets.family(family));
@@ -100,7 +106,9 @@ impl Claim {
         }
         let start = u128::from(self.spread(family)) % pool.room();
         let free = |from, to| first_free(pool, &busy, from, to);
-        free(start, pool.room()).or_else(|| free(0, start)).ok_or(StoreError::Full(pool.network, pool.room()))
+        free(start, pool.room())
+            .or_else(|| free(0, start))
+            .ok_or_else(|| StoreError::Full(pool.network, pool.room()))
     }
 
     /// Where to start looking: hosts that boot together start at different places, and a host that tries again at its own.

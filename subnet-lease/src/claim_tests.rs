@@ -5,7 +5,8 @@ use proptest::prelude::*;
 use super::*;
 
 const V4: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
-const DUAL: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"vxlan"}}"#;
+const DUAL: &str =
+    r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"vxlan"}}"#;
 const SMALL: &str = r#"{"Network":"10.5.0.0/28","SubnetMin":"10.5.0.0","Backend":{"Type":"alloc"}}"#;
 
 pub(crate) fn claim(address: &str, network: &str) -> Claim {
@@ -86,7 +87,10 @@ fn enabling_ipv6_keeps_each_hosts_ipv4_subnet() {
 
 #[test]
 fn neither_family_of_a_new_lease_overlaps_another() {
-    let leases = [lease("10.5.7.0-24&fc00:0:0:7::-64", "192.168.0.2", None), lease("10.5.128.0-17", "192.168.0.3", None)];
+    let leases = [
+        lease("10.5.7.0-24&fc00:0:0:7::-64", "192.168.0.2", None),
+        lease("10.5.128.0-17", "192.168.0.3", None),
+    ];
     for host in 0..=255 {
         let choice = choose(&claim(&format!("192.168.1.{host}"), DUAL), &leases);
         assert!(leases.iter().all(|lease| !lease.subnets.overlaps(&choice.subnets)), "{}", choice.subnets);

@@ -77,7 +77,11 @@ impl NetworkConfig {
         if let (BackendConfig::Vxlan { mtu: Some(mtu), .. }, Some(_)) = (&backend, &pools[Family::V6.index()])
             && *mtu < SMALLEST_V6_MTU
         {
-            return Err(vec![fault("Backend.MTU", mtu, "with IPv6 at least 1350: 1280 for pods and 70 of tunnel")]);
+            return Err(vec![fault(
+                "Backend.MTU",
+                mtu,
+                "with IPv6 at least 1350: 1280 for pods and 70 of tunnel",
+            )]);
         }
         let warnings = file.unknown.iter().map(|key| format!("{key} is not known and ignored")).collect();
         let enable_nftables = file.enable_nftables.unwrap_or(false);
@@ -135,7 +139,11 @@ impl NetConfFile {
         }
         let Some(network) = file.network else {
             if !errors.iter().any(|e| e.field == names.network) {
-                errors.push(fault(names.network, "missing", format!("required while {} is true", names.enable)));
+                errors.push(fault(
+                    names.network,
+                    "missing",
+                    format!("required while {} is true", names.enable),
+                ));
             }
             return None;
         };
@@ -150,7 +158,8 @@ impl FamilyFile {
         Self {
             enable: boolean(fields, "", names.enable, errors),
             network: cidr(fields, names.network, family, errors),
-            subnet_len: integer(fields, "", names.len, u64::from(family.bits()), errors).filter(|len| *len > 0),
+            subnet_len: integer(fields, "", names.len, u64::from(family.bits()), errors)
+                .filter(|len| *len > 0),
             min: addr(fields, names.min, family, errors),
             max: addr(fields, names.max, family, errors),
         }
@@ -165,7 +174,7 @@ impl FamilyFile {
             return None;
         }
         let usual = if family == Family::V4 { 24 } else { 64 };
-        let len = self.subnet_len.and_then(|len| u8::try_from(len).ok()).unwrap_or(usual.max(least));
+        let len = self.subnet_len.and_then(|len| u8::try_from(len).ok()).unwrap_or_else(|| usual.max(least));
         if (least..=most).contains(&len) {
             return Some(len);
         }
@@ -173,7 +182,13 @@ impl FamilyFile {
         None
     }
 
-    fn range(&self, family: Family, network: IpNetwork, len: u8, errors: &mut Vec<NetConfError>) -> Option<NetworkPool> {
+    fn range(
+        &self,
+        family: Family,
+        network: IpNetwork,
+        len: u8,
+        errors: &mut Vec<NetConfError>,
+    ) -> Option<NetworkPool> {
         let names = names(family);
         let (first, last) = span(network);
         let step = step(family, len);
@@ -183,7 +198,7 @@ impl FamilyFile {
                 errors.push(fault(name, addr, format!("an address inside {network}")));
                 None
             }
-            Some(addr) if number(addr) % step != 0 => {
+            Some(addr) if !number(addr).is_multiple_of(step) => {
                 errors.push(fault(name, addr, format!("the first address of a /{len}")));
                 None
             }
@@ -232,7 +247,12 @@ pub(crate) fn fault(field: &str, value: impl ToString, allowed: impl Into<String
     NetConfError { field: field.into(), value: shorten(&value.to_string()), allowed: allowed.into() }
 }
 
-pub(crate) fn boolean(fields: &mut Fields, at: &str, name: &str, errors: &mut Vec<NetConfError>) -> Option<bool> {
+pub(crate) fn boolean(
+    fields: &mut Fields,
+    at: &str,
+    name: &str,
+    errors: &mut Vec<NetConfError>,
+) -> Option<bool> {
     typed(fields, at, name, "true or false", errors)
 }
 
@@ -267,11 +287,18 @@ fn typed<T: for<'de> Deserialize<'de>>(
     })
 }
 
-fn cidr(fields: &mut Fields, name: &str, family: Family, errors: &mut Vec<NetConfError>) -> Option<IpNetwork> {
+fn cidr(
+    fields: &mut Fields,
+    name: &str,
+    family: Family,
+    errors: &mut Vec<NetConfError>,
+) -> Option<IpNetwork> {
     let raw = fields.take(name)?;
     match text(raw).as_deref().and_then(parse_network).map(masked) {
         // The zero network is flannel's "not set".
-        Some(net) if Family::of(&net.ip()) == family => (net.prefix() > 0 || !net.ip().is_unspecified()).then_some(net),
+        Some(net) if Family::of(&net.ip()) == family => {
+            (net.prefix() > 0 || !net.ip().is_unspecified()).then_some(net)
+        }
         _ => {
             errors.push(fault(name, raw.get(), format!("an {family} network as \"ADDRESS/LENGTH\"")));
             None

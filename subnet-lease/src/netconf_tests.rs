@@ -52,7 +52,9 @@ fn a_dual_network_has_the_room_of_its_smaller_family() {
 
 #[test]
 fn zero_stands_for_not_set_as_in_flannel() {
-    let config = parse(r#""Network":"10.5.0.0/16","SubnetLen":0,"SubnetMin":"0.0.0.0","SubnetMax":null,"IPv6SubnetMin":"::""#);
+    let config = parse(
+        r#""Network":"10.5.0.0/16","SubnetLen":0,"SubnetMin":"0.0.0.0","SubnetMax":null,"IPv6SubnetMin":"::""#,
+    );
     assert_eq!(config, parse(r#""Network":"10.5.0.0/16""#));
     assert_eq!(errors(&with(r#""Network":"0.0.0.0/0""#)).len(), 1);
 }
@@ -62,14 +64,18 @@ fn keys_match_in_any_case_the_last_one_wins_and_strange_ones_are_named() {
     let json = br#"{"network":"10.1.0.0/16","NETWORK":"10.2.0.0/16","Mtu":1,"x y":{},"backend":{"TYPE":"VXLAN","vni":5,"directROUTING":true,"MacPrefix":"0e"}}"#;
     let (config, warnings) = NetworkConfig::parse(json).unwrap();
     assert_eq!(config.network(Family::V4).unwrap().network.to_string(), "10.2.0.0/16");
-    assert!(matches!(config.backend, BackendConfig::Vxlan { vni: 5, direct_routing: true, port: 0, mtu: None, .. }));
+    assert!(matches!(
+        config.backend,
+        BackendConfig::Vxlan { vni: 5, direct_routing: true, port: 0, mtu: None, .. }
+    ));
     let keys = ["\"Mtu\"", "\"x y\"", "Backend.\"MacPrefix\""];
     assert_eq!(warnings, keys.map(|key| format!("{key} is not known and ignored")));
 }
 
 #[test]
 fn every_wrong_field_is_reported_at_once_with_its_value_and_what_is_allowed() {
-    let json = br#"{"EnableIPv6":1,"Network":"10.5.0.0","SubnetLen":"24","SubnetMax":"x","EnableNFTables":"yes",
+    let json =
+        br#"{"EnableIPv6":1,"Network":"10.5.0.0","SubnetLen":"24","SubnetMax":"x","EnableNFTables":"yes",
         "Backend":{"Type":"vxlan","VNI":16777216,"Port":-1,"GBP":0,"MTU":20}}"#;
     let expected = [
         "Network is \"10.5.0.0\": an IPv4 network as \"ADDRESS/LENGTH\"",
@@ -92,8 +98,14 @@ fn each_rule_between_fields_has_its_own_sentence() {
         (r#""Network":"10.5.0.0/29""#, "Network is 10.5.0.0/29: a length of at most /28"),
         (r#""Network":"10.5.0.0/16","SubnetLen":31"#, "SubnetLen is 31: 18 to 30 in 10.5.0.0/16"),
         (r#""Network":"10.5.0.0/16","SubnetLen":17"#, "SubnetLen is 17: 18 to 30 in 10.5.0.0/16"),
-        (r#""Network":"10.5.0.0/16","SubnetMin":"10.6.0.0""#, "SubnetMin is 10.6.0.0: an address inside 10.5.0.0/16"),
-        (r#""Network":"10.5.0.0/16","SubnetMax":"10.5.7.1""#, "SubnetMax is 10.5.7.1: the first address of a /24"),
+        (
+            r#""Network":"10.5.0.0/16","SubnetMin":"10.6.0.0""#,
+            "SubnetMin is 10.6.0.0: an address inside 10.5.0.0/16",
+        ),
+        (
+            r#""Network":"10.5.0.0/16","SubnetMax":"10.5.7.1""#,
+            "SubnetMax is 10.5.7.1: the first address of a /24",
+        ),
         (
             r#""Network":"10.5.0.0/16","SubnetMin":"10.5.9.0","SubnetMax":"10.5.8.0""#,
             "SubnetMin is 10.5.9.0: not above SubnetMax, which is 10.5.8.0",
@@ -120,7 +132,10 @@ fn a_backend_that_we_lack_is_named_with_the_way_out() {
         ("", "Backend is missing: flannel takes that for \"udp\", which is not supported yet"),
         (r#","Backend":null"#, "Backend is null: must be a JSON object"),
         (r#","Backend":{}"#, "Backend.Type is missing: write"),
-        (r#","Backend":{"Type":"WireGuard"}"#, "Backend.Type is \"WireGuard\": this backend is not supported yet"),
+        (
+            r#","Backend":{"Type":"WireGuard"}"#,
+            "Backend.Type is \"WireGuard\": this backend is not supported yet",
+        ),
         (r#","Backend":{"Type":"gce"}"#, "Backend.Type is \"gce\": flannel removed this backend"),
         (r#","Backend":{"Type":"vxlam"}"#, "Backend.Type is \"vxlam\": write {\"Type\": \"vxlan\"}"),
     ] {

@@ -1,4 +1,3 @@
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::OnceLock;
@@ -58,7 +57,8 @@ pub struct PeerTable {
     network: NetworkConfig,
     own: Option<Subnets>,
     own_public: PublicAddrs,
-    own_lease: Option<Lease>,
+    /// Leases that are or may become our own, whole: those of our address and of our subnets.
+    ours: BTreeMap<Subnets, Lease>,
     known: BTreeMap<Subnets, Known>,
     unreadable: BTreeMap<String, String>,
     verdicts: OnceLock<BTreeMap<Subnets, Verdict>>,
@@ -74,6 +74,7 @@ struct Known {
 /// Only for leases that are not taken whole.
 #[derive(Debug, Default)]
 struct Verdict {
+    ours: bool,
     usable: [bool; 2],
     reasons: Vec<String>,
 }
@@ -92,7 +93,7 @@ impl PeerTable {
             network: network.clone(),
             own: own.copied(),
             own_public,
-            own_lease: None,
+            ours: BTreeMap::new(),
             known: BTreeMap::new(),
             unreadable: BTreeMap::new(),
             verdicts: OnceLock::new(),
@@ -105,7 +106,7 @@ impl PeerTable {
     pub fn replace(&mut self, leases: Vec<Lease>, unreadable: Vec<(String, String)>) {
         self.verdicts.take();
         let mut before = std::mem::take(&mut self.known);
-        self.own_lease = None;
+        self.ours.clear();
         self.unreadable = unreadable.into_iter().collect();
         let unknown = self.unreadable.keys().filter_map(|key| key.parse::<Subnets>().ok());
         let kept: Vec<_> = unknown.filter_map(|key| before.remove_entry(&key)).collect();
@@ -117,24 +118,16 @@ impl PeerTable {
 
     /// A lease came or changed. Returns whether that matters to anybody.
     pub fn upsert(&mut self, lease: Lease) -> bool {
-        let readable_again = self.unreadable.remove(&lease.subnets.to_string()).is_some();
-        if self.own == Some(lease.subnets) {
-            self.own_lease = Some(lease);
-            self.verdicts.take();
-            return true;
-        }
+        let mut changed = self.unreadable.remove(&lease.subnets.to_string()).is_some();
         let known = Known::read(&lease, &self.network.backend);
-        let changed = match self.known.entry(lease.subnets) {
-            Entry::Occupied(entry) if *entry.get() == known => readable_again,
-            Entry::Occupied(mut entry) => {
-                entry.insert(known);
-                true
-            }
-            Entry::Vacant(entry) => {
-                entry.insert(known);
-                true
-            }
-        };
+        changed |= self.known.get(&lease.subnets) != Some(&known);
+        self.known.insert(lease.subnets, known);
+        if self.own == Some(lease.subnets) || self.own_public.meets(&lease.public) {
+            changed |= self.ours.get(&lease.subnets) != Some(&lease);
+            self.ours.insert(lease.subnets, lease);
+        } else {
+            self.ours.remove(&lease.subnets);
+        }
         if changed {
             self.verdicts.take();
         }
@@ -144,10 +137,9 @@ impl PeerTable {
     /// A lease ended. Returns whether it was there.
     pub fn remove(&mut self, subnets: &Subnets) -> bool {
         let unreadable = self.unreadable.remove(&subnets.to_string()).is_some();
-        let own = self.own_lease.take_if(|lease| lease.subnets == *subnets).is_some();
-        let known = self.known.remove(subnets).is_some();
+        self.ours.remove(subnets);
         self.verdicts.take();
-        unreadable || own || known
+        self.known.remove(subnets).is_some() || unreadable
     }
 
     /// A lease is there but cannot be read. A peer known by this key stays as it was.
@@ -157,15 +149,8 @@ impl PeerTable {
 
     /// Our own subnets or addresses became known or changed.
     pub fn set_own(&mut self, own: Option<Subnets>, own_public: PublicAddrs) {
-        if (self.own, self.own_public) == (own, own_public) {
-            return;
-        }
-        self.verdicts.take();
-        self.own_lease.take_if(|lease| own != Some(lease.subnets));
-        if let Some(own) = own {
-            self.known.remove(&own);
-        }
         (self.own, self.own_public) = (own, own_public);
+        self.verdicts.take();
     }
 
     /// The network grew. Its backend must be the same as before: what other backends said was not kept.
@@ -176,29 +161,18 @@ impl PeerTable {
 
     /// Our own lease as the store shows it; `None` until it was seen.
     pub fn own_lease(&self) -> Option<&Lease> {
-        self.own_lease.as_ref()
+        self.ours.get(&self.own?)
     }
 
     /// The admitted peers, ordered by their subnets.
     pub fn peers(&self) -> impl Iterator<Item = Peer> + '_ {
         let verdicts = self.verdicts();
-        self.known.values().filter_map(move |known| {
-            let usable = match verdicts.get(&known.peer.key) {
-                Some(verdict) => verdict.usable,
-                None => Family::ALL.map(|f| known.peer.key.family(f).is_some()),
-            };
-            usable.contains(&true).then_some(Peer { usable, ..known.peer })
-        })
+        self.known.values().filter_map(|known| known.admitted(verdicts))
     }
 
     /// One admitted peer.
     pub fn peer(&self, subnets: &Subnets) -> Option<Peer> {
-        let known = self.known.get(subnets)?;
-        let usable = match self.verdicts().get(subnets) {
-            Some(verdict) => verdict.usable,
-            None => Family::ALL.map(|f| subnets.family(f).is_some()),
-        };
-        usable.contains(&true).then_some(Peer { usable, ..known.peer })
+        self.known.get(subnets)?.admitted(self.verdicts())
     }
 
     /// What was refused, wholly or in one family, and what could not be read: key and reason.
@@ -211,7 +185,7 @@ impl PeerTable {
 
     /// How many peers are admitted.
     pub fn len(&self) -> usize {
-        self.known.len() - self.verdicts().values().filter(|verdict| !verdict.usable.contains(&true)).count()
+        self.peers().count()
     }
 
     /// Whether no peer is admitted.
@@ -226,21 +200,28 @@ impl PeerTable {
     fn judge(&self) -> BTreeMap<Subnets, Verdict> {
         let mut verdicts: BTreeMap<Subnets, Verdict> = BTreeMap::new();
         let mut in_order: Vec<&Known> = self.known.values().collect();
+        if let Some(own) = self.own {
+            // Ours is no peer's, and nothing is wrong with it.
+            in_order.retain(|known| known.peer.key != own);
+            verdicts.insert(own, Verdict { ours: true, ..Verdict::default() });
+        }
         in_order.sort_by_key(|known| (known.peer.epoch, known.peer.key));
         for family in Family::ALL {
             let mut taken = Taken::by_us(family, self);
             for known in &in_order {
                 let Some(subnet) = known.peer.key.family(family) else { continue };
-                let admitted = self.alone(family, subnet, known).and_then(|()| taken.admit(subnet, &known.peer));
+                let admitted =
+                    self.alone(family, subnet, known).and_then(|()| taken.admit(subnet, &known.peer));
                 if let Err(refusal) = admitted {
-                    let verdict = verdicts.entry(known.peer.key).or_insert_with(|| Verdict::whole(&known.peer.key));
+                    let verdict =
+                        verdicts.entry(known.peer.key).or_insert_with(|| Verdict::whole(&known.peer.key));
                     verdict.usable[family.index()] = false;
-                    verdict.reasons.extend(refusal.0);
+                    verdict.reasons.extend(refusal.0.filter(|reason| !verdict.reasons.contains(reason)));
                 }
             }
         }
         for verdict in verdicts.values_mut() {
-            if !verdict.usable.contains(&true) && verdict.reasons.is_empty() {
+            if !verdict.ours && !verdict.usable.contains(&true) && verdict.reasons.is_empty() {
                 verdict.reasons.push("it has no family in common with this network and this host".into());
             }
         }
@@ -281,11 +262,17 @@ impl Refusal {
 
 impl Verdict {
     fn whole(key: &Subnets) -> Self {
-        Self { usable: Family::ALL.map(|family| key.family(family).is_some()), reasons: Vec::new() }
+        Self { usable: Family::ALL.map(|family| key.family(family).is_some()), ..Self::default() }
     }
 }
 
 impl Known {
+    fn admitted(&self, verdicts: &BTreeMap<Subnets, Verdict>) -> Option<Peer> {
+        let whole = || Family::ALL.map(|family| self.peer.key.family(family).is_some());
+        let usable = verdicts.get(&self.peer.key).map_or_else(whole, |verdict| verdict.usable);
+        usable.contains(&true).then_some(Peer { usable, ..self.peer })
+    }
+
     fn read(lease: &Lease, backend: &BackendConfig) -> Self {
         let mut flaw = [None, None];
         let mut vxlan = [None, None];
@@ -302,7 +289,8 @@ impl Known {
                 }
             }
         }
-        let peer = Peer { key: lease.subnets, public: lease.public, vxlan, epoch: lease.epoch, usable: [true; 2] };
+        let peer =
+            Peer { key: lease.subnets, public: lease.public, vxlan, epoch: lease.epoch, usable: [true; 2] };
         Self { peer, flaw }
     }
 }
@@ -334,7 +322,9 @@ fn reachable(public: IpAddr, subnet: IpNetwork) -> Result<(), Refusal> {
         return Err(Refusal::because(format!("its public address {public} is not that of a host")));
     }
     if subnet.contains(public) {
-        return Err(Refusal::because(format!("its public address {public} is inside its own subnet {subnet}")));
+        return Err(Refusal::because(format!(
+            "its public address {public} is inside its own subnet {subnet}"
+        )));
     }
     Ok(())
 }
@@ -351,7 +341,7 @@ struct Taken {
 
 impl Taken {
     fn by_us(family: Family, table: &PeerTable) -> Self {
-        let own_data = table.own_lease.as_ref().and_then(|lease| lease.attrs.family(family));
+        let own_data = table.own_lease().and_then(|lease| lease.attrs.family(family));
         Self {
             family,
             own: table.own.and_then(|own| own.family(family)),
@@ -368,9 +358,12 @@ impl Taken {
         let (first, last) = span(subnet);
         let before = self.subnets.range(..=first).next_back().filter(|(_, net)| overlap(**net, subnet));
         if let Some((_, other)) = before.or_else(|| self.subnets.range(first..=last).next()) {
-            return Err(Refusal::because(format!("{subnet} overlaps {other}, which another host leased earlier")));
+            return Err(Refusal::because(format!(
+                "{subnet} overlaps {other}, which another host leased earlier"
+            )));
         }
-        if let (Some(data), Some(public)) = (peer.vxlan[self.family.index()], peer.public.family(self.family)) {
+        if let (Some(data), Some(public)) = (peer.vxlan[self.family.index()], peer.public.family(self.family))
+        {
             self.admit_mac(data.mac, public, peer.key)?;
         }
         self.subnets.insert(first, subnet);
@@ -386,7 +379,9 @@ impl Taken {
         if *owner == public {
             return Ok(());
         }
-        Err(Refusal::because(format!("its hardware address is that of {other} at {owner}, which was earlier")))
+        Err(Refusal::because(format!(
+            "its hardware address is that of {other} at {owner}, which was earlier"
+        )))
     }
 }
 

@@ -4,7 +4,8 @@ use super::*;
 use crate::lease::BackendAttrs;
 
 const V4: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
-const DUAL: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"vxlan"}}"#;
+const DUAL: &str =
+    r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"vxlan"}}"#;
 const HOST_GW: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#;
 const ALLOC: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"alloc"}}"#;
 const OWN: &str = "10.5.1.0-24&fc00:0:0:1::-64";
@@ -53,9 +54,13 @@ fn a_sound_lease_is_admitted_and_ours_is_not_a_peer() {
 
 #[test]
 fn a_subnet_that_is_not_a_piece_of_the_network_is_refused() {
-    for subnets in ["128.0.0.0-1", "10.5.0.0-16", "10.5.0.0-17", "10.5.2.0-31", "10.6.2.0-24", "10.4.0.0-15"] {
+    for subnets in ["128.0.0.0-1", "10.5.0.0-16", "10.5.0.0-17", "10.5.2.0-31", "10.6.2.0-24", "10.4.0.0-15"]
+    {
         let reason = refusal(V4, lease(subnets, &["192.168.0.2"], 2));
-        assert!(reason.contains("outside the network") || reason.contains("not one of the network's"), "{reason}");
+        assert!(
+            reason.contains("outside the network") || reason.contains("not one of the network's"),
+            "{reason}"
+        );
     }
     let earlier_length = table(V4, &[lease("10.5.2.0-25", &["192.168.0.2"], 2)]);
     assert_eq!(earlier_length.len(), 1, "leases of an earlier net-conf live on");
@@ -79,16 +84,19 @@ fn a_public_address_that_is_no_hosts_or_ours_is_refused() {
 
 #[test]
 fn a_peer_of_another_backend_or_vni_is_refused_with_that_reason() {
-    let plain = |kind: &str| Lease { attrs: BackendAttrs::plain(kind), ..lease("10.5.2.0-24", &["192.168.0.2"], 2) };
+    let plain =
+        |kind: &str| Lease { attrs: BackendAttrs::plain(kind), ..lease("10.5.2.0-24", &["192.168.0.2"], 2) };
+    let dual = Lease {
+        attrs: BackendAttrs::plain("ipip"),
+        ..lease("10.5.2.0-24&fc00:0:0:2::-64", &["192.168.0.2", "fd00::2"], 2)
+    };
+    assert_eq!(refusal(DUAL, dual), "its backend is \"ipip\", this network's \"vxlan\"");
     assert_eq!(refusal(V4, plain("host-gw")), "its backend is \"host-gw\", this network's \"vxlan\"");
     assert_eq!(refusal(V4, plain("")), "its backend is none (alloc or udp), this network's \"vxlan\"");
     assert_eq!(table(HOST_GW, &[plain("host-gw")]).len(), 1);
     assert_eq!(table(ALLOC, &[plain("")]).len() + table(ALLOC, &[plain("alloc")]).len(), 2);
     let other_vni = BackendAttrs::vxlan(Some(VxlanData { vni: 2, mac: [2; 6] }), None);
-    assert_eq!(
-        refusal(V4, Lease { attrs: other_vni, ..plain("") }),
-        "its VNI is 2, this network's 1"
-    );
+    assert_eq!(refusal(V4, Lease { attrs: other_vni, ..plain("") }), "its VNI is 2, this network's 1");
 }
 
 #[test]
@@ -124,7 +132,7 @@ fn a_fault_in_one_family_leaves_the_other_and_is_told() {
 fn of_two_leases_that_overlap_the_earlier_one_counts_until_it_ends() {
     let first = lease("10.5.2.0-24", &["192.168.0.2"], 2);
     let second = lease("10.5.2.0-25", &["192.168.0.3"], 3);
-    let mut table = table(V4, &[second.clone(), first.clone()]);
+    let mut table = table(V4, &[second, first.clone()]);
     assert_eq!(admitted(&table), ["10.5.2.0-24"]);
     assert_eq!(table.refused().next().unwrap().0, "10.5.2.0-25");
     table.remove(&first.subnets);
@@ -181,12 +189,28 @@ fn a_snapshot_is_believed_whole() {
 fn learning_which_lease_is_ours_judges_again() {
     let (network, _) = NetworkConfig::parse(V4.as_bytes()).unwrap();
     let peer = lease("10.5.2.0-24", &["192.168.0.2"], 2);
-    let mut table = PeerTable::from_snapshot(&network, None, PublicAddrs::default(), vec![peer.clone()], vec![]);
+    let mut table =
+        PeerTable::from_snapshot(&network, None, PublicAddrs::default(), vec![peer.clone()], vec![]);
     assert_eq!(table.len(), 1);
     table.set_own(Some(key("10.5.2.0-25")), PublicAddrs::default());
     assert_eq!(table.len(), 0);
     table.set_own(Some(peer.subnets), peer.public);
     assert_eq!((table.len(), table.refused().count()), (0, 0));
+    table.set_own(None, PublicAddrs::default());
+    assert_eq!(table.len(), 1);
+}
+
+#[test]
+fn our_lease_is_shown_even_if_it_was_seen_before_we_knew_that_it_is_ours() {
+    let (network, _) = NetworkConfig::parse(V4.as_bytes()).unwrap();
+    let ours = lease("10.5.1.0-24", &[OWN_ADDR], 1);
+    let mut table = PeerTable::from_snapshot(&network, None, ours.public, vec![ours.clone()], vec![]);
+    assert_eq!((table.len(), table.own_lease()), (0, None));
+    table.set_own(Some(ours.subnets), ours.public);
+    assert_eq!(table.own_lease(), Some(&ours));
+    assert_eq!(table.refused().count(), 0);
+    table.remove(&ours.subnets);
+    assert_eq!(table.own_lease(), None);
 }
 
 #[test]
@@ -200,7 +224,12 @@ fn a_grown_network_admits_who_was_outside() {
 
 #[test]
 fn ten_thousand_peers_are_small() {
-    assert!(size_of::<Peer>() <= 96 && size_of::<Known>() <= 128, "{} {}", size_of::<Peer>(), size_of::<Known>());
+    assert!(
+        size_of::<Peer>() <= 96 && size_of::<Known>() <= 128,
+        "{} {}",
+        size_of::<Peer>(),
+        size_of::<Known>()
+    );
 }
 
 fn any_lease() -> impl Strategy<Value = Lease> {
@@ -209,7 +238,8 @@ fn any_lease() -> impl Strategy<Value = Lease> {
         let v4 = ipnetwork::Ipv4Network::new([10, 5, net, quarter * 64].into(), len).ok();
         let v6 = ipnetwork::Ipv6Network::new(format!("fc00:0:0:{quarter}::").parse().unwrap(), 64).ok();
         let data = Some(VxlanData { vni: 1, mac: [2, 0, 0, 0, 0, mac] });
-        let public = PublicAddrs { v4: Some([192, 168, 0, host].into()), v6: format!("fd00::{host}").parse().ok() };
+        let public =
+            PublicAddrs { v4: Some([192, 168, 0, host].into()), v6: format!("fd00::{host}").parse().ok() };
         let subnets = Subnets::new(v4, v6.filter(|_| mac != 1)).unwrap();
         Lease { epoch, ..Lease::new(subnets, public, BackendAttrs::vxlan(data, data)) }
     })

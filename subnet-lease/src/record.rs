@@ -72,10 +72,12 @@ impl Lease {
         if value.len() > LARGEST {
             return Err(RecordError::Size(value.len()));
         }
-        let mut fields: Fields = serde_json::from_slice(value).map_err(|e| RecordError::Json(e.to_string()))?;
+        let mut fields: Fields =
+            serde_json::from_slice(value).map_err(|e| RecordError::Json(e.to_string()))?;
         let v4 = parsed::<Ipv4Addr>(&mut fields, "PublicIP", "an IPv4 address")?;
         let v6 = parsed::<Ipv6Addr>(&mut fields, "PublicIPv6", "an IPv6 address or null")?;
-        let public = PublicAddrs { v4: v4.filter(|a| !a.is_unspecified()), v6: v6.filter(|a| !a.is_unspecified()) };
+        let public =
+            PublicAddrs { v4: v4.filter(|a| !a.is_unspecified()), v6: v6.filter(|a| !a.is_unspecified()) };
         let attrs = BackendAttrs {
             kind: parsed(&mut fields, "BackendType", "a string")?.unwrap_or_default(),
             v4: written(&mut fields, "BackendData").map(RawJson::from),
@@ -129,7 +131,12 @@ mod tests {
                 r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#,
             ),
             (
-                lease("10.5.52.0-24&fc00:0:0:1::-64", "192.168.64.3", Some("fd00::3"), BackendAttrs::vxlan(data, data)),
+                lease(
+                    "10.5.52.0-24&fc00:0:0:1::-64",
+                    "192.168.64.3",
+                    Some("fd00::3"),
+                    BackendAttrs::vxlan(data, data),
+                ),
                 r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#,
             ),
             (
@@ -178,7 +185,11 @@ mod tests {
             ("10.5.52.0-24", b"", "not a JSON object"),
             ("10.5.52.0-24", b"[]", "not a JSON object"),
             ("10.5.52.0-24", br#"{"PublicIP":7}"#, "PublicIP is 7, not an IPv4 address"),
-            ("10.5.52.0-24", br#"{"PublicIPv6":"10.0.0.1"}"#, "PublicIPv6 is \"10.0.0.1\", not an IPv6 address"),
+            (
+                "10.5.52.0-24",
+                br#"{"PublicIPv6":"10.0.0.1"}"#,
+                "PublicIPv6 is \"10.0.0.1\", not an IPv6 address",
+            ),
             ("10.5.52.0-24", &long, "65537 bytes"),
         ];
         for (key, value, sentence) in cases {

@@ -98,7 +98,9 @@ impl SubnetEnv {
                 "FLANNEL_SUBNET" => subnets[0] = cidr(SUBNET[0], value, Family::V4)?,
                 "FLANNEL_IPV6_NETWORK" => networks[1] = cidr(NETWORK[1], value, Family::V6)?,
                 "FLANNEL_IPV6_SUBNET" => subnets[1] = cidr(SUBNET[1], value, Family::V6)?,
-                "FLANNEL_MTU" => mtu = Some(value.parse().map_err(|_| line(MTU, value, "a number of bytes"))?),
+                "FLANNEL_MTU" => {
+                    mtu = Some(value.parse().map_err(|_| line(MTU, value, "a number of bytes"))?)
+                }
                 "FLANNEL_IPMASQ" => ipmasq = Some(value == "true"),
                 _ => {}
             }
@@ -138,7 +140,8 @@ impl SubnetEnv {
     /// Writes the file so that a reader sees the old one or the new one and never a part: temporary file beside it, sync,
     /// rename. Makes the directory (0755) where it is missing; the file has mode 0644 whatever the umask.
     pub fn write(&self, path: &Path) -> Result<(), SubnetEnvError> {
-        let directory = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let directory =
+            path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
         make_directory(directory).map_err(|source| SubnetEnvError::Io { path: directory.into(), source })?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let temporary = directory.join(format!(".{name}.new"));

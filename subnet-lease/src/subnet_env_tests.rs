@@ -52,7 +52,11 @@ fn a_file_written_by_hand_is_read() {
 fn each_wrong_file_gets_a_sentence_that_names_the_key() {
     let good = env(V4, "10.42.7.0-24").text();
     for (from, to, sentence) in [
-        ("10.42.0.0/16", "10.42.0.0/16,10.43.0.0/16", "FLANNEL_NETWORK is \"10.42.0.0/16,10.43.0.0/16\": one network"),
+        (
+            "10.42.0.0/16",
+            "10.42.0.0/16,10.43.0.0/16",
+            "FLANNEL_NETWORK is \"10.42.0.0/16,10.43.0.0/16\": one network",
+        ),
         ("10.42.7.1/24", "10.42.7.1", "FLANNEL_SUBNET is \"10.42.7.1\": an IPv4 ADDRESS/LENGTH"),
         ("10.42.7.1/24", "fc00::1/64", "FLANNEL_SUBNET is \"fc00::1/64\": an IPv4 ADDRESS/LENGTH"),
         ("=1450", "=-1", "FLANNEL_MTU is \"-1\": a number of bytes"),
@@ -77,7 +81,8 @@ fn writing_makes_the_directory_replaces_the_file_whole_and_leaves_nothing_else()
     }
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o644, 0o755));
-    let names: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let names: Vec<_> =
+        fs::read_dir(path.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names, ["subnet.env"]);
     assert_eq!(SubnetEnv::read(&path).unwrap(), env);
     fs::remove_dir_all(&base).unwrap();

@@ -23,9 +23,10 @@ impl VxlanData {
 
     /// Reads what a peer published. A missing VNI is 0, as in Go. The error says what is wrong.
     pub fn from_json(json: &RawJson) -> Result<Self, String> {
-        let mut fields: Fields =
-            serde_json::from_str(json.as_str()).map_err(|_| "its backend data is not a JSON object".to_string())?;
-        let number = |raw: &RawValue| serde_json::from_str::<u32>(raw.get()).map_err(|_| "its VNI is not a number");
+        let mut fields: Fields = serde_json::from_str(json.as_str())
+            .map_err(|_| "its backend data is not a JSON object".to_string())?;
+        let number =
+            |raw: &RawValue| serde_json::from_str::<u32>(raw.get()).map_err(|_| "its VNI is not a number");
         let vni = fields.take("VNI").map_or(Ok(0), number)?;
         let text = fields.take("VtepMAC").and_then(|raw| serde_json::from_str::<String>(raw.get()).ok());
         let mac = text.as_deref().and_then(parse_mac).ok_or("its VtepMAC is not a hardware address")?;

@@ -1,3 +1,5 @@
 //! What needs more than one crate, or a kernel, to be tested.
 
 pub mod budget;
+pub mod conformance;
+pub mod world;

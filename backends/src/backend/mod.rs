@@ -9,7 +9,9 @@ mod vxlan;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use subnet_lease::{BackendAttrs, BackendConfig, Family, NetworkConfig, NetworkId, PeerTable, PublicAddrs, Subnets};
+use subnet_lease::{
+    BackendAttrs, BackendConfig, Family, NetworkConfig, NetworkId, PeerTable, PublicAddrs, Subnets,
+};
 
 use crate::facts::Facts;
 use crate::name::{IfName, Mac};
@@ -80,9 +82,14 @@ pub struct Wish {
 /// The backend of a configuration.
 pub fn choose(config: &BackendConfig) -> Box<dyn Backend> {
     match config {
-        BackendConfig::Vxlan { vni, port, mtu, gbp, learning, direct_routing } => {
-            Box::new(vxlan::Vxlan { vni: *vni, port: *port, mtu: *mtu, gbp: *gbp, learning: *learning, direct_routing: *direct_routing })
-        }
+        BackendConfig::Vxlan { vni, port, mtu, gbp, learning, direct_routing } => Box::new(vxlan::Vxlan {
+            vni: *vni,
+            port: *port,
+            mtu: *mtu,
+            gbp: *gbp,
+            learning: *learning,
+            direct_routing: *direct_routing,
+        }),
         BackendConfig::HostGw => Box::new(host_gw::HostGw),
         BackendConfig::Alloc => Box::new(alloc::Alloc),
     }

@@ -23,7 +23,16 @@ pub(super) fn onlink(dst: IpNetwork, link: IfName) -> Object {
 fn route(dst: IpNetwork, via: IpAddr, link: IfName, onlink: bool, scope: u8) -> Object {
     let metric = default_metric(&dst);
     let kind = RouteKind::Unicast;
-    Object::Route(Route { dst, metric, kind, via: Some(via), link: Some(link), onlink, scope, protocol: ROUTE_PROTOCOL })
+    Object::Route(Route {
+        dst,
+        metric,
+        kind,
+        via: Some(via),
+        link: Some(link),
+        onlink,
+        scope,
+        protocol: ROUTE_PROTOCOL,
+    })
 }
 
 /// The kernel files an IPv4 route's descriptor under (protocol, scope, preferred source, metric, device), so that all

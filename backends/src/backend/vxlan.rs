@@ -53,13 +53,21 @@ impl Vxlan {
             wish.objects.push(Object::Sysctl(link, Sysctl::AcceptRa, 0));
         }
         // The subnet's network address, as flannel has it: pods never hold it, and it is the source of host traffic.
-        let net = ipnetwork::IpNetwork::new(subnet.network(), if subnet.is_ipv4() { 32 } else { 128 }).ok()?;
+        let net =
+            ipnetwork::IpNetwork::new(subnet.network(), if subnet.is_ipv4() { 32 } else { 128 }).ok()?;
         wish.objects.push(Object::Address(Address { link, net }));
         wish.objects.push(Object::Up(link));
         Some(())
     }
 
-    fn peer(&self, node: &LocalNode, facts: &Facts, family: Family, peer: &Peer, wish: &mut Wish) -> Option<()> {
+    fn peer(
+        &self,
+        node: &LocalNode,
+        facts: &Facts,
+        family: Family,
+        peer: &Peer,
+        wish: &mut Wish,
+    ) -> Option<()> {
         let subnet = peer.subnet(family)?;
         let public = peer.public(family)?;
         if self.direct_routing && is_direct(node, facts, public) {

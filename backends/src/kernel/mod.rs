@@ -103,7 +103,9 @@ impl KernelError {
         };
         match errno {
             Errno::EPERM | Errno::EACCES => Class::Fatal,
-            Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT | Errno::EPROTONOSUPPORT | Errno::EROFS => Class::Unsupported,
+            Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT | Errno::EPROTONOSUPPORT | Errno::EROFS => {
+                Class::Unsupported
+            }
             Errno::EEXIST | Errno::EINVAL | Errno::EADDRINUSE | Errno::EADDRNOTAVAIL => Class::Conflict,
             _ => Class::Transient,
         }
@@ -112,7 +114,8 @@ impl KernelError {
 
 /// Taking away what is already gone is success.
 pub(crate) fn benign(op: &Op, errno: Errno) -> bool {
-    let gone = matches!(errno, Errno::ESRCH | Errno::ENOENT | Errno::ENODEV | Errno::EADDRNOTAVAIL | Errno::ENXIO);
+    let gone =
+        matches!(errno, Errno::ESRCH | Errno::ENOENT | Errno::ENODEV | Errno::EADDRNOTAVAIL | Errno::ENXIO);
     matches!(op, Op::Delete(_)) && gone
 }
 

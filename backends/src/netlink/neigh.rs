@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 
 use super::link::{DUMP, PUT, REQUEST};
-use super::{AF_BRIDGE, Attrs, Batch, RawMessage, address_bytes, address_from, family_of, read_u16, read_u32};
+use super::{
+    AF_BRIDGE, Attrs, Batch, RawMessage, address_bytes, address_from, family_of, read_u16, read_u32,
+};
 use crate::name::Mac;
 
 /// A neighbour or FDB entry as the kernel reports it.

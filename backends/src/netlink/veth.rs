@@ -6,7 +6,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use ipnetwork::IpNetwork;
 
 use super::link::{
-    IFA_F_NODAD, IFADDR, IFF_UP, IFINFO, REQUEST, RTM_DELADDR, RTM_DELLINK, RTM_GETLINK, RTM_NEWADDR, RTM_NEWLINK,
+    IFA_F_NODAD, IFADDR, IFF_UP, IFINFO, REQUEST, RTM_DELADDR, RTM_DELLINK, RTM_GETLINK, RTM_NEWADDR,
+    RTM_NEWLINK,
 };
 use super::route::{RT_TABLE_MAIN, RTM_NEWROUTE, RTN_UNICAST, RTPROT_BOOT};
 use super::{Attrs, Batch, RawMessage, address_bytes, family_of, read_u32};
@@ -175,7 +176,8 @@ impl VethView {
             return None;
         }
         let attrs = Attrs::after(message.payload, IFINFO);
-        let state = attrs.clone().find(IFLA_LINKINFO).and_then(|info| Attrs::new(info).find(IFLA_INFO_SLAVE_DATA));
+        let state =
+            attrs.clone().find(IFLA_LINKINFO).and_then(|info| Attrs::new(info).find(IFLA_INFO_SLAVE_DATA));
         let state = state.and_then(|data| Attrs::new(data).find(IFLA_BRPORT_STATE));
         Some(Self {
             index: read_u32(&message.payload[4..])?,

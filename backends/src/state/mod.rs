@@ -3,7 +3,9 @@
 mod object;
 
 pub use object::default_metric;
-pub use object::{Address, Fdb, Key, Link, LinkKind, Neigh, Object, Route, RouteKind, Sysctl, TableKey, Vxlan};
+pub use object::{
+    Address, Fdb, Key, Link, LinkKind, Neigh, Object, Route, RouteKind, Sysctl, TableKey, Vxlan,
+};
 
 /// Objects ordered by [`Key`]. Several may share a key in a dump: the kernel allows two routes to one destination with
 /// equal metric, and the first of them is the one in force. Their order is kept.

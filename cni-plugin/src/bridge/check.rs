@@ -23,7 +23,8 @@ pub(crate) fn check(call: &Call, conf: &Object) -> Result<(), Failure> {
         ipam.check_held(&call.holder())?;
     }
     let mut host = Socket::route().during(Code::Kernel, || "no netlink socket".into())?;
-    let mut inside = Namespace::of(call)?.socket(&Namespace::own()?)?;
+    let own = Namespace::own()?;
+    let mut inside = Namespace::of(call, &own)?.socket(&own)?;
     let peer = container(call, &mut inside, &result)?;
     port(&mut host, &bridge, peer, call.ifname)
 }
@@ -33,7 +34,8 @@ fn container(call: &Call, inside: &mut Socket, result: &Attachment) -> Result<u3
     let name = call.ifname;
     let position = result.interfaces.iter().position(|i| i.name == name && !i.sandbox.is_empty());
     let recorded = position.and_then(|n| result.interfaces.get(n));
-    let recorded = recorded.ok_or_else(|| differs(format!("prevResult names no interface {name} of the container")))?;
+    let recorded =
+        recorded.ok_or_else(|| differs(format!("prevResult names no interface {name} of the container")))?;
     let found = inside.get(&mut get_link(name), |message| {
         let link = LinkView::parse(&message)?;
         Some((VethView::parse(&message)?, link.mac, link.flags & IFF_UP != 0))
@@ -44,14 +46,22 @@ fn container(call: &Call, inside: &mut Socket, result: &Attachment) -> Result<u3
         return Err(differs(format!("interface {name} of the container is down")));
     }
     if recorded.mac.is_some() && recorded.mac != mac {
-        return Err(differs(format!("interface {name} has another Ethernet address than {}", recorded.mac.unwrap_or_default())));
+        return Err(differs(format!(
+            "interface {name} has another Ethernet address than {}",
+            recorded.mac.unwrap_or_default()
+        )));
     }
     addresses(inside, view.index, result, position)?;
     result.routes.iter().try_for_each(|wanted| route(inside, wanted))?;
     Ok(view.peer)
 }
 
-fn addresses(inside: &mut Socket, index: u32, result: &Attachment, position: Option<usize>) -> Result<(), Failure> {
+fn addresses(
+    inside: &mut Socket,
+    index: u32,
+    result: &Attachment,
+    position: Option<usize>,
+) -> Result<(), Failure> {
     let mut there = Vec::new();
     let read = inside.dump(&mut dump_addresses(index), |message| {
         there.extend(AddressView::parse(&message).filter(|a| a.link == index).map(|a| a.net));
@@ -75,7 +85,9 @@ fn route(inside: &mut Socket, wanted: &Route) -> Result<(), Failure> {
     let read = inside.dump(&mut dump_routes(family), |message| {
         RouteView::parse(&message, |route| {
             let same_way = wanted.gateway.is_none() || route.gateway == wanted.gateway;
-            found |= route.dst.ip() == wanted.dst.network() && route.dst.prefix() == wanted.dst.prefix() && same_way;
+            found |= route.dst.ip() == wanted.dst.network()
+                && route.dst.prefix() == wanted.dst.prefix()
+                && same_way;
         });
     });
     read.during(Code::Kernel, || "cannot read the container's routes".into())?;

@@ -40,7 +40,9 @@ impl Bridge {
         let flag = |key| Ok::<_, Failure>(conf.flag(key)?.unwrap_or(false));
         let default_route = flag("isDefaultGateway")?;
         let bridge = Self {
-            name: conf.parsed("bridge", "an interface name")?.map_or_else(|| "cni0".parse(), Ok)
+            name: conf
+                .parsed("bridge", "an interface name")?
+                .map_or_else(|| "cni0".parse(), Ok)
                 .map_err(|_| wrong("bridge", "an interface name"))?,
             gateway: flag("isGateway")? || default_route,
             default_route,
@@ -62,10 +64,11 @@ impl Bridge {
 /// What would change what the network means is refused, never ignored.
 fn refuse_unsupported(conf: &Object) -> Result<(), Failure> {
     let refuse = |key: &str, why: &str| {
-        Err(Failure::new(Code::Unsupported, format!("{key:?} is not supported yet by this plugin")).details(why))
+        Err(Failure::new(Code::Unsupported, format!("{key:?} is not supported yet by this plugin"))
+            .details(why))
     };
     if conf.flag("ipMasq")?.unwrap_or(false) {
-        return refuse("ipMasq", "the network daemon masquerades when it is started with --ip-masq");
+        return refuse("ipMasq", "start the network daemon with --ip-masq, or say \"ipMasq\": false");
     }
     for key in ["macspoofchk", "enabledad", "portIsolation", "disableContainerInterface"] {
         if conf.flag(key)?.unwrap_or(false) {

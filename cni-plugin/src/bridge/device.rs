@@ -25,21 +25,10 @@ pub(super) struct Device {
 const IFF_PROMISC: u32 = 0x100;
 
 impl Device {
-    /// Finds the bridge or makes it. Several processes may do so at once: whoever comes second finds the first's.
+    /// Finds the bridge or makes it, and sees that it is up.
     pub(super) fn ensure(socket: &mut Socket, conf: &Bridge) -> Result<Self, Failure> {
-        let what = || format!("cannot make bridge {}", conf.name);
-        if find(socket, conf.name)?.is_none() {
-            let mut batch = Batch::new();
-            create_bridge(&mut batch, conf.name, random::mac(), conf.mtu);
-            match socket.request(&mut batch) {
-                Err(error) if error.errno() != Errno::EEXIST => return Err(error).during(Code::Kernel, what),
-                _ => {}
-            }
-            // The routes on it are ours to make.
-            sysctl::try_set(&format!("ipv6/conf/{}/accept_ra", conf.name), "0");
-        }
-        let found = find(socket, conf.name)?;
-        let (device, kind, flags) = found.ok_or_else(|| Failure::new(Code::Kernel, what()))?;
+        let found = find(socket, conf.name)?.map_or_else(|| make(socket, conf), Ok);
+        let (device, kind, flags) = found?;
         if kind != "bridge" {
             return Err(Failure::new(Code::Config, format!("{} exists and is no bridge", conf.name)));
         }
@@ -47,7 +36,9 @@ impl Device {
         if flags & wanted != wanted {
             let mut batch = Batch::new();
             set_flags(&mut batch, device.index, wanted);
-            socket.request(&mut batch).during(Code::Kernel, || format!("cannot set bridge {} up", conf.name))?;
+            socket
+                .request(&mut batch)
+                .during(Code::Kernel, || format!("cannot set bridge {} up", conf.name))?;
         }
         Ok(device)
     }
@@ -88,12 +79,15 @@ impl Device {
     ) -> Result<(), Failure> {
         for other in there.iter().filter(|other| excludes(**other, net)) {
             if !force {
-                let msg = format!("bridge {} has the address {other}, and this network needs {net}", self.name);
+                let msg =
+                    format!("bridge {} has the address {other}, and this network needs {net}", self.name);
                 return Err(Failure::new(Code::Config, msg).details("forceAddress replaces it"));
             }
             let mut batch = Batch::new();
             delete_address(&mut batch, self.index, *other);
-            socket.request(&mut batch).during(Code::Kernel, || format!("cannot remove {other} from {}", self.name))?;
+            socket
+                .request(&mut batch)
+                .during(Code::Kernel, || format!("cannot remove {other} from {}", self.name))?;
         }
         Ok(())
     }
@@ -105,8 +99,24 @@ impl Device {
         set_mac(&mut batch, self.index, self.mac);
         let results = socket.apply(&mut batch);
         let failed = results.into_iter().filter_map(Result::err).find(|error| error.errno() != Errno::EEXIST);
-        failed.map_or(Ok(()), Err).during(Code::Kernel, || format!("cannot give {net} to bridge {}", self.name))
+        failed
+            .map_or(Ok(()), Err)
+            .during(Code::Kernel, || format!("cannot give {net} to bridge {}", self.name))
     }
+}
+
+/// Several processes may make it at once: whoever comes second finds the first's.
+fn make(socket: &mut Socket, conf: &Bridge) -> Result<(Device, String, u32), Failure> {
+    let what = || format!("cannot make bridge {}", conf.name);
+    let mut batch = Batch::new();
+    create_bridge(&mut batch, conf.name, random::mac(), conf.mtu);
+    match socket.request(&mut batch) {
+        Err(error) if error.errno() != Errno::EEXIST => return Err(error).during(Code::Kernel, what),
+        _ => {}
+    }
+    // The routes on it are ours to make.
+    sysctl::try_set(&format!("ipv6/conf/{}/accept_ra", conf.name), "0");
+    find(socket, conf.name)?.ok_or_else(|| Failure::new(Code::Kernel, what()))
 }
 
 /// A bridge by its name, with its kind and its flags.
@@ -132,7 +142,9 @@ fn excludes(there: IpNetwork, wanted: IpNetwork) -> bool {
     let link_local = |ip: IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
     match (there, wanted) {
         (IpNetwork::V4(_), IpNetwork::V4(_)) => true,
-        (IpNetwork::V6(a), IpNetwork::V6(b)) if !link_local(there.ip()) => a.contains(b.ip()) || b.contains(a.ip()),
+        (IpNetwork::V6(a), IpNetwork::V6(b)) if !link_local(there.ip()) => {
+            a.contains(b.ip()) || b.contains(a.ip())
+        }
         _ => false,
     }
 }

@@ -26,13 +26,12 @@ use crate::cni::{Address, Attachment, Call, Code, Dns, During, Failure, Interfac
 use crate::ipam::{self, Lease};
 use crate::json::Object;
 use crate::netns::{Namespace, NoEntry};
-use crate::sysctl;
 
 /// ADD with the call's configuration or one made for a delegate.
 pub(crate) fn add(call: &Call, conf: &Object) -> Result<Attachment, Failure> {
     let bridge = Bridge::read(call, conf)?;
     let own = Namespace::own()?;
-    let namespace = Namespace::of(call)?;
+    let namespace = Namespace::of(call, &own)?;
     // Entered first, since that alone shows that it is a namespace, and nothing is made yet.
     let inside = namespace.socket(&own)?;
     let host = Socket::route().during(Code::Kernel, || "no netlink socket".into())?;
@@ -40,7 +39,7 @@ pub(crate) fn add(call: &Call, conf: &Object) -> Result<Attachment, Failure> {
     let mut attach = Attach { call, bridge: &bridge, leases: &leases, own, namespace, inside, host };
     attach.run().inspect_err(|_| {
         if !leases.is_empty() {
-            let _ = ipam::release(&ipam::folder(&call.network, conf), &call.holder());
+            let _ = ipam::release(&ipam::folder(call, conf), &call.holder());
         }
     })
 }
@@ -48,12 +47,12 @@ pub(crate) fn add(call: &Call, conf: &Object) -> Result<Attachment, Failure> {
 /// DEL with the call's configuration or a stored one. Whatever of the configuration makes no sense any more, the link
 /// and the addresses are found without it.
 pub(crate) fn del(call: &Call, conf: &Object) -> Result<(), Failure> {
-    match Namespace::of(call) {
+    match Namespace::of(call, &Namespace::own()?) {
         Ok(namespace) => removal::remove_link(&namespace, call.ifname)?,
         // Gone with everything in it; or the host's, in which an ADD has made nothing.
         Err(NoEntry::Gone(_) | NoEntry::Own(_)) => {}
     }
-    ipam::release(&ipam::folder(&call.network, conf), &call.holder())
+    ipam::release(&ipam::folder(call, conf), &call.holder())
 }
 
 /// STATUS: whether an ADD would get its addresses.
@@ -80,7 +79,6 @@ impl Attach<'_> {
         }
         let end = (self.call.ifname, pod_mac(self.bridge.mac, self.leases));
         let pair = Pair::create(&mut self.host, self.bridge, &device, &self.namespace, end)?;
-        sysctl::try_set(&format!("ipv6/conf/{}/accept_ra", pair.host.0), "0");
         let routes = routes(self.bridge, self.leases);
         self.namespace
             .enter()
@@ -91,10 +89,11 @@ impl Attach<'_> {
     }
 
     fn attachment(&self, device: &Device, pair: &Pair, routes: Vec<Route>) -> Attachment {
-        let interface = |(name, mac), sandbox: &str| Interface {
+        // The bridge's MTU follows from all of its ports'.
+        let interface = |(name, mac), mtu, sandbox: &str| Interface {
             name,
             mac: Some(mac),
-            mtu: self.bridge.mtu,
+            mtu,
             sandbox: sandbox.to_owned(),
         };
         let address =
@@ -102,9 +101,9 @@ impl Attach<'_> {
         let ipam_dns = self.bridge.ipam.as_ref().map(|ipam| ipam.dns.clone()).unwrap_or_default();
         Attachment {
             interfaces: vec![
-                interface((device.name, device.mac), ""),
-                interface(pair.host, ""),
-                interface(pair.pod, &self.call.netns),
+                interface((device.name, device.mac), 0, ""),
+                interface(pair.host, self.bridge.mtu, ""),
+                interface(pair.pod, self.bridge.mtu, &self.call.netns),
             ],
             ips: self.leases.iter().map(address).collect(),
             routes,
@@ -133,7 +132,10 @@ fn routes(bridge: &Bridge, leases: &[Lease]) -> Vec<Route> {
 /// Routes that name no gateway go through that of their family.
 fn with_gateways(routes: &[Route], leases: &[Lease]) -> Vec<Route> {
     let gateway = |r: &Route| leases.iter().find(|l| l.net.is_ipv4() == r.dst.is_ipv4()).map(|l| l.gateway);
-    routes.iter().map(|route| Route { gateway: route.gateway.or_else(|| gateway(route)), ..route.clone() }).collect()
+    routes
+        .iter()
+        .map(|route| Route { gateway: route.gateway.or_else(|| gateway(route)), ..route.clone() })
+        .collect()
 }
 
 #[cfg(test)]
@@ -148,7 +150,8 @@ mod tests {
     fn a_route_without_a_gateway_goes_through_that_of_its_family() {
         let leases = [lease("10.1.2.3/24", "10.1.2.1"), lease("fc00::3/64", "fc00::1")];
         let routes = ["10.1.0.0/16", "fc00::/48"].map(|dst| Route::to(dst.parse().unwrap()));
-        let through: Vec<_> = with_gateways(&routes, &leases).iter().map(|r| r.gateway.unwrap().to_string()).collect();
+        let through: Vec<_> =
+            with_gateways(&routes, &leases).iter().map(|r| r.gateway.unwrap().to_string()).collect();
         assert_eq!(through, ["10.1.2.1", "fc00::1"]);
     }
 

@@ -3,8 +3,7 @@
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 
-use backends::netlink::link::{IFF_UP, get_link};
-use backends::netlink::route::{RT_SCOPE_LINK, RT_SCOPE_UNIVERSE};
+use backends::netlink::link::{IFF_UP, RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, get_link};
 use backends::netlink::veth::{
     NewRoute, VethPair, VethView, add_address, add_route, create_veth, delete_link, set_flags, set_hairpin,
 };
@@ -17,7 +16,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::conf::{Bridge, PORT_UP_WITHIN};
 use super::device::Device;
-use crate::cni::{Call, Code, During, Failure, Route};
+use crate::cni::{Code, During, Failure, Route};
 use crate::ipam::Lease;
 use crate::netns::Namespace;
 use crate::{random, sysctl};
@@ -82,7 +81,12 @@ impl Pair {
     }
 
     /// Inside the container: addresses, link up, routes. The thread must be in that namespace, for the settings.
-    pub(super) fn furnish(&self, inside: &mut Socket, leases: &[Lease], routes: &[Route]) -> Result<(), Failure> {
+    pub(super) fn furnish(
+        &self,
+        inside: &mut Socket,
+        leases: &[Lease],
+        routes: &[Route],
+    ) -> Result<(), Failure> {
         let name = self.pod.0;
         settings(name, leases)?;
         let mut batch = Batch::new();
@@ -97,8 +101,8 @@ impl Pair {
             add_route(&mut batch, &new_route(self.peer, route));
             steps.push(format!("add the route to {}", route.dst));
         }
-        let results = inside.apply(&mut batch).into_iter().zip(steps);
-        results.map(|(result, step)| result.during(Code::Kernel, || format!("cannot {step}"))).collect()
+        let mut results = inside.apply(&mut batch).into_iter().zip(steps);
+        results.try_for_each(|(result, step)| result.during(Code::Kernel, || format!("cannot {step}")))
     }
 
     /// Returns when the bridge forwards through the port: the container's first packet is not to be lost.
@@ -114,7 +118,10 @@ impl Pair {
         while !self.forwards(socket)? {
             let left = deadline.saturating_sub(now()?);
             if left.is_zero() {
-                return Err(Failure::new(Code::Kernel, format!("bridge port {} does not come up", self.host.0)));
+                return Err(Failure::new(
+                    Code::Kernel,
+                    format!("bridge port {} does not come up", self.host.0),
+                ));
             }
             wait_for(&mut events, left)?;
         }
@@ -144,18 +151,21 @@ pub(super) fn pod_mac(asked: Option<Mac>, leases: &[Lease]) -> Mac {
 
 /// FNV-1a: spreads addresses that differ anywhere.
 fn fold(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// What the kernel does by itself on the container's interface.
 fn settings(name: IfName, leases: &[Lease]) -> Result<(), Failure> {
-    // Both tell the neighbours about the address when the link comes up.
+    // Tells the neighbours about the address when the link comes up; so does ndisc_notify.
     sysctl::try_set(&format!("ipv4/conf/{name}/arp_notify"), "1");
+    // Its frames may come back to it (hairpinMode), and look like somebody else's who has the same address.
+    sysctl::try_set(&format!("ipv6/conf/{name}/accept_dad"), "0");
     if !leases.iter().any(|lease| lease.net.is_ipv6()) {
         return Ok(());
     }
     sysctl::try_set(&format!("ipv6/conf/{name}/ndisc_notify"), "1");
-    sysctl::try_set(&format!("ipv6/conf/{name}/accept_dad"), "0");
     sysctl::try_set(&format!("ipv6/conf/{name}/keep_addr_on_down"), "1");
     sysctl::set("ipv6/conf/lo/disable_ipv6", "0")?;
     sysctl::set(&format!("ipv6/conf/{name}/disable_ipv6"), "0")

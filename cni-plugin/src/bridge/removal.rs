@@ -82,8 +82,11 @@ fn gone(events: &mut Socket, index: u32) -> bool {
     // One event at least per wait; a container's namespace has no storms of them.
     for _ in 0..MOST_EVENTS {
         match events.receive() {
-            Ok(Received::Messages(mut messages)) if messages.any(|m| is_removal(&m, index)) => return true,
-            Ok(Received::Messages(_)) => {}
+            Ok(Received::Messages(mut messages)) => {
+                if messages.any(|message| is_removal(&message, index)) {
+                    return true;
+                }
+            }
             Ok(Received::Empty) => {
                 let ready = poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLIN)], timeout);
                 if !matches!(ready, Ok(1..) | Err(Errno::EINTR)) {

@@ -22,7 +22,8 @@ impl CniArgs {
         let mut args = Self::default();
         let (mut unknown, mut ignore) = (None, false);
         for part in text.split(';').filter(|_| !text.is_empty()) {
-            let (key, value) = part.split_once('=').filter(|(_, v)| !v.contains('=')).ok_or_else(|| bad(part))?;
+            let (key, value) =
+                part.split_once('=').filter(|(_, v)| !v.contains('=')).ok_or_else(|| bad(part))?;
             match key {
                 "IP" => args.ip = Some(address(value).ok_or_else(|| bad(part))?),
                 "MAC" => args.mac = Some(value.parse().map_err(|_| bad(part))?),

@@ -92,7 +92,10 @@ impl Attachment {
     /// 0.1.0 and 0.2.0: one address for each family, and its routes beneath it.
     fn by_family(&self, out: &mut Object) -> Result<(), Failure> {
         if self.ips.is_empty() {
-            return Err(Failure::new(Code::Version, "a result without an address does not exist before 0.3.0"));
+            return Err(Failure::new(
+                Code::Version,
+                "a result without an address does not exist before 0.3.0",
+            ));
         }
         for (key, v4) in [("ip4", true), ("ip6", false)] {
             let Some(ip) = self.ips.iter().find(|ip| ip.net.is_ipv4() == v4) else { continue };
@@ -230,7 +233,8 @@ impl Dns {
 
     fn object(&self) -> Object {
         let mut out = Object::default();
-        let lists = [("nameservers", &self.nameservers), ("search", &self.search), ("options", &self.options)];
+        let lists =
+            [("nameservers", &self.nameservers), ("search", &self.search), ("options", &self.options)];
         for (key, list) in lists.into_iter().filter(|(_, list)| !list.is_empty()) {
             out.set(key, Json::from(list.clone()));
         }
@@ -264,7 +268,10 @@ mod tests {
             ],
             ips: vec![address("10.1.2.3/24", "10.1.2.1"), address("fc00::3/64", "fc00::1")],
             routes: vec![
-                Route { gateway: Some("10.1.2.1".parse().unwrap()), ..Route::to("0.0.0.0/0".parse().unwrap()) },
+                Route {
+                    gateway: Some("10.1.2.1".parse().unwrap()),
+                    ..Route::to("0.0.0.0/0".parse().unwrap())
+                },
                 Route { mtu: 1400, ..Route::to("10.1.0.0/16".parse().unwrap()) },
             ],
             dns: Dns::default(),

@@ -19,17 +19,23 @@ pub(crate) enum Verb {
 }
 
 impl Verb {
+    const ALL: [Self; 6] = [Self::Add, Self::Check, Self::Del, Self::Gc, Self::Status, Self::Version];
+
     pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
-        Ok(match text {
-            "ADD" => Self::Add,
-            "CHECK" => Self::Check,
-            "DEL" => Self::Del,
-            "GC" => Self::Gc,
-            "STATUS" => Self::Status,
-            "VERSION" => Self::Version,
-            // Runtimes match on this sentence.
-            _ => return Err(Failure::new(Code::Environment, format!("unknown CNI_COMMAND: {text}"))),
-        })
+        // Runtimes match on this sentence.
+        let unknown = || Failure::new(Code::Environment, format!("unknown CNI_COMMAND: {text}"));
+        Self::ALL.into_iter().find(|verb| verb.as_str() == text).ok_or_else(unknown)
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Add => "ADD",
+            Self::Check => "CHECK",
+            Self::Del => "DEL",
+            Self::Gc => "GC",
+            Self::Status => "STATUS",
+            Self::Version => "VERSION",
+        }
     }
 
     /// The first version of the specification that has it.
@@ -87,20 +93,22 @@ impl Call {
         }
         if !missing.is_empty() {
             let names = missing.join(", ");
-            return Err(Failure::new(Code::Environment, format!("{verb:?} needs the variables {names}")));
+            let msg = format!("CNI_COMMAND {} needs the variables {names}", verb.as_str());
+            return Err(Failure::new(Code::Environment, msg));
         }
         let (container, ifname) = match verb {
             Verb::Add | Verb::Check | Verb::Del => (value("CNI_CONTAINERID"), value("CNI_IFNAME")),
             _ => (String::new(), String::new()),
         };
         let ifname = interface(&container, &ifname)?;
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(ROOM);
         input.read_to_end(&mut bytes).during(Code::Io, || "cannot read standard input".into())?;
         let conf = Object::parse("the network configuration on standard input", &bytes)?;
         let version = Version::of(&conf)?;
         if version < verb.since() {
             let text = version.as_str();
-            return Err(Failure::new(Code::Version, format!("{verb:?} does not exist in cniVersion {text}")));
+            let msg = format!("CNI_COMMAND {} does not exist in cniVersion {text}", verb.as_str());
+            return Err(Failure::new(Code::Version, msg));
         }
         let network = network_name(&conf)?;
         let own_allowed = matches!(value("CNI_NETNS_OVERRIDE").to_uppercase().as_str(), "1" | "TRUE");
@@ -109,12 +117,16 @@ impl Call {
     }
 }
 
+/// Bytes that hold most configurations, so that they are read at once; some have hundreds of kilobytes.
+const ROOM: usize = 16 * 1024;
+
 fn interface(container: &str, ifname: &str) -> Result<IfName, Failure> {
     if container.is_empty() {
         return Ok(IfName::default());
     }
     if !is_name(container) {
-        let msg = format!("CNI_CONTAINERID {container:?}: a letter or digit, then letters, digits, `_`, `.`, `-`");
+        let msg =
+            format!("CNI_CONTAINERID {container:?}: a letter or digit, then letters, digits, `_`, `.`, `-`");
         return Err(Failure::new(Code::Environment, msg));
     }
     ifname.parse().map_err(|error| Failure::new(Code::Environment, "CNI_IFNAME is no name").details(error))
@@ -166,7 +178,8 @@ mod tests {
 
     #[test]
     fn variables_that_a_verb_does_not_use_are_not_looked_at() {
-        let dummies = [("CNI_CONTAINERID", "../.."), ("CNI_NETNS", "dummy"), ("CNI_IFNAME", "a/b"), ("CNI_PATH", "x")];
+        let dummies =
+            [("CNI_CONTAINERID", "../.."), ("CNI_NETNS", "dummy"), ("CNI_IFNAME", "a/b"), ("CNI_PATH", "x")];
         let conf = CONF.replace("1.0.0", "1.1.0");
         assert!(read(Verb::Status, &dummies, &conf).is_ok());
         assert!(read(Verb::Gc, &dummies, &conf).is_ok());

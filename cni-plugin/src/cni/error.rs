@@ -55,6 +55,11 @@ impl Failure {
         self
     }
 
+    /// The same as an answer to STATUS: whatever would fail an ADD makes the network not available.
+    pub(crate) fn into_status(self) -> Self {
+        Self { code: Code::NotAvailable, ..self }
+    }
+
     /// The document for standard output.
     pub(crate) fn document(&self, version: Version) -> Object {
         let mut error = object([

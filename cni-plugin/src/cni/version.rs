@@ -28,7 +28,10 @@ impl Version {
         }
         let numbers = text.split('.').filter(|part| part.parse::<u32>().is_ok()).count();
         if numbers != 3 || text.split('.').count() != 3 {
-            return Err(Failure::new(Code::Decoding, format!("cniVersion {text:?} is not of the form 1.0.0")));
+            return Err(Failure::new(
+                Code::Decoding,
+                format!("cniVersion {text:?} is not of the form 1.0.0"),
+            ));
         }
         Err(Failure::new(Code::Version, format!("cniVersion {text} is not supported"))
             .details(format!("supported are {}", Self::list())))

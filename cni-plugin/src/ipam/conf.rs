@@ -20,13 +20,15 @@ impl Ipam {
         let Some(kind) = ipam.text("type")? else { return Ok(None) };
         if kind != "host-local" {
             return Err(Failure::new(Code::Unsupported, format!("ipam.type {kind:?} is not supported"))
-                .details("addresses are managed in this process, as host-local does it; no other program is run"));
+                .details(
+                    "addresses are managed in this process, as host-local does it; no other program is run",
+                ));
         }
         let sets = sets(ipam, conf.object("runtimeConfig")?)?;
         check(&sets, call.version)?;
         let routes = ipam.objects("routes")?.into_iter().map(Route::parse).collect::<Result<_, _>>()?;
         Ok(Some(Self {
-            folder: folder(&call.network, conf),
+            folder: folder(call, conf),
             network: call.network.clone(),
             sets,
             requested: requested(call, conf)?,
@@ -37,9 +39,11 @@ impl Ipam {
 }
 
 /// The folder of a network's reservations. Also found when the rest of the section makes no sense, for DEL.
-pub(crate) fn folder(network: &str, conf: &Object) -> PathBuf {
+/// A stored configuration names the network it was made for, whatever that is called today.
+pub(crate) fn folder(call: &Call, conf: &Object) -> PathBuf {
     let ipam = conf.object("ipam").ok().flatten();
     let root = ipam.and_then(|ipam| ipam.text("dataDir").ok().flatten()).unwrap_or(DATA_DIR);
+    let network = conf.text("name").ok().flatten().unwrap_or(&call.network);
     PathBuf::from(root).join(network)
 }
 
@@ -78,7 +82,10 @@ fn check(sets: &[RangeSet], version: Version) -> Result<(), Failure> {
             return bad(format!("range sets {} and {} overlap", other.name(), set.name()));
         }
         if version < Version::V0_3_0 && sets[..n].iter().any(|other| other.is_ipv4() == set.is_ipv4()) {
-            return bad(format!("more than one address of a family needs cniVersion 0.3.0, and this is {}", version.as_str()));
+            return bad(format!(
+                "more than one address of a family needs cniVersion 0.3.0, and this is {}",
+                version.as_str()
+            ));
         }
     }
     Ok(())
@@ -90,7 +97,8 @@ fn requested(call: &Call, conf: &Object) -> Result<Vec<IpAddr>, Failure> {
     let metadata = conf.object("args")?.map_or(Ok(None), |args| args.object("cni"))?;
     for list in [metadata, conf.object("runtimeConfig")?].into_iter().flatten() {
         for text in list.texts("ips")? {
-            let ip = crate::cni::address(&text).ok_or_else(|| wrong("ips", "a list of addresses").details(&text))?;
+            let ip = crate::cni::address(&text)
+                .ok_or_else(|| wrong("ips", "a list of addresses").details(&text))?;
             all.push(ip);
         }
     }
@@ -125,7 +133,9 @@ mod tests {
 
     #[test]
     fn a_resolv_conf_becomes_dns() {
-        let dns = parse_resolv_conf("# x\nnameserver 10.0.0.1\nsearch a b\noptions ndots:5\ndomain c\nsortlist 1\n");
+        let dns = parse_resolv_conf(
+            "# x\nnameserver 10.0.0.1\nsearch a b\noptions ndots:5\ndomain c\nsortlist 1\n",
+        );
         assert_eq!(dns.nameservers, ["10.0.0.1"]);
         assert_eq!((dns.search.len(), dns.options.len(), dns.domain.as_str()), (2, 1, "c"));
     }

@@ -49,7 +49,8 @@ impl Ipam {
         let in_range = |ip: IpAddr| self.sets.iter().any(|set| set.find(ip).is_some());
         if let Some((ip, _)) = reservations.iter().find(|(ip, held)| holder.owns(held) && in_range(*ip)) {
             let Holder { container, ifname } = holder;
-            let msg = format!("interface {ifname} of container {container} holds {ip} of {} already", self.network);
+            let msg =
+                format!("interface {ifname} of container {container} holds {ip} of {} already", self.network);
             return Err(Failure::new(Code::Exists, msg).details("a DEL frees it"));
         }
         let taken = reservations.into_iter().map(|(ip, _)| ip).collect();
@@ -80,18 +81,27 @@ impl Ipam {
         }
         match wanted.first() {
             None => Ok(chosen),
-            Some(ip) => Err(Failure::new(Code::Config, format!("the requested address {ip} is in no range of {}", self.network))),
+            Some(ip) => Err(Failure::new(
+                Code::Config,
+                format!("the requested address {ip} is in no range of {}", self.network),
+            )),
         }
     }
 
     fn requested(&self, set: &RangeSet, ip: IpAddr, taken: &BTreeSet<IpAddr>) -> Result<Lease, Failure> {
         let range = set.find(ip).filter(|range| range.gateway != ip);
         let Some(range) = range else {
-            return Err(Failure::new(Code::Config, format!("the requested address {ip} is the gateway of {}", set.name())));
+            return Err(Failure::new(
+                Code::Config,
+                format!("the requested address {ip} is the gateway of {}", set.name()),
+            ));
         };
         if taken.contains(&ip) {
-            return Err(Failure::new(Code::TryAgain, format!("the requested address {ip} is held by another container"))
-                .details(format!("see {}", self.folder.display())));
+            return Err(Failure::new(
+                Code::TryAgain,
+                format!("the requested address {ip} is held by another container"),
+            )
+            .details(format!("see {}", self.folder.display())));
         }
         lease(ip, range)
     }
@@ -118,10 +128,14 @@ impl Ipam {
     /// Whether the holder has an address of every range set.
     pub(crate) fn check_held(&self, holder: &Holder) -> Result<(), Failure> {
         let held = Store::open(&self.folder)?.map_or_else(|| Ok(vec![]), |store| store.reservations())?;
-        let missing = self.sets.iter().find(|set| !held.iter().any(|(ip, h)| holder.owns(h) && set.find(*ip).is_some()));
+        let missing = self
+            .sets
+            .iter()
+            .find(|set| !held.iter().any(|(ip, h)| holder.owns(h) && set.find(*ip).is_some()));
         missing.map_or(Ok(()), |set| {
             let Holder { container, ifname } = holder;
-            let msg = format!("no address of {} is reserved for interface {ifname} of {container}", set.name());
+            let msg =
+                format!("no address of {} is reserved for interface {ifname} of {container}", set.name());
             Err(Failure::new(Code::Check, msg))
         })
     }
@@ -157,7 +171,7 @@ pub(crate) fn add(call: &Call) -> Result<Attachment, Failure> {
 
 /// DEL as `host-local`.
 pub(crate) fn del(call: &Call) -> Result<(), Failure> {
-    release(&folder(&call.network, &call.conf), &call.holder())
+    release(&folder(call, &call.conf), &call.holder())
 }
 
 /// CHECK as `host-local`.

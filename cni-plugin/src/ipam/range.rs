@@ -31,7 +31,8 @@ impl Range {
         };
         let subnet = canonical(subnet)?;
         let network = bits(subnet.network());
-        let limit = |key, default| Ok(from.address(key)?.map_or(default, |ip| ip.to_canonical()));
+        let limit =
+            |key, default| from.address(key).map(|ip| ip.map_or(default, |ip: IpAddr| ip.to_canonical()));
         // The last address of an IPv4 subnet is its broadcast address.
         let end = bits(subnet.broadcast()) - u128::from(subnet.is_ipv4());
         let range = Self {

@@ -10,7 +10,7 @@
 //! (or, after a power failure, zeros); under the lock nobody is in between, hence such a file holds nothing.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ use std::time::Duration;
 use std::{fs, io, thread};
 
 use crate::cni::{Code, During, Failure};
+use crate::small_file;
 
 /// Longer than any holder works; a runtime waits two minutes for the whole call.
 const LOCK_WITHIN: Duration = Duration::from_secs(10);
@@ -37,35 +38,36 @@ pub(crate) struct Holder {
 }
 
 impl Store {
-    /// Makes the folder where it is missing and takes the lock.
+    /// Takes the lock, and makes the folder where it is missing.
     pub(crate) fn create(folder: &Path) -> Result<Self, Failure> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(folder)
-            .during(Code::Io, || format!("cannot make {}", folder.display()))?;
-        Self::lock(folder)
+        if let Some(store) = Self::open(folder)? {
+            return Ok(store);
+        }
+        let mut builder = DirBuilder::new();
+        let made = builder.recursive(true).mode(0o755).create(folder);
+        made.during(Code::Io, || format!("cannot make {}", folder.display()))?;
+        Self::open(folder)?.ok_or_else(|| Failure::new(Code::Io, format!("{} was removed", folder.display())))
     }
 
     /// Takes the lock of a folder that exists; none when it does not.
     pub(crate) fn open(folder: &Path) -> Result<Option<Self>, Failure> {
-        if folder.is_dir() { Self::lock(folder).map(Some) } else { Ok(None) }
-    }
-
-    fn lock(folder: &Path) -> Result<Self, Failure> {
         let path = folder.join("lock");
         let what = || format!("cannot lock {}", path.display());
-        let file = OpenOptions::new().read(true).write(true).create(true).mode(0o750).open(&path);
-        let file = file.during(Code::Io, what)?;
+        let mut options = OpenOptions::new();
+        let file = match options.read(true).write(true).create(true).truncate(false).mode(0o750).open(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            other => other.during(Code::Io, what)?,
+        };
         let lock = match file.try_lock() {
             Ok(()) => file,
-            Err(TryLockError::WouldBlock) => wait(file).ok_or_else(|| {
+            Err(TryLockError::WouldBlock) => wait(file, LOCK_WITHIN).ok_or_else(|| {
                 let within = LOCK_WITHIN.as_secs();
-                Failure::new(Code::TryAgain, format!("{} is held by another process for {within} s", path.display()))
+                let msg = format!("{} is held by another process for {within} s", path.display());
+                Failure::new(Code::TryAgain, msg)
             })?,
             Err(TryLockError::Error(error)) => return Err(error).during(Code::Io, what),
         };
-        Ok(Self { folder: folder.to_owned(), _lock: lock })
+        Ok(Some(Self { folder: folder.to_owned(), _lock: lock }))
     }
 
     /// Every reserved address with its file's content, less those that hold nothing.
@@ -75,10 +77,12 @@ impl Store {
         for entry in fs::read_dir(&self.folder).during(Code::Io, what)? {
             let name = entry.during(Code::Io, what)?.file_name();
             let Some(ip) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-            match read(&self.path(ip)) {
+            match small_file::read(&self.path(ip)) {
                 Ok(content) => found.extend(Holder::parse(&content).map(|holder| (ip, holder))),
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error).during(Code::Io, || format!("cannot read {ip} of the store")),
+                Err(error) => {
+                    return Err(error).during(Code::Io, || format!("cannot read {ip} of the store"));
+                }
             }
         }
         Ok(found)
@@ -107,7 +111,7 @@ impl Store {
 
     /// The address of a range set that was handed out last, so that a freed one rests as long as possible.
     pub(crate) fn last(&self, set: usize) -> Option<IpAddr> {
-        fs::read_to_string(self.last_path(set)).ok()?.parse().ok()
+        small_file::read(&self.last_path(set)).ok()?.parse().ok()
     }
 
     /// Remembers it.
@@ -148,27 +152,91 @@ impl Holder {
 }
 
 /// Waits for the lock in a thread, since flock(2) knows no time limit; a thread that waits on ends with the process.
-fn wait(file: File) -> Option<File> {
+fn wait(file: File, within: Duration) -> Option<File> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let locked = file.lock().is_ok();
         let _ = sender.send(locked.then_some(file));
     });
-    receiver.recv_timeout(LOCK_WITHIN).ok().flatten()
-}
-
-/// No reservation is longer than this many bytes; the rest of a larger file is not looked at.
-const LONGEST: u64 = 1024;
-
-fn read(path: &Path) -> io::Result<String> {
-    let mut content = Vec::with_capacity(128);
-    File::open(path)?.take(LONGEST).read_to_end(&mut content)?;
-    Ok(String::from_utf8_lossy(&content).into_owned())
+    receiver.recv_timeout(within).ok().flatten()
 }
 
 fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::Folder;
+
+    fn holder(container: &str, ifname: &str) -> Holder {
+        Holder { container: container.into(), ifname: ifname.into() }
+    }
+
+    fn store(folder: &Folder) -> Store {
+        Store::create(&folder.path().join("cbr0")).unwrap()
+    }
+
+    #[test]
+    fn a_reservation_is_what_host_local_writes() {
+        let folder = Folder::new();
+        let store = store(&folder);
+        store.reserve("fc00::3".parse().unwrap(), &holder("c1", "eth0")).unwrap();
+        store.set_last(1, "fc00::3".parse().unwrap()).unwrap();
+        let read = |name: &str| fs::read_to_string(folder.path().join("cbr0").join(name)).unwrap();
+        assert_eq!(read("fc00::3"), "c1\r\neth0");
+        assert_eq!(read("last_reserved_ip.1"), "fc00::3");
+        assert_eq!(read("lock"), "");
+        assert_eq!(store.last(1), Some("fc00::3".parse().unwrap()));
+    }
+
+    #[test]
+    fn files_that_hold_nothing_are_free_and_others_are_not_ours_to_judge() {
+        let folder = Folder::new();
+        let store = store(&folder);
+        let ip: IpAddr = "10.1.2.3".parse().unwrap();
+        for (content, held) in
+            [("", false), ("\0\0\0\0", false), ("\r\n", false), ("c1", true), ("c1\r\neth0", true)]
+        {
+            fs::write(store.path(ip), content).unwrap();
+            assert_eq!(!store.reservations().unwrap().is_empty(), held, "{content:?}");
+        }
+        fs::write(store.path(ip), "").unwrap();
+        fs::write(store.folder.join("notes.txt"), "c1").unwrap();
+        assert!(store.reservations().unwrap().is_empty());
+        store.reserve(ip, &holder("c2", "eth0")).unwrap();
+        assert_eq!(store.reservations().unwrap(), [(ip, holder("c2", "eth0"))]);
+    }
+
+    #[test]
+    fn an_old_reservation_that_names_no_interface_belongs_to_any_of_its_container() {
+        let old = Holder::parse("c1\n").unwrap();
+        assert!(holder("c1", "eth0").owns(&old) && holder("c1", "eth1").owns(&old));
+        assert!(!holder("c2", "eth0").owns(&old));
+        assert!(!holder("c1", "eth1").owns(&holder("c1", "eth0")));
+    }
+
+    #[test]
+    fn the_last_address_is_ignored_when_it_is_garbage() {
+        let folder = Folder::new();
+        let store = store(&folder);
+        for garbage in ["", "x", "10.1.2.3\n"] {
+            fs::write(store.last_path(0), garbage).unwrap();
+            assert_eq!(store.last(0), None, "{garbage:?}");
+        }
+    }
+
+    #[test]
+    fn a_lock_that_is_never_released_is_not_waited_for_without_end() {
+        let folder = Folder::new();
+        let held = store(&folder);
+        let lock = || File::open(folder.path().join("cbr0/lock")).unwrap();
+        assert!(wait(lock(), Duration::from_millis(1)).is_none());
+        drop(held);
+        assert!(wait(lock(), Duration::from_secs(60)).is_some());
     }
 }

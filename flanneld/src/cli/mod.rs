@@ -89,12 +89,37 @@ mod tests {
 
     /// The names of flannel's flags, from its `--help`.
     const FLANNEL: &[&str] = &[
-        "etcd-cafile", "etcd-certfile", "etcd-endpoints", "etcd-keyfile", "etcd-password", "etcd-prefix",
-        "etcd-username", "healthz-ip", "healthz-port", "iface", "iface-can-reach", "iface-regex",
-        "ip-blackhole-route", "ip-masq", "ip-masq-fully-random-disable", "iptables-forward-rules",
-        "iptables-resync", "kube-annotation-prefix", "kube-api-url", "kube-subnet-mgr", "kubeconfig-file",
-        "log_backtrace_at", "net-config-path", "public-ip", "public-ipv6", "set-node-network-unavailable",
-        "subnet-file", "subnet-lease-renew-margin", "v", "version", "vmodule",
+        "etcd-cafile",
+        "etcd-certfile",
+        "etcd-endpoints",
+        "etcd-keyfile",
+        "etcd-password",
+        "etcd-prefix",
+        "etcd-username",
+        "healthz-ip",
+        "healthz-port",
+        "iface",
+        "iface-can-reach",
+        "iface-regex",
+        "ip-blackhole-route",
+        "ip-masq",
+        "ip-masq-fully-random-disable",
+        "iptables-forward-rules",
+        "iptables-resync",
+        "kube-annotation-prefix",
+        "kube-api-url",
+        "kube-subnet-mgr",
+        "kubeconfig-file",
+        "log_backtrace_at",
+        "net-config-path",
+        "public-ip",
+        "public-ipv6",
+        "set-node-network-unavailable",
+        "subnet-file",
+        "subnet-lease-renew-margin",
+        "v",
+        "version",
+        "vmodule",
     ];
 
     #[test]
@@ -105,9 +130,17 @@ mod tests {
 
     #[test]
     fn every_variable_that_flannel_reads_has_a_row() {
-        for name in ["NODE_NAME", "POD_NAME", "POD_NAMESPACE", "EVENT_QUEUE_DEPTH", "CONT_WHEN_CACHE_NOT_READY",
-            "WIREGUARD_KEY_FILE", "ACCESS_KEY_ID", "ACCESS_KEY_SECRET", "NOTIFY_SOCKET"]
-        {
+        for name in [
+            "NODE_NAME",
+            "POD_NAME",
+            "POD_NAMESPACE",
+            "EVENT_QUEUE_DEPTH",
+            "CONT_WHEN_CACHE_NOT_READY",
+            "WIREGUARD_KEY_FILE",
+            "ACCESS_KEY_ID",
+            "ACCESS_KEY_SECRET",
+            "NOTIFY_SOCKET",
+        ] {
             assert!(lookup(name).is_some_and(Flag::is_variable_only), "{name}");
         }
     }

@@ -44,7 +44,9 @@ pub enum BadArgument {
     #[error("--{0}={1:?}: not a whole number")]
     NotInt(&'static str, String),
     /// A word that is no flag. flannel would ignore it and what follows.
-    #[error("{0:?}: flanneld takes flags only, and the word `store` as its first argument (people use flannelctl)")]
+    #[error(
+        "{0:?}: flanneld takes flags only, and the word `store` as its first argument (people use flannelctl)"
+    )]
     Word(String),
 }
 
@@ -223,13 +225,40 @@ mod tests {
     #[test]
     fn numbers_are_read_as_go_reads_them() {
         for (text, number) in [
-            ("0", 0), ("17", 17), ("-17", -17), ("+17", 17), ("0x11", 17), ("0X1f", 31), ("0o21", 17), ("021", 17),
-            ("0b10001", 17), ("1_000", 1000), ("0x_1f", 31), ("0_7", 7), ("-0x10", -16),
-            ("9223372036854775807", i64::MAX), ("-9223372036854775808", i64::MIN),
+            ("0", 0),
+            ("17", 17),
+            ("-17", -17),
+            ("+17", 17),
+            ("0x11", 17),
+            ("0X1f", 31),
+            ("0o21", 17),
+            ("021", 17),
+            ("0b10001", 17),
+            ("1_000", 1000),
+            ("0x_1f", 31),
+            ("0_7", 7),
+            ("-0x10", -16),
+            ("9223372036854775807", i64::MAX),
+            ("-9223372036854775808", i64::MIN),
         ] {
             assert_eq!(parse_int(text), Some(number), "{text}");
         }
-        for text in ["", "-", "x", "1.5", "08", "0x", "1__0", "_1", "1_", "0x1_", "9223372036854775808", "--1", "1 ", "٣"] {
+        for text in [
+            "",
+            "-",
+            "x",
+            "1.5",
+            "08",
+            "0x",
+            "1__0",
+            "_1",
+            "1_",
+            "0x1_",
+            "9223372036854775808",
+            "--1",
+            "1 ",
+            "٣",
+        ] {
             assert_eq!(parse_int(text), None, "{text}");
         }
     }

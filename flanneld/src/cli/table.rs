@@ -31,7 +31,10 @@ pub const TABLE: &[(&str, &[Flag])] = &[
     (
         "Interface",
         &[
-            list("iface", "interface between the hosts, by name or address; may be repeated, the first that fits wins"),
+            list(
+                "iface",
+                "interface between the hosts, by name or address; may be repeated, the first that fits wins",
+            ),
             list(
                 "iface-regex",
                 "expression for the interface, matched with addresses and then with names; may be repeated; \
@@ -46,9 +49,17 @@ pub const TABLE: &[(&str, &[Flag])] = &[
         "Traffic",
         &[
             switch("ip-masq", "false", "masquerade what pods send out of the cluster's network"),
-            switch("ip-masq-fully-random-disable", "false", "let masquerading keep source ports where it can"),
+            switch(
+                "ip-masq-fully-random-disable",
+                "false",
+                "let masquerading keep source ports where it can",
+            ),
             switch("iptables-forward-rules", "true", "accept forwarding from and to the cluster's network"),
-            switch("ip-blackhole-route", "false", "a blackhole route for the own subnet, below every other route"),
+            switch(
+                "ip-blackhole-route",
+                "false",
+                "a blackhole route for the own subnet, below every other route",
+            ),
             int("iptables-resync", "5", "seconds between two looks at iptables rules, 1 or more").no_effect(
                 "the rules are nf_tables rules, which report every change; nothing needs to be polled",
             ),
@@ -59,7 +70,11 @@ pub const TABLE: &[(&str, &[Flag])] = &[
         &[
             text("subnet-file", "/run/flannel/subnet.env", "file that tells the CNI plugin about the subnet"),
             text("state-dir", "", "directory of the daemon's own memory; default: beside the subnet file"),
-            text("config", "", "JSON file with settings, {\"ip-masq\": true}; flags and variables come before it"),
+            text(
+                "config",
+                "",
+                "JSON file with settings, {\"ip-masq\": true}; flags and variables come before it",
+            ),
         ],
     ),
     (
@@ -75,7 +90,8 @@ pub const TABLE: &[(&str, &[Flag])] = &[
         &[
             int("v", "0", "detail of the log: 1 to 5 for debug, 6 and above for everything"),
             text("vmodule", "", "log detail per source file").no_effect("use RUST_LOG=module=level instead"),
-            text("log_backtrace_at", "", "stack trace at a log line").no_effect("there is no such place in this program"),
+            text("log_backtrace_at", "", "stack trace at a log line")
+                .no_effect("there is no such place in this program"),
             switch("version", "false", "print the version and exit"),
         ],
     ),
@@ -93,9 +109,12 @@ pub const TABLE: &[(&str, &[Flag])] = &[
             switch("kube-subnet-mgr", "false", "keep leases in Kubernetes instead of etcd").status(KUBE),
             text("kube-api-url", "", "address of the Kubernetes API server").status(KUBE),
             text("kubeconfig-file", "", "kubeconfig file").status(KUBE),
-            text("kube-annotation-prefix", "flannel.alpha.coreos.com", "prefix of the node's annotations").status(KUBE),
-            text("net-config-path", "/etc/kube-flannel/net-conf.json", "the network configuration").status(KUBE),
-            switch("set-node-network-unavailable", "true", "set the node's NetworkUnavailable condition").status(KUBE),
+            text("kube-annotation-prefix", "flannel.alpha.coreos.com", "prefix of the node's annotations")
+                .status(KUBE),
+            text("net-config-path", "/etc/kube-flannel/net-conf.json", "the network configuration")
+                .status(KUBE),
+            switch("set-node-network-unavailable", "true", "set the node's NetworkUnavailable condition")
+                .status(KUBE),
             variable("EVENT_QUEUE_DEPTH", "length of the queue of node events").status(KUBE),
             variable("CONT_WHEN_CACHE_NOT_READY", "go on when the node list is late").status(KUBE),
             variable("WIREGUARD_KEY_FILE", "file of the WireGuard private key")

@@ -1,68 +1,30 @@
 //! How etcd is reached.
 
-use std::fmt;
-use std::path::PathBuf;
+use subnet_lease::etcd::EtcdConfig;
 
 use super::node::{Reader, path};
 
 /// The longest prefix, in bytes: it is in the alias of every link, which the kernel cuts at 256.
 const PREFIX_MAX: usize = 200;
 
-/// The etcd servers, and who we are to them.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct EtcdSettings {
-    /// Servers, `http://…` or `https://…`; all of one kind.
-    pub endpoints: Vec<String>,
-    /// Key of the network: absolute or not as it was written, without doubled or closing slashes.
-    pub prefix: String,
-    /// Files of the client's certificate and its key (PEM).
-    pub identity: Option<(PathBuf, PathBuf)>,
-    /// File of the authority (PEM) that the servers' certificates are checked with; none for the system's.
-    pub authority: Option<PathBuf>,
-    /// User name and password.
-    pub user: Option<(String, Secret)>,
-}
-
-/// A text that is not shown, not even by `Debug`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(pub String);
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-/// Reads the `etcd-…` settings.
-pub(super) fn read(read: &mut Reader<'_>) -> EtcdSettings {
-    let key = read.optional("etcd-keyfile", path);
-    let certificate = read.optional("etcd-certfile", path);
-    let authority = read.optional("etcd-cafile", path);
+/// Reads the `etcd-…` settings, without opening the files that they name.
+pub(super) fn read(read: &mut Reader<'_>) -> EtcdConfig {
+    let key_file = read.optional("etcd-keyfile", path);
+    let cert_file = read.optional("etcd-certfile", path);
+    let ca_file = read.optional("etcd-cafile", path);
     // flannel then leaves out TLS without a word.
-    match (&certificate, &key) {
-        (Some(_), None) => read.note("etcd-certfile", "needs --etcd-keyfile as well"),
-        (None, Some(_)) => read.note("etcd-keyfile", "needs --etcd-certfile as well"),
-        _ => {}
-    }
-    let secure = certificate.is_some() || authority.is_some();
-    EtcdSettings {
+    read.together(["etcd-keyfile", "etcd-certfile"]);
+    read.together(["etcd-username", "etcd-password"]);
+    let secure = cert_file.is_some() || ca_file.is_some();
+    EtcdConfig {
         endpoints: read.one("etcd-endpoints", |text| endpoints(text, secure)),
         prefix: read.one("etcd-prefix", prefix),
-        identity: certificate.zip(key),
-        authority,
-        user: user(read),
-    }
-}
-
-fn user(read: &mut Reader<'_>) -> Option<(String, Secret)> {
-    let (name, password) = (read.raw.one("etcd-username"), read.raw.one("etcd-password"));
-    match (name, password) {
-        ("", "") => None,
-        ("", _) => {
-            read.note("etcd-password", "needs --etcd-username as well");
-            None
-        }
-        _ => Some((name.to_owned(), Secret(password.to_owned()))),
+        username: read.optional("etcd-username", |text| Ok(text.to_owned())),
+        password: read.optional("etcd-password", |text| Ok(text.to_owned())),
+        key_file,
+        cert_file,
+        ca_file,
+        ..EtcdConfig::default()
     }
 }
 
@@ -83,9 +45,12 @@ fn endpoint(text: &str, scheme: &str) -> Result<String, String> {
     let (scheme, rest) = text.split_once("://").unwrap_or((scheme, text));
     let rest = rest.strip_suffix('/').unwrap_or(rest);
     if rest.contains('@') {
-        return Err("a password has no place in an address: --etcd-username, $FLANNELD_ETCD_PASSWORD".to_owned());
+        return Err(
+            "a password has no place in an address: --etcd-username, $FLANNELD_ETCD_PASSWORD".to_owned()
+        );
     }
-    let port = rest.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+    let port =
+        rest.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
     let plain = rest.chars().all(|c| c.is_ascii_graphic() && c != '/' && c != '?');
     if !matches!(scheme, "http" | "https") || !matches!(port, Some(Ok(_))) || !plain {
         return Err(format!("{text:?} is no server (http://ADDRESS:PORT or https://ADDRESS:PORT)"));
@@ -106,7 +71,10 @@ fn prefix(text: &str) -> Result<String, String> {
         }
     }
     let clean = format!("{}{}", if rooted { "/" } else { "" }, parts.join("/"));
-    if parts.is_empty() || clean.len() > PREFIX_MAX || clean.chars().any(|c| c.is_control() || c == '\u{fffd}') {
+    if parts.is_empty()
+        || clean.len() > PREFIX_MAX
+        || clean.chars().any(|c| c.is_control() || c == '\u{fffd}')
+    {
         return Err(format!("not a key (1 to {PREFIX_MAX} bytes between slashes, UTF-8)"));
     }
     Ok(clean)
@@ -140,7 +108,16 @@ mod tests {
         assert_eq!(list("http://a:1, http://b:2/ ,", false).as_deref(), Ok("http://a:1 http://b:2"));
         assert_eq!(list("a:1", false).as_deref(), Ok("http://a:1"));
         assert_eq!(list("a:1,[::1]:2", true).as_deref(), Ok("https://a:1 https://[::1]:2"));
-        for bad in ["", ",", "http://a", "unix://a:1", "http://a:1,https://b:1", "http://:1", "a:70000", "http://a:1/x"] {
+        for bad in [
+            "",
+            ",",
+            "http://a",
+            "unix://a:1",
+            "http://a:1,https://b:1",
+            "http://:1",
+            "a:70000",
+            "http://a:1/x",
+        ] {
             assert!(endpoints(bad, false).is_err(), "{bad:?}");
         }
         let refused = endpoints("http://root:hunter2@a:1", false).unwrap_err();

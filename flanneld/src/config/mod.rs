@@ -10,7 +10,6 @@ mod raw;
 
 use std::fmt;
 
-pub use etcd::{EtcdSettings, Secret};
 pub use node::NodeConfig;
 pub use raw::{Environment, RawConfig, Setting, Source, environment};
 

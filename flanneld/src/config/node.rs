@@ -7,12 +7,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use regex_lite::Regex;
+use subnet_lease::etcd::EtcdConfig;
 use subnet_lease::{NetworkId, PublicAddrs};
 
-use super::etcd::{self, EtcdSettings};
-use super::{ConfigError, ConfigErrors, RawConfig};
+use super::{ConfigError, ConfigErrors, RawConfig, etcd};
 use crate::cli;
 use crate::iface::IfaceWish;
+use crate::node::Settings;
 
 /// The longest node name that a lease record takes, in bytes: that of a DNS name.
 const NODE_ID_MAX: usize = 253;
@@ -20,14 +21,12 @@ const NODE_ID_MAX: usize = 253;
 /// The settings of one daemon, understood: no text in it means anything else.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
-    /// Where leases live.
-    pub etcd: EtcdSettings,
+    /// Where leases live, and when ours is renewed.
+    pub etcd: EtcdConfig,
     /// Which network this is: the store's prefix. It is in the tag of every kernel object that we make.
     pub network: NetworkId,
     /// The name that this node has in its lease.
     pub node_id: String,
-    /// How long before its end the lease is renewed.
-    pub renew_margin: Duration,
     /// Which interface, and which addresses are told to the others.
     pub iface: IfaceWish,
     /// Masquerade what leaves the network.
@@ -53,14 +52,14 @@ pub struct NodeConfig {
 impl NodeConfig {
     /// Understands the settings. The host name is the node's name where nothing else says it.
     pub fn understand(raw: &RawConfig, host_name: &str) -> Result<Self, ConfigErrors> {
-        let mut read = Reader { raw, errors: Vec::new() };
-        let etcd = etcd::read(&mut read);
+        let mut read = Reader { raw, errors: raw.errors().to_vec() };
+        let renew_margin = 60 * read.seconds("subnet-lease-renew-margin", "a number of minutes", 1..=1439);
+        let etcd = EtcdConfig { renew_margin, ..etcd::read(&mut read) };
         let subnet_file = read.one("subnet-file", path);
         let config = Self {
             network: NetworkId::new(&*etcd.prefix),
             etcd,
             node_id: read.node_id(host_name),
-            renew_margin: 60 * read.seconds("subnet-lease-renew-margin", "a number of minutes", 1..=1439),
             iface: read.iface(),
             ip_masq: read.bool("ip-masq"),
             fully_random: !read.bool("ip-masq-fully-random-disable"),
@@ -74,27 +73,59 @@ impl NodeConfig {
         };
         ConfigErrors::or(read.errors, config)
     }
+
+    /// What the core needs of it; the seed is a random number of this run.
+    pub fn settings(&self, seed: u64) -> Settings {
+        Settings {
+            network: self.network.clone(),
+            iface: self.iface.clone(),
+            ip_masq: self.ip_masq,
+            fully_random: self.fully_random,
+            forward_rules: self.forward_rules,
+            blackhole_route: self.blackhole_route,
+            renew_margin: self.etcd.renew_margin,
+            node: Some(self.node_id.clone()),
+            seed,
+        }
+    }
 }
 
 /// Reads settings and collects what is wrong with them.
 pub(super) struct Reader<'a> {
-    pub(super) raw: &'a RawConfig,
+    raw: &'a RawConfig,
     errors: Vec<ConfigError>,
 }
 
 impl Reader<'_> {
     /// The one value of a setting; the type's default stands in for a wrong one, which is noted.
-    pub(super) fn one<T: Default>(&mut self, name: &str, understand: impl FnOnce(&str) -> Result<T, String>) -> T {
+    pub(super) fn one<T: Default>(
+        &mut self,
+        name: &str,
+        understand: impl FnOnce(&str) -> Result<T, String>,
+    ) -> T {
         let understood = understand(self.raw.one(name));
         self.or_note(name, understood).unwrap_or_default()
     }
 
     /// Like [`Self::one`] for a setting that may be absent: empty.
-    pub(super) fn optional<T>(&mut self, name: &str, understand: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+    pub(super) fn optional<T>(
+        &mut self,
+        name: &str,
+        understand: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
         self.one(name, |text| if text.is_empty() { Ok(None) } else { understand(text).map(Some) })
     }
 
-    pub(super) fn note(&mut self, name: &str, why: impl Into<String>) {
+    /// Notes the first of two settings that need each other, where the second is absent.
+    pub(super) fn together(&mut self, [a, b]: [&str; 2]) {
+        for (one, other) in [(a, b), (b, a)] {
+            if !self.raw.one(one).is_empty() && self.raw.one(other).is_empty() {
+                self.note(one, format!("needs --{other} as well"));
+            }
+        }
+    }
+
+    fn note(&mut self, name: &str, why: impl Into<String>) {
         self.errors.push(ConfigError::invalid(self.raw.written(name), why.into()));
     }
 
@@ -156,17 +187,21 @@ impl Reader<'_> {
     fn node_id(&mut self, host_name: &str) -> String {
         let said = ["node-id", "NODE_NAME"].into_iter().find(|name| !self.raw.one(name).is_empty());
         let name = said.map_or(host_name, |name| self.raw.one(name));
-        let fits = !name.is_empty() && name.len() <= NODE_ID_MAX && name.chars().all(|c| c.is_ascii_graphic());
+        let fits =
+            !name.is_empty() && name.len() <= NODE_ID_MAX && name.chars().all(|c| c.is_ascii_graphic());
         if !fits {
-            let place = said.map_or_else(|| format!("host name {host_name:?}"), |name| self.raw.written(name));
-            let why = format!("not a node name (1 to {NODE_ID_MAX} visible ASCII characters); --node-id sets one");
+            let place =
+                said.map_or_else(|| format!("host name {host_name:?}"), |name| self.raw.written(name));
+            let why =
+                format!("not a node name (1 to {NODE_ID_MAX} visible ASCII characters); --node-id sets one");
             self.errors.push(ConfigError::invalid(place, why));
         }
         name.to_owned()
     }
 
     fn state_dir(&mut self, subnet_file: &Path) -> PathBuf {
-        let beside = subnet_file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let beside =
+            subnet_file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
         self.optional("state-dir", path).unwrap_or_else(|| beside.to_owned())
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{ConfigError, ConfigErrors};
+use super::ConfigError;
 use crate::cli::{self, Flag, Given, Kind, Status};
 use crate::exit::Exit;
 
@@ -21,6 +21,7 @@ const MASK: &str = "***";
 pub struct RawConfig {
     made: BTreeMap<&'static str, Setting>,
     notices: Vec<String>,
+    errors: Vec<ConfigError>,
 }
 
 /// One setting as written.
@@ -64,16 +65,18 @@ pub fn environment() -> Environment {
 
 impl RawConfig {
     /// Puts the sources together: a flag wins over a variable, a variable over the file. An empty variable counts as
-    /// absent, as in flannel.
-    pub fn gather(given: &[Given], environment: &Environment) -> Result<Self, ConfigErrors> {
+    /// absent, as in flannel. What is wrong comes out with the rest of the errors when the settings are understood.
+    pub fn gather(given: &[Given], environment: &Environment) -> Self {
         let mut raw = Self::default();
         raw.take_flags(given);
         raw.take_variables(environment);
         let file = raw.one("config").to_owned();
-        let mut errors = if file.is_empty() { Vec::new() } else { raw.take_file(Path::new(&file)) };
-        errors.extend(raw.not_yet());
+        if !file.is_empty() {
+            raw.errors = raw.take_file(Path::new(&file));
+        }
+        raw.errors.extend(raw.not_yet());
         raw.notices.extend(raw.without_effect());
-        ConfigErrors::or(errors, raw)
+        raw
     }
 
     /// The setting of a row of the table, made or default.
@@ -115,6 +118,11 @@ impl RawConfig {
         &self.notices
     }
 
+    /// What is wrong before any value was looked at.
+    pub(super) fn errors(&self) -> &[ConfigError] {
+        &self.errors
+    }
+
     fn take_flags(&mut self, given: &[Given]) {
         for Given { name, value } in given {
             let setting =
@@ -137,7 +145,8 @@ impl RawConfig {
         let known = |name: &str| cli::rows().any(|flag| flag.variable().as_deref() == Some(name));
         // Kubernetes itself sets the last two for a Service that is called flanneld.
         let ours = |name: &&String| {
-            name.strip_prefix("FLANNELD_").is_some_and(|n| !n.starts_with("PORT") && !n.starts_with("SERVICE_"))
+            name.strip_prefix("FLANNELD_")
+                .is_some_and(|n| !n.starts_with("PORT") && !n.starts_with("SERVICE_"))
         };
         for name in environment.keys().filter(ours).filter(|name| !known(name)) {
             self.notices.push(format!("{name}: there is no such setting; ignored"));
@@ -183,7 +192,9 @@ impl RawConfig {
             Status::NotYet(why) => Some((flag.name, why)),
             _ => None,
         });
-        refused.map(|(name, why)| ConfigError::new(Exit::Unsupported, self.written(name), why.to_owned())).collect()
+        refused
+            .map(|(name, why)| ConfigError::new(Exit::Unsupported, self.written(name), why.to_owned()))
+            .collect()
     }
 
     fn without_effect(&self) -> Vec<String> {

@@ -117,7 +117,8 @@ impl NodeCore {
         if let Some(lost) = self.own.filter(|lost| *lost != own.lease.subnets) {
             // The store gave us another one. Running pods keep the old one in the kernel; new pods get a clear error
             // until a supervisor starts us into the new claim.
-            let reason = format!("the lease of {lost} went to another host; this one now holds {}", own.lease.subnets);
+            let reason =
+                format!("the lease of {lost} went to another host; this one now holds {}", own.lease.subnets);
             effects.push(Effect::Withdraw(reason));
             return effects.push(Effect::Exit(Exit::LeaseLost));
         }

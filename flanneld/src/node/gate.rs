@@ -63,7 +63,9 @@ impl NodeCore {
             warn!("network configuration: {warning}");
         }
         if self.network.is_some() {
-            warn!("the network's configuration changed; it takes effect with a restart of the daemon, which is gapless");
+            warn!(
+                "the network's configuration changed; it takes effect with a restart of the daemon, which is gapless"
+            );
             return;
         }
         let backend = backends::choose(&config.backend);
@@ -83,7 +85,8 @@ impl NodeCore {
             // What can't be read any more stays as it was.
             return peers.replace(leases, unreadable);
         }
-        let table = PeerTable::from_snapshot(&network.config, own.as_ref(), external.public, leases, unreadable);
+        let table =
+            PeerTable::from_snapshot(&network.config, own.as_ref(), external.public, leases, unreadable);
         info!(peers = table.len(), "first snapshot of the store");
         self.peers = Some(table);
     }

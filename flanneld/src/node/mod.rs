@@ -24,7 +24,9 @@ use std::time::Duration;
 
 use backends::kernel::{KernelError, KernelEvent, OpError, Own};
 use backends::{External, Facts, Mac, Owner, Plan};
-use subnet_lease::{Claim, Lease, NetworkId, OwnLease, PeerTable, StoreError, StoreEvent, SubnetEnv, Subnets};
+use subnet_lease::{
+    Claim, Lease, NetworkId, OwnLease, PeerTable, StoreError, StoreEvent, SubnetEnv, Subnets,
+};
 
 use crate::exit::Exit;
 use crate::iface::IfaceWish;

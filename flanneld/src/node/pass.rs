@@ -104,7 +104,8 @@ impl NodeCore {
         let network = self.network.as_ref()?;
         let pools: Vec<_> = network.config.pools().collect();
         let mut networks: Vec<_> = pools.iter().map(|p| p.network).collect();
-        let earlier = self.remembered.iter().flat_map(|env| Family::ALL.into_iter().filter_map(|f| env.network(f)));
+        let earlier =
+            self.remembered.iter().flat_map(|env| Family::ALL.into_iter().filter_map(|f| env.network(f)));
         networks.extend(earlier.filter(|net| !pools.iter().any(|p| p.network == *net)));
         Some(Owner {
             network: self.settings.network.clone(),
@@ -239,7 +240,16 @@ fn is_own_end(object: &Object) -> bool {
 fn blackhole(dst: ipnetwork::IpNetwork) -> Object {
     let metric = default_metric(&dst);
     let kind = RouteKind::Blackhole;
-    Object::Route(Route { dst, metric, kind, via: None, link: None, onlink: false, scope: 0, protocol: ROUTE_PROTOCOL })
+    Object::Route(Route {
+        dst,
+        metric,
+        kind,
+        via: None,
+        link: None,
+        onlink: false,
+        scope: 0,
+        protocol: ROUTE_PROTOCOL,
+    })
 }
 
 /// The first failure of a kind in full, the rest counted.

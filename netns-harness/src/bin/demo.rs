@@ -85,7 +85,8 @@ fn build(spec: &Spec, products: &Products, screen: Screen) -> Result<Cluster> {
         cluster.set_network()?;
         Ok(cluster)
     })?;
-    screen.detail(&format!("look inside h0: {}", cluster.net.host(0).look_inside()));
+    screen.detail("from another shell, while this runs, a look inside h0:");
+    screen.detail(&cluster.net.host(0).look_inside());
     screen.step("one daemon on each, up to its subnet", || cluster.start_daemons())?;
     screen.step("one pod on each, by the CNI plugin", || cluster.add_pods())?;
     screen.step("every pod reaches every other", || cluster.wait_for_pings(PATIENCE))?;
@@ -102,7 +103,7 @@ fn show_leases(cluster: &Cluster, products: &Products, screen: Screen) -> Result
 /// With the daemon stopped and the peers' routes gone, the plan is what its next pass would do.
 fn show_plan(mut cluster: Cluster, products: &Products, screen: Screen) -> Result<Cluster> {
     let host = cluster.net.host(0).clone();
-    let text = screen.step("flannelctl plan on h0: its daemon stopped, its peers' routes deleted", || {
+    let text = screen.step("flannelctl plan on h0, its daemon stopped and its peers' routes gone", || {
         cluster.daemons[0].stop()?;
         let netlink = host.netlink()?;
         for family in cluster.spec().family.each() {

@@ -102,16 +102,15 @@ fn writes(ops: &[PbTxnRequestOp]) -> Result<Writes, ApiError> {
     let (mut all, mut nested, mut own_puts) = (Writes::default(), Vec::new(), BTreeSet::new());
     for op in ops {
         match &op.request {
-            Some(PbTxnOpRequest::RequestDeleteRange(delete)) => {
+            // etcd overlooks deletes without an upper end here: the key is put, then deleted, or the other way round.
+            Some(PbTxnOpRequest::RequestDeleteRange(delete)) if delete.range_end != [0] => {
                 all.deletes.push(KeyRange::new(&delete.key, &delete.range_end));
             }
-            Some(PbTxnOpRequest::RequestPut(put)) => {
-                if !own_puts.insert(put.key.clone()) {
-                    return Err(ApiError::DuplicateKey);
-                }
+            Some(PbTxnOpRequest::RequestPut(put)) if !own_puts.insert(put.key.clone()) => {
+                return Err(ApiError::DuplicateKey);
             }
             Some(PbTxnOpRequest::RequestTxn(txn)) => nested.push(txn),
-            Some(PbTxnOpRequest::RequestRange(_)) | None => {}
+            _ => {}
         }
     }
     for txn in nested {

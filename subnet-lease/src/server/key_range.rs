@@ -2,6 +2,9 @@
 
 use std::ops::Bound;
 
+/// Where a search in a tree map starts and ends.
+type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
 /// The keys meant by a pair of `key` and `range_end`, as etcd reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum KeyRange {
@@ -35,7 +38,7 @@ impl KeyRange {
     }
 
     /// Bounds for a search in a tree map; `None` for an empty span, which such a search refuses.
-    pub(crate) fn bounds(&self) -> Option<(Bound<&[u8]>, Bound<&[u8]>)> {
+    pub(crate) fn bounds(&self) -> Option<Bounds<'_>> {
         match self {
             _ if self.is_empty() => None,
             Self::One(only) => Some((Bound::Included(only), Bound::Included(only))),

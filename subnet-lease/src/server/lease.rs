@@ -149,7 +149,10 @@ mod tests {
         assert_eq!(leases.revoke(7), Ok(vec![key("a"), key("b")]));
         assert_eq!(leases.revoke(7), Err(ApiError::LeaseNotFound));
         assert_eq!(leases.keep_alive(7, SECOND), Err(ApiError::LeaseNotFound));
-        assert_eq!(leases.status(8, 5 * SECOND).map(|lease| (lease.left, lease.keys)), Some((6, vec![key("c")])));
+        assert_eq!(
+            leases.status(8, 5 * SECOND).map(|lease| (lease.left, lease.keys)),
+            Some((6, vec![key("c")]))
+        );
         assert_eq!(leases.next_deadline(), Some(11 * SECOND));
     }
 

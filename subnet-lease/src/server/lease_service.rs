@@ -17,8 +17,7 @@ pub(crate) struct LeaseService(pub(crate) Engine);
 
 #[tonic::async_trait]
 impl PbLeaseService for LeaseService {
-    type LeaseKeepAliveStream =
-        Pin<Box<dyn Stream<Item = Result<PbLeaseKeepAliveResponse, Status>> + Send>>;
+    type LeaseKeepAliveStream = Pin<Box<dyn Stream<Item = Result<PbLeaseKeepAliveResponse, Status>> + Send>>;
 
     async fn lease_grant(
         &self,

@@ -22,6 +22,7 @@
 mod auth;
 mod check;
 mod cluster;
+mod connection;
 mod disk;
 mod engine;
 mod error;
@@ -52,6 +53,7 @@ use tokio::sync::watch as signal;
 use tonic::transport::server::{Router, TcpIncoming};
 use tracing::{info, warn};
 
+use self::connection::Connection;
 use self::disk::Disk;
 use self::engine::{Engine, Running};
 use self::state::Identity;
@@ -125,7 +127,7 @@ impl Server {
                 warn!(%error, "connection not accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
-            connection
+            connection.map(Connection::new)
         });
         let mut stopped = stop.subscribe();
         let stopping = async move {

@@ -49,7 +49,7 @@ impl Version {
     }
 }
 
-/// A change as a watch sees it, with the live version that it replaced.
+/// A change as a watch sees it, with the version that was live before its revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Event {
     pub(crate) kv: Arc<Version>,
@@ -280,7 +280,9 @@ impl Mvcc {
 
     /// Files a version in the index and, unless it is older than the last compaction, in the log.
     fn record(&mut self, version: Version) {
-        let prev = self.live(&version.key).cloned();
+        let before = self.keys.get(&version.key).and_then(|past| newest(past, version.mod_revision - 1));
+        // A key that comes back shows nothing, even in the transaction that deleted it first.
+        let prev = before.filter(|before| !before.is_tombstone() && version.version != 1).cloned();
         let version = Arc::new(version);
         self.bytes += version.weight();
         if version.mod_revision > self.compacted || !version.is_tombstone() {

@@ -119,7 +119,10 @@ impl State {
         PbDeleteResponse { header: Some(self.header()), ..answer }
     }
 
-    pub(crate) fn compact(&mut self, request: &PbCompactionRequest) -> Result<PbCompactionResponse, ApiError> {
+    pub(crate) fn compact(
+        &mut self,
+        request: &PbCompactionRequest,
+    ) -> Result<PbCompactionResponse, ApiError> {
         self.mvcc.compact(request.revision)?;
         Ok(PbCompactionResponse { header: Some(self.header()) })
     }
@@ -246,18 +249,21 @@ fn select(request: &PbRangeRequest, found: &mut Vec<&Arc<Version>>) -> bool {
     more
 }
 
-/// Sorts by the target's number in the protocol: key, version, create revision, mod revision, value.
+/// Sorts by the target's number in the protocol: key, version, create revision, mod revision, value. What is equal
+/// stays in the order of keys, in both directions.
 fn sort(order: i32, target: i32, found: &mut [&Arc<Version>]) {
     const DESCEND: i32 = 2;
-    match target {
-        1 => found.sort_by_key(|version| version.version),
-        2 => found.sort_by_key(|version| version.create_revision),
-        3 => found.sort_by_key(|version| version.mod_revision),
-        4 => found.sort_by(|a, b| a.value.cmp(&b.value)),
-        _ => {}
-    }
+    let compare = |a: &Version, b: &Version| match target {
+        1 => a.version.cmp(&b.version),
+        2 => a.create_revision.cmp(&b.create_revision),
+        3 => a.mod_revision.cmp(&b.mod_revision),
+        4 => a.value.cmp(&b.value),
+        _ => a.key.cmp(&b.key),
+    };
     if order == DESCEND {
-        found.reverse();
+        found.sort_by(|a, b| compare(b, a));
+    } else if target != 0 {
+        found.sort_by(|a, b| compare(a, b));
     }
 }
 

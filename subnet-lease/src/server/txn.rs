@@ -104,10 +104,7 @@ enum Step {
 }
 
 impl Chosen {
-    fn each(
-        &self,
-        visit: &mut impl FnMut(&PbTxnOpRequest) -> Result<(), ApiError>,
-    ) -> Result<(), ApiError> {
+    fn each(&self, visit: &mut impl FnMut(&PbTxnOpRequest) -> Result<(), ApiError>) -> Result<(), ApiError> {
         self.steps.iter().try_for_each(|step| match step {
             Step::Nested(nested) => nested.each(visit),
             Step::Op(Some(op)) => visit(op),

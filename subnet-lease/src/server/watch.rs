@@ -62,12 +62,18 @@ impl Session {
     async fn run(mut self, mut inbound: Streaming<PbWatchRequest>) {
         let (engine, outbox) = (self.engine.clone(), self.outbox.clone());
         let mut report_at = Instant::now() + PROGRESS;
+        let mut speaking = true;
         loop {
             let reports = self.watchers.values().any(|watcher| watcher.progress);
             let done = tokio::select! {
-                message = inbound.message() => match message {
+                message = inbound.message(), if speaking => match message {
                     Ok(Some(message)) => self.wish(message).await,
-                    Ok(None) | Err(_) => Err(Gone),
+                    Ok(None) => {
+                        // It has no more wishes, and still listens.
+                        speaking = false;
+                        Ok(())
+                    }
+                    Err(_) => Err(Gone),
                 },
                 batch = self.batches.recv() => match batch {
                     Ok(batch) => self.batch(&batch).await,
@@ -129,10 +135,8 @@ impl Session {
             return Ok(());
         }
         let revision = self.revision().await?;
-        let canceled = PbWatchResponse {
-            canceled: true,
-            ..response(id, self.engine.identity, revision, Vec::new())
-        };
+        let canceled =
+            PbWatchResponse { canceled: true, ..response(id, self.engine.identity, revision, Vec::new()) };
         self.send(canceled).await
     }
 

@@ -172,7 +172,8 @@ mod tests {
     }
 
     fn shape(responses: &[PbWatchResponse]) -> Vec<(i64, usize, bool)> {
-        let revision = |response: &PbWatchResponse| response.header.as_ref().map_or(0, |header| header.revision);
+        let revision =
+            |response: &PbWatchResponse| response.header.as_ref().map_or(0, |header| header.revision);
         responses.iter().map(|one| (revision(one), one.events.len(), one.fragment)).collect()
     }
 
@@ -197,9 +198,6 @@ mod tests {
         let events: Vec<_> = (0..5).map(|n| event(&format!("a{n}"), 4, MAX_MESSAGE / 2)).collect();
         assert_eq!(shape(&watcher(0, false).accept(0, IDENTITY, &events, 4)), [(4, 5, false)]);
         let pieces = watcher(0, true).accept(0, IDENTITY, &events, 4);
-        assert_eq!(
-            shape(&pieces),
-            [(4, 1, true), (4, 1, true), (4, 1, true), (4, 1, true), (4, 1, false)]
-        );
+        assert_eq!(shape(&pieces), [(4, 1, true), (4, 1, true), (4, 1, true), (4, 1, true), (4, 1, false)]);
     }
 }

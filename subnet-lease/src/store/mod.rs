@@ -24,7 +24,8 @@ pub trait Store: Send + Sync {
     fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<OwnLease, StoreError>>;
 
     /// The network's configuration and all leases, now and as they change; our own lease among them. Begins with a
-    /// `Config`, then a `Snapshot`; sends another `Snapshot` after every gap. Never ends.
+    /// `Config`, then a `Snapshot`; sends another `Snapshot` after every gap. After a `Stale` any other event says that the
+    /// store is being followed again (where there was no gap, a repeated `Config`). Never ends.
     fn watch(&self) -> BoxStream<'static, StoreEvent>;
 }
 
@@ -68,7 +69,9 @@ pub enum StoreError {
     #[error("{0} was changed by another host meanwhile")]
     Raced(String),
     /// No subnet is left in this network, which has so many.
-    #[error("all {1} subnets of {0} are leased; remove leases of hosts that are gone, or enlarge the network")]
+    #[error(
+        "all {1} subnets of {0} are leased; remove leases of hosts that are gone, or enlarge the network"
+    )]
     Full(IpNetwork, u128),
     /// The store lacks what we need of it.
     #[error("store not usable: {0}")]

@@ -182,7 +182,8 @@ async fn a_lease_that_is_not_kept_alive_takes_its_key_with_it() {
     let (mut keeper, mut answers) = client.lease_keep_alive(77).await.unwrap();
     keeper.keep_alive().await.unwrap();
     assert_eq!(answers.message().await.unwrap().unwrap().ttl(), 2);
-    let status = client.lease_time_to_live(77, Some(LeaseTimeToLiveOptions::new().with_keys())).await.unwrap();
+    let status =
+        client.lease_time_to_live(77, Some(LeaseTimeToLiveOptions::new().with_keys())).await.unwrap();
     assert_eq!((status.granted_ttl(), status.keys()), (2, &[b"a".to_vec()][..]));
 
     assert_eq!(events(&mut stream).await[0].0, EventType::Put);
@@ -200,7 +201,10 @@ async fn without_authentication_the_auth_calls_answer_as_etcds_do() {
     assert!(client.user_list().await.unwrap().users().is_empty());
     assert!(client.role_list().await.unwrap().roles().is_empty());
     client.auth_disable().await.unwrap();
-    assert_eq!(refusal(client.auth_enable().await), "FailedPrecondition: etcdserver: root user does not exist");
+    assert_eq!(
+        refusal(client.auth_enable().await),
+        "FailedPrecondition: etcdserver: root user does not exist"
+    );
     assert_eq!(refusal(client.user_get("a").await), "FailedPrecondition: etcdserver: user name not found");
     let options = etcd_client::ConnectOptions::new().with_user("root", "secret");
     let login = Client::connect([&store.endpoint], Some(options)).await.map(|_| ());
@@ -215,7 +219,7 @@ async fn status_and_members_describe_one_process() {
     let members = client.member_list().await.unwrap();
     let [member] = members.members() else { panic!("{members:?}") };
     assert_eq!(member.id(), status.leader());
-    assert_eq!(member.client_urls(), [store.endpoint.clone()]);
+    assert_eq!(member.client_urls(), std::slice::from_ref(&store.endpoint));
     assert!(status.db_size() > 0);
     let more = client.member_add(["http://127.0.0.1:1"], None).await;
     assert!(refusal(more).contains("a cluster needs etcd"));

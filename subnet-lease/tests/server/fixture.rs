@@ -13,15 +13,15 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 
 /// Our server, in a thread of its own so that tests may block.
-pub struct Store {
-    pub endpoint: String,
+pub(crate) struct Store {
+    pub(crate) endpoint: String,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
     _own_dir: Option<TempDir>,
 }
 
 impl Store {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = TempDir::new().unwrap();
         let mut store = Self::on(dir.path()).unwrap();
         store._own_dir = Some(dir);
@@ -29,7 +29,7 @@ impl Store {
     }
 
     /// A server on a data directory that outlives it.
-    pub fn on(dir: &Path) -> Result<Self, ServerError> {
+    pub(crate) fn on(dir: &Path) -> Result<Self, ServerError> {
         let config = config(dir);
         let (stop, stopped) = oneshot::channel::<()>();
         let (started, start) = mpsc::channel();
@@ -44,10 +44,15 @@ impl Store {
             });
         });
         let addr = start.recv().unwrap()?;
-        Ok(Self { endpoint: format!("http://{addr}"), stop: Some(stop), thread: Some(thread), _own_dir: None })
+        Ok(Self {
+            endpoint: format!("http://{addr}"),
+            stop: Some(stop),
+            thread: Some(thread),
+            _own_dir: None,
+        })
     }
 
-    pub async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         Client::connect([&self.endpoint], None).await.unwrap()
     }
 }
@@ -62,23 +67,23 @@ impl Drop for Store {
     }
 }
 
-pub fn config(dir: &Path) -> ServerConfig {
+pub(crate) fn config(dir: &Path) -> ServerConfig {
     ServerConfig { data_dir: dir.to_owned(), listen: vec!["127.0.0.1:0".parse().unwrap()], insecure: false }
 }
 
-pub fn runtime() -> tokio::runtime::Runtime {
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
 /// A real etcd, ready to answer.
-pub struct Etcd {
-    pub endpoint: String,
+pub(crate) struct Etcd {
+    pub(crate) endpoint: String,
     process: Child,
     _dir: TempDir,
 }
 
 impl Etcd {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = TempDir::new().unwrap();
         let [client, peer] = free_ports().map(|port| format!("http://127.0.0.1:{port}"));
         let mut process = Command::new("etcd")

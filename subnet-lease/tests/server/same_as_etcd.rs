@@ -37,14 +37,14 @@ impl Dice {
         of[usize::try_from(self.roll(of.len() as u64)).unwrap()]
     }
 
+    /// One of twelve keys: so few are sorted by etcd without moving equal ones. Rarely none.
     fn key(&mut self) -> String {
         if self.one_in(60) {
             return String::new();
         }
-        format!("{}{}", self.pick(&["k/", "k/", "l/", ""]), self.pick(&["a", "b", "c", "d", "ab"]))
+        format!("{}{}", self.pick(&["k/", "k/", "l/", ""]), self.pick(&["a", "b", "c", "ab"]))
     }
 
-    /// Values never repeat, so that sorting by them has one answer only.
     fn value(&mut self) -> String {
         format!("{:x}", self.roll(u64::MAX))
     }
@@ -91,9 +91,11 @@ fn get_options(dice: &mut Dice, now: i64) -> GetOptions {
         options = options.with_limit(dice.number(4));
     }
     if dice.one_in(3) {
-        // Versions tie, and etcd leaves the order of ties open.
-        let target = dice.pick(&[SortTarget::Key, SortTarget::Mod, SortTarget::Value]);
-        options = options.with_sort(target, dice.pick(&[SortOrder::Ascend, SortOrder::Descend, SortOrder::None]));
+        let targets =
+            [SortTarget::Key, SortTarget::Version, SortTarget::Create, SortTarget::Mod, SortTarget::Value];
+        let target = dice.pick(&targets);
+        options =
+            options.with_sort(target, dice.pick(&[SortOrder::Ascend, SortOrder::Descend, SortOrder::None]));
     }
     if dice.one_in(6) {
         options = options.with_keys_only();
@@ -160,6 +162,7 @@ struct Side {
     watches: [WatchStream; 2],
     seen: [Vec<String>; 2],
     revision: i64,
+    compacted: i64,
 }
 
 fn text<T: Debug>(outcome: Result<T, Error>) -> String {
@@ -197,7 +200,7 @@ impl Side {
             client.watch("", Some(all.with_prev_key())).await.unwrap(),
             client.watch("k/", Some(some.with_prev_key())).await.unwrap(),
         ];
-        Self { client, watches, seen: Default::default(), revision: 1 }
+        Self { client, watches, seen: Default::default(), revision: 1, compacted: 0 }
     }
 
     /// Plays one step. Both sides get the same dice, hence the same step.
@@ -209,7 +212,9 @@ impl Side {
                 let (key, value) = (dice.key(), dice.value());
                 let mut answer = client.put(key, value, Some(put_options(dice))).await;
                 answer.iter_mut().for_each(|answer| strip!(answer.0));
-                self.note(answer.as_ref().ok().and_then(|answer| answer.header()).map(|header| header.revision()));
+                self.note(
+                    answer.as_ref().ok().and_then(|answer| answer.header()).map(|header| header.revision()),
+                );
                 text(answer)
             }
             14..22 => {
@@ -220,13 +225,17 @@ impl Side {
             22..27 => {
                 let mut answer = client.delete(dice.key(), Some(delete_options(dice))).await;
                 answer.iter_mut().for_each(|answer| strip!(answer.0));
-                self.note(answer.as_ref().ok().and_then(|answer| answer.header()).map(|header| header.revision()));
+                self.note(
+                    answer.as_ref().ok().and_then(|answer| answer.header()).map(|header| header.revision()),
+                );
                 text(answer)
             }
             27..34 => {
                 let mut answer = client.txn(txn(dice, now, 2)).await;
                 answer.iter_mut().for_each(|answer| strip_txn(&mut answer.0));
-                self.note(answer.as_ref().ok().and_then(|answer| answer.header()).map(|header| header.revision()));
+                self.note(
+                    answer.as_ref().ok().and_then(|answer| answer.header()).map(|header| header.revision()),
+                );
                 text(answer)
             }
             34..39 => self.lease_step(dice).await,
@@ -236,6 +245,7 @@ impl Side {
                 let at = dice.revision(now);
                 let mut answer = self.client.compact(at, None).await;
                 answer.iter_mut().for_each(|answer| strip!(answer.0));
+                self.compacted = if answer.is_ok() { at } else { self.compacted };
                 text(answer)
             }
         }
@@ -256,12 +266,15 @@ impl Side {
             2 => {
                 let mut answer = client.lease_revoke(id).await;
                 answer.iter_mut().for_each(|answer| strip!(answer.0));
-                self.note(answer.as_ref().ok().and_then(|answer| answer.header()).map(|header| header.revision()));
+                self.note(
+                    answer.as_ref().ok().and_then(|answer| answer.header()).map(|header| header.revision()),
+                );
                 text(answer)
             }
             3 => {
-                let mut answer = client.lease_time_to_live(id, Some(LeaseTimeToLiveOptions::new().with_keys())).await;
-                for answer in &mut answer {
+                let mut answer =
+                    client.lease_time_to_live(id, Some(LeaseTimeToLiveOptions::new().with_keys())).await;
+                if let Ok(answer) = &mut answer {
                     strip!(answer.0);
                     answer.0.ttl = answer.0.ttl.min(0);
                     answer.0.keys.sort();
@@ -334,18 +347,24 @@ async fn compare_histories(seed: u64) {
     for side in [&mut *real, &mut *ours] {
         side.read_watches().await;
     }
-    assert_eq!(ours.seen, real.seen, "seed {seed}: watches");
-    for back in 1..40 {
-        let from = (ours.revision - back * 3).max(1);
+    for (found, wanted) in ours.seen.iter().zip(&real.seen) {
+        for (found, wanted) in found.iter().zip(wanted) {
+            assert_eq!(found, wanted, "seed {seed}: watch");
+        }
+        assert_eq!(found.len(), wanted.len(), "seed {seed}: events watched");
+    }
+    // A watch from the very revision of the compaction: etcd 3.4.23 loses deletes made at it, later versions do not.
+    let starts = (1..ours.revision).rev().step_by(7).filter(|from| *from != ours.compacted).take(12);
+    for from in starts.collect::<Vec<_>>() {
         assert_eq!(ours.replay(from).await, real.replay(from).await, "seed {seed}: watch from {from}");
     }
 }
 
 #[test]
 fn a_real_etcd_gives_the_same_answers_to_the_same_history() {
-    // Two histories that stay, and one that nobody has seen.
+    // Two histories that stay (they delete and put one key in one transaction), and one that nobody has seen.
     let new = std::process::id();
-    for seed in [1, 2, u64::from(new)] {
+    for seed in [15_576, 25_639, u64::from(new)] {
         runtime().block_on(compare_histories(seed));
     }
 }

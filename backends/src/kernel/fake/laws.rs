@@ -19,7 +19,7 @@ pub const LAWS: [(u8, &str); 20] = [
         2,
         "an onlink route in a namespace that never had an IPv4 address: EINVAL; an IPv6 one whose gateway another device's route covers: EINVAL",
     ),
-    (3, "deleting the last IPv4 address of a link flushes its IPv4 routes"),
+    (3, "deleting the last IPv4 address of a link flushes its IPv4 routes and neighbours"),
     (
         4,
         "link down flushes routes, permanent neighbours and IPv6 addresses, keeps FDB and IPv4 addresses; link up restores only connected IPv4 prefixes",
@@ -34,7 +34,7 @@ pub const LAWS: [(u8, &str); 20] = [
     (9, "an FDB entry of a vxlan link needs the `self` flag, else EOPNOTSUPP"),
     (
         10,
-        "delete of a missing route: ESRCH; of a missing neighbour or FDB entry: ENOENT; of a missing address: EADDRNOTAVAIL",
+        "delete of a missing route: ESRCH; of a missing neighbour or FDB entry: ENOENT; of a missing address: EADDRNOTAVAIL; of a forwarding entry by another end: success, and nothing is done",
     ),
     (11, "a dump while the table changes may be flagged interrupted"),
     (12, "a full receive buffer loses notifications and says so once"),
@@ -46,7 +46,7 @@ pub const LAWS: [(u8, &str); 20] = [
     (18, "replacing an IPv4 route by the twin of one that stands behind it: EEXIST"),
     (
         19,
-        "a gateway that is an address of this host: EINVAL; one that is not on a connected network: ENETUNREACH (IPv4), EHOSTUNREACH (IPv6)",
+        "an onlink or IPv6 gateway that is an address of this host: EINVAL; one that is not on a connected network: ENETUNREACH (IPv4), EHOSTUNREACH (IPv6)",
     ),
     (20, "an IPv4 delete without metric takes the first route that fits, whatever its metric"),
 ];
@@ -62,7 +62,7 @@ pub(super) fn check_route(net: &Namespace, route: &Route) -> Result<(), Errno> {
         return Err(Errno::ENETDOWN);
     }
     let Some(via) = route.via else { return Ok(()) };
-    if net.holds(via) {
+    if net.holds(via) && (route.onlink || via.is_ipv6()) {
         return Err(Errno::EINVAL);
     }
     match (route.onlink, via.is_ipv4()) {

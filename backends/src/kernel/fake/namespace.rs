@@ -229,6 +229,9 @@ impl Namespace {
             return Err(Errno::EADDRNOTAVAIL);
         }
         let last = net.is_ipv4() && !device.addresses.iter().any(IpNetwork::is_ipv4);
+        if last {
+            device.neighbours.retain(|address, _| address.is_ipv6());
+        }
         let prefix = connected(net, index);
         self.routes.flush(|h| Some(*h) == prefix || last && h.out == index && h.route.dst.is_ipv4());
         self.tell(Change::Host);
@@ -250,7 +253,7 @@ impl Namespace {
     pub fn delete_fdb(&mut self, fdb: &Fdb) -> Result<(), Errno> {
         let (_, device) = self.device_mut(fdb.link)?;
         let to = device.fdb.get_mut(&fdb.mac).ok_or(Errno::ENOENT)?;
-        let at = to.iter().position(|dst| *dst == fdb.dst).ok_or(Errno::ENOENT)?;
+        let Some(at) = to.iter().position(|dst| *dst == fdb.dst) else { return Ok(()) };
         to.remove(at);
         if to.is_empty() {
             device.fdb.remove(&fdb.mac);
@@ -339,6 +342,16 @@ impl Namespace {
             Some(outer) => Hop::Tunnel(device.name, *outer, *mac),
             None => Hop::Lost("no forwarding entry"),
         }
+    }
+
+    /// Whether exactly this route is there, in force or not.
+    pub fn has_route(&self, route: &Route) -> bool {
+        self.routes.holds(&self.held(route))
+    }
+
+    /// Whether a tunnel device with this Ethernet address is up.
+    pub fn answers(&self, mac: Mac) -> bool {
+        self.devices.values().any(|d| d.up && d.kind.is_some() && d.mac == mac)
     }
 
     /// Every object that is there, foreign ones too, in no particular order; loopback and link-local left out.

@@ -127,6 +127,10 @@ impl Routes {
         }
     }
 
+    pub(super) fn holds(&self, held: &Held) -> bool {
+        self.held.get(&(held.route.dst, held.route.metric)).is_some_and(|same| same.contains(held))
+    }
+
     /// The route in force for an address: longest prefix, lowest metric, first.
     pub(super) fn lookup(&self, address: IpAddr) -> Option<&Held> {
         self.prefixes(address).find_map(|dst| self.first(dst))

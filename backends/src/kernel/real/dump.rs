@@ -11,10 +11,12 @@ use crate::kernel::{KernelError, Own};
 use crate::name::{IfName, Mac};
 use crate::netlink::link::{AddressView, IFA_F_PERMANENT, IFF_UP, LinkView, RT_SCOPE_LINK};
 use crate::netlink::neigh::{NUD_PERMANENT, NeighView};
-use crate::netlink::route::{RTN_BLACKHOLE, RTN_UNICAST, RT_TABLE_MAIN, RouteView, dump_routes};
+use crate::netlink::route::{RT_TABLE_MAIN, RTN_BLACKHOLE, RTN_UNICAST, RouteView, read_routes};
 use crate::netlink::{AF_BRIDGE, AF_INET, AF_INET6, Socket, address_from, link, neigh, nft, read_u32};
 use crate::owner::Owner;
-use crate::state::{Address, Fdb, Link, LinkKind, Neigh, Object, Route, RouteKind, Sysctl, Vxlan, default_metric};
+use crate::state::{
+    Address, Fdb, Link, LinkKind, Neigh, Object, Route, RouteKind, Sysctl, Vxlan, default_metric,
+};
 
 /// One dump in progress.
 struct Reader<'a> {
@@ -31,8 +33,7 @@ pub(super) fn own(
     netfilter: Option<&mut Socket>,
     owner: &Owner,
 ) -> Result<Own, KernelError> {
-    let mut reader =
-        Reader { socket, owner, objects: Vec::new(), interrupted: false, links: HashMap::new() };
+    let mut reader = Reader { socket, owner, objects: Vec::new(), interrupted: false, links: HashMap::new() };
     reader.links()?;
     for (index, link) in reader.links.clone() {
         reader.hanging_on(index, link)?;
@@ -109,19 +110,18 @@ impl Reader<'_> {
     fn routes(&mut self, family: u8) -> Result<(), KernelError> {
         let (owner, links, objects) = (self.owner, &self.links, &mut self.objects);
         let mut names = HashMap::new();
-        let dump = self.socket.dump(&mut dump_routes(family), |message| {
-            RouteView::parse(&message, |view| {
-                let six = family == AF_INET6;
-                if view.table != u32::from(RT_TABLE_MAIN) || view.cloned || view.dst.is_ipv6() != six {
-                    return;
-                }
-                let ours = links.get(&view.link).copied();
-                let route = route(&view, ours);
-                if owner.may_be_ours(&route, ours.is_some()) {
-                    let link = ours.or_else(|| *names.entry(view.link).or_insert_with(|| name(view.link)));
-                    objects.push(Object::Route(Route { link: link.filter(|_| route.kind != RouteKind::Blackhole), ..route }));
-                }
-            });
+        let dump = read_routes(self.socket, family, |view| {
+            let six = family == AF_INET6;
+            if view.table != u32::from(RT_TABLE_MAIN) || view.cloned || view.dst.is_ipv6() != six {
+                return;
+            }
+            let ours = links.get(&view.link).copied();
+            let route = route(&view, ours);
+            if owner.may_be_ours(&route, ours.is_some()) {
+                let link = ours.or_else(|| *names.entry(view.link).or_insert_with(|| name(view.link)));
+                let link = link.filter(|_| route.kind != RouteKind::Blackhole);
+                objects.push(Object::Route(Route { link, ..route }));
+            }
         })?;
         self.interrupted |= dump.interrupted;
         Ok(())
@@ -177,7 +177,13 @@ fn vxlan(view: &LinkView<'_>) -> Link {
         }
     }
     let tag = view.alias.unwrap_or_default().to_owned();
-    Link { name: view.name, kind: LinkKind::Vxlan(kind), mtu: view.mtu, mac: view.mac.unwrap_or_default(), tag }
+    Link {
+        name: view.name,
+        kind: LinkKind::Vxlan(kind),
+        mtu: view.mtu,
+        mac: view.mac.unwrap_or_default(),
+        tag,
+    }
 }
 
 const IFLA_VXLAN_ID: u16 = 1;
@@ -187,4 +193,3 @@ const IFLA_VXLAN_LEARNING: u16 = 7;
 const IFLA_VXLAN_PORT: u16 = 15;
 const IFLA_VXLAN_LOCAL6: u16 = 17;
 const IFLA_VXLAN_GBP: u16 = 23;
-

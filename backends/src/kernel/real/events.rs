@@ -1,6 +1,6 @@
 //! Notifications, reduced to what is to be read again.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use ipnetwork::IpNetwork;
 use nix::libc;
@@ -75,6 +75,12 @@ impl AsFd for Events {
     }
 }
 
+impl AsRawFd for Events {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_fd().as_raw_fd()
+    }
+}
+
 impl EventFilter {
     /// What a message of rtnetlink asks for. Link down and the loss of the last address send no route messages, so
     /// every link and address message counts.
@@ -99,7 +105,8 @@ impl EventFilter {
             }
             let inside = self.networks.iter().any(|net| contains_net(*net, view.dst));
             let connected = view.gateway.is_none() && view.protocol == RTPROT_KERNEL;
-            let event = match (view.protocol == ROUTE_PROTOCOL || inside, connected || view.dst.prefix() == 0) {
+            let event = match (view.protocol == ROUTE_PROTOCOL || inside, connected || view.dst.prefix() == 0)
+            {
                 (_, true) => Some(KernelEvent::Host),
                 (true, false) => Some(KernelEvent::Own),
                 (false, false) => None,

@@ -8,7 +8,7 @@ use crate::netlink::link::{
     self, AddressView, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_PERMANENT, IFA_F_TEMPORARY, IFA_F_TENTATIVE,
     IFF_LOOPBACK, IFF_LOWER_UP, IFF_POINTOPOINT, IFF_UP, LinkView, RT_SCOPE_LINK,
 };
-use crate::netlink::route::{RTN_UNICAST, RT_TABLE_MAIN, RouteView, dump_routes};
+use crate::netlink::route::{RT_TABLE_MAIN, RTN_UNICAST, RouteView, read_routes};
 use crate::netlink::{AF_INET, AF_INET6, Socket};
 use crate::owner::ROUTE_PROTOCOL;
 
@@ -33,21 +33,20 @@ pub(super) fn facts(socket: &mut Socket) -> Result<Facts, KernelError> {
 
 fn routes(socket: &mut Socket, family: u8, facts: &mut Facts) -> Result<(), KernelError> {
     let mut beyond = 0;
-    let dump = socket.dump(&mut dump_routes(family), |message| {
-        RouteView::parse(&message, |view| {
-            let (main, unicast) = (view.table == u32::from(RT_TABLE_MAIN), view.kind == RTN_UNICAST);
-            let six = family == AF_INET6;
-            if !main || !unicast || view.cloned || view.dst.is_ipv6() != six || view.protocol == ROUTE_PROTOCOL {
+    let dump = read_routes(socket, family, |view| {
+        let (main, unicast) = (view.table == u32::from(RT_TABLE_MAIN), view.kind == RTN_UNICAST);
+        let six = family == AF_INET6;
+        let ours = view.protocol == ROUTE_PROTOCOL;
+        if !main || !unicast || view.cloned || view.dst.is_ipv6() != six || ours {
+            return;
+        }
+        if view.gateway.is_some() && view.dst.prefix() > 0 {
+            beyond += 1;
+            if beyond > GATEWAY_ROUTES {
                 return;
             }
-            if view.gateway.is_some() && view.dst.prefix() > 0 {
-                beyond += 1;
-                if beyond > GATEWAY_ROUTES {
-                    return;
-                }
-            }
-            facts.routes.push(route(&view));
-        });
+        }
+        facts.routes.push(route(&view));
     })?;
     facts.interrupted |= dump.interrupted;
     Ok(())
@@ -82,5 +81,11 @@ fn address(view: &AddressView) -> HostAddress {
 }
 
 fn route(view: &RouteView) -> HostRoute {
-    HostRoute { dst: view.dst, gateway: view.gateway, link: view.link, metric: view.metric, source: view.source }
+    HostRoute {
+        dst: view.dst,
+        gateway: view.gateway,
+        link: view.link,
+        metric: view.metric,
+        source: view.source,
+    }
 }

@@ -24,7 +24,8 @@ pub(super) struct Links {
 impl Links {
     pub(super) fn open() -> Result<Self, KernelError> {
         let unavailable = |error: std::io::Error| KernelError::Unavailable(format!("rtnetlink: {error}"));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(unavailable)?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(unavailable)?;
         let guard = runtime.enter();
         let (connection, handle, _) = rtnetlink::new_connection().map_err(unavailable)?;
         runtime.spawn(connection);
@@ -91,7 +92,10 @@ impl Links {
 
 fn create(want: &Link) -> LinkMessage {
     let LinkKind::Vxlan(vxlan) = want.kind;
-    let link = LinkVxlan::new(want.name.as_str(), vxlan.vni).port(vxlan.port).mtu(want.mtu).address(want.mac.0.to_vec());
+    let link = LinkVxlan::new(want.name.as_str(), vxlan.vni)
+        .port(vxlan.port)
+        .mtu(want.mtu)
+        .address(want.mac.0.to_vec());
     // A flag: its presence says yes, whatever it carries.
     let link = if vxlan.gbp { link.append_info_data(InfoVxlan::Gbp) } else { link };
     changeable(link, &vxlan).build()

@@ -17,7 +17,7 @@ use links::Links;
 use super::{Kernel, KernelError, OpError, Own, benign, link_made_by};
 use crate::facts::Facts;
 use crate::name::IfName;
-use crate::netlink::route::{RTN_BLACKHOLE, RTN_UNICAST, RT_TABLE_MAIN, RouteView, delete_route, put_route};
+use crate::netlink::route::{RT_TABLE_MAIN, RTN_BLACKHOLE, RTN_UNICAST, RouteView, delete_route, put_route};
 use crate::netlink::{Batch, NetlinkError, Socket, neigh, nft};
 use crate::owner::Owner;
 use crate::plan::Op;
@@ -75,12 +75,16 @@ impl RealKernel {
                 self.with_index(have.link, |links, index| links.delete_address(index, have.net))
             }
             Op::Put { want: Object::Up(link), .. } => self.with_index(*link, Links::set_up),
-            Op::Put { want: Object::Sysctl(link, name, value), .. } => write_sysctl(&name.path(*link), *value),
+            Op::Put { want: Object::Sysctl(link, name, value), .. } => {
+                write_sysctl(&name.path(*link), *value)
+            }
             Op::Delete(Object::Up(_) | Object::Sysctl(..)) => Ok(()),
             Op::Put { want: Object::Table(table), .. } => {
                 self.with_netfilter(|socket| nft::replace(socket, table))
             }
-            Op::Delete(Object::Table(table)) => self.with_netfilter(|socket| nft::delete(socket, table.family)),
+            Op::Delete(Object::Table(table)) => {
+                self.with_netfilter(|socket| nft::delete(socket, table.family))
+            }
             _ => return None,
         })
     }
@@ -136,7 +140,8 @@ impl RealKernel {
     /// An IPv6 onlink route is refused while a wider route of another device covers its gateway (law 2): a host route
     /// to the gateway goes first, and away afterwards.
     fn behind_a_host_route(&mut self, op: &Op, refused: NetlinkError) -> Result<(), OpError> {
-        let Op::Put { want: Object::Route(route @ Route { via: Some(via), link: Some(link), .. }), .. } = op else {
+        let Op::Put { want: Object::Route(route @ Route { via: Some(via), link: Some(link), .. }), .. } = op
+        else {
             return Err(KernelError::from(refused).into());
         };
         let (true, Some(index)) = (via.is_ipv6() && route.onlink, self.index(*link)) else {

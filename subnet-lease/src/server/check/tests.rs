@@ -60,6 +60,7 @@ fn a_key_is_written_once_in_a_transaction() {
     assert_eq!(verdict(vec![put_of("b"), delete_of("a", "c")]), twice);
     assert_eq!(verdict(vec![put_of("c"), delete_of("a", "c")]), Ok(()));
     assert_eq!(verdict(vec![delete_of("a", "c"), delete_of("b", "")]), Ok(()));
+    assert_eq!(verdict(vec![put_of("b"), delete_of("a", "\0")]), Ok(()));
     assert_eq!(verdict(vec![put_of("a"), nested(vec![], vec![put_of("a")])]), twice);
     assert_eq!(verdict(vec![nested(vec![put_of("a")], vec![put_of("a")])]), Ok(()));
     assert_eq!(verdict(vec![nested(vec![put_of("a")], vec![]), nested(vec![put_of("a")], vec![])]), twice);

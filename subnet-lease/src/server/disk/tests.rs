@@ -19,7 +19,10 @@ pub(crate) struct FakeFile {
 impl FakeFile {
     pub(crate) fn disk(&self) -> Disk {
         let file = self.clone();
-        Disk::new(PathBuf::from("fake"), Box::new(move || Database::builder().create_with_backend(file.clone())))
+        Disk::new(
+            PathBuf::from("fake"),
+            Box::new(move || Database::builder().create_with_backend(file.clone())),
+        )
     }
 
     pub(crate) fn set_full(&self, full: bool) {

@@ -64,6 +64,19 @@ fn compaction_forgets_what_was_overwritten_and_keeps_what_lives() {
 }
 
 #[test]
+fn an_event_shows_what_was_there_before_its_revision_not_within_it() {
+    let mut mvcc = Mvcc::default();
+    put(&mut mvcc, "a", "old");
+    mvcc.put(b"a", b"new".to_vec(), 0);
+    mvcc.delete(&KeyRange::new(b"a", b""));
+    mvcc.seal();
+    let past = mvcc.since(3, &KeyRange::new(b"a", b"")).unwrap();
+    let before: Vec<_> =
+        past.events.iter().map(|event| event.prev.as_ref().unwrap().value.to_vec()).collect();
+    assert_eq!(before, [b"old", b"old"]);
+}
+
+#[test]
 fn the_past_comes_in_parts_that_end_between_revisions() {
     let mut mvcc = Mvcc::default();
     for n in 0..PAST_EVENTS + 10 {
@@ -76,9 +89,12 @@ fn the_past_comes_in_parts_that_end_between_revisions() {
     assert_eq!((rest.events.len(), rest.through), (10, mvcc.revision()));
 }
 
+/// Every key with its value, create revision, mod revision and version.
+type Copy = BTreeMap<Vec<u8>, (Vec<u8>, i64, i64, i64)>;
+
 /// The simplest store that could be right: a whole copy for every revision, and every event ever.
 struct Model {
-    copies: Vec<BTreeMap<Vec<u8>, (Vec<u8>, i64, i64, i64)>>,
+    copies: Vec<Copy>,
     events: Vec<(i64, Vec<u8>, bool)>,
     compacted: i64,
 }
@@ -88,7 +104,7 @@ impl Model {
         i64::try_from(self.copies.len()).unwrap()
     }
 
-    fn copy(&self, at: i64) -> &BTreeMap<Vec<u8>, (Vec<u8>, i64, i64, i64)> {
+    fn copy(&self, at: i64) -> &Copy {
         &self.copies[usize::try_from(at - 1).unwrap()]
     }
 
@@ -193,7 +209,8 @@ impl Pair {
             }
         }
         let (events, dropped) = self.mvcc.take_changes();
-        let rows = events.into_iter().map(|event| ((event.kv.mod_revision, event.kv.sub), (*event.kv).clone()));
+        let rows =
+            events.into_iter().map(|event| ((event.kv.mod_revision, event.kv.sub), (*event.kv).clone()));
         self.disk.extend(rows);
         for place in dropped {
             assert!(self.disk.remove(&place).is_some(), "forgotten twice: {place:?}");

@@ -67,7 +67,11 @@ impl EtcdConfig {
         }
         for endpoint in &self.endpoints {
             if !usable(endpoint) {
-                return wrong("etcd-endpoints", endpoint, "http://HOST:PORT or https://HOST:PORT, separated by commas");
+                return wrong(
+                    "etcd-endpoints",
+                    endpoint,
+                    "http://HOST:PORT or https://HOST:PORT, separated by commas",
+                );
             }
         }
         if self.prefix.trim_matches('/').is_empty() {
@@ -76,9 +80,11 @@ impl EtcdConfig {
         self.check_together("etcd-keyfile", shown(&self.key_file), "etcd-certfile", shown(&self.cert_file))?;
         let password = self.password.as_ref().map(|_| "***".to_string());
         self.check_together("etcd-username", self.username.clone(), "etcd-password", password)?;
-        for (flag, file) in
-            [("etcd-keyfile", &self.key_file), ("etcd-certfile", &self.cert_file), ("etcd-cafile", &self.ca_file)]
-        {
+        for (flag, file) in [
+            ("etcd-keyfile", &self.key_file),
+            ("etcd-certfile", &self.cert_file),
+            ("etcd-cafile", &self.ca_file),
+        ] {
             file.as_deref().map_or(Ok(()), |path| read_pem(flag, path).map(|_| ()))?;
         }
         if self.renew_margin >= self.ttl {
@@ -88,7 +94,13 @@ impl EtcdConfig {
         Ok(())
     }
 
-    fn check_together(&self, a: &str, va: Option<String>, b: &str, vb: Option<String>) -> Result<(), StoreError> {
+    fn check_together(
+        &self,
+        a: &str,
+        va: Option<String>,
+        b: &str,
+        vb: Option<String>,
+    ) -> Result<(), StoreError> {
         match (va, vb) {
             (Some(value), None) => wrong(a, value, &format!("only together with {b}")),
             (None, Some(value)) => wrong(b, value, &format!("only together with {a}")),
@@ -138,17 +150,32 @@ mod tests {
         assert!(error(|c| c.endpoints = vec!["http://".into()]).starts_with("etcd-endpoints is http://:"));
         assert!(error(|c| c.endpoints = vec!["a b".into()]).starts_with("etcd-endpoints is a b:"));
         assert!(error(|c| c.prefix = "/".into()).starts_with("etcd-prefix is /:"));
-        assert!(error(|c| c.key_file = Some("/k".into())).contains("etcd-keyfile is /k: only together with etcd-certfile"));
-        assert!(error(|c| c.username = Some("u".into())).contains("etcd-username is u: only together with etcd-password"));
-        assert!(error(|c| c.ca_file = Some("/nowhere".into())).contains("etcd-cafile is /nowhere: a readable file"));
-        assert!(error(|c| c.ca_file = Some("/dev/null".into())).contains("etcd-cafile is /dev/null: a file in PEM form"));
+        assert!(
+            error(|c| c.key_file = Some("/k".into()))
+                .contains("etcd-keyfile is /k: only together with etcd-certfile")
+        );
+        assert!(
+            error(|c| c.username = Some("u".into()))
+                .contains("etcd-username is u: only together with etcd-password")
+        );
+        assert!(
+            error(|c| c.ca_file = Some("/nowhere".into()))
+                .contains("etcd-cafile is /nowhere: a readable file")
+        );
+        assert!(
+            error(|c| c.ca_file = Some("/dev/null".into()))
+                .contains("etcd-cafile is /dev/null: a file in PEM form")
+        );
         assert!(error(|c| c.renew_margin = c.ttl).starts_with("subnet-lease-renew-margin is 1440:"));
     }
 
     #[test]
     fn a_password_is_never_printed() {
-        let config =
-            EtcdConfig { username: Some("u".into()), password: Some("secret".into()), ..EtcdConfig::default() };
+        let config = EtcdConfig {
+            username: Some("u".into()),
+            password: Some("secret".into()),
+            ..EtcdConfig::default()
+        };
         assert!(!format!("{config:?}").contains("secret"));
         assert!(!error(|c| c.password = Some("secret".into())).contains("secret"));
     }

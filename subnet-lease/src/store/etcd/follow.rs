@@ -58,7 +58,15 @@ const LEASES: usize = 1;
 
 impl Follower {
     fn new(dialer: Arc<Dialer>) -> Self {
-        Self { dialer, events: VecDeque::new(), config: None, place: None, link: None, failures: 0, complaint: None }
+        Self {
+            dialer,
+            events: VecDeque::new(),
+            config: None,
+            place: None,
+            link: None,
+            failures: 0,
+            complaint: None,
+        }
     }
 
     async fn next(&mut self) -> StoreEvent {
@@ -133,9 +141,20 @@ impl Follower {
                 self.events.push_back(listing.into_snapshot());
                 self.followed_again();
             }
-            None => self.complain(format!("{} is missing: no network is configured yet", session.keys().config())),
+            None => {
+                self.failures = 0;
+                self.complain(format!(
+                    "{} is missing: no network is configured yet",
+                    session.keys().config()
+                ));
+            }
         }
         Ok(place)
+    }
+
+    /// What was heard so far is still told; then comes a snapshot.
+    fn list_again(&mut self) {
+        (self.place, self.link) = (None, None);
     }
 
     fn followed_again(&mut self) {
@@ -147,10 +166,14 @@ impl Follower {
             // A compacted revision, or a reason in words. With the history gone only the list helps; for the rest
             // (an expired token, a lost leader) a new connection does.
             if response.compact_revision() > 0 {
-                (self.place, self.link) = (None, None);
+                self.list_again();
+                self.failures += 1;
                 return Ok(());
             }
-            return Err(StoreError::Unreachable(format!("the watch was cancelled: {}", response.cancel_reason())));
+            return Err(StoreError::Unreachable(format!(
+                "the watch was cancelled: {}",
+                response.cancel_reason()
+            )));
         }
         if response.created() {
             self.created(response);
@@ -173,7 +196,8 @@ impl Follower {
             h.cluster_id() == place.cluster && place.next.iter().all(|next| h.revision() + 1 >= *next)
         });
         if !same {
-            (self.place, self.link) = (None, None);
+            self.list_again();
+            self.failures += 1;
         } else if both && self.complaint.is_some() && self.config.is_some() {
             // Resumed without a gap. Any event says so; this one repeats what is known.
             self.events.extend(self.config.clone().map(StoreEvent::Config));
@@ -214,10 +238,12 @@ impl Follower {
             Some(config) if self.config.is_some() => {
                 self.events.push_back(StoreEvent::Config(config.clone()));
                 self.config = Some(config);
+                self.complaint = None;
             }
             // The first one: list, so that a snapshot follows it.
-            Some(_) => (self.place, self.link) = (None, None),
-            None => self.complain(format!("{} was deleted: going on with what it said", self.dialer.keys.config())),
+            Some(_) => self.list_again(),
+            None => self
+                .complain(format!("{} was deleted: going on with what it said", self.dialer.keys.config())),
         }
     }
 
@@ -234,7 +260,7 @@ impl Follower {
             self.events.push_back(StoreEvent::Remove(subnets));
         } else {
             // No event says that an unreadable key went; a snapshot does.
-            (self.place, self.link) = (None, None);
+            self.list_again();
         }
     }
 }

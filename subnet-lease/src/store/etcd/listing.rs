@@ -85,7 +85,8 @@ pub(super) fn read_lease(name: &str, kv: &KeyValue, ttl: Duration) -> Result<Hel
 /// Reads all leases, in pages at the revision of the first one, and the net-conf. That one may be newer by a moment; a watch
 /// from the leases' revision then tells it a second time.
 pub(super) async fn read(session: &mut Session) -> Result<Listing, StoreError> {
-    let mut listing = Listing { config: None, leases: Vec::new(), unknown: Vec::new(), revision: 0, cluster: 0 };
+    let mut listing =
+        Listing { config: None, leases: Vec::new(), unknown: Vec::new(), revision: 0, cluster: 0 };
     let mut next = Some(session.keys().subnets().into_bytes());
     let mut limit = PAGE;
     while let Some(from) = next.take() {

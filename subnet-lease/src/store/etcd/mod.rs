@@ -28,7 +28,7 @@ use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 
 pub use config::EtcdConfig;
-use session::{Dialer, Session};
+use session::Dialer;
 
 use crate::claim::Claim;
 use crate::lease::{Lease, OwnLease};
@@ -61,7 +61,10 @@ impl EtcdStore {
         let mut session = self.dialer.open().await?;
         let key = session.keys().config();
         let found = session.get(key, None).await?;
-        Ok(found.kvs().first().map(|kv| StoredConfig { json: kv.value().to_vec(), revision: kv.mod_revision() }))
+        Ok(found
+            .kvs()
+            .first()
+            .map(|kv| StoredConfig { json: kv.value().to_vec(), revision: kv.mod_revision() }))
     }
 
     /// Writes the net-conf if it still has the revision that the writer saw (`None`: there was none). The JSON is not
@@ -83,7 +86,11 @@ impl EtcdStore {
         let unreadable = listing.unreadable();
         let mut leases = Vec::with_capacity(listing.leases.len());
         for held in listing.leases {
-            let left = if held.etcd_lease == 0 { None } else { session.time_left(held.etcd_lease).await.ok().flatten() };
+            let left = if held.etcd_lease == 0 {
+                None
+            } else {
+                session.time_left(held.etcd_lease).await.ok().flatten()
+            };
             leases.push((held.lease, left));
         }
         Ok((leases, unreadable))

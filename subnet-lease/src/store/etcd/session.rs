@@ -2,8 +2,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use etcd_client::{
-    Certificate, Client, ConnectOptions, Error, GetOptions, GetResponse, Identity, KvClient, LeaseClient, PutOptions,
-    TlsOptions, Txn, WatchClient,
+    Certificate, Client, ConnectOptions, Error, GetOptions, GetResponse, Identity, KvClient, LeaseClient,
+    PutOptions, TlsOptions, Txn, WatchClient,
 };
 
 use super::config::{EtcdConfig, read_pem};
@@ -41,8 +41,12 @@ pub(super) struct Session {
 impl Dialer {
     pub(super) fn new(config: EtcdConfig) -> Result<Self, StoreError> {
         config.check()?;
-        if config.ca_file.is_some() && !config.endpoints.iter().any(|endpoint| endpoint.starts_with("https://")) {
-            tracing::warn!("etcd-cafile is given, but no endpoint begins with https://: nothing is encrypted");
+        if config.ca_file.is_some()
+            && !config.endpoints.iter().any(|endpoint| endpoint.starts_with("https://"))
+        {
+            tracing::warn!(
+                "etcd-cafile is given, but no endpoint begins with https://: nothing is encrypted"
+            );
         }
         Ok(Self { keys: Keys::new(&config.prefix), config, endpoint: AtomicUsize::new(0) })
     }
@@ -67,7 +71,8 @@ impl Dialer {
         let options = self.options(endpoint)?;
         let told = |error: Error| told(endpoint, &error);
         let connecting = Client::connect([endpoint], Some(options));
-        let client = tokio::time::timeout(REQUEST, connecting).await.map_err(|_| silent(endpoint))?.map_err(told)?;
+        let client =
+            tokio::time::timeout(REQUEST, connecting).await.map_err(|_| silent(endpoint))?.map_err(told)?;
         let mut session = Session {
             kv: client.kv_client().max_decoding_message_size(LARGEST_MESSAGE),
             lease: client.lease_client(),
@@ -150,7 +155,8 @@ impl Session {
         };
         // It does not pass on the time from the first answer.
         keeper.keep_alive().await.map_err(|error| self.told(&error))?;
-        let answer = tokio::time::timeout(REQUEST, answers.message()).await.map_err(|_| silent(&self.endpoint))?;
+        let answer =
+            tokio::time::timeout(REQUEST, answers.message()).await.map_err(|_| silent(&self.endpoint))?;
         let answer = answer.map_err(|error| self.told(&error))?;
         Ok(answer.and_then(|answer| seconds_of(answer.ttl())))
     }
@@ -191,21 +197,24 @@ fn told(endpoint: &str, error: &Error) -> StoreError {
     let Error::GRpcStatus(status) = error else {
         return StoreError::Unreachable(format!("{endpoint}: {error}"));
     };
-    let sentence = format!("{endpoint}: {}", deepest(status));
+    let sentence =
+        format!("{endpoint}: {}", innermost(status).unwrap_or_else(|| status.message().to_string()));
     // The code's type belongs to a crate that this one does not name; its numbers are gRPC's.
     match i32::from(status.code()) {
         7 | 16 => StoreError::Denied(sentence),
-        3 | 9 if status.message().contains("auth") => StoreError::Denied(sentence),
+        3 | 9 if ["auth", "user name"].iter().any(|word| status.message().contains(word)) => {
+            StoreError::Denied(sentence)
+        }
         12 => StoreError::Unsupported(format!("{sentence} (etcd 3.4 or newer is needed)")),
         _ => StoreError::Unreachable(sentence),
     }
 }
 
 /// The innermost cause says it best: "connection refused" rather than "transport error".
-fn deepest(status: &(dyn std::error::Error + 'static)) -> String {
-    let mut cause = status;
+fn innermost(status: &dyn std::error::Error) -> Option<String> {
+    let mut cause = status.source()?;
     while let Some(inner) = cause.source() {
         cause = inner;
     }
-    cause.to_string()
+    Some(cause.to_string())
 }

@@ -1,0 +1,161 @@
+//! What ADD leaves for DEL: the bridge configuration, in the folder and the form of the Go plugin.
+//!
+//! The Go plugin names the file after the container alone, so the second interface of a container overwrites the
+//! first one's. Ours is `<container>@<interface>` (no container ID has an `@`); the other is written as well, so that
+//! a Go plugin finds what we added, and read where ours is missing, so that we find what it added.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use backends::IfName;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+
+use crate::cni::{Code, During, Failure};
+
+/// The two files of an interface.
+#[derive(Debug)]
+pub(super) struct State {
+    folder: PathBuf,
+    own: String,
+    shared: String,
+}
+
+impl State {
+    pub(super) fn new(folder: &Path, container: &str, ifname: IfName) -> Self {
+        Self { folder: folder.to_owned(), own: format!("{container}@{ifname}"), shared: container.to_owned() }
+    }
+
+    /// Stores the text under our name; whether nothing was stored there before.
+    pub(super) fn save(&self, text: &str) -> Result<bool, Failure> {
+        self.write(&self.own, text)
+    }
+
+    /// Stores it where a Go plugin looks for it.
+    pub(super) fn save_for_others(&self, text: &str) -> Result<(), Failure> {
+        self.write(&self.shared, text).map(drop)
+    }
+
+    /// The text that was stored last.
+    pub(super) fn load(&self) -> Result<Option<String>, Failure> {
+        match self.read(&self.own)? {
+            Some(text) => Ok(Some(text)),
+            None => self.read(&self.shared),
+        }
+    }
+
+    /// Forgets it. The shared file goes as well where it says the same; another interface's stays.
+    pub(super) fn remove(&self, text: &str) -> Result<(), Failure> {
+        let shared = self.read(&self.shared)?;
+        let names = [(&self.own, true), (&self.shared, shared.as_deref() == Some(text))];
+        for (name, _) in names.into_iter().filter(|(_, go)| *go) {
+            match fs::remove_file(self.path(name)) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(error)
+                        .during(Code::Io, || format!("cannot remove {}", self.path(name).display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&self, name: &str) -> Result<Option<String>, Failure> {
+        match fs::read(self.path(name)) {
+            Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => {
+                Err(error).during(Code::Io, || format!("cannot read {}", self.path(name).display()))
+            }
+        }
+    }
+
+    /// In one step: whoever reads sees the old text, the new one, or none. Whether there was no old one. Not synced,
+    /// since after a power failure there is no namespace any more, and DEL finds the rest without it.
+    fn write(&self, name: &str, text: &str) -> Result<bool, Failure> {
+        // Begins with what no container ID begins with.
+        let (temporary, path) = (self.path(&format!(".{name}")), self.path(name));
+        let written = || -> io::Result<bool> {
+            self.open(&temporary)?.write_all(text.as_bytes())?;
+            let fresh = renameat2(AT_FDCWD, &temporary, AT_FDCWD, &path, RenameFlags::RENAME_NOREPLACE);
+            if fresh.is_err() {
+                fs::rename(&temporary, &path)?;
+            }
+            Ok(fresh.is_ok())
+        };
+        written().during(Code::Io, || format!("cannot write {}", path.display()))
+    }
+
+    /// Makes the folder when it turns out to be missing.
+    fn open(&self, path: &Path) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        match options.open(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
+                options.open(path)
+            }
+            other => other,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::Folder;
+
+    fn state(folder: &Folder, ifname: &str) -> State {
+        State::new(folder.path(), "c1", ifname.parse().unwrap())
+    }
+
+    #[test]
+    fn what_go_stored_is_found_and_removed() {
+        let folder = Folder::new();
+        fs::write(folder.path().join("c1"), "text").unwrap();
+        let state = state(&folder, "eth0");
+        assert_eq!(state.load().unwrap().as_deref(), Some("text"));
+        state.remove("text").unwrap();
+        assert_eq!(folder.names(), Vec::<String>::new());
+        assert_eq!(state.load().unwrap(), None);
+    }
+
+    #[test]
+    fn what_we_store_go_finds() {
+        let folder = Folder::new();
+        let state = state(&folder, "eth0");
+        assert!(state.save("text").unwrap());
+        state.save_for_others("text").unwrap();
+        assert_eq!(fs::read_to_string(folder.path().join("c1")).unwrap(), "text");
+        assert!(!state.save("text").unwrap(), "the second time it is not new");
+        state.remove("text").unwrap();
+        assert_eq!(folder.names(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_configuration_of_any_size_comes_back() {
+        let folder = Folder::new();
+        let text = "annotation ".repeat(100_000);
+        state(&folder, "eth0").save(&text).unwrap();
+        assert!(state(&folder, "eth0").load().unwrap() == Some(text));
+    }
+
+    #[test]
+    fn two_interfaces_of_a_container_do_not_overwrite_each_other() {
+        let folder = Folder::new();
+        let (first, second) = (state(&folder, "eth0"), state(&folder, "eth1"));
+        for (state, text) in [(&first, "one"), (&second, "two")] {
+            state.save(text).unwrap();
+            state.save_for_others(text).unwrap();
+        }
+        assert_eq!(first.load().unwrap().as_deref(), Some("one"));
+        first.remove("one").unwrap();
+        assert_eq!(second.load().unwrap().as_deref(), Some("two"));
+        assert_eq!(folder.names(), ["c1", "c1@eth1"]);
+    }
+}

@@ -1,0 +1,158 @@
+//! `flannelctl network`: the cluster's net-conf.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+use subnet_lease::etcd::EtcdStore;
+use subnet_lease::{NetworkConfig, NetworkPool};
+
+use crate::config::NodeConfig;
+use crate::daemon::block_on;
+use crate::exit::{Exit, Failure};
+
+/// No net-conf is larger, in bytes; etcd takes 1.5 MiB.
+const LARGEST: u64 = 1 << 20;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Print the net-conf as the store has it.
+    Show,
+    /// Check a net-conf and write it to the store.
+    Set {
+        /// JSON file; - for standard input.
+        file: PathBuf,
+    },
+    /// Check a net-conf and say how much room it has; nothing is written.
+    Check {
+        /// JSON file; - for standard input.
+        file: PathBuf,
+    },
+}
+
+pub(super) fn run(verb: &Verb, config: NodeConfig) -> Result<String, Failure> {
+    match verb {
+        Verb::Check { file } => Ok(room(&check(&read(file)?)?)),
+        Verb::Show => show(config),
+        Verb::Set { file } => {
+            let json = read(file)?;
+            set(config, &json, &check(&json)?)
+        }
+    }
+}
+
+fn show(config: NodeConfig) -> Result<String, Failure> {
+    let prefix = config.etcd.prefix.clone();
+    let store = EtcdStore::connect(config.etcd)?;
+    let stored = block_on(async { Ok(store.get_config().await?) })?;
+    let stored = stored.ok_or_else(|| {
+        Failure::new(
+            Exit::Failed,
+            format!("{prefix}/config: there is none; flannelctl network set FILE writes one"),
+        )
+    })?;
+    // Standard output has the JSON alone, for programs; what is wrong with it stops nobody from seeing it.
+    match check(&stored.json) {
+        Ok(network) => eprint!("{}", room(&network)),
+        Err(failure) => eprintln!("{failure}"),
+    }
+    Ok(format!("{}\n", String::from_utf8_lossy(&stored.json).trim_end()))
+}
+
+fn set(config: NodeConfig, json: &[u8], network: &NetworkConfig) -> Result<String, Failure> {
+    let key = format!("{}/config", config.etcd.prefix);
+    let store = EtcdStore::connect(config.etcd)?;
+    let written = block_on(async {
+        let seen = store.get_config().await?;
+        if seen.as_ref().is_some_and(|seen| seen.json == json) {
+            return Ok(format!("{key}: unchanged\n"));
+        }
+        let revision = store.put_config(json, seen.map(|seen| seen.revision)).await?;
+        Ok(format!("{key}: written (revision {revision})\n"))
+    })?;
+    Ok(format!("{written}{}", room(network)))
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, Failure> {
+    let wrong = |why: String| Failure::new(Exit::Invalid, format!("{}: {why}", file.display()));
+    let mut json = Vec::new();
+    let read = if file == Path::new("-") {
+        std::io::stdin().lock().take(LARGEST + 1).read_to_end(&mut json)
+    } else {
+        std::fs::File::open(file).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut json))
+    };
+    read.map_err(|error| wrong(format!("can't be read: {error}")))?;
+    if json.len() as u64 > LARGEST {
+        return Err(wrong("larger than 1 MiB".to_owned()));
+    }
+    Ok(json.trim_ascii().to_vec())
+}
+
+fn check(json: &[u8]) -> Result<NetworkConfig, Failure> {
+    let lines = |errors: Vec<_>| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    let (network, warnings) =
+        NetworkConfig::parse(json).map_err(|e| Failure::new(Exit::Invalid, lines(e)))?;
+    for warning in warnings {
+        eprintln!("flannelctl: {warning}");
+    }
+    Ok(network)
+}
+
+/// How many hosts a network has room for, and how many addresses each of them has.
+fn room(network: &NetworkConfig) -> String {
+    let lines: String = network.pools().map(|pool| pool_room(&pool)).collect();
+    // The records of alloc have no name for it.
+    let backend = Some(network.backend.kind()).filter(|kind| !kind.is_empty()).unwrap_or("alloc");
+    format!("{lines}room for {} hosts, backend {backend}\n", large(network.room()))
+}
+
+fn pool_room(pool: &NetworkPool) -> String {
+    let bits = u32::from(pool.family().bits() - pool.subnet_len);
+    // The network's own address is the tunnel's; the last IPv4 address is for broadcasts.
+    let addresses =
+        1_u128.checked_shl(bits).unwrap_or(u128::MAX) - if pool.network.is_ipv4() { 2 } else { 1 };
+    let (room, length) = (large(pool.room()), pool.subnet_len);
+    format!("{}: {room} subnets (/{length}) of {} addresses\n", pool.network, large(addresses))
+}
+
+/// A count that a person can read: beyond a million the nearest power of two.
+fn large(count: u128) -> String {
+    if count <= 1_000_000 { count.to_string() } else { format!("about 2^{}", (count + count / 2).ilog2()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(json: &str) -> Result<String, Failure> {
+        check(json.as_bytes()).map(|network| room(&network))
+    }
+
+    #[test]
+    fn a_network_s_room_is_hosts_times_addresses() {
+        let dual = r#"{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fc00::/48", "Backend": {"Type": "vxlan"}}"#;
+        let expected = "10.5.0.0/16: 255 subnets (/24) of 254 addresses\n\
+                        fc00::/48: 65535 subnets (/64) of about 2^64 addresses\n\
+                        room for 255 hosts, backend vxlan\n";
+        assert_eq!(said(dual).as_deref(), Ok(expected));
+    }
+
+    #[test]
+    fn every_fault_of_a_net_conf_is_a_line_and_the_code_is_that_of_a_wrong_setting() {
+        let refused = said(
+            r#"{"Network": "10.5.0.0/16", "SubnetLen": 31, "SubnetMin": "10.6.0.0", "Backend": {"Type": "vxlan"}}"#,
+        );
+        let Failure { exit, message } = refused.unwrap_err();
+        assert_eq!(exit, Exit::Invalid);
+        assert!(message.lines().count() >= 1 && message.contains("SubnetLen"), "{message}");
+    }
+
+    #[test]
+    fn large_counts_are_powers_of_two() {
+        assert_eq!(large(1_000_000), "1000000");
+        assert_eq!(
+            (large(u128::from(u64::MAX)), large(1 << 21)),
+            ("about 2^64".to_owned(), "about 2^21".to_owned())
+        );
+    }
+}

@@ -1,0 +1,159 @@
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use subnet_lease::server::{Server, ServerConfig};
+use subnet_lease::{BackendAttrs, Claim, NetworkConfig, Store};
+use tokio::sync::oneshot;
+
+use super::*;
+
+/// An embedded store on loopback, in a thread; stopped and removed at the end.
+struct Embedded {
+    address: SocketAddr,
+    directory: PathBuf,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Embedded {
+    fn start(name: &str) -> Self {
+        let directory = std::env::temp_dir().join(format!("selvage-admin-{}-{name}", std::process::id()));
+        let (tell, told) = std::sync::mpsc::channel();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let config = ServerConfig {
+            data_dir: directory.clone(),
+            listen: vec!["127.0.0.1:0".parse().unwrap()],
+            insecure: false,
+        };
+        let serve = async move {
+            let server = Server::bind(config).await.unwrap();
+            tell.send(server.addrs()[0]).unwrap();
+            server.run(async { _ = stopped.await }).await.unwrap();
+            Ok(())
+        };
+        let thread = std::thread::spawn(move || block_on(serve).unwrap());
+        Self { address: told.recv().unwrap(), directory, stop: Some(stop), thread: Some(thread) }
+    }
+
+    fn run(&self, arguments: &str) -> (Result<Exit, Failure>, String) {
+        flannelctl(&format!("{arguments} --etcd-endpoints=http://{}", self.address))
+    }
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn flannelctl(arguments: &str) -> (Result<Exit, Failure>, String) {
+    with(arguments, &Environment::new())
+}
+
+fn with(arguments: &str, environment: &Environment) -> (Result<Exit, Failure>, String) {
+    let arguments: Vec<_> = arguments.split_whitespace().map(str::to_owned).collect();
+    let mut out = Vec::new();
+    let ended = run(&arguments, environment, &mut out);
+    (ended, String::from_utf8(out).unwrap())
+}
+
+#[test]
+fn a_network_is_checked_then_written_then_shown() {
+    let store = Embedded::start("network");
+    let (ended, _) = store.run("network show");
+    let none = "/coreos.com/network/config: there is none; flannelctl network set FILE writes one";
+    assert_eq!(ended, Err(Failure::new(Exit::Failed, none)));
+
+    let file = store.directory.join("net-conf.json");
+    std::fs::write(&file, r#"{"Network": "10.5.0.0/33"}"#).unwrap();
+    let (ended, _) = store.run(&format!("network set {}", file.display()));
+    assert_eq!(ended.unwrap_err().exit, Exit::Invalid);
+    assert_eq!(store.run("network show").0.unwrap_err().exit, Exit::Failed, "nothing was written");
+
+    let json = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+    std::fs::write(&file, format!("{json}\n")).unwrap();
+    let (ended, said) = store.run(&format!("network set {}", file.display()));
+    assert_eq!(ended, Ok(Exit::Done));
+    assert!(said.starts_with("/coreos.com/network/config: written (revision "), "{said}");
+    assert!(said.ends_with("room for 255 hosts, backend vxlan\n"), "{said}");
+    assert_eq!(store.run("network show"), (Ok(Exit::Done), format!("{json}\n")));
+    let (_, said) = store.run(&format!("network set {}", file.display()));
+    assert!(said.starts_with("/coreos.com/network/config: unchanged\n"), "{said}");
+}
+
+#[test]
+fn leases_are_listed_as_the_store_has_them() {
+    let store = Embedded::start("lease");
+    assert_eq!(store.run("lease list"), (Ok(Exit::Done), "no leases\n".to_owned()));
+    let (network, _) =
+        NetworkConfig::parse(br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}"#).unwrap();
+    let claim = Claim {
+        public: ["192.168.0.7".parse::<std::net::IpAddr>().unwrap()].into_iter().collect(),
+        attrs: BackendAttrs::plain("host-gw"),
+        previous: "10.5.7.0-24".parse().ok(),
+        network: network.into(),
+        node: Some("node-7".to_owned()),
+    };
+    let given = Given { name: "etcd-endpoints", value: format!("http://{}", store.address) };
+    let raw = RawConfig::gather(&[given], &Environment::new());
+    let client = EtcdStore::connect(NodeConfig::understand(&raw, "h").unwrap().etcd).unwrap();
+    block_on(async { Ok(client.claim(&claim).await?) }).unwrap();
+    let (ended, said) = store.run("lease list");
+    assert_eq!(ended, Ok(Exit::Done));
+    let words: Vec<_> = said.lines().last().unwrap().split_whitespace().collect();
+    assert_eq!(words[..4], ["10.5.7.0/24", "192.168.0.7", "node-7", "host-gw"], "{said}");
+    let (_, said) = store.run("lease list --output json");
+    let listed: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(listed["leases"][0]["node"], "node-7");
+}
+
+#[test]
+fn a_store_that_is_not_there_has_its_own_exit_code() {
+    let store = Embedded::start("gone");
+    let address = store.address;
+    drop(store);
+    let (ended, said) = flannelctl(&format!("lease list --etcd-endpoints=http://{address}"));
+    assert_eq!((ended.unwrap_err().exit, said.as_str()), (Exit::Store, ""));
+}
+
+#[test]
+fn config_shows_what_a_daemon_with_the_same_flags_and_variables_would_use() {
+    let environment = [("FLANNELD_ETCD_PASSWORD", "hunter2"), ("FLANNELD_ETCD_USERNAME", "root")];
+    let environment =
+        environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let (ended, said) = with("config --iface eth1 --iface=eth0 --ip-masq --healthz-port -1", &environment);
+    assert_eq!(ended, Ok(Exit::Done));
+    let line = |name: &str| {
+        let line = said.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
+        line.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(line("iface"), "eth1, eth0 flag");
+    assert_eq!(line("ip-masq"), "true flag");
+    assert_eq!(line("healthz-port"), "-1 flag");
+    assert_eq!(line("etcd-password"), "*** FLANNELD_ETCD_PASSWORD");
+    assert_eq!(line("etcd-prefix"), "/coreos.com/network default");
+    assert!(said.lines().all(|line| line.chars().count() <= 100), "{said}");
+    let (_, said) = with("config --output json --etcd-prefix=/a", &environment);
+    let listed: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let prefix = serde_json::json!({ "name": "etcd-prefix", "value": "/a", "source": "flag" });
+    assert!(listed.as_array().unwrap().contains(&prefix), "{said}");
+}
+
+#[test]
+fn an_unknown_word_a_missing_verb_and_a_wrong_setting_have_the_daemon_s_codes() {
+    assert_eq!(flannelctl("bogus").0, Ok(Exit::Word));
+    assert_eq!(flannelctl("lease bogus").0, Ok(Exit::Word));
+    assert_eq!(flannelctl("").0, Ok(Exit::Invalid));
+    assert_eq!(flannelctl("config --bogus").0, Ok(Exit::Invalid));
+    assert_eq!(flannelctl("config --help").0, Ok(Exit::Done));
+    assert_eq!(flannelctl("config --healthz-port=x").0.unwrap_err().exit, Exit::Invalid);
+    assert_eq!(flannelctl("config --kube-subnet-mgr").0.unwrap_err().exit, Exit::Unsupported);
+    assert_eq!(flannelctl("network check /nowhere").0.unwrap_err().exit, Exit::Invalid);
+}
+
+#[test]
+fn the_verbs_and_flags_fit_together() {
+    command().debug_assert();
+}

@@ -1,0 +1,19 @@
+//! The etcd store against a real etcd, started by each test on a free loopback port with a directory of its own.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a step that fails fails its test")]
+
+#[path = "etcd/claims.rs"]
+mod claims;
+#[cfg(feature = "server")]
+#[path = "etcd/embedded.rs"]
+mod embedded;
+#[path = "etcd/host.rs"]
+mod host;
+#[path = "etcd/relay.rs"]
+mod relay;
+#[path = "etcd/server.rs"]
+mod server;
+#[path = "etcd/transport.rs"]
+mod transport;
+#[path = "etcd/watching.rs"]
+mod watching;

@@ -1,0 +1,143 @@
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use etcd_client::{Client, PutOptions};
+use subnet_lease::etcd::{EtcdConfig, EtcdStore};
+use tempfile::TempDir;
+
+pub(crate) const V4: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
+pub(crate) const DUAL: &str =
+    r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"vxlan"}}"#;
+
+/// An etcd process; killed and forgotten on drop.
+pub(crate) struct Etcd {
+    process: Child,
+    dir: TempDir,
+    ports: [u16; 2],
+    tls: Vec<String>,
+}
+
+impl Etcd {
+    pub(crate) fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With TLS where the arguments for it are given.
+    pub(crate) fn start_with(tls: &[String]) -> Self {
+        // A free port may be taken by another test before etcd has it; then the next pair is tried.
+        (0..5).find_map(|_| Self::try_start(tls)).expect("an etcd (package etcd-server) that starts")
+    }
+
+    fn try_start(tls: &[String]) -> Option<Self> {
+        let dir = tempfile::Builder::new().prefix("subnet-lease-etcd-").tempdir().unwrap();
+        let ports = [free_port(), free_port()];
+        let process = spawn(&dir, ports, tls)?;
+        Some(Self { process, dir, ports, tls: tls.to_vec() })
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// The same etcd again: same port, same data.
+    pub(crate) fn restart(&mut self) {
+        self.stop();
+        self.process = spawn(&self.dir, self.ports, &self.tls).expect("etcd starts again");
+    }
+
+    /// Another etcd at the same address, with nothing in it.
+    pub(crate) fn replace_by_empty(&mut self) {
+        self.stop();
+        self.dir = tempfile::Builder::new().prefix("subnet-lease-etcd-").tempdir().unwrap();
+        self.process = spawn(&self.dir, self.ports, &self.tls).expect("etcd starts again");
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.ports[0]
+    }
+
+    pub(crate) fn endpoint(&self) -> String {
+        format!("{}://127.0.0.1:{}", scheme(&self.tls), self.port())
+    }
+
+    pub(crate) fn config(&self) -> EtcdConfig {
+        EtcdConfig { endpoints: vec![self.endpoint()], ..EtcdConfig::default() }
+    }
+
+    pub(crate) fn store(&self) -> EtcdStore {
+        EtcdStore::connect(self.config()).unwrap()
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        Client::connect([self.endpoint()], None).await.unwrap()
+    }
+
+    /// A store with this net-conf in it.
+    pub(crate) async fn with_network(json: &str) -> (Self, EtcdStore) {
+        let etcd = Self::start();
+        let store = etcd.store();
+        store.put_config(json.as_bytes(), None).await.unwrap();
+        (etcd, store)
+    }
+
+    pub(crate) async fn put(&self, name: &str, value: impl Into<Vec<u8>>, options: Option<PutOptions>) {
+        self.client().await.put(key(name), value, options).await.unwrap();
+    }
+
+    pub(crate) async fn delete(&self, name: &str) {
+        self.client().await.delete(key(name), None).await.unwrap();
+    }
+
+    /// Value, etcd lease, create and modification revision.
+    pub(crate) async fn read(&self, name: &str) -> Option<(String, i64, i64, i64)> {
+        let answer = self.client().await.get(key(name), None).await.unwrap();
+        let kv = answer.kvs().first()?;
+        let value = kv.value_str().unwrap().to_string();
+        Some((value, kv.lease(), kv.create_revision(), kv.mod_revision()))
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+pub(crate) fn key(name: &str) -> String {
+    format!("/coreos.com/network/subnets/{name}")
+}
+
+fn scheme(tls: &[String]) -> &'static str {
+    if tls.is_empty() { "http" } else { "https" }
+}
+
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Returns when etcd says that it serves clients; `None` if it ends instead.
+fn spawn(dir: &TempDir, [client, peer]: [u16; 2], tls: &[String]) -> Option<Child> {
+    let (client, peer) =
+        (format!("{}://127.0.0.1:{client}", scheme(tls)), format!("http://127.0.0.1:{peer}"));
+    let mut command = Command::new("etcd");
+    command.arg("--data-dir").arg(dir.path());
+    command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+    command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+    command.args(["--initial-cluster", &format!("default={peer}")]);
+    // The shortest lease etcd grants follows from the election: with this it is one second.
+    command.args(["--heartbeat-interval", "20", "--election-timeout", "200"]);
+    let mut process =
+        command.args(tls).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().ok()?;
+    let mut lines = BufReader::new(process.stderr.take()?).lines().map_while(Result::ok);
+    let serves = lines.any(|line| line.contains("serving") && line.contains("client requests on"));
+    if !serves {
+        let _ = process.wait();
+        return None;
+    }
+    thread::spawn(move || lines.for_each(drop));
+    Some(process)
+}

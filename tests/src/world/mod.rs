@@ -1,0 +1,218 @@
+//! Many daemons in one thread: `NodeCore`s on fake kernels, one lease book, one clock that jumps from event to event,
+//! one seed.
+//!
+//! ```text
+//!              ┌── Deliver ◀─ delay, loss, doubles, old news ─┐
+//!   NodeCore ──┤                                              ├── LeaseBook
+//!     │  ▲     └── Claim ──────────── delay, partition ───────┘
+//!     ▼  │ Host, Own, Applied, Kernel
+//!   FakeKernel ◀── trouble: a stranger's hand, flaps, refusals, kills
+//! ```
+//!
+//! Nothing here sleeps, and the same seed gives the same run. What must hold is in `oracle.rs`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "a world fails by panicking"
+)]
+
+mod node;
+mod oracle;
+mod store;
+mod trouble;
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::Duration;
+
+use backends::kernel::fake::Rng;
+use flanneld::node::{Input, Tick};
+use subnet_lease::Claim;
+
+pub use node::{Node, Site};
+pub use oracle::Watch;
+pub use store::Book;
+pub use trouble::Trouble;
+
+/// How the world is.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    /// How many nodes.
+    pub nodes: usize,
+    /// The net-conf.
+    pub network: String,
+    /// Underlay networks that the nodes are spread over; routers join them.
+    pub racks: usize,
+    /// Underlay addresses of IPv6, too.
+    pub six: bool,
+    /// Longest way of a message from the store, in milliseconds.
+    pub lag: usize,
+    /// Look at pairs after every single step of a plan.
+    pub every_step: bool,
+}
+
+/// All of it.
+pub struct World {
+    /// How it was made.
+    pub shape: Shape,
+    /// Printed when something is wrong.
+    pub seed: u64,
+    pub(crate) rng: Rng,
+    pub(crate) now: Tick,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) book: Book,
+    pub(crate) watch: Watch,
+    queue: BinaryHeap<Reverse<Due>>,
+    sent: u64,
+    in_flight: usize,
+}
+
+/// What happens to a node, and when. Events of one moment happen in the order in which they were sent.
+struct Due {
+    at: Tick,
+    number: u64,
+    node: usize,
+    life: u32,
+    what: What,
+}
+
+enum What {
+    Start,
+    Tick,
+    Input(Box<Input>),
+    Told,
+    Deliver,
+    ClaimArrives(Box<Claim>),
+    Trouble(Trouble),
+}
+
+/// Far more than any settling takes; the longest back-off is half a minute.
+const STALL: Duration = Duration::from_secs(300);
+
+impl World {
+    /// A world whose nodes are not started yet.
+    pub fn new(shape: Shape, seed: u64) -> Self {
+        let nodes = (0..shape.nodes).map(|n| Node::new(Site::new(n, &shape), seed)).collect();
+        Self {
+            book: Book::new(&shape.network),
+            watch: Watch::new(&shape),
+            nodes,
+            shape,
+            seed,
+            rng: Rng::new(seed),
+            now: Tick::ZERO,
+            queue: BinaryHeap::new(),
+            sent: 0,
+            in_flight: 0,
+        }
+    }
+
+    /// Starts a node that is not running, `after` from now.
+    pub fn start(&mut self, node: usize, after: Duration) {
+        self.send(after, node, What::Start);
+    }
+
+    /// Starts every node within a span.
+    pub fn start_all(&mut self, within: Duration) {
+        for node in 0..self.nodes.len() {
+            let after = self.up_to(within);
+            self.start(node, after);
+        }
+    }
+
+    /// Lets a trouble strike.
+    pub fn trouble(&mut self, node: usize, after: Duration, trouble: Trouble) {
+        self.send(after, node, What::Trouble(trouble));
+    }
+
+    /// Lets time pass.
+    pub fn run_for(&mut self, span: Duration) {
+        let until = self.now + span;
+        while self.queue.peek().is_some_and(|Reverse(due)| due.at <= until) {
+            self.step();
+        }
+        self.now = until;
+    }
+
+    /// Lets time pass until nothing is under way and no pass has anything left to do.
+    pub fn settle(&mut self) {
+        let limit = self.now + STALL;
+        while self.in_flight > 0 || self.nodes.iter().any(|n| n.is_busy(self.now)) {
+            assert!(
+                self.now < limit && !self.queue.is_empty(),
+                "{} the world stalls: {}",
+                self.replay(),
+                self.restless()
+            );
+            self.step();
+        }
+    }
+
+    /// The command that runs this world again.
+    pub fn replay(&self) -> String {
+        format!("[again: WORLD_SEED={} cargo test -p tests --test pure world -- --nocapture]", self.seed)
+    }
+
+    fn restless(&self) -> String {
+        let busy = self.nodes.iter().enumerate().filter(|(_, n)| n.is_busy(self.now));
+        let names: Vec<_> = busy.take(5).map(|(i, n)| format!("node {i}: {:?}", n.readiness())).collect();
+        format!("{} messages under way; {}", self.in_flight, names.join(", "))
+    }
+
+    fn step(&mut self) {
+        let Some(Reverse(due)) = self.queue.pop() else { return };
+        self.now = self.now.max(due.at);
+        self.in_flight -= usize::from(!matches!(due.what, What::Tick));
+        // What was meant for an earlier life of this node reaches nobody.
+        let alive = self.nodes[due.node].core.is_some() && self.nodes[due.node].life == due.life;
+        match due.what {
+            What::Start => self.boot(due.node),
+            What::Trouble(trouble) => self.strike(due.node, trouble),
+            What::ClaimArrives(claim) => self.claim_arrives(due.node, due.life, &claim),
+            _ if !alive => {}
+            What::Tick => self.tick(due.node),
+            What::Input(input) => self.input(due.node, *input),
+            What::Told => self.told(due.node),
+            What::Deliver => self.deliver(due.node),
+        }
+    }
+
+    fn send(&mut self, after: Duration, node: usize, what: What) {
+        self.in_flight += usize::from(!matches!(what, What::Tick));
+        let (at, number, life) = (self.now + after, self.sent, self.nodes[node].life);
+        self.sent += 1;
+        self.queue.push(Reverse(Due { at, number, node, life, what }));
+    }
+
+    /// Some time up to a span.
+    pub(crate) fn up_to(&mut self, span: Duration) -> Duration {
+        let most = usize::try_from(span.as_micros()).unwrap_or(usize::MAX);
+        Duration::from_micros(self.rng.below(most + 1) as u64)
+    }
+
+    pub(crate) fn up_to_ms(&mut self, most: usize) -> Duration {
+        self.up_to(Duration::from_millis(most as u64))
+    }
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for Due {}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.number).cmp(&(other.at, other.number))
+    }
+}

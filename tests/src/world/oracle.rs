@@ -1,0 +1,222 @@
+//! What must hold: after every step of every plan, and at every quiet moment.
+
+use backends::kernel::OpError;
+use backends::kernel::fake::{FakeKernel, Hop, Namespace};
+use backends::{Object, Op};
+use flanneld::node::{Input, Tick};
+use subnet_lease::{Family, Subnets};
+
+use super::node::is_link_wide;
+use super::{Node, Shape, World};
+
+/// What worked, and what has been disturbed since.
+pub struct Watch {
+    nodes: usize,
+    families: Vec<Family>,
+    /// How often a node was disturbed from outside.
+    touched: Vec<u32>,
+    /// Until when a node's pairs may break for a reason that is under way: its lease was taken away.
+    shaky: Vec<Tick>,
+    /// For each pair and family: both ends' count of disturbances when packets got through, plus one; 0 = never.
+    worked: Vec<(u32, u32)>,
+    /// Failures found while a kernel was borrowed.
+    broken: Option<String>,
+}
+
+impl Watch {
+    pub(super) fn new(shape: &Shape) -> Self {
+        let both = |f: &Family| {
+            *f == Family::V4 && !shape.network.contains("\"EnableIPv4\":false")
+                || shape.six && *f == Family::V6
+        };
+        let families: Vec<_> = Family::ALL.into_iter().filter(both).collect();
+        let pairs = if shape.every_step { shape.nodes * shape.nodes * families.len() } else { 0 };
+        Self {
+            nodes: shape.nodes,
+            families,
+            touched: vec![1; shape.nodes],
+            shaky: vec![Tick::ZERO; shape.nodes],
+            worked: vec![(0, 0); pairs],
+            broken: None,
+        }
+    }
+
+    /// Something outside of the daemon changed this node: its pairs start over.
+    pub(super) fn touch(&mut self, n: usize) {
+        self.touched[n] += 1;
+    }
+
+    /// The store says for a while that this node has no lease: pairs go when others hear of it, and come back.
+    pub(super) fn doubt(&mut self, n: usize, until: Tick) {
+        self.touch(n);
+        self.shaky[n] = until;
+    }
+
+    fn note(&mut self, from: usize, to: usize, family: usize, works: Result<(), String>, op: &Op) {
+        let at = (from * self.nodes + to) * self.families.len() + family;
+        let now = (self.touched[from], self.touched[to]);
+        match works {
+            Ok(()) => self.worked[at] = now,
+            Err(why) if self.worked[at] == now && self.broken.is_none() => {
+                self.broken = Some(format!("`{op}` cut off {from} → {to}, which worked: {why}"));
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+impl World {
+    /// Applies a plan and looks at everything it could have broken after each step.
+    pub(super) fn apply_and_watch(&mut self, n: usize, ops: &[Op]) -> Vec<Result<(), OpError>> {
+        let mut kernel = std::mem::replace(&mut self.nodes[n].kernel, FakeKernel::new(0));
+        let (nodes, watch, every, now) = (&self.nodes, &mut self.watch, self.shape.every_step, self.now);
+        let results = kernel.apply_watched(ops, |net, op| {
+            if every {
+                look(nodes, watch, now, n, net, op);
+            }
+        });
+        self.nodes[n].kernel = kernel;
+        if let Some(broken) = self.watch.broken.take() {
+            panic!("{} at {:?} node {n}: {broken}", self.replay(), self.now);
+        }
+        results
+    }
+
+    /// Everything that must hold when nothing is under way: every pass is empty, every pair gets through, strangers'
+    /// objects are there, and no node made passes without a reason.
+    pub fn check(&mut self) {
+        self.settle();
+        for node in &mut self.nodes {
+            node.kernel.faults.heal();
+        }
+        self.settle();
+        for n in 0..self.nodes.len() {
+            self.check_passes(n);
+        }
+        for n in 0..self.nodes.len() {
+            self.check_idempotent(n);
+        }
+        self.settle();
+        self.check_strangers();
+        self.check_pairs();
+    }
+
+    fn check_passes(&self, n: usize) {
+        let (passes, reasons) = self.nodes[n].passes_and_reasons(self.now);
+        assert!(passes <= reasons, "{} node {n} made {passes} passes for {reasons} reasons", self.replay());
+    }
+
+    /// One more pass over everything finds nothing to do.
+    fn check_idempotent(&mut self, n: usize) {
+        use backends::kernel::Kernel as _;
+        use flanneld::node::Effect;
+        let now = self.now;
+        let replay = self.replay();
+        let node = &mut self.nodes[n];
+        let Some(core) = &mut node.core else { return };
+        assert!(
+            core.readiness().ready || node.left,
+            "{replay} node {n} is not ready: {:?}",
+            core.readiness()
+        );
+        let mut effects = core.handle(now, Input::Kernel(backends::kernel::KernelEvent::Overrun));
+        let mut looked = false;
+        while let Some(effect) = effects.pop() {
+            match effect {
+                Effect::ReadHost => effects.extend(core.handle(now, Input::Host(node.kernel.host()))),
+                Effect::ReadOwn(owner) => {
+                    looked = true;
+                    effects.extend(core.handle(now, Input::Own(node.kernel.own(&owner))));
+                }
+                Effect::Apply(plan) => panic!("{replay} node {n} is not as wished:\n{plan}"),
+                Effect::Claim(claim) => panic!("{replay} node {n} claims again: {claim:?}"),
+                _ => {}
+            }
+        }
+        assert!(looked, "{replay} node {n} did not look");
+    }
+
+    fn check_strangers(&self) {
+        for (n, node) in self.nodes.iter().enumerate() {
+            let lost = node.foreign.iter().find(|route| !node.kernel.net.has_route(route));
+            assert!(lost.is_none(), "{} node {n} lost a stranger's {lost:?}", self.replay());
+        }
+    }
+
+    /// Every pair of nodes that hold a lease, whether their daemons run or not.
+    pub fn check_pairs(&self) {
+        let members: Vec<_> =
+            self.nodes.iter().enumerate().filter(|(_, n)| n.subnets.is_some() && !n.left).collect();
+        for (from, a) in &members {
+            for (to, b) in members.iter().filter(|(to, _)| to != from) {
+                for family in &self.watch.families {
+                    let works = walk(&a.kernel.net, a, b, *family);
+                    assert!(
+                        works.is_ok(),
+                        "{} {from} → {to}: {}\n{}",
+                        self.replay(),
+                        works.unwrap_err(),
+                        a.kernel
+                    );
+                }
+            }
+        }
+    }
+
+    /// Each node's kernel as text, for comparing worlds.
+    pub fn print(&self) -> String {
+        self.nodes.iter().map(|n| n.kernel.to_string()).collect()
+    }
+}
+
+/// After one step on node `n`: what it could have broken, and strangers' routes.
+fn look(nodes: &[Node], watch: &mut Watch, now: Tick, n: usize, net: &Namespace, op: &Op) {
+    let here = &nodes[n];
+    if let Some(lost) = here.foreign.iter().find(|route| !net.has_route(route)) {
+        watch.broken = Some(format!("`{op}` touched a stranger's {lost:?}"));
+    }
+    let wide = is_link_wide(op.object());
+    for (m, there) in nodes.iter().enumerate() {
+        let Some(subnets) = there.subnets.filter(|_| m != n && !there.left) else { continue };
+        if watch.shaky[n] > now || watch.shaky[m] > now || !wide && !concerns(op.object(), &subnets, there) {
+            continue;
+        }
+        for (f, family) in watch.families.clone().into_iter().enumerate() {
+            watch.note(n, m, f, walk(net, here, there, family), op);
+            if wide && here.subnets.is_some() {
+                watch.note(m, n, f, arrive(&there.kernel.net, there, net, here, family), op);
+            }
+        }
+    }
+}
+
+fn concerns(object: &Object, subnets: &Subnets, peer: &Node) -> bool {
+    match object {
+        Object::Route(r) => subnets.iter().any(|net| net.contains(r.dst.ip()) || r.dst.contains(net.ip())),
+        Object::Neigh(neigh) => subnets.iter().any(|net| net.contains(neigh.address)),
+        Object::Fdb(fdb) => {
+            peer.kernel.net.answers(fdb.mac) || peer.site.addresses.iter().any(|a| a.ip() == fdb.dst)
+        }
+        _ => false,
+    }
+}
+
+/// A packet from one node's host to the first pod address of another.
+fn walk(net: &Namespace, from: &Node, to: &Node, family: Family) -> Result<(), String> {
+    arrive(net, from, &to.kernel.net, to, family)
+}
+
+fn arrive(net: &Namespace, from: &Node, there: &Namespace, to: &Node, family: Family) -> Result<(), String> {
+    let Some(subnet) = to.subnets.and_then(|s| s.family(family)) else { return Ok(()) };
+    let far = to.site.address(family);
+    match net.forward(subnet.network()) {
+        Hop::Tunnel(_, outer, _) if Some(outer) != far => {
+            Err(format!("{subnet}: the tunnel leads to {outer}"))
+        }
+        Hop::Tunnel(_, _, mac) if !there.answers(mac) => Err(format!("{subnet}: nobody answers for {mac}")),
+        Hop::Link(_, via) if Some(via) != far => Err(format!("{subnet}: the route leads to {via}")),
+        Hop::Link(..) if from.site.rack != to.site.rack => Err(format!("{subnet}: another rack")),
+        Hop::Lost(why) => Err(format!("{subnet}: {why}")),
+        Hop::Tunnel(..) | Hop::Link(..) => Ok(()),
+    }
+}

@@ -1,0 +1,114 @@
+//! The store of a world: a lease book, and news that comes late, twice, out of date or not at all.
+
+use std::time::Duration;
+
+use flanneld::node::Input;
+use subnet_lease::{Claim, Lease, LeaseBook, StoreError, StoreEvent, Subnets};
+
+use super::{What, World};
+
+/// The book and its news since the beginning.
+pub struct Book {
+    /// The leases.
+    pub leases: LeaseBook,
+    network: Vec<u8>,
+    news: Vec<StoreEvent>,
+}
+
+const TTL: Duration = Duration::from_secs(24 * 3600);
+/// In percent of deliveries.
+const LOST: usize = 5;
+const DOUBLED: usize = 15;
+
+impl Book {
+    pub(super) fn new(network: &str) -> Self {
+        Self { leases: LeaseBook::default(), network: network.into(), news: Vec::new() }
+    }
+
+    fn snapshot(&self) -> StoreEvent {
+        let leases: Vec<Lease> = self.leases.leases().cloned().collect();
+        StoreEvent::Snapshot { leases, unreadable: Vec::new() }
+    }
+}
+
+impl World {
+    /// A daemon begins to watch: configuration and snapshot first.
+    pub(super) fn subscribe(&mut self, n: usize) {
+        self.nodes[n].read = usize::MAX;
+        self.deliver_soon(n);
+    }
+
+    pub(super) fn claim_arrives(&mut self, n: usize, life: u32, claim: &Claim) {
+        let result = if self.nodes[n].partitioned {
+            Err(StoreError::Unreachable("no way to the store".into()))
+        } else {
+            self.book.leases.claim(self.now, claim, TTL).map(|(own, events)| {
+                self.publish(events);
+                own
+            })
+        };
+        let node = &mut self.nodes[n];
+        if let Ok(own) = &result {
+            if node.subnets.is_some_and(|s| s != own.lease.subnets) {
+                self.watch.touch(n);
+            }
+            node.subnets = Some(own.lease.subnets);
+        }
+        if node.life == life && node.core.is_some() {
+            let after = self.up_to_ms(self.shape.lag);
+            self.send(after, n, What::Input(Box::new(Input::Claimed(result))));
+        }
+    }
+
+    /// An operator ends a lease.
+    pub fn revoke(&mut self, subnets: &Subnets) {
+        let events = self.book.leases.remove(subnets).into_iter().collect();
+        self.publish(events);
+    }
+
+    /// Something in the store changed.
+    pub(super) fn publish(&mut self, events: Vec<StoreEvent>) {
+        if events.is_empty() {
+            return;
+        }
+        self.book.news.extend(events);
+        for n in 0..self.nodes.len() {
+            self.deliver_soon(n);
+        }
+    }
+
+    pub(super) fn deliver_soon(&mut self, n: usize) {
+        let node = &mut self.nodes[n];
+        if node.core.is_some() && !node.delivering && !node.partitioned {
+            node.delivering = true;
+            let after = self.up_to_ms(self.shape.lag);
+            self.send(after, n, What::Deliver);
+        }
+    }
+
+    /// Everything that is news to a node, in one go.
+    pub(super) fn deliver(&mut self, n: usize) {
+        let (doubled, lost, back) = (self.rng.chance(DOUBLED), self.rng.chance(LOST), self.rng.below(4));
+        let node = &mut self.nodes[n];
+        node.delivering = false;
+        if node.partitioned {
+            return;
+        }
+        let news = &self.book.news;
+        let mut events = Vec::new();
+        if node.read == usize::MAX {
+            events.push(StoreEvent::Config(self.book.network.clone()));
+        }
+        // A gap is followed by a snapshot; so is the beginning.
+        if node.read == usize::MAX || lost {
+            events.push(self.book.snapshot());
+        } else {
+            let from = if doubled { node.read.saturating_sub(back) } else { node.read };
+            events.extend(news[from..].iter().cloned());
+        }
+        node.read = news.len();
+        for event in events {
+            self.input(n, Input::Store(event));
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Worlds of many daemons: whatever strikes them, they converge, and nothing that worked stops working.
+
+use std::time::Duration;
+
+use tests::world::{Shape, Trouble, World};
+
+const VXLAN: &str = r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}"#;
+const DUAL: &str = r#"{"Network": "10.0.0.0/8", "EnableIPv6": true, "IPv6Network": "fd00:244::/40", "IPv6SubnetLen": 64,
+    "Backend": {"Type": "vxlan"}}"#;
+const DIRECT: &str = r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", "DirectRouting": true}}"#;
+const HOST_GW: &str = r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "host-gw"}}"#;
+
+fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+fn small(network: &str, racks: usize) -> Shape {
+    let six = network == DUAL;
+    Shape { nodes: 50, network: network.to_owned(), racks, six, lag: 40, every_step: true }
+}
+
+/// The seeds to run: those of this shard, or the one that is named.
+fn seeds(from: u64, count: u64) -> Vec<u64> {
+    match std::env::var("WORLD_SEED").ok().and_then(|s| s.parse().ok()) {
+        Some(seed) => vec![seed],
+        None => (from..from + count).collect(),
+    }
+}
+
+fn live(shape: &Shape, seed: u64) {
+    let mut world = World::new(shape.clone(), seed);
+    world.start_all(seconds(1));
+    world.troubles(10, seconds(3));
+    world.check();
+    world.troubles(25, seconds(10));
+    world.run_for(seconds(11));
+    world.check();
+}
+
+#[test]
+fn fifty_vxlan_nodes_converge_whatever_strikes_them() {
+    seeds(0, 60).into_iter().for_each(|seed| live(&small(VXLAN, 3), seed));
+}
