@@ -1,10 +1,11 @@
 //! Network namespaces: the container's by path, our own, and moving between them.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use backends::netlink::Socket;
+use nix::libc;
 use nix::sched::{CloneFlags, setns};
 
 use crate::cni::{Call, Code, During, Failure};
@@ -52,7 +53,9 @@ impl Namespace {
     }
 
     fn open(path: &str) -> std::io::Result<Self> {
-        Ok(Self { file: File::open(path)?, path: path.to_owned() })
+        // Whatever else the path may be, opening it does not wait.
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        Ok(Self { file, path: path.to_owned() })
     }
 
     fn is(&self, other: &Self) -> bool {

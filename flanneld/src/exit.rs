@@ -16,19 +16,17 @@ pub enum Exit {
     Unsupported = 3,
     /// A word on the command line that is no flag.
     Word = 4,
-    /// No interface fits what was asked for.
-    Interface = 5,
     /// Not allowed to change the kernel's network.
-    Permission = 6,
+    Permission = 5,
     /// Our subnet is held by another host.
-    LeaseLost = 7,
+    LeaseLost = 6,
     /// The store can't be reached, or refuses us.
-    Store = 8,
+    Store = 7,
 }
 
 impl Exit {
     /// Every code with its meaning, as the documentation has it.
-    pub const ALL: [(Self, &'static str); 9] = [
+    pub const ALL: [(Self, &'static str); 8] = [
         (Self::Done, "stopped by TERM or INT, or did what was asked; help and version"),
         (Self::Failed, "failed in a way that has no code of its own; the last line says how"),
         (
@@ -37,7 +35,6 @@ impl Exit {
         ),
         (Self::Unsupported, "asked for what flannel has, and this program or this kernel has not (yet)"),
         (Self::Word, "a word on the command line that is no flag"),
-        (Self::Interface, "no interface of the host fits what was asked for"),
         (Self::Permission, "no permission to change the network (CAP_NET_ADMIN), or to write a needed file"),
         (Self::LeaseLost, "our subnet is held by another host; the kernel is left as it is"),
         (Self::Store, "the store can't be reached (flannelctl), or refuses us"),

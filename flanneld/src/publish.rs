@@ -82,21 +82,20 @@ async fn follow(path: &Path, inbox: &mpsc::UnboundedSender<Input>) -> io::Result
     #[expect(deprecated, reason = "its successor wants the descriptor's validity promised in unsafe code")]
     let inotify = AsyncFd::with_interest(inotify, Interest::READABLE)?;
     loop {
-        match inotify.get_ref().0.add_watch(&directory, TOUCHED | GONE | AddWatchFlags::IN_ONLYDIR) {
-            // The directory may be new: what happened before the watch is unknown.
-            Ok(watch) => {
-                if inbox.send(Input::File).is_err() {
-                    return Ok(());
-                }
-                until_gone(&inotify, watch, name, inbox).await?;
-                // A directory that was moved away is still watched.
-                let _ = inotify.get_ref().0.rm_watch(watch);
-            }
-            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-        if inbox.is_closed() {
+        let watch =
+            match inotify.get_ref().0.add_watch(&directory, TOUCHED | GONE | AddWatchFlags::IN_ONLYDIR) {
+                Ok(watch) => Some(watch),
+                Err(Errno::ENOENT | Errno::ENOTDIR) => None,
+                Err(errno) => return Err(errno.into()),
+            };
+        // What happened before the watch is unknown; and without a directory there is no file.
+        if inbox.send(Input::File).is_err() {
             return Ok(());
+        }
+        if let Some(watch) = watch {
+            until_gone(&inotify, watch, name, inbox).await?;
+            // A directory that was moved away is still watched.
+            let _ = inotify.get_ref().0.rm_watch(watch);
         }
         sleep(AGAIN).await;
     }

@@ -190,7 +190,7 @@ impl Cluster {
 
     /// The daemon as flannel's own manifest runs it.
     fn daemon(&self) -> Program {
-        self.products.daemon(&self.store).arg("--ip-masq")
+        self.products.daemon(&self.store)
     }
 
     /// Waits until every pod reaches every other in every family.

@@ -90,8 +90,8 @@ impl Products {
     }
 }
 
-fn node_flags() -> [String; 2] {
-    [format!("--subnet-file={SUBNET_ENV}"), format!("--iface={UPLINK}")]
+fn node_flags() -> [String; 3] {
+    [format!("--subnet-file={SUBNET_ENV}"), format!("--iface={UPLINK}"), "--ip-masq".to_owned()]
 }
 
 /// Which program keeps the leases.

@@ -2,10 +2,12 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 use crate::namespace::Namespace;
@@ -84,20 +86,15 @@ impl Echo {
     fn answer_before(&self, end: Instant) -> Result<bool> {
         let mut buffer = vec![0; 65_536];
         loop {
+            // A socket's own timeout counts in ticks of up to 10 ms; poll's is exact.
             let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let mut asked = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+            if left.is_zero() || poll(&mut asked, PollTimeout::try_from(left)?)? == 0 {
                 return Ok(false);
             }
-            self.socket.set_read_timeout(Some(left))?;
-            match self.socket.recv_from(&mut buffer) {
-                Ok((length, from)) if from.ip() == self.to.ip() && self.is_answer(&buffer[..length]) => {
-                    return Ok(true);
-                }
-                Ok(_) => {}
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                    return Ok(false);
-                }
-                Err(error) => return Err(error).context("cannot receive echo replies"),
+            let (length, from) = self.socket.recv_from(&mut buffer).context("cannot receive echo replies")?;
+            if from.ip() == self.to.ip() && self.is_answer(&buffer[..length]) {
+                return Ok(true);
             }
         }
     }

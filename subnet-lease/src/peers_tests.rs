@@ -130,15 +130,15 @@ fn a_fault_in_one_family_leaves_the_other_and_is_told() {
 
 #[test]
 fn of_two_leases_that_overlap_the_earlier_one_counts_until_it_ends() {
-    let first = lease("10.5.2.0-24", &["192.168.0.2"], 2);
-    let second = lease("10.5.2.0-25", &["192.168.0.3"], 3);
+    let first = lease("10.5.2.0-25", &["192.168.0.2"], 2);
+    let second = lease("10.5.2.0-24", &["192.168.0.3"], 3);
     let mut table = table(V4, &[second, first.clone()]);
-    assert_eq!(admitted(&table), ["10.5.2.0-24"]);
-    assert_eq!(table.refused().next().unwrap().0, "10.5.2.0-25");
+    assert_eq!(admitted(&table), ["10.5.2.0-25"]);
+    assert_eq!(table.refused().next().unwrap().0, "10.5.2.0-24");
     table.remove(&first.subnets);
-    assert_eq!(admitted(&table), ["10.5.2.0-25"], "a removal admits whom the removed one kept out");
+    assert_eq!(admitted(&table), ["10.5.2.0-24"], "a removal admits whom the removed one kept out");
     table.upsert(first);
-    assert_eq!(admitted(&table), ["10.5.2.0-24"]);
+    assert_eq!(admitted(&table), ["10.5.2.0-25"]);
 }
 
 #[test]

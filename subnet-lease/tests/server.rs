@@ -1,6 +1,11 @@
 //! The embedded server under its real clients: the etcd client library, `etcdctl`, and beside a real etcd.
 #![cfg(feature = "server")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a step that fails fails its test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a step that fails fails its test"
+)]
 
 #[path = "server/client.rs"]
 mod client;

@@ -26,7 +26,7 @@ const DATA_DIR: &str = "/var/lib/cni/flannel";
 /// ADD.
 pub(crate) fn add(call: &Call) -> Result<Attachment, Failure> {
     let env = Env::read(&subnet_file(call)?)?;
-    let conf = compose(&call.conf, Some(&env))?;
+    let conf = compose(&call.conf, &env)?;
     refuse_other_type(&conf)?;
     let state = state(call)?;
     let text = conf.to_string();
@@ -34,10 +34,15 @@ pub(crate) fn add(call: &Call) -> Result<Attachment, Failure> {
     let made = bridge::add(call, &conf).inspect_err(|_| {
         // What an earlier ADD stored is still that one's.
         if fresh {
-            let _ = state.remove(&text);
+            let _ = state.revert();
         }
     })?;
-    state.save_for_others(&text)?;
+    if let Err(failure) = state.save_for_others(&text) {
+        eprintln!(
+            "{failure}: after a change back to the Go plugin, a DEL of {} would find nothing",
+            call.container
+        );
+    }
     Ok(made)
 }
 
@@ -45,13 +50,14 @@ pub(crate) fn add(call: &Call) -> Result<Attachment, Failure> {
 pub(crate) fn del(call: &Call) -> Result<(), Failure> {
     let state = state(call)?;
     let Some(text) = state.load()? else { return Ok(()) };
-    let conf = match Object::parse("the stored configuration", text.as_bytes()) {
-        Ok(conf) => conf,
+    match Object::parse("the stored configuration", text.as_bytes()) {
+        Ok(conf) => {
+            refuse_other_type(&conf)?;
+            bridge::del(call, &conf)?;
+        }
         // Cut short by a power failure: what the network's configuration says today is the next best.
-        Err(_) => compose(&call.conf, None)?,
-    };
-    refuse_other_type(&conf)?;
-    bridge::del(call, &conf)?;
+        Err(_) => bridge::del(call, &call.conf)?,
+    }
     state.remove(&text)
 }
 
@@ -67,13 +73,13 @@ pub(crate) fn check(call: &Call) -> Result<(), Failure> {
 
 /// STATUS: the daemon has a lease, and an address is free.
 pub(crate) fn status(call: &Call) -> Result<(), Failure> {
-    let conf = compose(&call.conf, Some(&Env::read(&subnet_file(call)?)?))?;
+    let conf = compose(&call.conf, &Env::read(&subnet_file(call)?)?)?;
     refuse_other_type(&conf)?;
     bridge::status(call, &conf)
 }
 
 /// The bridge plugin's configuration: the given `delegate` with what it leaves open, and addresses from `env`.
-fn compose(conf: &Object, env: Option<&Env>) -> Result<Object, Failure> {
+fn compose(conf: &Object, env: &Env) -> Result<Object, Failure> {
     let mut out = conf.object("delegate")?.cloned().unwrap_or_default();
     if out.get("type").is_some_and(|kind| !matches!(kind, Json::Text(_))) {
         return Err(wrong("delegate.type", "a text"));
@@ -92,26 +98,22 @@ fn compose(conf: &Object, env: Option<&Env>) -> Result<Object, Failure> {
     if out.text("type")? == Some("bridge") {
         out.set_default("isGateway", true);
     }
-    if let Some(env) = env {
-        // One of the two masquerades: the daemon, or the plugin.
-        out.set_default("ipMasq", !env.ipmasq);
-        out.set_default("mtu", env.mtu);
-    }
+    // One of the two masquerades: the daemon, or the plugin.
+    out.set_default("ipMasq", !env.ipmasq);
+    out.set_default("mtu", env.mtu);
     out.set("ipam", ipam(conf, env)?);
     Ok(out.sorted())
 }
 
 /// The given `ipam` with the daemon's subnets as its ranges, and its networks as further routes.
-fn ipam(conf: &Object, env: Option<&Env>) -> Result<Object, Failure> {
+fn ipam(conf: &Object, env: &Env) -> Result<Object, Failure> {
     let mut out = conf.object("ipam")?.cloned().unwrap_or_default();
     out.set_default("type", "host-local");
-    if let Some(env) = env {
-        let set = |subnet: &ipnetwork::IpNetwork| vec![object([("subnet", subnet.to_string().into())])];
-        let mut routes: Vec<Object> = out.objects("routes")?.into_iter().cloned().collect();
-        routes.extend(env.networks.iter().map(|net| object([("dst", net.to_string().into())])));
-        out.set("ranges", env.subnets.iter().map(set).collect::<Vec<_>>());
-        out.set("routes", routes);
-    }
+    let set = |subnet: &ipnetwork::IpNetwork| vec![object([("subnet", subnet.to_string().into())])];
+    let mut routes: Vec<Object> = out.objects("routes")?.into_iter().cloned().collect();
+    routes.extend(env.networks.iter().map(|net| object([("dst", net.to_string().into())])));
+    out.set("ranges", env.subnets.iter().map(set).collect::<Vec<_>>());
+    out.set("routes", routes);
     Ok(out)
 }
 
@@ -142,7 +144,7 @@ mod tests {
     fn compose(conf: &str, env: &str) -> Result<String, Code> {
         let conf = Object::parse("the test", conf.as_bytes()).unwrap();
         let env = Env::parse(env).unwrap();
-        super::compose(&conf, Some(&env)).map(|out| out.to_string()).map_err(|f| f.code)
+        super::compose(&conf, &env).map(|out| out.to_string()).map_err(|f| f.code)
     }
 
     const ENV: &str = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";

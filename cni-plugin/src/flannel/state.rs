@@ -32,6 +32,11 @@ impl State {
         self.write(&self.own, text)
     }
 
+    /// Takes back what [`State::save`] stored. The shared file may be that of an earlier ADD by a Go plugin.
+    pub(super) fn revert(&self) -> Result<(), Failure> {
+        self.unlink(&self.own)
+    }
+
     /// Stores it where a Go plugin looks for it.
     pub(super) fn save_for_others(&self, text: &str) -> Result<(), Failure> {
         self.write(&self.shared, text).map(drop)
@@ -47,18 +52,19 @@ impl State {
 
     /// Forgets it. The shared file goes as well where it says the same; another interface's stays.
     pub(super) fn remove(&self, text: &str) -> Result<(), Failure> {
-        let shared = self.read(&self.shared)?;
-        let names = [(&self.own, true), (&self.shared, shared.as_deref() == Some(text))];
-        for (name, _) in names.into_iter().filter(|(_, go)| *go) {
-            match fs::remove_file(self.path(name)) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(error)
-                        .during(Code::Io, || format!("cannot remove {}", self.path(name).display()));
-                }
-                _ => {}
-            }
+        if self.read(&self.shared)?.as_deref() == Some(text) {
+            self.unlink(&self.shared)?;
         }
-        Ok(())
+        self.unlink(&self.own)
+    }
+
+    fn unlink(&self, name: &str) -> Result<(), Failure> {
+        match fs::remove_file(self.path(name)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).during(Code::Io, || format!("cannot remove {}", self.path(name).display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn read(&self, name: &str) -> Result<Option<String>, Failure> {

@@ -99,10 +99,11 @@ fn requested(call: &Call, conf: &Object) -> Result<Vec<IpAddr>, Failure> {
         for text in list.texts("ips")? {
             let ip = crate::cni::address(&text)
                 .ok_or_else(|| wrong("ips", "a list of addresses").details(&text))?;
-            all.push(ip);
+            if !all.contains(&ip) {
+                all.push(ip);
+            }
         }
     }
-    all.dedup();
     Ok(all)
 }
 

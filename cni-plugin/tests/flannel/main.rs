@@ -1,5 +1,7 @@
 //! The flannel plugin as a program, in network namespaces of its own. Needs root.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests panic to fail")]
+
 mod host;
 
 use std::fs;
@@ -133,6 +135,17 @@ fn an_add_that_fails_leaves_nothing_and_what_was_there_stays() {
     let twice = host.call("ADD", "c1", &pod.path(), &host.conf());
     assert!(twice.code() == 102 && twice.msg().contains("holds"), "{}", twice.msg());
     assert_eq!((host.net.links(), host.reserved(), host.stored()), before);
+    assert!(host.call("DEL", "c1", &pod.path(), &host.conf()).well);
+    assert_eq!((host.reserved(), host.stored(), pod.links()), (vec![], vec![], vec![]));
+}
+
+#[test]
+fn an_add_that_fails_keeps_what_a_go_plugin_stored_for_the_container() {
+    let (host, pod) = (Host::new(DUAL), Namespace::new());
+    assert!(host.call("ADD", "c1", &pod.path(), &host.conf()).well);
+    fs::remove_file(host.path("state/c1@eth0")).unwrap();
+    assert_eq!(host.call("ADD", "c1", &pod.path(), &host.conf()).code(), 102);
+    assert_eq!(host.stored(), ["c1"]);
     assert!(host.call("DEL", "c1", &pod.path(), &host.conf()).well);
     assert_eq!((host.reserved(), host.stored(), pod.links()), (vec![], vec![], vec![]));
 }

@@ -31,7 +31,7 @@ struct Arguments {
 
 const MORE: &str = "Every other flag of flanneld, and every FLANNELD_ variable, is understood as well, so that `plan` and\n\
     `config` see what the daemon would see. Exit codes: 0 done, 1 failed, 2 a setting or net-conf is\n\
-    wrong, 3 not available, 4 unknown word, 8 store not reachable.";
+    wrong, 3 not available, 4 unknown word, 7 store not reachable.";
 
 #[derive(Debug, Subcommand)]
 enum Verb {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use backends::{Mac, kernel::Own};
-use subnet_lease::{Claim, Class, Family, Lease, OwnLease, StoreError, SubnetEnv, VxlanData};
+use subnet_lease::{Claim, Class, Family, Lease, OwnLease, Peer, StoreError, SubnetEnv, Subnets, VxlanData};
 use tracing::{info, warn};
 
 use super::pace::mix;
@@ -67,10 +67,18 @@ impl NodeCore {
         Some(Claim {
             public: external.public,
             attrs: network.backend.attributes(&network.config, external, macs),
-            previous: self.own.or_else(shown).or_else(remembered),
+            previous: self.own.or_else(shown).or_else(remembered).or_else(|| self.lease_of_our_devices()),
             network: network.config.clone(),
             node: self.settings.node.clone(),
         })
+    }
+
+    /// The lease that tells the address which our device has: ours from before the host got another address. Without
+    /// it we would take a second lease, and the others refuse that one for its address until the first runs out.
+    fn lease_of_our_devices(&self) -> Option<Subnets> {
+        let device = |f: Family| self.device_macs?[usize::from(f == Family::V6)];
+        let same = |p: &Peer, f: Family| device(f).is_some_and(|mac| p.vxlan(f).is_some_and(|v| v.mac == mac.0));
+        self.peers.as_ref()?.peers().find(|p| Family::ALL.into_iter().any(|f| same(p, f))).map(|p| p.key())
     }
 
     /// The tunnel devices' addresses: what our lease tells the peers, else what the devices have, else new ones. They

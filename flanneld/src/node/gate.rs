@@ -45,7 +45,6 @@ impl NodeCore {
             },
             StoreEvent::Stale(reason) => self.stale(reason),
         }
-        self.report_refused();
     }
 
     fn config(&mut self, written: Vec<u8>) {
@@ -78,7 +77,7 @@ impl NodeCore {
     pub(super) fn snapshot(&mut self) {
         let (Some(network), Some(external)) = (&self.network, &self.external) else { return };
         let Some((leases, unreadable)) = self.leases.waiting.take() else { return };
-        let own = |lease: &&Lease| is_own(lease, self.own.as_ref(), external.public);
+        let own = |lease: &&Lease| is_own(lease, self.own.as_ref(), external.public, self.settings.node.as_deref());
         self.leases.shown = leases.iter().find(own).cloned();
         let own = self.own.or_else(|| self.leases.shown.as_ref().map(|l| l.subnets));
         if let Some(peers) = &mut self.peers {
@@ -99,7 +98,7 @@ impl NodeCore {
             }
             return;
         };
-        if is_own(&lease, self.own.as_ref(), external.public) {
+        if is_own(&lease, self.own.as_ref(), external.public, self.settings.node.as_deref()) {
             self.leases.shown = Some(lease);
         } else {
             peers.upsert(lease);
@@ -125,8 +124,9 @@ impl NodeCore {
         self.store_problem = Some(reason);
     }
 
-    /// Every refused lease is said once, and again when its reason changes.
-    fn report_refused(&mut self) {
+    /// Every refused lease is said once, and again when its reason changes. Once a pass, since the verdict looks at
+    /// all leases: said at every event, a thousand nodes that join at once would cost each of them a million looks.
+    pub(super) fn report_refused(&mut self) {
         let Some(peers) = &self.peers else { return };
         let refused: Vec<_> = peers.refused().collect();
         if refused == self.seen_refusals {
@@ -139,11 +139,12 @@ impl NodeCore {
     }
 }
 
-/// Before we hold a lease ours is the one with our public address, as flannel has it; afterwards, the one with our
-/// subnets.
-fn is_own(lease: &Lease, own: Option<&Subnets>, public: PublicAddrs) -> bool {
+/// Before we hold a lease ours is the one with our public address, as flannel has it, unless it names another holder
+/// (hosts behind one NAT share an address); afterwards, the one with our subnets.
+fn is_own(lease: &Lease, own: Option<&Subnets>, public: PublicAddrs, node: Option<&str>) -> bool {
     match own {
         Some(own) => lease.subnets == *own,
+        None if lease.node.as_deref().is_some_and(|theirs| node.is_some_and(|ours| ours != theirs)) => false,
         None => match (lease.public.v4, public.v4) {
             (Some(theirs), Some(ours)) => theirs == ours,
             (None, None) => lease.public.v6.is_some() && lease.public.v6 == public.v6,

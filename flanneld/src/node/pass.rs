@@ -124,6 +124,7 @@ impl NodeCore {
             Err(error) => return self.could_not_read("our own objects", &error, now),
         };
         self.note_devices(&own);
+        self.report_refused();
         let Some((node, conflicts, want)) = self.wish() else {
             return self.pace.finished(now, self.host_stale);
         };

@@ -135,15 +135,19 @@ impl Server {
         };
         let serving = router.serve_with_incoming_shutdown(Box::pin(connections), stopping);
         tokio::pin!(serving);
-        tokio::select! {
-            ended = &mut serving => ended.map_err(|error| ServerError::Stopped(error.to_string()))?,
-            () = running.ended() => {}
-            () = shutdown => {}
-        }
+        let ended = tokio::select! {
+            ended = &mut serving => Some(ended),
+            () = running.ended() => None,
+            () = shutdown => None,
+        };
         stop.send_replace(true);
-        // Whoever is still connected after that has had the time to finish.
-        let _ = tokio::time::timeout(FAREWELL, serving).await;
-        running.quit().await
+        let ended = match ended {
+            Some(ended) => ended,
+            // Whoever is still connected after that has had the time to finish.
+            None => tokio::time::timeout(FAREWELL, serving).await.unwrap_or(Ok(())),
+        };
+        running.quit().await?;
+        ended.map_err(|error| ServerError::Stopped(error.to_string()))
     }
 }
 

@@ -106,7 +106,7 @@ impl Mvcc {
             mvcc.revision = mvcc.revision.max(version.mod_revision);
             mvcc.record(version);
         }
-        mvcc.fresh.clear();
+        mvcc.fresh = Vec::new();
         mvcc
     }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::proto::{PbWatchRequest, PbWatchResponse, PbWatchService};
+use futures::{Stream, StreamExt};
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -35,14 +36,7 @@ impl PbWatchService for WatchService {
         request: Request<Streaming<PbWatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let (outbox, responses) = mpsc::channel(OUTBOX);
-        let session = Session {
-            batches: self.0.follow(),
-            engine: self.0.clone(),
-            outbox,
-            watchers: BTreeMap::new(),
-            next_id: 0,
-        };
-        tokio::spawn(session.run(request.into_inner()));
+        tokio::spawn(Session::new(self.0.clone(), outbox).run(request.into_inner()));
         Ok(Response::new(ReceiverStream::new(responses)))
     }
 }
@@ -59,21 +53,25 @@ struct Session {
 }
 
 impl Session {
-    async fn run(mut self, mut inbound: Streaming<PbWatchRequest>) {
+    fn new(engine: Engine, outbox: mpsc::Sender<Result<PbWatchResponse, Status>>) -> Self {
+        Self { batches: engine.follow(), engine, outbox, watchers: BTreeMap::new(), next_id: 0 }
+    }
+
+    async fn run(mut self, mut inbound: impl Stream<Item = Result<PbWatchRequest, Status>> + Unpin) {
         let (engine, outbox) = (self.engine.clone(), self.outbox.clone());
         let mut report_at = Instant::now() + PROGRESS;
         let mut speaking = true;
         loop {
             let reports = self.watchers.values().any(|watcher| watcher.progress);
             let done = tokio::select! {
-                message = inbound.message(), if speaking => match message {
-                    Ok(Some(message)) => self.wish(message).await,
-                    Ok(None) => {
-                        // It has no more wishes, and still listens.
+                message = inbound.next(), if speaking => match message {
+                    Some(Ok(message)) => self.wish(message).await,
+                    // It has no more wishes, and still listens.
+                    None => {
                         speaking = false;
                         Ok(())
                     }
-                    Err(_) => Err(Gone),
+                    Some(Err(_)) => Err(Gone),
                 },
                 batch = self.batches.recv() => match batch {
                     Ok(batch) => self.batch(&batch).await,
@@ -252,5 +250,46 @@ impl Session {
         }
         self.next_id += 1;
         self.next_id - 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use etcd_client::proto::{PbPutRequest, PbWatchRequestUnion};
+    use futures::stream;
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::server::disk::tests::{FakeFile, IDENTITY};
+
+    fn create(key: &str) -> PbWatchRequest {
+        let mut union = PbWatchRequestUnion::CreateRequest(Default::default());
+        if let PbWatchRequestUnion::CreateRequest(create) = &mut union {
+            create.key = key.into();
+            create.progress_notify = key == "quiet";
+        }
+        PbWatchRequest { request_union: Some(union) }
+    }
+
+    async fn put(engine: &Engine, key: &'static str) {
+        let put = PbPutRequest { key: key.into(), ..Default::default() };
+        engine.ask(move |state, _| state.put(put)).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_watch_that_asked_for_it_gets_a_sign_of_life_and_others_do_not() {
+        let (_stop, stopping) = watch::channel(false);
+        let (engine, _running) = Engine::start(FakeFile::default().disk(), IDENTITY, stopping).await.unwrap();
+        let (outbox, mut responses) = mpsc::channel(OUTBOX);
+        let wishes = stream::iter([Ok(create("other")), Ok(create("quiet"))]);
+        tokio::spawn(Session::new(engine.clone(), outbox).run(wishes));
+        for id in 0..2 {
+            assert_eq!(responses.recv().await.unwrap().unwrap().watch_id, id);
+        }
+        put(&engine, "elsewhere").await;
+        let began = Instant::now();
+        let sign = responses.recv().await.unwrap().unwrap();
+        assert_eq!((sign.watch_id, sign.events.len(), sign.header.unwrap().revision), (1, 0, 2));
+        assert_eq!(began.elapsed().as_secs(), PROGRESS.as_secs());
     }
 }

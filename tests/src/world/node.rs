@@ -198,7 +198,7 @@ impl World {
             blackhole_route: six,
             renew_margin: Duration::from_secs(3600),
             node: Some(format!("node-{n}")),
-            seed: node.seed,
+            seed: node.seed.wrapping_add(u64::from(node.life) << 32),
         };
         node.core = Some(NodeCore::new(settings));
         if let Some(env) = node.env {

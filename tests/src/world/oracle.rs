@@ -151,16 +151,20 @@ impl World {
             for (to, b) in members.iter().filter(|(to, _)| to != from) {
                 for family in &self.watch.families {
                     let works = walk(&a.kernel.net, a, b, *family);
-                    assert!(
-                        works.is_ok(),
-                        "{} {from} → {to}: {}\n{}",
-                        self.replay(),
-                        works.unwrap_err(),
-                        a.kernel
-                    );
+                    assert!(works.is_ok(), "{} {from} → {to}: {}\n{}", self.replay(), works.unwrap_err(), self.explain(a, b));
                 }
             }
         }
+    }
+
+    /// Why a pair may not get through: what the store says of the far end, and both daemons of each other.
+    fn explain(&self, a: &Node, b: &Node) -> String {
+        let listed: Vec<_> = self.book.leases.leases().filter(|l| Some(l.subnets) == b.subnets).collect();
+        let seen = a.core.as_ref().and_then(|c| c.peers());
+        let refused: Vec<_> = seen.into_iter().flat_map(|p| p.refused()).collect();
+        let shown = b.core.as_ref().map(|c| c.shown_lease());
+        let kernel = &a.kernel;
+        format!("in the store: {listed:?}\nrefused here: {refused:?}\nshown there: {shown:?}\n{kernel}")
     }
 
     /// Each node's kernel as text, for comparing worlds.

@@ -65,17 +65,20 @@ fn shown(host: &Host) -> Result<String> {
     ] {
         let mut lines: Vec<_> = sh(host, line)?.lines().map(normal).collect();
         lines.sort();
-        all.push_str(&lines.join("\n"));
+        lines.retain(|line| !line.is_empty());
+        all.push_str(&format!("{}\n", lines.join("\n")));
     }
     Ok(all)
 }
 
-/// A line without interface indexes (a device made anew has another), link-local addresses and their routes.
+/// A line without interface indexes (a device made anew has another), and without what the kernel makes by itself:
+/// link-local addresses, and routes to connected prefixes, which it does not make again after a flush.
 fn normal(line: &str) -> String {
-    if line.contains("fe80::") || line.contains("valid_lft") {
+    if ["fe80::", "valid_lft", "proto kernel"].iter().any(|mark| line.contains(mark)) {
         return String::new();
     }
-    line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ':').to_owned()
+    let index = line.split_once(": ").filter(|(index, _)| index.bytes().all(|b| b.is_ascii_digit()));
+    index.map_or(line, |(_, rest)| rest).to_owned()
 }
 
 fn repaired(harm: &str) -> Result<()> {
