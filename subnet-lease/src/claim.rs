@@ -97,7 +97,8 @@ impl Claim {
         taken: &[Subnets],
     ) -> Result<IpNetwork, StoreError> {
         let family = pool.family();
-        let busy = Busy::new(taken.iter().filter_map(|subnets| subnets.family(family)));
+        let taken = taken.iter().filter_map(|subnets| subnets.family(family));
+        let busy = Busy::new(taken.filter(|subnet| pool.could_lease(*subnet)));
         let wishes = [own, self.previous].into_iter().flatten().filter_map(|subnets| subnets.family(family));
         for wish in wishes {
             if pool.index(wish).is_some() && busy.blocking(wish).is_none() {

@@ -89,7 +89,7 @@ fn enabling_ipv6_keeps_each_hosts_ipv4_subnet() {
 fn neither_family_of_a_new_lease_overlaps_another() {
     let leases = [
         lease("10.5.7.0-24&fc00:0:0:7::-64", "192.168.0.2", None),
-        lease("10.5.128.0-17", "192.168.0.3", None),
+        lease("10.5.128.0-18", "192.168.0.3", None),
     ];
     for host in 0..=255 {
         let choice = choose(&claim(&format!("192.168.1.{host}"), DUAL), &leases);
@@ -143,4 +143,12 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_record_that_covers_the_whole_network_takes_no_room() {
+    let leases = [lease("10.5.0.0-16", "192.168.0.9", None), lease("0.0.0.0-1", "192.168.0.8", None)];
+    let unknown = [key("10.5.0.0-17")];
+    let claim = claim("192.168.0.1", V4);
+    assert!(claim.choose(leases.iter(), &unknown).is_ok());
 }

@@ -59,6 +59,17 @@ impl PublicAddrs {
     }
 }
 
+impl fmt::Display for PublicAddrs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.v4, self.v6) {
+            (Some(v4), Some(v6)) => write!(f, "{v4} {v6}"),
+            (Some(v4), None) => v4.fmt(f),
+            (None, Some(v6)) => v6.fmt(f),
+            (None, None) => f.write_str("none"),
+        }
+    }
+}
+
 impl FromIterator<IpAddr> for PublicAddrs {
     fn from_iter<I: IntoIterator<Item = IpAddr>>(addrs: I) -> Self {
         let mut public = Self::default();

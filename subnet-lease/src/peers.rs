@@ -305,9 +305,8 @@ fn place(pool: &NetworkPool, subnet: IpNetwork) -> Result<(), Refusal> {
     if !contains_net(network, subnet) {
         return Err(Refusal::because(format!("{subnet} is outside the network {network}")));
     }
-    // The lengths that a net-conf may ask for, since leases of an earlier net-conf live on.
-    let lengths = network.prefix() + 2..=pool.family().bits() - 2;
-    if !lengths.contains(&subnet.prefix()) {
+    if !pool.could_lease(subnet) {
+        let lengths = pool.lengths();
         return Err(Refusal::because(format!("{subnet} is not one of the network's subnets: /{lengths:?}")));
     }
     Ok(())

@@ -1,8 +1,9 @@
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use ipnetwork::IpNetwork;
 
-use crate::net::{Family, address, number, step};
+use crate::net::{Family, address, contains_net, number, step};
 
 /// The subnets that one family of a network has to give: `network` cut into pieces of `subnet_len`, of which those
 /// from `min` to `max` (both included, both aligned) may be leased.
@@ -37,6 +38,17 @@ impl NetworkPool {
         }
         let start = number(self.min) + index * step(self.family(), self.subnet_len);
         IpNetwork::new(address(self.family(), start)?, self.subnet_len).ok()
+    }
+
+    /// Whether a subnet may be a lease of this network at all: inside it, and of a length that a net-conf may ask for,
+    /// since leases of an earlier net-conf live on. Whatever else stands in the store takes no room.
+    pub fn could_lease(&self, subnet: IpNetwork) -> bool {
+        contains_net(self.network, subnet) && self.lengths().contains(&subnet.prefix())
+    }
+
+    /// The lengths of subnets that a net-conf may ask for.
+    pub(crate) fn lengths(&self) -> RangeInclusive<u8> {
+        self.network.prefix() + 2..=self.family().bits() - 2
     }
 
     /// The place of a subnet; `None` unless it is exactly one that this pool gives out.

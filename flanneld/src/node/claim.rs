@@ -131,7 +131,7 @@ impl NodeCore {
             return effects.push(Effect::Exit(Exit::LeaseLost));
         }
         if self.own.is_none() {
-            info!(subnets = %own.lease.subnets, public = ?own.lease.public, "lease held");
+            info!(subnets = %own.lease.subnets, public = %own.lease.public, "lease held");
             self.own = Some(own.lease.subnets);
             if let Some(peers) = &mut self.peers {
                 peers.set_own(self.own, own.lease.public);

@@ -72,7 +72,7 @@ impl NodeCore {
             Ok(choice) => {
                 if self.external.as_ref() != Some(&choice.external) {
                     let e = &choice.external;
-                    info!(link = %e.link, mtu = e.mtu, local = ?e.local, public = ?e.public, "underlay: {}", choice.why);
+                    info!(link = %e.link, mtu = e.mtu, local = %e.local, public = %e.public, "underlay: {}", choice.why);
                 }
                 if let Some(peers) = &mut self.peers {
                     peers.set_own(self.own, choice.external.public);
