@@ -2,8 +2,7 @@
 
 use std::process::ExitCode;
 
-/// Why the process ended. The numbers are an interface: they never change meaning. 2, 3 and 4 come back at every
-/// start until a person has changed something.
+/// Why the process ended. The numbers are an interface: they never change meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// Stopped by a signal, or did what was asked.

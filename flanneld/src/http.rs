@@ -229,7 +229,8 @@ mod tests {
             for _ in 0..limits.connections {
                 silent.push(TcpStream::connect(address).await.unwrap());
             }
-            assert_eq!(get(address, "/healthz").await.1, "flanneld is running");
+            let answer = timeout(LIMITS.lifetime / 2, get(address, "/healthz")).await.unwrap();
+            assert_eq!(answer.1, "flanneld is running");
         });
     }
 }

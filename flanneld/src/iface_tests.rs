@@ -164,6 +164,9 @@ fn the_way_to_an_address_is_its_longest_matching_route_with_that_route_s_source(
             ("--iface=eth9 --iface-can-reach=8.8.8.8", "v4", "eth0 10.0.0.1"),
         ],
     );
+    let longer_wins = "link eth0\naddr eth0 10.0.0.1/24\nlink eth1\naddr eth1 10.1.0.1/24\nroute 0.0.0.0/0 eth0\n\
+                       route 10.9.0.0/16 eth1 metric 500\nroute 10.9.0.0/16 eth0 metric 600";
+    check(longer_wins, &[("--iface-can-reach=10.9.1.1", "v4", "eth1 10.1.0.1")]);
     let cut_off = "link eth0\naddr eth0 10.0.0.1/24\nroute 10.0.0.0/24 eth0";
     check(cut_off, &[("--iface-can-reach=8.8.8.8", "v4", "--iface-can-reach=8.8.8.8: no route leads there")]);
 }
@@ -233,6 +236,10 @@ fn the_default_route_with_the_lowest_metric_decides_and_of_several_ways_the_firs
         "link lo loopback\naddr lo 127.0.0.1/8 host\nroute 0.0.0.0/0 lo",
         &[("", "v4", "there is no default route (IPv4); --iface names an interface")],
     );
+    // Both would do for two families; the way out that both share is the better one.
+    let both =
+        with("addr eth1 fd01::1/64\nroute 0.0.0.0/0 eth1\nroute 0.0.0.0/0 eth0 metric 9\nroute ::/0 eth0");
+    check(&both, &[("", "v4", "eth1 10.1.0.1"), ("", "v4v6", "eth0 10.0.0.1 fd00::1")]);
 }
 
 #[test]

@@ -84,7 +84,7 @@ impl Host {
 
     /// Gives `link` an address that counts as one of the underlay.
     pub fn add_address(&self, link: &str, address: IpNetwork) -> Result<()> {
-        self.netlink()?.add_address(link, address)?;
+        self.space().add_address(link, address)?;
         lock(&self.0.addresses).push(address);
         Ok(())
     }

@@ -1,19 +1,23 @@
 //! Network namespaces: made, named, entered by threads.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use ipnetwork::IpNetwork;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::live;
 use crate::rundir::RunDir;
+use crate::topology::eventually;
 use crate::wire::Netlink;
 
 const NONE: Option<&str> = None;
@@ -62,7 +66,26 @@ impl Namespace {
     /// Writes a file below /proc/sys/net, such as `ipv4/ip_forward`.
     pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
         let path = format!("/proc/sys/net/{name}");
-        self.run(|| std::fs::write(&path, value))?.with_context(|| format!("cannot write {value} to {path}"))
+        self.run(|| fs::write(&path, value))?.with_context(|| format!("cannot write {value} to {path}"))
+    }
+
+    /// Adds an address that answers at once. An IPv6 address that needs no duplicate detection still joins the group on
+    /// which neighbours ask for it from a work queue; a question before that is repeated only a second later.
+    pub fn add_address(&self, link: &str, address: IpNetwork) -> Result<()> {
+        self.netlink()?.add_address(link, address)?;
+        let IpAddr::V6(ip) = address.ip() else { return Ok(()) };
+        // The solicited-node group of RFC 4291, as the kernel lists it.
+        let [.., a, b, c] = ip.octets();
+        let group = format!("ff0200000000000000000001ff{a:02x}{b:02x}{c:02x}");
+        self.run(|| {
+            eventually(Duration::from_secs(10), || {
+                let groups = fs::read_to_string("/proc/thread-self/net/igmp6")?;
+                let mut lines = groups.lines().map(str::split_whitespace);
+                let joined = lines.any(|mut line| line.nth(1) == Some(link) && line.next() == Some(&group));
+                if joined { Ok(()) } else { bail!("{address} on {link} does not listen to its neighbours") }
+            })
+        })?
+        .map(drop)
     }
 
     /// A file that `nsenter --net=FILE` takes, as long as this process lives.
@@ -85,7 +108,7 @@ impl Drop for Namespace {
         let file = self.run.inner().join("net").join(&self.name);
         let _ = within(&[self.run.mounts()], || {
             let _ = umount2(&file, MntFlags::MNT_DETACH);
-            let _ = std::fs::remove_file(&file);
+            let _ = fs::remove_file(&file);
         });
     }
 }

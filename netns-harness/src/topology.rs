@@ -265,6 +265,7 @@ impl Net {
         let _ = host.space().sysctl(&format!("ipv6/conf/{UPLINK}/accept_dad"), "0");
         let netlink = host.netlink()?;
         netlink.set_up(UPLINK)?;
+        netlink.settle(UPLINK)?;
         for family in self.plan.family.each() {
             host.add_address(UPLINK, self.plan.address(rack, *family, place)?)?;
             let router = match self.plan.routed {
@@ -288,8 +289,9 @@ impl Net {
             switch.plug(&router, &link)?;
             let _ = router.sysctl(&format!("ipv6/conf/{link}/accept_dad"), "0");
             netlink.set_up(&link)?;
+            netlink.settle(&link)?;
             for family in self.plan.family.each() {
-                netlink.add_address(&link, self.plan.address(rack, *family, Place::Router)?)?;
+                router.add_address(&link, self.plan.address(rack, *family, Place::Router)?)?;
             }
         }
         Ok(router)

@@ -51,6 +51,24 @@ impl Netlink {
         self.set(LinkUnspec::new_with_name(link).up().build(), &format!("set {link} up"))
     }
 
+    /// Waits until a link that was set up carries frames. The kernel wakes it, and IPv6 on it, from a queue of its own,
+    /// which takes milliseconds on a busy machine; until then frames are dropped without a word.
+    pub fn settle(&self, link: &str) -> Result<()> {
+        let index = self.index(link)?;
+        self.wait_until_up(|found| found.header.index == index).with_context(|| link.to_owned())
+    }
+
+    fn wait_until_up(&self, is_meant: impl Fn(&LinkMessage) -> bool) -> Result<()> {
+        let is_up = |link: &&LinkMessage| link.attributes.contains(&LinkAttribute::OperState(State::Up));
+        eventually(ANSWER, || {
+            let all: Vec<LinkMessage> =
+                self.ask("read links", self.handle.link().get().execute().try_collect())?;
+            let asleep = all.iter().filter(|link| is_meant(link) && !is_up(link)).count();
+            if asleep > 0 { bail!("{asleep} links carry nothing") } else { Ok(()) }
+        })
+        .map(drop)
+    }
+
     /// Sets a link down. The kernel forgets its routes, permanent neighbours and IPv6 addresses with that.
     pub fn set_down(&self, link: &str) -> Result<()> {
         self.set(LinkUnspec::new_with_name(link).down().build(), &format!("set {link} down"))
@@ -233,22 +251,11 @@ impl Switch {
         if up { self.netlink.set_up(&port) } else { self.netlink.set_down(&port) }
     }
 
-    /// Waits until every wire carries frames. The kernel wakes a port whose far end came up later from a queue of
-    /// its own, which takes milliseconds on a busy machine; until then frames are dropped without a word.
+    /// Waits until every wire carries frames; see [`Netlink::settle`].
     pub fn settle(&self) -> Result<()> {
-        let links =
-            || self.netlink.ask("read links", self.netlink.handle.link().get().execute().try_collect());
         let is_port =
             |link: &LinkMessage| link.attributes.iter().any(|it| matches!(it, LinkAttribute::Controller(_)));
-        let asleep = |link: &LinkMessage| {
-            is_port(link) && !link.attributes.contains(&LinkAttribute::OperState(State::Up))
-        };
-        eventually(ANSWER, || {
-            let all: Vec<LinkMessage> = links()?;
-            let count = all.iter().filter(|link| asleep(link)).count();
-            if count > 0 { bail!("{count} wires of {} carry nothing", self.space.name()) } else { Ok(()) }
-        })
-        .map(drop)
+        self.netlink.wait_until_up(is_port).with_context(|| format!("the wires of {}", self.space.name()))
     }
 
     /// The namespace of the bridges.

@@ -15,7 +15,9 @@ use crate::name::IfName;
 use crate::netlink::NetlinkError;
 use crate::owner::Owner;
 use crate::plan::Op;
-use crate::state::{KernelState, Object};
+use crate::state::KernelState;
+#[cfg(any(feature = "kernel", feature = "fake"))]
+use crate::state::Object;
 
 /// What a kernel must be able to do.
 pub trait Kernel {
@@ -113,6 +115,7 @@ impl KernelError {
 }
 
 /// Taking away what is already gone is success.
+#[cfg(any(feature = "kernel", feature = "fake"))]
 pub(crate) fn benign(op: &Op, errno: Errno) -> bool {
     let gone =
         matches!(errno, Errno::ESRCH | Errno::ENOENT | Errno::ENODEV | Errno::EADDRNOTAVAIL | Errno::ENXIO);
@@ -120,6 +123,7 @@ pub(crate) fn benign(op: &Op, errno: Errno) -> bool {
 }
 
 /// The link whose failure takes this object with it. An address or a setting that failed does not.
+#[cfg(any(feature = "kernel", feature = "fake"))]
 pub(crate) fn link_made_by(object: &Object) -> Option<IfName> {
     match object {
         Object::Link(link) => Some(link.name),

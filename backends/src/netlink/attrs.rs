@@ -104,14 +104,14 @@ mod tests {
     #[test]
     fn what_a_batch_wrote_reads_back() {
         let mut batch = Batch::new();
-        batch.message(16, 5, &[1, 2, 3, 4]);
+        batch.message(16, 1, &[1, 2, 3, 4]);
         batch.attr(3, b"flannel.1\0");
         let nest = batch.nest(18);
         batch.attr_u32(1, 7);
         batch.end(nest);
         let bytes = batch.seal_for_test(9);
         let message = Messages::new(&bytes).next().unwrap();
-        assert_eq!((message.kind, message.flags, message.sequence), (16, 5, 9));
+        assert_eq!((message.kind, message.flags, message.sequence), (16, 5, 9), "the last message asks for an answer");
         let attrs = Attrs::after(message.payload, 4);
         assert_eq!(attrs.clone().find(3).unwrap(), b"flannel.1\0");
         let nested = Attrs::new(attrs.find(18).unwrap()).find(1).unwrap();

@@ -111,7 +111,7 @@ fn make(socket: &mut Socket, conf: &Bridge) -> Result<(Device, String, u32), Fai
     let mut batch = Batch::new();
     create_bridge(&mut batch, conf.name, random::mac(), conf.mtu);
     match socket.request(&mut batch) {
-        Err(error) => return Err(error).during(Code::Kernel, what),
+        Err(error) if error.errno() != Errno::EEXIST => return Err(error).during(Code::Kernel, what),
         _ => {}
     }
     // The routes on it are ours to make.

@@ -183,19 +183,19 @@ fn two_interfaces_of_a_container_live_and_die_apart() {
 
 #[test]
 fn containers_that_start_together_on_an_empty_host_share_one_bridge_and_no_address() {
-    let host = Host::new(DUAL);
     let pods: Vec<_> = (0..8).map(|_| Namespace::new()).collect();
-    thread::scope(|scope| {
-        for (n, pod) in pods.iter().enumerate() {
-            let host = &host;
-            scope.spawn(move || {
-                let answer = host.call("ADD", &format!("c{n}"), &pod.path(), &host.conf());
-                assert!(answer.well, "{}", answer.document);
-            });
-        }
-    });
-    assert_eq!(host.net.addresses(), ["10.244.1.1/24", "fc00:42:0:1::1/64"]);
-    assert_eq!((host.net.links().len(), host.reserved().len()), (9, 16));
+    for _ in 0..4 {
+        let host = Host::new(DUAL);
+        let call = |n: usize, verb: &str| {
+            let answer = host.call(verb, &format!("c{n}"), &pods[n].path(), &host.conf());
+            assert!(answer.well, "{}", answer.document);
+        };
+        thread::scope(|scope| (0..pods.len()).for_each(|n| drop(scope.spawn(move || call(n, "ADD")))));
+        assert_eq!(host.net.addresses(), ["10.244.1.1/24", "fc00:42:0:1::1/64"]);
+        assert_eq!((host.net.links().len(), host.reserved().len()), (9, 16));
+        thread::scope(|scope| (0..pods.len()).for_each(|n| drop(scope.spawn(move || call(n, "DEL")))));
+        assert_eq!((host.net.links().len(), host.reserved().len()), (1, 0));
+    }
 }
 
 #[test]

@@ -69,7 +69,8 @@ pub const TABLE: &[(&str, &[Flag])] = &[
         "Files",
         &[
             text("subnet-file", "/run/flannel/subnet.env", "file that tells the CNI plugin about the subnet"),
-            text("state-dir", "", "directory of the daemon's own memory; default: beside the subnet file"),
+            text("state-dir", "", "directory of the daemon's own memory; default: beside the subnet file")
+                .no_effect("the subnet file is all that is remembered so far"),
             text(
                 "config",
                 "",

@@ -9,7 +9,8 @@
 //!   FakeKernel ◀── trouble: a stranger's hand, flaps, refusals, kills
 //! ```
 //!
-//! Nothing here sleeps, and the same seed gives the same run. What must hold is in `oracle.rs`.
+//! Nothing here sleeps, and the same seed gives the same run. What must hold is in `oracle.rs`. `WORLD_TRACE=7` prints
+//! what node 7 hears and does.
 
 #![allow(
     clippy::unwrap_used,
@@ -64,6 +65,8 @@ pub struct World {
     pub(crate) nodes: Vec<Node>,
     pub(crate) book: Book,
     pub(crate) watch: Watch,
+    /// Prints what this node hears and does.
+    pub(crate) trace: Option<usize>,
     queue: BinaryHeap<Reverse<Due>>,
     sent: u64,
     in_flight: usize,
@@ -103,6 +106,7 @@ impl World {
             seed,
             rng: Rng::new(seed),
             now: Tick::ZERO,
+            trace: std::env::var("WORLD_TRACE").ok().and_then(|n| n.parse().ok()),
             queue: BinaryHeap::new(),
             sent: 0,
             in_flight: 0,

@@ -49,6 +49,8 @@ pub struct Node {
     pub(super) foreign: Vec<Route>,
     /// Inputs that may start a pass, and passes that left something undone.
     pub(super) reasons: u64,
+    /// The last pass left something undone: it will be tried again.
+    undone: bool,
     started: Tick,
     alarm: Option<Tick>,
     seed: u64,
@@ -119,6 +121,7 @@ impl Node {
             left: false,
             foreign: Vec::new(),
             reasons: 0,
+            undone: false,
             started: Tick::ZERO,
             alarm: None,
             seed: 0x5eed + site.number as u64,
@@ -158,10 +161,7 @@ impl Node {
 
     /// Whether a pass runs, or one is due that is not an audit.
     pub(super) fn is_busy(&self, now: Tick) -> bool {
-        self.core
-            .as_ref()
-            .is_some_and(|core| !core.is_quiet(now) || core.next_deadline() < now + AUDIT_SOONEST)
-            && !self.left
+        self.core.as_ref().is_some_and(|core| self.undone || !core.is_quiet(now))
     }
 
     pub(super) fn readiness(&self) -> Option<&Readiness> {
@@ -175,9 +175,6 @@ impl Node {
     }
 }
 
-/// A retry comes sooner than this after a pass, up to the last few; an audit does not come sooner after it.
-const AUDIT_SOONEST: Duration = Duration::from_secs(1);
-
 impl World {
     pub(super) fn boot(&mut self, n: usize) {
         let (six, now) = (self.shape.six, self.now);
@@ -187,7 +184,7 @@ impl World {
         }
         node.life += 1;
         (node.read, node.delivering, node.left, node.alarm) = (0, false, false, None);
-        (node.reasons, node.started) = (0, now);
+        (node.reasons, node.started, node.undone) = (0, now, false);
         node.kernel.events();
         let settings = Settings {
             network: NetworkId::default(),
@@ -216,15 +213,18 @@ impl World {
 
     pub(super) fn input(&mut self, n: usize, input: Input) {
         let node = &mut self.nodes[n];
-        let undone = match &input {
+        node.undone = match &input {
             Input::Applied(results) => results.iter().any(Result::is_err),
             Input::Own(Ok(own)) => own.interrupted,
-            Input::Host(Ok(facts)) => facts.interrupted,
-            Input::Host(Err(_)) | Input::Own(Err(_)) => true,
-            _ => true,
+            Input::Own(Err(_)) | Input::Host(Err(_)) => true,
+            _ => node.undone,
         };
-        node.reasons += u64::from(undone);
+        let answer = matches!(input, Input::Applied(_) | Input::Own(_) | Input::Host(_));
+        node.reasons += u64::from(node.undone || !answer);
         let Some(core) = &mut node.core else { return };
+        if self.trace == Some(n) {
+            println!("{:?} {}", self.now, brief(&input));
+        }
         let effects = core.handle(self.now, input);
         self.perform(n, effects);
     }
@@ -288,6 +288,9 @@ impl World {
     }
 
     fn apply(&mut self, n: usize, ops: &[backends::Op]) {
+        if self.trace == Some(n) {
+            ops.iter().for_each(|op| println!("    {op}"));
+        }
         let results = self.apply_and_watch(n, ops);
         if self.nodes[n].kernel.faults.stopped() {
             self.kill(n);
@@ -309,6 +312,16 @@ impl World {
         node.alarm = Some(next);
         let after = next.saturating_sub(self.now);
         self.send(after, n, What::Tick);
+    }
+}
+
+/// An input in one line, dumps left out.
+fn brief(input: &Input) -> String {
+    match input {
+        Input::Own(own) => format!("Own({:?})", own.as_ref().map(|o| (o.state.len(), o.interrupted))),
+        Input::Host(facts) => format!("Host({:?})", facts.as_ref().map(|f| f.interrupted)),
+        Input::Applied(results) => format!("Applied({} failed)", results.iter().filter(|r| r.is_err()).count()),
+        other => format!("{other:?}").chars().take(200).collect(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! What must hold: after every step of every plan, and at every quiet moment.
 
+use std::time::Duration;
+
 use backends::kernel::OpError;
 use backends::kernel::fake::{FakeKernel, Hop, Namespace};
 use backends::{Object, Op};
@@ -12,7 +14,7 @@ use super::{Node, Shape, World};
 /// What worked, and what has been disturbed since.
 pub struct Watch {
     nodes: usize,
-    families: Vec<Family>,
+    families: &'static [Family],
     /// How often a node was disturbed from outside.
     touched: Vec<u32>,
     /// Until when a node's pairs may break for a reason that is under way: its lease was taken away.
@@ -25,11 +27,7 @@ pub struct Watch {
 
 impl Watch {
     pub(super) fn new(shape: &Shape) -> Self {
-        let both = |f: &Family| {
-            *f == Family::V4 && !shape.network.contains("\"EnableIPv4\":false")
-                || shape.six && *f == Family::V6
-        };
-        let families: Vec<_> = Family::ALL.into_iter().filter(both).collect();
+        let families = if shape.six { &Family::ALL[..] } else { &Family::ALL[..1] };
         let pairs = if shape.every_step { shape.nodes * shape.nodes * families.len() } else { 0 };
         Self {
             nodes: shape.nodes,
@@ -90,6 +88,8 @@ impl World {
             node.kernel.faults.heal();
         }
         self.settle();
+        // Passes that came one upon the other are paced: one more is taken at once only after a pause.
+        self.run_for(Duration::from_secs(2));
         for n in 0..self.nodes.len() {
             self.check_passes(n);
         }
@@ -149,7 +149,7 @@ impl World {
             self.nodes.iter().enumerate().filter(|(_, n)| n.subnets.is_some() && !n.left).collect();
         for (from, a) in &members {
             for (to, b) in members.iter().filter(|(to, _)| to != from) {
-                for family in &self.watch.families {
+                for family in self.watch.families {
                     let works = walk(&a.kernel.net, a, b, *family);
                     assert!(works.is_ok(), "{} {from} → {to}: {}\n{}", self.replay(), works.unwrap_err(), self.explain(a, b));
                 }
@@ -185,7 +185,7 @@ fn look(nodes: &[Node], watch: &mut Watch, now: Tick, n: usize, net: &Namespace,
         if watch.shaky[n] > now || watch.shaky[m] > now || !wide && !concerns(op.object(), &subnets, there) {
             continue;
         }
-        for (f, family) in watch.families.clone().into_iter().enumerate() {
+        for (f, &family) in watch.families.iter().enumerate() {
             watch.note(n, m, f, walk(net, here, there, family), op);
             if wide && here.subnets.is_some() {
                 watch.note(m, n, f, arrive(&there.kernel.net, there, net, here, family), op);

@@ -92,6 +92,9 @@ impl World {
         if self.nodes[n].left {
             return;
         }
+        if self.trace == Some(n) {
+            println!("{:?} {trouble:?}", self.now);
+        }
         match trouble {
             Trouble::Restart => self.restart(n),
             Trouble::Forget => {

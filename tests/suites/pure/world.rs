@@ -53,3 +53,16 @@ fn fifty_dual_stack_nodes_converge_whatever_strikes_them() {
 fn fifty_directly_routed_nodes_converge_whatever_strikes_them() {
     seeds(200, 60).into_iter().for_each(|seed| live(&small(DIRECT, 3), seed));
 }
+
+fn big(seed: u64) {
+    let network = r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}"#.to_owned();
+    let mut world = World::new(Shape { nodes: 1200, network, racks: 2, six: false, lag: 400, every_step: false }, seed);
+    world.start_all(Duration::from_millis(100));
+    world.trouble(1199, Duration::ZERO, Trouble::Restart);
+    world.check();
+}
+
+#[test]
+fn twelve_hundred_nodes_that_join_at_once_all_reach_each_other() {
+    seeds(1, 1).into_iter().for_each(big);
+}

@@ -66,13 +66,13 @@ pub(super) fn check_route(net: &Namespace, route: &Route) -> Result<(), Errno> {
         return Err(Errno::EINVAL);
     }
     match (route.onlink, via.is_ipv4()) {
-        (true, true) if !net.had_v4() || route.scope >= RT_SCOPE_LINK => Err(Errno::EINVAL),
+        (true, true) if !net.had_v4 || route.scope >= RT_SCOPE_LINK => Err(Errno::EINVAL),
         (true, true) => Ok(()),
-        (true, false) => match net.routes().covering(via) {
+        (true, false) => match net.routes.covering(via) {
             Some((dst, out)) if dst.prefix() > 0 && out != index && out != 0 => Err(Errno::EINVAL),
             _ => Ok(()),
         },
-        (false, four) if net.routes().connected(via, index) => {
+        (false, four) if net.routes.connected(via, index) => {
             if four && route.scope >= RT_SCOPE_LINK {
                 Err(Errno::EINVAL)
             } else {

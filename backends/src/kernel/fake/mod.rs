@@ -14,6 +14,7 @@ mod faults;
 mod laws;
 mod namespace;
 mod routes;
+mod view;
 
 use std::fmt;
 
@@ -30,7 +31,7 @@ use crate::name::IfName;
 use crate::netlink::NetlinkError;
 use crate::owner::Owner;
 use crate::plan::Op;
-use crate::state::{KernelState, LinkKind, Object};
+use crate::state::{KernelState, Object};
 
 /// A kernel in memory.
 #[derive(Debug, Clone)]
@@ -171,9 +172,4 @@ fn error(object: &Object, errno: Errno) -> KernelError {
         Object::Sysctl(link, name, _) => KernelError::Sysctl { path: name.path(*link), errno },
         _ => NetlinkError::Refused { errno, text: None }.into(),
     }
-}
-
-/// Whether this is a tunnel device of ours to dump: the real reader asks the kernel for vxlan links only.
-fn is_ours(owner: &Owner, name: IfName, kind: Option<&LinkKind>, tag: &str) -> bool {
-    kind.is_some() && owner.owns_link(name, Some(tag).filter(|t| !t.is_empty()))
 }

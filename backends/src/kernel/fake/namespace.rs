@@ -20,35 +20,35 @@ use crate::traffic::RuleTable;
 /// A network namespace.
 #[derive(Debug, Clone)]
 pub struct Namespace {
-    devices: BTreeMap<u32, Device>,
-    routes: Routes,
-    tables: [Option<Box<RuleTable>>; 2],
-    had_v4: bool,
-    ipv6: bool,
+    pub(super) devices: BTreeMap<u32, Device>,
+    pub(super) routes: Routes,
+    pub(super) tables: [Option<Box<RuleTable>>; 2],
+    pub(super) had_v4: bool,
+    pub(super) ipv6: bool,
     next_index: u32,
-    changes: Vec<Change>,
+    pub(super) changes: Vec<Change>,
 }
 
 /// A link with all that hangs on it.
 #[derive(Debug, Clone)]
 pub(super) struct Device {
-    name: IfName,
+    pub(super) name: IfName,
     /// None for links that are not tunnels.
-    kind: Option<LinkKind>,
-    loopback: bool,
-    mtu: u32,
-    mac: Mac,
-    tag: String,
+    pub(super) kind: Option<LinkKind>,
+    pub(super) loopback: bool,
+    pub(super) mtu: u32,
+    pub(super) mac: Mac,
+    pub(super) tag: String,
     pub(super) up: bool,
-    accept_ra: i32,
-    addresses: Vec<IpNetwork>,
-    fdb: BTreeMap<Mac, Vec<IpAddr>>,
-    neighbours: BTreeMap<IpAddr, Mac>,
+    pub(super) accept_ra: i32,
+    pub(super) addresses: Vec<IpNetwork>,
+    pub(super) fdb: BTreeMap<Mac, Vec<IpAddr>>,
+    pub(super) neighbours: BTreeMap<IpAddr, Mac>,
 }
 
 /// What a notification is about.
 #[derive(Debug, Clone, Copy)]
-enum Change {
+pub(super) enum Change {
     Host,
     Neighbour(IfName),
     Route { dst: IpNetwork, protocol: u8, connected: bool },
@@ -322,111 +322,6 @@ impl Namespace {
         Ok(())
     }
 
-    // ---- looking
-
-    /// What happens to a packet to this address.
-    pub fn forward(&self, to: IpAddr) -> Hop {
-        let Some(held) = self.routes.lookup(to) else { return Hop::Lost("no route") };
-        if held.route.kind != RouteKind::Unicast {
-            return Hop::Lost("dropped by a route");
-        }
-        let Some(device) = self.devices.get(&held.out).filter(|d| d.up) else {
-            return Hop::Lost("link is down");
-        };
-        let next = held.route.via.unwrap_or(to);
-        if device.kind.is_none() {
-            return Hop::Link(device.name, next);
-        }
-        let Some(mac) = device.neighbours.get(&next) else { return Hop::Lost("no neighbour") };
-        match device.fdb.get(mac).and_then(|to| to.first()) {
-            Some(outer) => Hop::Tunnel(device.name, *outer, *mac),
-            None => Hop::Lost("no forwarding entry"),
-        }
-    }
-
-    /// Whether exactly this route is there, in force or not.
-    pub fn has_route(&self, route: &Route) -> bool {
-        self.routes.holds(&self.held(route))
-    }
-
-    /// Whether a tunnel device with this Ethernet address is up.
-    pub fn answers(&self, mac: Mac) -> bool {
-        self.devices.values().any(|d| d.up && d.kind.is_some() && d.mac == mac)
-    }
-
-    /// Every object that is there, foreign ones too, in no particular order; loopback and link-local left out.
-    pub fn everything(&self) -> Vec<Object> {
-        let links = self.devices.values().flat_map(|d| self.hanging_on(d));
-        let routes = self.routes.iter().map(|h| Object::Route(self.named(h)));
-        links.chain(routes).chain(self.tables.iter().flatten().cloned().map(Object::Table)).collect()
-    }
-
-    /// What the real reader reads for this owner.
-    pub(super) fn own(&self, owner: &Owner) -> Vec<Object> {
-        let mut ours: Vec<_> =
-            self.devices.iter().filter(|(_, d)| is_ours(owner, d.name, d.kind.as_ref(), &d.tag)).collect();
-        ours.sort_by_key(|(_, d)| d.name);
-        let mut objects: Vec<Object> = ours.iter().flat_map(|(_, d)| self.hanging_on(d)).collect();
-        objects.sort_by_cached_key(Object::key);
-        objects.extend(self.routes.iter().filter_map(|h| {
-            let on_ours = ours.iter().any(|(index, _)| **index == h.out);
-            let route = self.named(h);
-            owner.may_be_ours(&route, on_ours).then_some(Object::Route(route))
-        }));
-        objects.extend(self.tables.iter().flatten().cloned().map(Object::Table));
-        objects
-    }
-
-    pub(super) fn facts(&self) -> Facts {
-        let address = |index, net: IpNetwork| HostAddress {
-            link: index,
-            net,
-            peer: None,
-            global: !net.ip().is_loopback(),
-            permanent: true,
-            temporary: false,
-            deprecated: false,
-            tentative: false,
-        };
-        let host_route = |h: &Held| HostRoute {
-            dst: h.route.dst,
-            gateway: h.route.via,
-            link: h.out,
-            metric: h.route.metric,
-            source: h.source,
-        };
-        let told = |h: &&Held| h.route.kind == RouteKind::Unicast && h.route.protocol != ROUTE_PROTOCOL;
-        Facts {
-            links: self.devices.iter().map(|(index, d)| d.host_link(*index)).collect(),
-            addresses: self
-                .devices
-                .iter()
-                .flat_map(|(i, d)| d.addresses.iter().map(|net| address(*i, *net)))
-                .collect(),
-            routes: self.routes.iter().filter(told).map(host_route).collect(),
-            ipv6: self.ipv6,
-            interrupted: false,
-        }
-    }
-
-    /// The notifications since the last call, judged as the real subscription judges them.
-    pub(super) fn told(&mut self, owner: Option<&Owner>) -> Vec<KernelEvent> {
-        let judge = |change| match change {
-            Change::Host => Some(KernelEvent::Host),
-            Change::Table => Some(KernelEvent::Own),
-            Change::Neighbour(link) => owner.filter(|o| o.names.contains(&link)).map(|_| KernelEvent::Own),
-            Change::Route { dst, protocol, connected } => {
-                let inside = owner.is_some_and(|o| o.networks.iter().any(|net| contains_net(*net, dst)));
-                if connected || dst.prefix() == 0 {
-                    Some(KernelEvent::Host)
-                } else {
-                    (protocol == ROUTE_PROTOCOL || inside).then_some(KernelEvent::Own)
-                }
-            }
-        };
-        std::mem::take(&mut self.changes).into_iter().filter_map(judge).collect()
-    }
-
     pub(super) fn device(&self, name: IfName) -> Option<(u32, &Device)> {
         self.devices.iter().find(|(_, d)| d.name == name).map(|(index, d)| (*index, d))
     }
@@ -434,14 +329,6 @@ impl Namespace {
     /// Whether an address is one of this host's.
     pub(super) fn holds(&self, address: IpAddr) -> bool {
         self.devices.values().any(|d| d.addresses.iter().any(|net| net.ip() == address))
-    }
-
-    pub(super) fn had_v4(&self) -> bool {
-        self.had_v4
-    }
-
-    pub(super) fn routes(&self) -> &Routes {
-        &self.routes
     }
 
     fn device_mut(&mut self, name: IfName) -> Result<(u32, &mut Device), Errno> {
@@ -461,31 +348,9 @@ impl Namespace {
         self.devices.values().filter_map(Device::link)
     }
 
-    fn held(&self, route: &Route) -> Held {
+    pub(super) fn held(&self, route: &Route) -> Held {
         let out = route.link.and_then(|name| self.device(name)).map_or(0, |(index, _)| index);
         Held { route: Route { link: None, ..*route }, out, source: None }
-    }
-
-    fn named(&self, held: &Held) -> Route {
-        Route { link: self.devices.get(&held.out).map(|d| d.name), ..held.route }
-    }
-
-    fn hanging_on(&self, device: &Device) -> Vec<Object> {
-        let link = device.name;
-        let mut objects: Vec<Object> = device.link().map(|l| Object::Link(Box::new(l))).into_iter().collect();
-        if self.ipv6 && device.kind.is_some() {
-            objects.push(Object::Sysctl(link, Sysctl::AcceptRa, device.accept_ra));
-        }
-        objects.extend(device.addresses.iter().map(|net| Object::Address(Address { link, net: *net })));
-        objects.extend(device.up.then_some(Object::Up(link)));
-        let entry = |(mac, to): (&Mac, &Vec<IpAddr>)| {
-            to.iter().map(|dst| Fdb { link, mac: *mac, dst: *dst }).collect::<Vec<_>>()
-        };
-        objects.extend(device.fdb.iter().flat_map(entry).map(Object::Fdb));
-        let neighbour =
-            |(address, mac): (&IpAddr, &Mac)| Object::Neigh(Neigh { link, address: *address, mac: *mac });
-        objects.extend(device.neighbours.iter().map(neighbour));
-        objects
     }
 
     fn tell(&mut self, change: Change) {
@@ -515,7 +380,7 @@ impl Device {
         }
     }
 
-    fn link(&self) -> Option<Link> {
+    pub(super) fn link(&self) -> Option<Link> {
         Some(Link { name: self.name, kind: self.kind?, mtu: self.mtu, mac: self.mac, tag: self.tag.clone() })
     }
 
@@ -523,19 +388,6 @@ impl Device {
     fn change_mac(&mut self, mac: Mac) {
         if std::mem::replace(&mut self.mac, mac) != mac {
             self.neighbours.clear();
-        }
-    }
-
-    fn host_link(&self, index: u32) -> HostLink {
-        HostLink {
-            index,
-            name: self.name,
-            kind: if self.kind.is_some() { "vxlan".to_owned() } else { String::new() },
-            mtu: self.mtu,
-            up: self.up,
-            carrier: self.up,
-            loopback: self.loopback,
-            point_to_point: false,
         }
     }
 }

@@ -1,0 +1,161 @@
+//! Looking at a namespace: as the daemon's dump, as facts, as notifications, and as a packet.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use subnet_lease::contains_net;
+
+use super::namespace::{Change, Device, Namespace};
+use super::routes::{Held, Hop};
+use crate::facts::{Facts, HostAddress, HostLink, HostRoute};
+use crate::kernel::KernelEvent;
+use crate::name::Mac;
+use crate::owner::{Owner, ROUTE_PROTOCOL};
+use crate::state::{Address, Fdb, Neigh, Object, Route, RouteKind, Sysctl};
+
+impl Namespace {
+    /// What happens to a packet to this address.
+    pub fn forward(&self, to: IpAddr) -> Hop {
+        let Some(held) = self.routes.lookup(to) else { return Hop::Lost("no route") };
+        if held.route.kind != RouteKind::Unicast {
+            return Hop::Lost("dropped by a route");
+        }
+        let Some(device) = self.devices.get(&held.out).filter(|d| d.up) else { return Hop::Lost("link is down") };
+        let next = held.route.via.unwrap_or(to);
+        if device.kind.is_none() {
+            return Hop::Link(device.name, next);
+        }
+        let Some(mac) = device.neighbours.get(&next) else { return Hop::Lost("no neighbour") };
+        match device.fdb.get(mac).and_then(|to| to.first()) {
+            Some(outer) => Hop::Tunnel(device.name, *outer, *mac),
+            None => Hop::Lost("no forwarding entry"),
+        }
+    }
+
+    /// Whether exactly this route is there, in force or not.
+    pub fn has_route(&self, route: &Route) -> bool {
+        self.routes.holds(&self.held(route))
+    }
+
+    /// Whether a tunnel device with this Ethernet address is up.
+    pub fn answers(&self, mac: Mac) -> bool {
+        self.devices.values().any(|d| d.up && d.kind.is_some() && d.mac == mac)
+    }
+
+    /// Every object that is there, foreign ones too; of links that are no tunnels, what hangs on them.
+    pub fn everything(&self) -> Vec<Object> {
+        let all: Vec<_> = self.devices.values().collect();
+        let mut objects = self.hanging_on(&all);
+        objects.extend(self.routes.iter().map(|h| Object::Route(self.named(h))));
+        objects.extend(self.tables.iter().flatten().cloned().map(Object::Table));
+        objects
+    }
+
+    /// What the real reader reads for this owner, in the order of keys.
+    pub(super) fn own(&self, owner: &Owner) -> Vec<Object> {
+        let is_ours = |d: &Device| {
+            d.kind.is_some() && owner.owns_link(d.name, Some(d.tag.as_str()).filter(|tag| !tag.is_empty()))
+        };
+        let ours: Vec<_> = self.devices.iter().filter(|(_, d)| is_ours(d)).collect();
+        let mut devices: Vec<_> = ours.iter().map(|(_, d)| *d).collect();
+        devices.sort_by_key(|d| d.name);
+        let mut objects = self.hanging_on(&devices);
+        objects.extend(self.routes.iter().filter_map(|h| {
+            let route = self.named(h);
+            let on_ours = ours.iter().any(|(index, _)| **index == h.out);
+            owner.may_be_ours(&route, on_ours).then_some(Object::Route(route))
+        }));
+        objects.extend(self.tables.iter().flatten().cloned().map(Object::Table));
+        objects
+    }
+
+    pub(super) fn facts(&self) -> Facts {
+        let told = |h: &&Held| h.route.kind == RouteKind::Unicast && h.route.protocol != ROUTE_PROTOCOL;
+        let addresses = |(index, d): (&u32, &Device)| d.addresses.iter().map(|n| host_address(*index, *n)).collect::<Vec<_>>();
+        Facts {
+            links: self.devices.iter().map(|(index, d)| host_link(*index, d)).collect(),
+            addresses: self.devices.iter().flat_map(addresses).collect(),
+            routes: self.routes.iter().filter(told).map(host_route).collect(),
+            ipv6: self.ipv6,
+            interrupted: false,
+        }
+    }
+
+    /// The notifications since the last call, judged as the real subscription judges them.
+    pub(super) fn told(&mut self, owner: Option<&Owner>) -> Vec<KernelEvent> {
+        let judge = |change| match change {
+            Change::Host => Some(KernelEvent::Host),
+            Change::Table => Some(KernelEvent::Own),
+            Change::Neighbour(link) => owner.filter(|o| o.names.contains(&link)).map(|_| KernelEvent::Own),
+            Change::Route { dst, protocol, connected } => {
+                let inside = owner.is_some_and(|o| o.networks.iter().any(|net| contains_net(*net, dst)));
+                if connected || dst.prefix() == 0 {
+                    Some(KernelEvent::Host)
+                } else {
+                    (protocol == ROUTE_PROTOCOL || inside).then_some(KernelEvent::Own)
+                }
+            }
+        };
+        std::mem::take(&mut self.changes).into_iter().filter_map(judge).collect()
+    }
+
+    fn named(&self, held: &Held) -> Route {
+        Route { link: self.devices.get(&held.out).map(|d| d.name), ..held.route }
+    }
+
+    /// The devices and what hangs on them, kind by kind.
+    fn hanging_on(&self, devices: &[&Device]) -> Vec<Object> {
+        let mut objects: Vec<Object> = Vec::new();
+        let tunnels = || devices.iter().filter(|d| d.kind.is_some());
+        objects.extend(devices.iter().filter_map(|d| d.link()).map(|l| Object::Link(Box::new(l))));
+        if self.ipv6 {
+            objects.extend(tunnels().map(|d| Object::Sysctl(d.name, Sysctl::AcceptRa, d.accept_ra)));
+        }
+        for d in devices {
+            let address = |net: &IpNetwork| Object::Address(Address { link: d.name, net: *net });
+            objects.extend(d.addresses.iter().map(address));
+        }
+        objects.extend(devices.iter().filter(|d| d.up).map(|d| Object::Up(d.name)));
+        for d in devices {
+            for (mac, to) in &d.fdb {
+                objects.extend(to.iter().map(|dst| Object::Fdb(Fdb { link: d.name, mac: *mac, dst: *dst })));
+            }
+        }
+        for d in devices {
+            let neighbour = |(address, mac): (&IpAddr, &Mac)| Neigh { link: d.name, address: *address, mac: *mac };
+            objects.extend(d.neighbours.iter().map(neighbour).map(Object::Neigh));
+        }
+        objects
+    }
+}
+
+fn host_link(index: u32, device: &Device) -> HostLink {
+    HostLink {
+        index,
+        name: device.name,
+        kind: if device.kind.is_some() { "vxlan".to_owned() } else { String::new() },
+        mtu: device.mtu,
+        up: device.up,
+        carrier: device.up,
+        loopback: device.loopback,
+        point_to_point: false,
+    }
+}
+
+fn host_address(index: u32, net: IpNetwork) -> HostAddress {
+    HostAddress {
+        link: index,
+        net,
+        peer: None,
+        global: !net.ip().is_loopback(),
+        permanent: true,
+        temporary: false,
+        deprecated: false,
+        tentative: false,
+    }
+}
+
+fn host_route(held: &Held) -> HostRoute {
+    let Held { route, out, source } = *held;
+    HostRoute { dst: route.dst, gateway: route.via, link: out, metric: route.metric, source }
+}
