@@ -2,4 +2,6 @@
 
 pub mod budget;
 pub mod conformance;
+pub mod lines;
+pub mod solo;
 pub mod world;

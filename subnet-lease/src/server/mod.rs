@@ -60,8 +60,9 @@ use self::state::Identity;
 
 pub use self::error::ServerError;
 
-/// How long open requests may take once the server is to stop.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// How long open requests may take once the server is to stop: many times what the disk takes. A client that does not
+/// react at all is waited for that long.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Silence on a connection before the server asks whether the client is still there, and how long it waits.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(20));

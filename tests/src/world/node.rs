@@ -320,7 +320,9 @@ fn brief(input: &Input) -> String {
     match input {
         Input::Own(own) => format!("Own({:?})", own.as_ref().map(|o| (o.state.len(), o.interrupted))),
         Input::Host(facts) => format!("Host({:?})", facts.as_ref().map(|f| f.interrupted)),
-        Input::Applied(results) => format!("Applied({} failed)", results.iter().filter(|r| r.is_err()).count()),
+        Input::Applied(results) => {
+            format!("Applied({} failed)", results.iter().filter(|r| r.is_err()).count())
+        }
         other => format!("{other:?}").chars().take(200).collect(),
     }
 }

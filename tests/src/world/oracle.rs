@@ -151,7 +151,13 @@ impl World {
             for (to, b) in members.iter().filter(|(to, _)| to != from) {
                 for family in self.watch.families {
                     let works = walk(&a.kernel.net, a, b, *family);
-                    assert!(works.is_ok(), "{} {from} → {to}: {}\n{}", self.replay(), works.unwrap_err(), self.explain(a, b));
+                    assert!(
+                        works.is_ok(),
+                        "{} {from} → {to}: {}\n{}",
+                        self.replay(),
+                        works.unwrap_err(),
+                        self.explain(a, b)
+                    );
                 }
             }
         }

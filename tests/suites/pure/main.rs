@@ -2,4 +2,5 @@
 //! properties.
 
 mod conformance;
+mod golden;
 mod world;

@@ -56,7 +56,8 @@ fn fifty_directly_routed_nodes_converge_whatever_strikes_them() {
 
 fn big(seed: u64) {
     let network = r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}"#.to_owned();
-    let mut world = World::new(Shape { nodes: 1200, network, racks: 2, six: false, lag: 400, every_step: false }, seed);
+    let mut world =
+        World::new(Shape { nodes: 1200, network, racks: 2, six: false, lag: 400, every_step: false }, seed);
     world.start_all(Duration::from_millis(100));
     world.trouble(1199, Duration::ZERO, Trouble::Restart);
     world.check();

@@ -5,16 +5,13 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
-use subnet_lease::{Family, contains_net};
+use subnet_lease::Family;
 
-use super::routes::{Held, Hop, Place, Routes, connected};
-use super::{is_ours, laws};
-use crate::facts::{Facts, HostAddress, HostLink, HostRoute};
-use crate::kernel::KernelEvent;
+use super::laws;
+use super::routes::{Held, Place, Routes, connected};
 use crate::name::{IfName, Mac};
 use crate::netlink::route::RTPROT_KERNEL;
-use crate::owner::{Owner, ROUTE_PROTOCOL};
-use crate::state::{Address, Fdb, Link, LinkKind, Neigh, Object, Route, RouteKind, Sysctl};
+use crate::state::{Fdb, Link, LinkKind, Neigh, Route, Sysctl};
 use crate::traffic::RuleTable;
 
 /// A network namespace.

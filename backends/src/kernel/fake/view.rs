@@ -20,7 +20,9 @@ impl Namespace {
         if held.route.kind != RouteKind::Unicast {
             return Hop::Lost("dropped by a route");
         }
-        let Some(device) = self.devices.get(&held.out).filter(|d| d.up) else { return Hop::Lost("link is down") };
+        let Some(device) = self.devices.get(&held.out).filter(|d| d.up) else {
+            return Hop::Lost("link is down");
+        };
         let next = held.route.via.unwrap_or(to);
         if device.kind.is_none() {
             return Hop::Link(device.name, next);
@@ -71,7 +73,9 @@ impl Namespace {
 
     pub(super) fn facts(&self) -> Facts {
         let told = |h: &&Held| h.route.kind == RouteKind::Unicast && h.route.protocol != ROUTE_PROTOCOL;
-        let addresses = |(index, d): (&u32, &Device)| d.addresses.iter().map(|n| host_address(*index, *n)).collect::<Vec<_>>();
+        let addresses = |(index, d): (&u32, &Device)| {
+            d.addresses.iter().map(|n| host_address(*index, *n)).collect::<Vec<_>>()
+        };
         Facts {
             links: self.devices.iter().map(|(index, d)| host_link(*index, d)).collect(),
             addresses: self.devices.iter().flat_map(addresses).collect(),
@@ -122,7 +126,8 @@ impl Namespace {
             }
         }
         for d in devices {
-            let neighbour = |(address, mac): (&IpAddr, &Mac)| Neigh { link: d.name, address: *address, mac: *mac };
+            let neighbour =
+                |(address, mac): (&IpAddr, &Mac)| Neigh { link: d.name, address: *address, mac: *mac };
             objects.extend(d.neighbours.iter().map(neighbour).map(Object::Neigh));
         }
         objects

@@ -1,0 +1,130 @@
+//! An operator's lines, typed into a fake kernel: what plans print, and a few more. The inverse of `Plan`'s printing.
+
+use backends::kernel::fake::{Namespace, Place};
+use backends::{Fdb, IfName, Link, LinkKind, Mac, Neigh, Object, Route, RouteKind, Vxlan, default_metric};
+use ipnetwork::IpNetwork;
+use nix::errno::Errno;
+use std::str::FromStr;
+
+/// Why a line was not done.
+#[derive(Debug, PartialEq, Eq)]
+pub enum LineError {
+    /// Nobody understands it.
+    Unknown(String),
+    /// The kernel refuses.
+    Refused(String, Errno),
+}
+
+/// Does what a line says.
+///
+/// # Errors
+/// The line, when it is not understood or refused.
+pub fn type_line(net: &mut Namespace, line: &str) -> Result<(), LineError> {
+    let words: Vec<&str> = line.split_whitespace().filter(|w| *w != "-6").collect();
+    let done = act(net, &words).ok_or_else(|| LineError::Unknown(line.to_owned()))?;
+    done.map_err(|errno| LineError::Refused(line.to_owned(), errno))
+}
+
+type Done = Result<(), Errno>;
+
+fn act(net: &mut Namespace, words: &[&str]) -> Option<Done> {
+    match words {
+        ["ip", "link", "add", name, rest @ ..] => add_link(net, name.parse().ok()?, rest),
+        ["ip", "link", "delete", name] => Some(net.delete_link(name.parse().ok()?)),
+        ["ip", "link", "set", name, rest @ ..] => set_link(net, name.parse().ok()?, rest),
+        ["ip", "address", verb, to, "dev", link, ..] => {
+            let (link, to): (IfName, IpNetwork) = (link.parse().ok()?, to.parse().ok()?);
+            Some(if *verb == "delete" { net.delete_address(link, to) } else { net.put_address(link, to) })
+        }
+        ["ip", "neigh", verb, address, rest @ ..] => {
+            let (link, mac) = (after(rest, "dev")?, after(rest, "lladdr").unwrap_or_default());
+            let neigh = Neigh { link, address: address.parse().ok()?, mac };
+            Some(if *verb == "delete" { net.delete_neighbour(&neigh) } else { net.put_neighbour(&neigh) })
+        }
+        ["bridge", "fdb", verb, mac, rest @ ..] => {
+            let fdb = Fdb { link: after(rest, "dev")?, mac: mac.parse().ok()?, dst: after(rest, "dst")? };
+            Some(if *verb == "delete" {
+                net.delete_fdb(&fdb)
+            } else {
+                net.put_fdb(&fdb, rest.contains(&"self"))
+            })
+        }
+        ["ip", "route", verb, rest @ ..] => {
+            let route = route(rest)?;
+            let place = match *verb {
+                "replace" => Place::Replace,
+                "add" => Place::Alone,
+                "prepend" => Place::First,
+                "append" => Place::Last,
+                "delete" => return Some(net.delete_route(&route)),
+                _ => return None,
+            };
+            Some(net.put_route(&route, place))
+        }
+        _ => None,
+    }
+}
+
+/// The value of the word that follows another.
+fn after<T: FromStr>(words: &[&str], word: &str) -> Option<T> {
+    let at = words.iter().position(|w| *w == word)?;
+    words.get(at + 1)?.parse().ok()
+}
+
+fn add_link(net: &mut Namespace, name: IfName, words: &[&str]) -> Option<Done> {
+    let mac = after(words, "address").unwrap_or(Mac([2, 0, 0, 0, 0, 0xff]));
+    let mtu = after(words, "mtu").unwrap_or(1500);
+    if !words.contains(&"vxlan") {
+        return Some(net.add_link(name, mtu, mac).map(|_| ()));
+    }
+    let parent = after::<String>(words, "dev").and_then(|d| d.strip_prefix("if")?.parse().ok()).unwrap_or(0);
+    let kind = LinkKind::Vxlan(Vxlan {
+        vni: after(words, "id")?,
+        port: after(words, "dstport").unwrap_or(8472),
+        local: after(words, "local"),
+        parent,
+        learning: !words.contains(&"nolearning"),
+        gbp: words.contains(&"gbp"),
+    });
+    let tag = after(words, "alias").unwrap_or_default();
+    Some(net.put_link(&Link { name, kind, mtu, mac, tag }, None))
+}
+
+fn set_link(net: &mut Namespace, name: IfName, words: &[&str]) -> Option<Done> {
+    match words {
+        ["up"] => return Some(net.set_up(name, true)),
+        ["down"] => return Some(net.set_up(name, false)),
+        ["name", to] => return Some(net.rename_link(name, to.parse().ok()?)),
+        _ => {}
+    }
+    let tunnel = net.everything().into_iter().find_map(|o| match o {
+        Object::Link(link) if link.name == name => Some(link),
+        _ => None,
+    });
+    let Some(have) = tunnel else { return Some(net.set_mtu(name, after(words, "mtu")?)) };
+    let want = Link {
+        mtu: after(words, "mtu").unwrap_or(have.mtu),
+        mac: after(words, "address").unwrap_or(have.mac),
+        tag: after(words, "alias").unwrap_or_else(|| have.tag.clone()),
+        ..(*have).clone()
+    };
+    Some(net.put_link(&want, Some(&have)))
+}
+
+fn route(words: &[&str]) -> Option<Route> {
+    let (kind, words) = match words {
+        ["blackhole", rest @ ..] => (RouteKind::Blackhole, rest),
+        _ => (RouteKind::Unicast, words),
+    };
+    let dst: IpNetwork = words.first()?.parse().ok()?;
+    Some(Route {
+        dst,
+        metric: after(words, "metric").unwrap_or_else(|| default_metric(&dst)),
+        kind,
+        via: after(words, "via"),
+        link: after(words, "dev"),
+        onlink: words.contains(&"onlink"),
+        scope: after(words, "scope").unwrap_or(0),
+        protocol: after(words, "proto").unwrap_or(3),
+    })
+}

@@ -1,0 +1,124 @@
+//! One daemon on one fake kernel, without time: each effect is done at once, until there is none.
+
+use std::time::Duration;
+
+use backends::Plan;
+use backends::kernel::fake::FakeKernel;
+use backends::kernel::{Kernel, KernelEvent};
+use flanneld::iface::IfaceWish;
+use flanneld::node::{Effect, Input, NodeCore, Settings, Tick};
+use subnet_lease::{Lease, NetworkId, OwnLease, StoreEvent, SubnetEnv};
+
+/// The daemon with its host.
+pub struct Solo {
+    /// The daemon.
+    pub core: NodeCore,
+    /// Its kernel.
+    pub kernel: FakeKernel,
+    /// The plans it applied, and how many steps of each failed.
+    pub plans: Vec<(Plan, usize)>,
+    /// Its subnet.env.
+    pub env: Option<SubnetEnv>,
+    own: Lease,
+    now: Tick,
+}
+
+/// The settings of these tests: no rules, since they are long and always the same.
+pub fn settings() -> Settings {
+    Settings {
+        network: NetworkId::default(),
+        iface: IfaceWish::default(),
+        ip_masq: false,
+        fully_random: false,
+        forward_rules: false,
+        blackhole_route: false,
+        renew_margin: Duration::from_secs(3600),
+        node: None,
+        seed: 7,
+    }
+}
+
+impl Solo {
+    /// Not started; the store will grant this lease.
+    pub fn new(settings: Settings, kernel: FakeKernel, own: Lease) -> Self {
+        Self { core: NodeCore::new(settings), kernel, plans: Vec::new(), env: None, own, now: Tick::ZERO }
+    }
+
+    /// Starts it: configuration, then all leases.
+    pub fn start(&mut self, network: &[u8], leases: Vec<Lease>) {
+        self.hear(Input::Store(StoreEvent::Config(network.to_vec())));
+        self.hear(Input::Store(StoreEvent::Snapshot { leases, unreadable: Vec::new() }));
+    }
+
+    /// Tells it something, and does all that follows from it, retries not included.
+    pub fn hear(&mut self, input: Input) {
+        let effects = self.core.handle(self.now, input);
+        self.perform(effects);
+    }
+
+    /// Tells it what the kernel told, as the real subscription does: the gravest of it; until the kernel is silent.
+    pub fn notice(&mut self) {
+        let weight = |event: &KernelEvent| match event {
+            KernelEvent::Own => 1,
+            KernelEvent::Host => 2,
+            KernelEvent::Overrun => 3,
+        };
+        while let Some(event) = self.kernel.events().into_iter().max_by_key(weight) {
+            self.hear(Input::Kernel(event));
+        }
+    }
+
+    /// The daemon is killed, and another one starts on the same host. Its store has not told it anything yet.
+    pub fn restart(&mut self, settings: Settings) {
+        self.core = NodeCore::new(settings);
+        if let Some(env) = self.env {
+            self.hear(Input::Remembered(env));
+        }
+    }
+
+    /// Lets so much time pass that whatever is due is done; retries, not audits.
+    pub fn wait(&mut self, span: Duration) {
+        let until = self.now + span;
+        while self.core.next_deadline() <= until {
+            self.now = self.now.max(self.core.next_deadline());
+            let effects = self.core.tick(self.now);
+            self.perform(effects);
+        }
+        self.now = until;
+    }
+
+    /// The plans since the last call.
+    pub fn take_plans(&mut self) -> Vec<(Plan, usize)> {
+        std::mem::take(&mut self.plans)
+    }
+
+    fn perform(&mut self, mut effects: Vec<Effect>) {
+        while !effects.is_empty() {
+            let next: Vec<_> = effects.into_iter().filter_map(|effect| self.answer(effect)).collect();
+            effects = next.into_iter().flat_map(|input| self.core.handle(self.now, input)).collect();
+        }
+    }
+
+    fn answer(&mut self, effect: Effect) -> Option<Input> {
+        match effect {
+            Effect::ReadHost => Some(Input::Host(self.kernel.host())),
+            Effect::ReadOwn(owner) => Some(Input::Own(self.kernel.own(&owner))),
+            Effect::Apply(plan) => {
+                let results = self.kernel.apply(&plan.ops);
+                let failed = results.iter().filter(|r| r.is_err()).count();
+                self.plans.push((plan, failed));
+                Some(Input::Applied(results))
+            }
+            Effect::Claim(claim) => {
+                self.own = Lease { public: claim.public, attrs: claim.attrs.clone(), ..self.own.clone() };
+                let expires_in = Some(Duration::from_secs(24 * 3600));
+                Some(Input::Claimed(Ok(OwnLease { lease: self.own.clone(), expires_in })))
+            }
+            Effect::Publish(env) => {
+                self.env = Some(env);
+                None
+            }
+            Effect::Announce(_) | Effect::Withdraw(_) | Effect::Exit(_) => None,
+        }
+    }
+}
