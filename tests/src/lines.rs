@@ -1,10 +1,14 @@
-//! An operator's lines, typed into a fake kernel: what plans print, and a few more. The inverse of `Plan`'s printing.
+//! An operator's lines, typed into a fake kernel: what plans print, rules left out, and a few more. The inverse of
+//! `Plan`'s printing.
+
+use std::str::FromStr;
 
 use backends::kernel::fake::{Namespace, Place};
-use backends::{Fdb, IfName, Link, LinkKind, Mac, Neigh, Object, Route, RouteKind, Vxlan, default_metric};
+use backends::{
+    Fdb, IfName, Link, LinkKind, Mac, Neigh, Object, Route, RouteKind, Sysctl, Vxlan, default_metric,
+};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
-use std::str::FromStr;
 
 /// Why a line was not done.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,6 +33,10 @@ type Done = Result<(), Errno>;
 
 fn act(net: &mut Namespace, words: &[&str]) -> Option<Done> {
     match words {
+        ["echo", value, ">", path] => {
+            let link = path.strip_prefix("/proc/sys/net/ipv6/conf/")?.strip_suffix("/accept_ra")?;
+            Some(net.put_sysctl(link.parse().ok()?, Sysctl::AcceptRa, value.parse().ok()?))
+        }
         ["ip", "link", "add", name, rest @ ..] => add_link(net, name.parse().ok()?, rest),
         ["ip", "link", "delete", name] => Some(net.delete_link(name.parse().ok()?)),
         ["ip", "link", "set", name, rest @ ..] => set_link(net, name.parse().ok()?, rest),
@@ -71,18 +79,22 @@ fn after<T: FromStr>(words: &[&str], word: &str) -> Option<T> {
     words.get(at + 1)?.parse().ok()
 }
 
+/// Plans print an underlay by its index.
+fn parent(words: &[&str]) -> Option<u32> {
+    after::<String>(words, "dev")?.strip_prefix("if")?.parse().ok()
+}
+
 fn add_link(net: &mut Namespace, name: IfName, words: &[&str]) -> Option<Done> {
     let mac = after(words, "address").unwrap_or(Mac([2, 0, 0, 0, 0, 0xff]));
     let mtu = after(words, "mtu").unwrap_or(1500);
     if !words.contains(&"vxlan") {
         return Some(net.add_link(name, mtu, mac).map(|_| ()));
     }
-    let parent = after::<String>(words, "dev").and_then(|d| d.strip_prefix("if")?.parse().ok()).unwrap_or(0);
     let kind = LinkKind::Vxlan(Vxlan {
         vni: after(words, "id")?,
         port: after(words, "dstport").unwrap_or(8472),
         local: after(words, "local"),
-        parent,
+        parent: parent(words).unwrap_or(0),
         learning: !words.contains(&"nolearning"),
         gbp: words.contains(&"gbp"),
     });
@@ -102,7 +114,12 @@ fn set_link(net: &mut Namespace, name: IfName, words: &[&str]) -> Option<Done> {
         _ => None,
     });
     let Some(have) = tunnel else { return Some(net.set_mtu(name, after(words, "mtu")?)) };
+    let LinkKind::Vxlan(mut vxlan) = have.kind;
+    vxlan.local = after(words, "local").or(vxlan.local);
+    vxlan.parent = parent(words).unwrap_or(vxlan.parent);
+    vxlan.learning = if words.contains(&"type") { words.contains(&"learning") } else { vxlan.learning };
     let want = Link {
+        kind: LinkKind::Vxlan(vxlan),
         mtu: after(words, "mtu").unwrap_or(have.mtu),
         mac: after(words, "address").unwrap_or(have.mac),
         tag: after(words, "alias").unwrap_or_else(|| have.tag.clone()),

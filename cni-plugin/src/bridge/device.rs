@@ -116,6 +116,9 @@ fn make(socket: &mut Socket, conf: &Bridge) -> Result<(Device, String, u32), Fai
     }
     // The routes on it are ours to make.
     sysctl::try_set(&format!("ipv6/conf/{}/accept_ra", conf.name), "0");
+    // Its Ethernet address was just drawn, so nobody has the link-local address that follows from it; looking for a
+    // duplicate would keep it from answering its pods for a second or two.
+    sysctl::try_set(&format!("ipv6/conf/{}/accept_dad", conf.name), "0");
     find(socket, conf.name)?.ok_or_else(|| Failure::new(Code::Kernel, what()))
 }
 

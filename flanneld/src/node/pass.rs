@@ -2,16 +2,24 @@
 
 use std::collections::BTreeMap;
 
-use backends::kernel::{KernelError, OpError, Own};
+use backends::kernel::{Class, KernelError, OpError, Own};
 use backends::traffic::{self, RuleInput};
 use backends::{
     Facts, KernelState, LocalNode, Object, Op, Owner, ROUTE_PROTOCOL, Route, RouteKind, default_metric, diff,
 };
 use subnet_lease::{Family, SubnetEnv};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{Effect, NodeCore, Phase, Tick};
+use crate::exit::Exit;
 use crate::iface;
+
+const NO_PERMISSION: &str = "the kernel does not let us: this needs CAP_NET_ADMIN in the network namespace it runs in \
+    (run it as root, or as a service with that capability)";
+const NO_VXLAN: &str = "this kernel has no vxlan: load the module (modprobe vxlan; some distributions keep it in a \
+    package of extra modules), or use the host-gw backend";
+const NO_NFTABLES: &str = "this kernel has no nf_tables: load the module (modprobe nf_tables), or run with \
+    --iptables-forward-rules=false and without --ip-masq";
 
 /// How the last pass ended.
 #[derive(Debug, Default)]
@@ -24,6 +32,8 @@ pub(super) struct Outcome {
     pub(super) failed: usize,
     /// Peers that this backend can't reach.
     pub(super) conflicts: Vec<String>,
+    /// Its dump was interrupted: what was not deleted waits for a clean one.
+    interrupted: bool,
     /// When it began.
     began: Tick,
     counts: (usize, usize, usize),
@@ -57,7 +67,7 @@ impl NodeCore {
             }
             Err(error) => {
                 self.host_stale = true;
-                return self.could_not_read("the host", &error, now);
+                return self.could_not_read("the host", &error, now, effects);
             }
         }
         self.read_own(now, effects);
@@ -121,7 +131,7 @@ impl NodeCore {
         let Phase::ReadingOwn(owner) = std::mem::replace(&mut self.phase, Phase::Idle) else { return };
         let own = match own {
             Ok(own) => own,
-            Err(error) => return self.could_not_read("our own objects", &error, now),
+            Err(error) => return self.could_not_read("our own objects", &error, now, effects),
         };
         self.note_devices(&own);
         self.report_refused();
@@ -135,8 +145,9 @@ impl NodeCore {
         }
         self.report_conflicts(conflicts);
         self.last.counts = plan.counts();
+        self.last.interrupted = own.interrupted;
         if plan.is_empty() {
-            return self.complete(now, Vec::new(), own.interrupted, effects);
+            return self.complete(now, Vec::new(), effects);
         }
         self.phase = Phase::Applying(plan.clone());
         effects.push(Effect::Apply(plan));
@@ -148,18 +159,29 @@ impl NodeCore {
         let failures: Vec<_> = failures.collect();
         report_failures(&failures);
         self.report_pass(now, failures.len());
+        let hopeless = failures.iter().find_map(|(op, e)| self.hopeless(op, e));
+        if let Some((exit, way_out)) = hopeless {
+            error!("{way_out}");
+            return effects.push(Effect::Exit(exit));
+        }
         let failures = failures.into_iter().map(|(op, e)| (op.object().clone(), e.to_string())).collect();
-        self.complete(now, failures, false, effects);
+        self.complete(now, failures, effects);
+    }
+
+    /// Failures that no retry mends: no permission, ever; at the start, a kernel that lacks what the backend needs.
+    fn hopeless(&self, op: &Op, error: &OpError) -> Option<(Exit, &'static str)> {
+        let OpError::Failed(error) = error else { return None };
+        match (error.class(), op.object()) {
+            (Class::Fatal, _) => Some((Exit::Permission, NO_PERMISSION)),
+            (Class::Unsupported, Object::Link(_)) if !self.last.complete => Some((Exit::Unsupported, NO_VXLAN)),
+            (Class::Unsupported, Object::Table(_)) if !self.last.complete => Some((Exit::Unsupported, NO_NFTABLES)),
+            _ => None,
+        }
     }
 
     /// The end of a pass that had all it needs.
-    fn complete(
-        &mut self,
-        now: Tick,
-        failures: Vec<(Object, String)>,
-        again: bool,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn complete(&mut self, now: Tick, failures: Vec<(Object, String)>, effects: &mut Vec<Effect>) {
+        let again = self.last.interrupted;
         self.phase = Phase::Idle;
         self.last.failed = failures.len();
         self.last.own_failure = failures.iter().find(|(o, _)| is_own_end(o)).map(|(o, why)| {
@@ -213,8 +235,12 @@ impl NodeCore {
         Some(SubnetEnv::new(&network.config, &self.own?, mtu, self.settings.ip_masq))
     }
 
-    fn could_not_read(&mut self, what: &str, error: &KernelError, now: Tick) {
+    fn could_not_read(&mut self, what: &str, error: &KernelError, now: Tick, effects: &mut Vec<Effect>) {
         warn!("could not read {what}: {error}");
+        if error.class() == Class::Fatal {
+            error!("{NO_PERMISSION}");
+            effects.push(Effect::Exit(Exit::Permission));
+        }
         self.phase = Phase::Idle;
         self.pace.finished(now, true);
     }

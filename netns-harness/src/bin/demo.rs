@@ -30,6 +30,9 @@ struct Flags {
     /// Address families: v4, v6 or dual
     #[arg(long, default_value_t = Family::V4)]
     family: Family,
+    /// Only say whether this machine can do it, and if not what is missing
+    #[arg(long)]
+    probe: bool,
 }
 
 fn main() -> ExitCode {
@@ -53,8 +56,11 @@ fn run(flags: &Flags, screen: Screen) -> Result<()> {
         family: flags.family,
         ..Spec::default()
     };
-    let products = Products::find()?;
     screen.step("what this machine can do", || Caps::probe().require(&needs(&spec)))?;
+    if flags.probe {
+        return Ok(());
+    }
+    let products = Products::find()?;
     let cluster = build(&spec, &products, screen)?;
     show_leases(&cluster, &products, screen)?;
     let cluster = show_plan(cluster, &products, screen)?;

@@ -119,6 +119,7 @@ impl World {
             "{replay} node {n} is not ready: {:?}",
             core.readiness()
         );
+        node.reasons += 1;
         let mut effects = core.handle(now, Input::Kernel(backends::kernel::KernelEvent::Overrun));
         let mut looked = false;
         while let Some(effect) = effects.pop() {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use flanneld::node::Input;
-use subnet_lease::{Claim, Lease, LeaseBook, StoreError, StoreEvent, Subnets};
+use subnet_lease::{BackendAttrs, Claim, Lease, LeaseBook, StoreError, StoreEvent, Subnets, VxlanData};
 
 use super::{What, World};
 
@@ -57,6 +57,21 @@ impl World {
         if node.life == life && node.core.is_some() {
             let after = self.up_to_ms(self.shape.lag);
             self.send(after, n, What::Input(Box::new(Input::Claimed(result))));
+        }
+    }
+
+    /// Reserves a subnet for every node beforehand, so that it does not matter who comes first.
+    pub fn assign(&mut self) {
+        for n in 0..self.nodes.len() {
+            let subnets: Subnets = format!("10.1.{n}.0-24").parse().unwrap();
+            let data = VxlanData { vni: 1, mac: [2, 4, 0, 0, 0, u8::try_from(n).unwrap()] };
+            let public = self.nodes[n].site.addresses.iter().map(|net| net.ip()).collect();
+            let lease = Lease {
+                node: Some(format!("node-{n}")),
+                ..Lease::new(subnets, public, BackendAttrs::vxlan(Some(data), None))
+            };
+            let event = self.book.leases.put(self.now, lease, None, None).unwrap();
+            self.publish(event.into_iter().collect());
         }
     }
 

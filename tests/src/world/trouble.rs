@@ -208,7 +208,7 @@ impl World {
 
     fn fail_key(&mut self, n: usize) {
         if let Some(object) = self.one_of_ours(n) {
-            self.nodes[n].kernel.faults.fail_key(object.key(), Errno::EPERM);
+            self.nodes[n].kernel.faults.fail_key(object.key(), Errno::EBUSY);
             let after = self.up_to_ms(4000);
             self.trouble(n, after, Trouble::Heal);
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use netns_harness::disturb::outage;
 use netns_harness::flannel::{SUBNET_ENV, subnet_env, wait_for_subnet};
-use netns_harness::{Cluster, Family, UPLINK, eventually};
+use netns_harness::{Cluster, Family, Program, UPLINK, eventually};
 use ipnetwork::IpNetwork;
 use nix::sys::signal::Signal;
 
@@ -20,6 +20,8 @@ pub(crate) fn cases() -> Vec<Case> {
         case("a_restart_on_an_unchanged_host_plans_nothing", nothing_to_do),
         case("subnet_env_comes_back_when_it_vanishes", subnet_env_vanishes),
         case("ready_turns_green_after_the_first_pass", ready),
+        case("without_the_right_to_change_the_network_the_daemon_says_so_and_ends", no_permission),
+        case("a_demonstration_runs_without_root_and_leaves_nothing", rootless_demo),
     ];
     for family in [Family::V4, Family::V6, Family::Dual] {
         for (word, signal) in [("term", Signal::SIGTERM), ("kill", Signal::SIGKILL)] {
@@ -136,6 +138,54 @@ fn ready() -> Result<()> {
         Ok(())
     })?;
     cluster.daemons.push(process);
+    Ok(())
+}
+
+/// As the user nobody, without any capability.
+fn nobody(program: impl Into<std::ffi::OsString>) -> Program {
+    let drop = ["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"];
+    Program::new("setpriv").args(drop).arg(program)
+}
+
+fn no_permission() -> Result<()> {
+    let cluster = Cluster::prepare(&spec(Family::V4), &products()?)?;
+    cluster.set_network()?;
+    let host = cluster.net.host(0);
+    // Where nobody may read: the folder of the programs may be anybody's.
+    let copy = host.path("/run/flanneld");
+    std::fs::copy(products()?.flanneld, &copy)?;
+    let endpoint = format!("--etcd-endpoints={}", cluster.store.endpoint());
+    let process = host.spawn(&nobody("/run/flanneld").arg(endpoint).arg(format!("--iface={UPLINK}")))?;
+    let status = process.wait(SOON)?;
+    ensure!(status.code() == Some(5), "{status}: {}", process.log());
+    ensure!(process.log().contains("CAP_NET_ADMIN"), "{}", process.log());
+    ensure!(cluster.store.list("subnets/")?.is_empty(), "no lease was taken");
+    Ok(())
+}
+
+fn rootless_demo() -> Result<()> {
+    let dir = tempfile::Builder::new().prefix("selvage-rootless-").tempdir_in("/tmp")?;
+    let products = products()?;
+    let from = products.flanneld.parent().context("a folder")?;
+    for name in ["demo", "flanneld", "flannel"] {
+        std::fs::copy(from.join(name), dir.path().join(name))?;
+    }
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let left = || -> Result<usize> {
+        let ours = |e: &std::fs::DirEntry| e.file_name().to_string_lossy().starts_with("selvage-");
+        Ok(std::fs::read_dir("/tmp")?.filter(|e| e.as_ref().is_ok_and(ours)).count())
+    };
+    let before = left()?;
+    let demo = std::process::Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"])
+        .arg(dir.path().join("demo"))
+        .args(["--hosts", "2"])
+        .env_remove("XDG_RUNTIME_DIR")
+        .output()?;
+    let said = String::from_utf8_lossy(&demo.stdout).into_owned() + &String::from_utf8_lossy(&demo.stderr);
+    ensure!(demo.status.success(), "{}: {said}", demo.status);
+    ensure!(said.contains("done in"), "{said}");
+    ensure!(left()? == before, "something is left in /tmp");
     Ok(())
 }
 

@@ -175,15 +175,13 @@ impl Step {
     }
 }
 
-/// The plans as they were applied.
+/// The plans as they were applied; what is tried again unchanged is said once.
 fn told(solo: &mut Solo) -> String {
-    let plans = solo.take_plans();
-    let text: String = plans
-        .into_iter()
-        .map(|(plan, failed)| {
-            format!("{plan}{}", if failed > 0 { format!("# {failed} failed\n") } else { String::new() })
-        })
-        .collect();
+    let mut plans = solo.take_plans();
+    plans.dedup();
+    let failures = |failed| if failed > 0 { format!("# {failed} failed\n") } else { String::new() };
+    let text: String =
+        plans.into_iter().map(|(plan, failed)| format!("{plan}{}", failures(failed))).collect();
     if text.is_empty() { "# nothing to do\n".to_owned() } else { text }
 }
 

@@ -2,5 +2,8 @@
 //! properties.
 
 mod conformance;
+mod daemon;
+mod diff;
 mod golden;
+mod properties;
 mod world;

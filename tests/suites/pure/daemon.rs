@@ -1,0 +1,113 @@
+//! One daemon on one kernel, step by step: what a world finds by chance is said here in a sentence.
+
+use std::time::Duration;
+
+use backends::kernel::fake::FakeKernel;
+use flanneld::node::{Effect, Input, NodeCore, Settings, Tick};
+use subnet_lease::{Claim, Lease, StoreEvent, Subnets};
+use tests::lines::type_line;
+use tests::solo::{Solo, settings};
+
+const NETWORK: &[u8] = br#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+
+fn record(key: &str, public: &str, mac: u8, node: Option<&str>) -> Lease {
+    let data = format!(r#"{{"VNI":1,"VtepMAC":"02:04:00:00:00:{mac:02x}"}}"#);
+    let record = format!(r#"{{"PublicIP":"{public}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{data}}}"#);
+    Lease { node: node.map(str::to_owned), ..Lease::from_record(key, record.as_bytes()).unwrap() }
+}
+
+fn host(lines: &[&str]) -> FakeKernel {
+    let mut kernel = FakeKernel::new(0);
+    let plugged = [
+        "ip link add eth0",
+        "ip link set eth0 up",
+        "ip address add 172.16.0.1/24 dev eth0",
+        "ip route add 0.0.0.0/0 via 172.16.0.254 dev eth0",
+    ];
+    for line in plugged.iter().chain(lines) {
+        type_line(&mut kernel.net, line).unwrap();
+    }
+    kernel
+}
+
+fn named(node: &str) -> Settings {
+    Settings { node: Some(node.to_owned()), ..settings() }
+}
+
+/// What a daemon that starts on this host claims first.
+fn first_claim(settings: Settings, mut kernel: FakeKernel, leases: Vec<Lease>) -> Claim {
+    use backends::kernel::Kernel as _;
+    let mut core = NodeCore::new(settings);
+    let mut inputs = vec![
+        Input::Store(StoreEvent::Config(NETWORK.to_vec())),
+        Input::Store(StoreEvent::Snapshot { leases, unreadable: Vec::new() }),
+    ];
+    while !inputs.is_empty() {
+        let effects: Vec<_> = inputs.drain(..).flat_map(|input| core.handle(Tick::ZERO, input)).collect();
+        for effect in effects {
+            match effect {
+                Effect::Claim(claim) => return *claim,
+                Effect::ReadHost => inputs.push(Input::Host(kernel.host())),
+                Effect::ReadOwn(owner) => inputs.push(Input::Own(kernel.own(&owner))),
+                _ => {}
+            }
+        }
+    }
+    panic!("no claim");
+}
+
+fn key(text: &str) -> Option<Subnets> {
+    Some(text.parse().unwrap())
+}
+
+#[test]
+fn a_host_with_a_new_address_and_its_old_device_asks_for_its_old_subnet() {
+    let device = "ip link add flannel.1 address 02:04:00:00:00:05 type vxlan id 1 local 172.16.0.99 dev if2";
+    let old = record("10.244.5.0-24", "172.16.0.99", 5, Some("us"));
+    let claim = first_claim(named("us"), host(&[device]), vec![old]);
+    assert_eq!(claim.previous, key("10.244.5.0-24"));
+}
+
+#[test]
+fn a_lease_of_another_host_behind_the_same_address_is_not_taken_for_ours() {
+    let theirs = record("10.244.5.0-24", "172.16.0.1", 5, Some("them"));
+    let claim = first_claim(named("us"), host(&[]), vec![theirs.clone()]);
+    assert_eq!(claim.previous, None);
+    assert_ne!(claim.attrs, theirs.attrs, "nor is its hardware address");
+    let unnamed = Lease { node: None, ..theirs };
+    let claim = first_claim(named("us"), host(&[]), vec![unnamed]);
+    assert_eq!(claim.previous, key("10.244.5.0-24"), "a flannel does not say who it is");
+}
+
+#[test]
+fn what_an_interrupted_dump_kept_from_being_deleted_goes_soon_even_if_the_kernel_is_silent() {
+    let own = record("10.244.1.0-24", "172.16.0.1", 1, None);
+    let peers = [2, 3].map(|n| record(&format!("10.244.{n}.0-24"), &format!("172.16.0.{n}"), n, None));
+    let mut solo = Solo::new(settings(), host(&[]), own.clone());
+    solo.start(NETWORK, vec![own, peers[0].clone(), peers[1].clone()]);
+    solo.notice();
+    solo.wait(Duration::from_secs(2));
+    solo.take_plans();
+
+    solo.kernel.faults.interrupt_dumps(1);
+    // One goes and one comes: there is something to apply, so the pass is more than a look.
+    solo.hear(Input::Store(StoreEvent::Snapshot {
+        leases: vec![peers[0].clone(), record("10.244.4.0-24", "172.16.0.4", 4, None)],
+        unreadable: Vec::new(),
+    }));
+    solo.wait(Duration::from_secs(1));
+    let last = solo.take_plans().pop().unwrap().0.to_string();
+    assert!(last.contains("ip route delete 10.244.3.0/24"), "{last}");
+}
+
+#[test]
+fn routes_a_flannel_left_are_swept_after_a_first_dump_that_was_interrupted() {
+    let left = "ip route add 10.244.9.0/24 via 172.16.0.9 dev eth0 proto 3";
+    let own = record("10.244.1.0-24", "172.16.0.1", 1, None);
+    let mut solo = Solo::new(settings(), host(&[left]), own.clone());
+    solo.kernel.faults.interrupt_dumps(3);
+    solo.start(NETWORK, vec![own]);
+    solo.notice();
+    solo.wait(Duration::from_secs(5));
+    assert!(!solo.kernel.to_string().contains("10.244.9.0"), "{}", solo.kernel);
+}

@@ -1,0 +1,163 @@
+//! What the difference between a wish and a dump looks like, as the lines that make it good.
+
+use backends::kernel::Kernel;
+use backends::kernel::fake::FakeKernel;
+use backends::{IfName, KernelState, Object, Owner, diff};
+use subnet_lease::NetworkId;
+use tests::lines::type_line;
+
+const DEVICE: &str = "ip link add flannel.1 address 02:00:00:00:00:01 mtu 1450 type vxlan id 1 local 172.16.0.1 \
+    dev if2 dstport 8472 nolearning alias selvage:default";
+
+fn name(text: &str) -> IfName {
+    text.parse().unwrap()
+}
+
+fn owner(first_pass: bool) -> Owner {
+    Owner {
+        network: NetworkId::default(),
+        networks: vec!["10.244.0.0/16".parse().unwrap()],
+        names: vec![name("flannel.1")],
+        external: Some(name("eth0")),
+        lease_lengths: vec![24],
+        first_pass,
+    }
+}
+
+/// A host on which these lines were typed.
+fn host(lines: &[&str]) -> FakeKernel {
+    let mut kernel = FakeKernel::new(0);
+    let plugged = ["ip link add eth0", "ip link set eth0 up", "ip address add 172.16.0.1/24 dev eth0"];
+    for line in plugged.iter().chain(lines) {
+        type_line(&mut kernel.net, line).unwrap();
+    }
+    kernel
+}
+
+fn state(lines: &[&str]) -> KernelState {
+    host(lines).own(&owner(false)).unwrap().state
+}
+
+/// The steps from what the second lines make to what the first ones make.
+fn steps(want: &[&str], have: &[&str], first_pass: bool) -> Vec<String> {
+    // The settings that every device is born with are no part of a wish.
+    let unset = |o: &&Object| !matches!(o, Object::Sysctl(..));
+    let want: KernelState = state(want).iter().filter(unset).cloned().collect();
+    diff(&want, &state(have), &owner(first_pass)).to_string().lines().map(str::to_owned).collect()
+}
+
+const UP: [&str; 3] = [DEVICE, "ip address add 10.244.1.0/32 dev flannel.1", "ip link set flannel.1 up"];
+const PEER: [&str; 3] = [
+    "bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 172.16.0.2 self permanent",
+    "ip neigh replace 10.244.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent",
+    "ip route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink proto 67 scope 34",
+];
+
+#[test]
+fn nothing_is_done_where_all_is_as_wished() {
+    let all = [&UP[..], &PEER].concat();
+    assert!(steps(&all, &all, false).is_empty());
+}
+
+#[test]
+fn what_is_missing_is_made_in_the_order_in_which_it_hangs_together() {
+    let steps = steps(&[&UP[..], &PEER].concat(), &[], false);
+    let verbs: Vec<_> = steps.iter().map(|s| s.split(' ').take(3).collect::<Vec<_>>().join(" ")).collect();
+    let order = ["ip link add", "ip link set", "ip address replace", "ip link set"];
+    assert_eq!(verbs, [&order[..], &["bridge fdb replace", "ip neigh replace", "ip route replace"]].concat());
+}
+
+#[test]
+fn what_is_not_wished_goes_in_reverse_order() {
+    let steps = steps(&UP, &[&UP[..], &PEER].concat(), false);
+    assert_eq!(
+        steps,
+        [
+            "ip route delete 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink proto 67 scope 34",
+            "ip neigh delete 10.244.2.0 dev flannel.1",
+            "bridge fdb delete 02:00:00:00:00:02 dev flannel.1 dst 172.16.0.2 self",
+        ]
+    );
+}
+
+#[test]
+fn a_link_takes_along_what_hangs_on_it_so_only_the_link_is_deleted() {
+    assert_eq!(steps(&[], &[&UP[..], &PEER].concat(), false), ["ip link delete flannel.1"]);
+}
+
+#[test]
+fn a_link_that_must_be_made_anew_brings_everything_on_it_in_the_same_pass() {
+    let other = DEVICE.replace("id 1", "id 2");
+    let have = [&[other.as_str()], &UP[1..], &PEER].concat();
+    let steps = steps(&[&UP[..], &PEER].concat(), &have, false);
+    assert_eq!(steps[0], "ip link delete flannel.1");
+    assert_eq!(steps[1..], self::steps(&[&UP[..], &PEER].concat(), &[], false));
+}
+
+#[test]
+fn a_link_of_ours_with_the_wanted_vni_under_another_name_goes_first() {
+    let old = DEVICE.replace("flannel.1", "flannel.old");
+    let steps = steps(&UP, &[old.as_str()], false);
+    assert_eq!(steps[0], "ip link delete flannel.old");
+}
+
+#[test]
+fn a_link_with_our_name_and_another_networks_tag_is_not_ours() {
+    let theirs = [DEVICE.replace("selvage:default", "selvage:other"), UP[2].to_owned()];
+    let have: Vec<_> = theirs.iter().map(String::as_str).chain(PEER).collect();
+    let left: Vec<_> = steps(&[], &have, true);
+    // The route carries our protocol number inside our network, so it is ours wherever it leads.
+    assert_eq!(left, ["ip route delete 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink proto 67 scope 34"]);
+}
+
+#[test]
+fn a_changed_hardware_address_brings_back_the_neighbours_it_costs() {
+    let other = DEVICE.replace("00:01 ", "00:77 ");
+    let have = [&[other.as_str()], &UP[1..], &PEER].concat();
+    let steps = steps(&[&UP[..], &PEER].concat(), &have, false);
+    assert_eq!(steps, ["ip link set flannel.1 address 02:00:00:00:00:01", PEER[1]]);
+}
+
+#[test]
+fn a_route_of_ours_that_stands_behind_anothers_goes_before_it_comes_to_the_front() {
+    let prepended = "ip route prepend 10.244.2.0/24 via 172.16.0.9 dev eth0 proto 4";
+    let have = [&UP[..], &PEER, &[prepended]].concat();
+    let steps = steps(&[&UP[..], &PEER].concat(), &have, false);
+    assert_eq!(steps, [PEER[2].replace("replace", "delete"), PEER[2].to_owned()]);
+}
+
+#[test]
+fn a_route_of_another_metric_beside_a_wanted_one_is_taken_away_since_it_could_win() {
+    let beside = "ip route add 10.244.2.0/24 via 172.16.0.9 dev eth0 proto 4 metric 50";
+    let have = [&UP[..], &PEER, &[beside]].concat();
+    let steps = steps(&[&UP[..], &PEER].concat(), &have, false);
+    assert_eq!(steps, ["ip route delete 10.244.2.0/24 via 172.16.0.9 dev eth0 proto 4 metric 50"]);
+}
+
+#[test]
+fn strangers_routes_are_left_alone_inside_the_network_too() {
+    let theirs = [
+        "ip route add 192.0.2.0/24 via 172.16.0.9 dev eth0 proto 4",
+        "ip route add 10.244.2.128/25 via 172.16.0.9 dev eth0 proto 4",
+        "ip route add 10.244.0.0/16 via 172.16.0.9 dev eth0 proto 4",
+        "ip route add 10.244.9.0/24 via 172.16.0.9 dev eth0 proto 4",
+    ];
+    let have = [&UP[..], &PEER, &theirs].concat();
+    assert!(steps(&[&UP[..], &PEER].concat(), &have, true).is_empty());
+}
+
+#[test]
+fn what_a_flannel_left_over_the_underlay_is_swept_in_the_first_pass_only() {
+    let left = "ip route add 10.244.9.0/24 via 172.16.0.9 dev eth0 proto 3";
+    assert_eq!(steps(&[], &[left], true), ["ip route delete 10.244.9.0/24 via 172.16.0.9 dev eth0 proto 3"]);
+    assert!(steps(&[], &[left], false).is_empty());
+    let other_length = left.replace("/24", "/25");
+    assert!(steps(&[], &[other_length.as_str()], true).is_empty());
+}
+
+#[test]
+fn a_strangers_route_through_our_device_to_somewhere_else_stays() {
+    let theirs = "ip route add 10.99.0.0/16 dev flannel.1 proto 4";
+    let all = [&UP[..], &[theirs]].concat();
+    assert!(steps(&UP, &all, true).is_empty());
+}
