@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::IpNetwork;
 use crate::lease::{BackendAttrs, Lease, PublicAddrs};
-use crate::net::{Family, Subnets, span};
+use crate::net::{Family, Subnets, overlap, span};
 use crate::netconf::NetworkConfig;
 use crate::pool::NetworkPool;
 use crate::store::StoreError;
@@ -79,6 +79,15 @@ impl Claim {
             Some(subnets) => Ok(Choice { subnets, own }),
             None => Err(StoreError::Config("the network enables no family".into())),
         }
+    }
+
+    /// Whether a lease that holds `theirs` keeps us from `mine`. What could be no lease of this network does not.
+    pub(crate) fn contends(&self, theirs: &Subnets, mine: &Subnets) -> bool {
+        let of = |pool: NetworkPool| {
+            let theirs = theirs.family(pool.family()).filter(|theirs| pool.could_lease(*theirs));
+            theirs.zip(mine.family(pool.family())).is_some_and(|(theirs, mine)| overlap(theirs, mine))
+        };
+        self.network.pools().any(of)
     }
 
     /// Whether subnets are exactly what this network gives out, in exactly its families.

@@ -150,5 +150,7 @@ fn a_record_that_covers_the_whole_network_takes_no_room() {
     let leases = [lease("10.5.0.0-16", "192.168.0.9", None), lease("0.0.0.0-1", "192.168.0.8", None)];
     let unknown = [key("10.5.0.0-17")];
     let claim = claim("192.168.0.1", V4);
-    assert!(claim.choose(leases.iter(), &unknown).is_ok());
+    let mine = claim.choose(leases.iter(), &unknown).unwrap().subnets;
+    assert!(leases.iter().all(|lease| !claim.contends(&lease.subnets, &mine)));
+    assert!(claim.contends(&mine, &mine));
 }

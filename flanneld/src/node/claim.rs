@@ -13,6 +13,8 @@ use crate::exit::Exit;
 /// First pause after a claim that failed; doubles to [`RETRY_LAST`].
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_LAST: Duration = Duration::from_secs(30);
+/// A lease held for this long was not taken away by somebody who keeps doing so.
+const CALM: Duration = Duration::from_secs(10);
 
 /// Where our claim stands.
 #[derive(Debug, Default)]
@@ -22,6 +24,9 @@ pub(super) struct ClaimState {
     expires: Option<Tick>,
     retry: Option<Tick>,
     failures: u32,
+    /// When a claim last succeeded, and from when on the next may be made.
+    held_at: Tick,
+    not_before: Tick,
     pub(super) problem: Option<String>,
 }
 
@@ -32,6 +37,25 @@ impl ClaimState {
             return Tick::MAX;
         }
         self.retry.or_else(|| self.renewal(margin)).unwrap_or(Tick::MAX)
+    }
+
+    /// The first claim after a calm time is made at once; a lease that is taken away again and again is claimed again
+    /// ever more slowly.
+    fn succeeded(&mut self, now: Tick) {
+        let calm = self.held_at == Tick::ZERO || now.saturating_sub(self.held_at) > CALM;
+        self.failures = if calm { 0 } else { self.failures + 1 };
+        self.not_before = if calm { now } else { now + self.pause() };
+        self.held_at = now;
+        self.problem = None;
+    }
+
+    fn failed(&mut self, now: Tick) {
+        self.failures += 1;
+        self.retry = Some(now + self.pause());
+    }
+
+    fn pause(&self) -> Duration {
+        RETRY_FIRST.saturating_mul(1 << self.failures.saturating_sub(1).min(16)).min(RETRY_LAST)
     }
 
     fn renewal(&self, margin: Duration) -> Option<Tick> {
@@ -45,6 +69,7 @@ impl NodeCore {
         if self.claim.in_flight || self.claim.retry.is_some_and(|at| at > now) {
             return;
         }
+        self.claim.retry = None;
         let Some(claim) = self.wished_claim() else { return };
         let shown = self.leases.shown.as_ref();
         let as_wished = |l: &Lease| l.public == claim.public && l.attrs == claim.attrs;
@@ -52,8 +77,11 @@ impl NodeCore {
         if self.own.is_some() && shown.is_some_and(as_wished) && !renew {
             return;
         }
+        if self.claim.not_before > now {
+            self.claim.retry = Some(self.claim.not_before);
+            return;
+        }
         self.claim.in_flight = true;
-        self.claim.retry = None;
         effects.push(Effect::Claim(Box::new(claim)));
     }
 
@@ -138,8 +166,7 @@ impl NodeCore {
             }
         }
         self.claim.expires = own.expires_in.map(|left| now + left);
-        self.claim.failures = 0;
-        self.claim.problem = None;
+        self.claim.succeeded(now);
         self.leases.shown = Some(own.lease);
         self.pace.mark_fresh();
     }
@@ -154,9 +181,7 @@ impl NodeCore {
             warn!("lease not held yet: {sentence}");
         }
         self.claim.problem = Some(sentence);
-        let pause = RETRY_FIRST.saturating_mul(1 << self.claim.failures.min(16)).min(RETRY_LAST);
-        self.claim.failures += 1;
-        self.claim.retry = Some(now + pause);
+        self.claim.failed(now);
     }
 }
 

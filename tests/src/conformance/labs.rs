@@ -33,7 +33,6 @@ impl Lab for FakeLab {
             Act::AddLink(name, mac) => net.add_link(*name, 1500, *mac).map(|_| ()),
             Act::DeleteLink(name) => net.delete_link(*name),
             Act::SetUp(name, up) => net.set_up(*name, *up),
-            Act::Mtu(name, mtu) => net.set_mtu(*name, *mtu),
             Act::AddAddress(link, to) => net.put_address(*link, *to),
             Act::DeleteAddress(link, to) => net.delete_address(*link, *to),
             Act::PutRoute(route, place) => net.put_route(route, *place),
@@ -107,7 +106,6 @@ impl Lab for RealLab {
             }
             Act::DeleteLink(name) => index(*name).and_then(|i| self.send(|b| veth::delete_link(b, i))),
             Act::SetUp(name, up) => index(*name).and_then(|i| self.send(|b| set_up(b, i, *up))),
-            Act::Mtu(name, mtu) => index(*name).and_then(|i| self.send(|b| set_mtu(b, i, *mtu))),
             Act::AddAddress(link, to) => {
                 index(*link).and_then(|i| self.send(|b| veth::add_address(b, i, *to)))
             }
@@ -162,12 +160,6 @@ fn set_up(batch: &mut Batch, link: u32, up: bool) {
     header[8..12].copy_from_slice(&u32::from(up).to_ne_bytes());
     header[12..].copy_from_slice(&IFF_UP.to_ne_bytes());
     batch.message(RTM_NEWLINK, REQUEST, &header);
-}
-
-fn set_mtu(batch: &mut Batch, link: u32, mtu: u32) {
-    let mut header = [0; IFINFO];
-    header[4..8].copy_from_slice(&link.to_ne_bytes());
-    batch.message(RTM_NEWLINK, REQUEST, &header).attr_u32(IFLA_MTU, mtu);
 }
 
 fn fdb_without_self(batch: &mut Batch, link: u32, mac: Mac) {
@@ -246,7 +238,6 @@ const IFINFO: usize = 16;
 const IFF_UP: u32 = 1;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
-const IFLA_MTU: u16 = 4;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;

@@ -140,13 +140,12 @@ fn in_place(lab: &mut dyn Lab) {
     let have = tunnel_end(lab, V4);
     let LinkKind::Vxlan(kind) = have.kind;
     let kind = Vxlan { learning: true, local: Some(ip("172.16.0.99")), ..kind };
-    let want =
-        Link { mtu: 1400, mac: mac(9), tag: "else".to_owned(), kind: LinkKind::Vxlan(kind), ..have.clone() };
+    let want = Link { mtu: 1400, mac: mac(9), tag: "else".to_owned(), kind: LinkKind::Vxlan(kind), ..have };
     assert!(have.can_become(&want));
     let op = Op::Put { want: want.clone().object(), have: Some(have.object()) };
     assert_eq!(step(lab, op), Ok(()));
     // With another network's tag it is not ours any more, so it is read by its new owner.
-    let mine = Link { tag: tag(&NetworkId::default()), ..want.clone() };
+    let mine = Link { tag: tag(&NetworkId::default()), ..want };
     assert_eq!(step(lab, Op::Put { want: mine.clone().object(), have: Some(want.object()) }), Ok(()));
     assert!(has(lab, mine.clone()), "{:?}", state(lab));
     let other_port = Link { kind: LinkKind::Vxlan(Vxlan { port: 8473, ..kind }), ..mine.clone() };

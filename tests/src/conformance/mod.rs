@@ -50,8 +50,6 @@ pub enum Act {
     DeleteLink(IfName),
     /// `ip link set NAME up` or `down`.
     SetUp(IfName, bool),
-    /// `ip link set NAME mtu MTU`.
-    Mtu(IfName, u32),
     /// `ip address add`.
     AddAddress(IfName, IpNetwork),
     /// `ip address delete`.

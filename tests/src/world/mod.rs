@@ -13,6 +13,7 @@
 //! what node 7 hears and does.
 
 #![allow(
+    clippy::print_stdout,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::missing_panics_doc,

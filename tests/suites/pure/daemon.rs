@@ -12,7 +12,8 @@ const NETWORK: &[u8] = br#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxl
 
 fn record(key: &str, public: &str, mac: u8, node: Option<&str>) -> Lease {
     let data = format!(r#"{{"VNI":1,"VtepMAC":"02:04:00:00:00:{mac:02x}"}}"#);
-    let record = format!(r#"{{"PublicIP":"{public}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{data}}}"#);
+    let record =
+        format!(r#"{{"PublicIP":"{public}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{data}}}"#);
     Lease { node: node.map(str::to_owned), ..Lease::from_record(key, record.as_bytes()).unwrap() }
 }
 

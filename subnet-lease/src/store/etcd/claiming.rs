@@ -91,7 +91,7 @@ async fn acquire(
     let outcome = match session.swap(&key, Txn::new().when(conditions).and_then(writes)).await {
         Ok(revision) => {
             lease.epoch = u64::try_from(revision).unwrap_or(0);
-            give_way(session, &lease, &key, revision).await
+            give_way(session, claim, &lease, &key, revision).await
         }
         Err(error) => Err(error),
     };
@@ -104,9 +104,15 @@ async fn acquire(
 /// The comparison guards one key; but another key may hold one of our two families, or a longer or shorter subnet. So
 /// everybody looks again after writing, and of two that overlap the later one goes: both see both, since each
 /// looks after it wrote, and the revision of the write is an order that both see alike. Peers judge by the same order.
-async fn give_way(session: &mut Session, lease: &Lease, key: &str, revision: i64) -> Result<(), StoreError> {
+async fn give_way(
+    session: &mut Session,
+    claim: &Claim,
+    lease: &Lease,
+    key: &str,
+    revision: i64,
+) -> Result<(), StoreError> {
     let listing = listing::read(session).await?;
-    if !earlier(&listing).any(|(other, epoch)| epoch < lease.epoch && other.overlaps(&lease.subnets)) {
+    if !earlier(&listing).any(|(other, epoch)| epoch < lease.epoch && claim.contends(&other, &lease.subnets)) {
         return Ok(());
     }
     let still_ours = Compare::mod_revision(key, CompareOp::Equal, revision);
