@@ -93,7 +93,10 @@ fn start(shell: Shell) -> Result<Started, String> {
     Ok((running, NodeCore::new(shell.settings), inputs, [Some(route), netfilter]))
 }
 
-#[allow(deprecated, reason = "its successor is unsafe; the descriptor is the socket's own for as long as both live")]
+#[allow(
+    deprecated,
+    reason = "its successor is unsafe; the descriptor is the socket's own for as long as both live"
+)]
 fn pollable(events: Events) -> std::io::Result<AsyncFd<Events>> {
     AsyncFd::new(events)
 }

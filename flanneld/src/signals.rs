@@ -5,7 +5,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Completes with the first TERM or INT.
 pub async fn stop() {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         return std::future::pending().await;
     };
     // A parent that waits for signals by itself has them blocked, and its children inherit that.

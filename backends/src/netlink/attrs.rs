@@ -111,7 +111,11 @@ mod tests {
         batch.end(nest);
         let bytes = batch.seal_for_test(9);
         let message = Messages::new(&bytes).next().unwrap();
-        assert_eq!((message.kind, message.flags, message.sequence), (16, 5, 9), "the last message asks for an answer");
+        assert_eq!(
+            (message.kind, message.flags, message.sequence),
+            (16, 5, 9),
+            "the last message asks for an answer"
+        );
         let attrs = Attrs::after(message.payload, 4);
         assert_eq!(attrs.clone().find(3).unwrap(), b"flannel.1\0");
         let nested = Attrs::new(attrs.find(18).unwrap()).find(1).unwrap();

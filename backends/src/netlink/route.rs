@@ -7,8 +7,8 @@ use nix::errno::Errno;
 
 use super::link::{DUMP, PUT, REQUEST};
 use super::{
-    AF_INET, AF_INET6, Attrs, Batch, Dump, NetlinkError, RawMessage, Socket, address_bytes, address_from, read_u16,
-    read_u32,
+    AF_INET, AF_INET6, Attrs, Batch, Dump, NetlinkError, RawMessage, Socket, address_bytes, address_from,
+    read_u16, read_u32,
 };
 
 /// One way of a route as the kernel reports it. A multipath route is several of these.
@@ -113,7 +113,11 @@ pub fn dump_routes(family: u8) -> Batch {
 
 /// Passes every route of one family in the main table to `each`, one way at a time. A namespace that never had an
 /// address of the family has no such table, and says so with ENOENT: no routes.
-pub fn read_routes(socket: &mut Socket, family: u8, mut each: impl FnMut(RouteView)) -> Result<Dump, NetlinkError> {
+pub fn read_routes(
+    socket: &mut Socket,
+    family: u8,
+    mut each: impl FnMut(RouteView),
+) -> Result<Dump, NetlinkError> {
     let read = socket.dump(&mut dump_routes(family), |message| RouteView::parse(&message, &mut each));
     match read {
         Err(error) if error.errno() == Errno::ENOENT => Ok(Dump { interrupted: false }),

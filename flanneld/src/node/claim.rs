@@ -105,7 +105,8 @@ impl NodeCore {
     /// it we would take a second lease, and the others refuse that one for its address until the first runs out.
     fn lease_of_our_devices(&self) -> Option<Subnets> {
         let device = |f: Family| self.device_macs?[usize::from(f == Family::V6)];
-        let same = |p: &Peer, f: Family| device(f).is_some_and(|mac| p.vxlan(f).is_some_and(|v| v.mac == mac.0));
+        let same =
+            |p: &Peer, f: Family| device(f).is_some_and(|mac| p.vxlan(f).is_some_and(|v| v.mac == mac.0));
         self.peers.as_ref()?.peers().find(|p| Family::ALL.into_iter().any(|f| same(p, f))).map(|p| p.key())
     }
 

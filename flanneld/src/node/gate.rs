@@ -15,11 +15,14 @@ pub(super) struct Network {
     written: Vec<u8>,
 }
 
+/// A snapshot: leases, and keys that could not be read with the reason.
+type Shown = (Vec<Lease>, Vec<(String, String)>);
+
 /// What the store shows that is not a peer: the last snapshot until it is turned into peers, and our own lease.
 #[derive(Default)]
 pub(super) struct Leases {
     /// A snapshot that came before the configuration or the interface were known.
-    waiting: Option<(Vec<Lease>, Vec<(String, String)>)>,
+    waiting: Option<Shown>,
     /// What the store shows for us.
     pub(super) shown: Option<Lease>,
 }
@@ -77,7 +80,8 @@ impl NodeCore {
     pub(super) fn snapshot(&mut self) {
         let (Some(network), Some(external)) = (&self.network, &self.external) else { return };
         let Some((leases, unreadable)) = self.leases.waiting.take() else { return };
-        let own = |lease: &&Lease| is_own(lease, self.own.as_ref(), external.public, self.settings.node.as_deref());
+        let own =
+            |lease: &&Lease| is_own(lease, self.own.as_ref(), external.public, self.settings.node.as_deref());
         self.leases.shown = leases.iter().find(own).cloned();
         let own = self.own.or_else(|| self.leases.shown.as_ref().map(|l| l.subnets));
         if let Some(peers) = &mut self.peers {

@@ -173,8 +173,12 @@ impl NodeCore {
         let OpError::Failed(error) = error else { return None };
         match (error.class(), op.object()) {
             (Class::Fatal, _) => Some((Exit::Permission, NO_PERMISSION)),
-            (Class::Unsupported, Object::Link(_)) if !self.last.complete => Some((Exit::Unsupported, NO_VXLAN)),
-            (Class::Unsupported, Object::Table(_)) if !self.last.complete => Some((Exit::Unsupported, NO_NFTABLES)),
+            (Class::Unsupported, Object::Link(_)) if !self.last.complete => {
+                Some((Exit::Unsupported, NO_VXLAN))
+            }
+            (Class::Unsupported, Object::Table(_)) if !self.last.complete => {
+                Some((Exit::Unsupported, NO_NFTABLES))
+            }
             _ => None,
         }
     }

@@ -18,7 +18,8 @@ pub(crate) struct Case {
 }
 
 /// What every cluster needs.
-const CLUSTER: [Need; 6] = [Need::Namespaces, Need::Veth, Need::Bridge, Need::Vxlan, Need::NfTables, Need::Ipv6];
+const CLUSTER: [Need; 6] =
+    [Need::Namespaces, Need::Veth, Need::Bridge, Need::Vxlan, Need::NfTables, Need::Ipv6];
 
 /// A case that builds a cluster.
 pub(crate) fn case(name: impl Into<String>, body: impl FnOnce() -> Result<()> + Send + 'static) -> Case {
@@ -26,6 +27,11 @@ pub(crate) fn case(name: impl Into<String>, body: impl FnOnce() -> Result<()> + 
 }
 
 impl Case {
+    /// It needs this of the machine, and nothing else.
+    pub(crate) fn needing(self, needs: &[Need]) -> Self {
+        Self { needs: needs.to_vec(), ..self }
+    }
+
     /// It needs the real programs to test against.
     pub(crate) fn with_peers(self) -> Self {
         Self { peers: true, ..self }
@@ -33,7 +39,8 @@ impl Case {
 
     /// Why it can't run here.
     fn missing(&self) -> Vec<String> {
-        let mut missing: Vec<String> = Caps::probe().missing(&self.needs).into_iter().map(Into::into).collect();
+        let mut missing: Vec<String> =
+            Caps::probe().missing(&self.needs).into_iter().map(Into::into).collect();
         if self.peers && peer("flanneld").is_err() {
             missing.push("the programs of tests/peers are not built".into());
         }
@@ -71,13 +78,15 @@ pub(crate) fn run(args: &Arguments, cases: Vec<Case>) -> ExitCode {
 
 /// Our programs.
 pub(crate) fn products() -> Result<Products> {
-    let dir = std::env::var_os("SELVAGE_PRODUCTS").context("SELVAGE_PRODUCTS is not set: run `tests/run netns`")?;
+    let dir =
+        std::env::var_os("SELVAGE_PRODUCTS").context("SELVAGE_PRODUCTS is not set: run `tests/run netns`")?;
     Products::in_dir(&PathBuf::from(dir))
 }
 
 /// One of the real programs to test against.
 pub(crate) fn peer(program: &str) -> Result<PathBuf> {
-    let dir = std::env::var_os("SELVAGE_PEERS").filter(|d| !d.is_empty()).context("SELVAGE_PEERS is not set")?;
+    let dir =
+        std::env::var_os("SELVAGE_PEERS").filter(|d| !d.is_empty()).context("SELVAGE_PEERS is not set")?;
     let path = PathBuf::from(dir).join(program);
     path.exists().then_some(path.clone()).with_context(|| format!("{} does not exist", path.display()))
 }

@@ -43,7 +43,8 @@ fn direct_routing() -> Result<()> {
     let network = Map::from_iter([("Backend".to_owned(), json!({"Type": "vxlan", "DirectRouting": true}))]);
     let cluster = cluster(Spec { family: Family::Dual, store: StoreKind::Etcd, network, ..Spec::default() })?;
     let netlink = cluster.net.host(0).netlink()?;
-    let through = |link| netlink.routes(link).map(|routes| routes.iter().filter(|r| r.prefix() == 24).count());
+    let through =
+        |link| netlink.routes(link).map(|routes| routes.iter().filter(|r| r.prefix() == 24).count());
     ensure!(through(netns_harness::UPLINK)? >= 2, "peers on the same wire have plain routes");
     ensure!(through("flannel.1")? == 0, "no peer goes through the tunnel");
     Ok(())

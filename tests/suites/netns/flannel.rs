@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use netns_harness::disturb::outage;
+use netns_harness::flannel::Backend;
 use netns_harness::flannel::{Products, StoreKind, subnet_env, wait_for_subnet};
 use netns_harness::{Cluster, Family, Spec, eventually};
-use netns_harness::flannel::Backend;
 
 use crate::case::{Case, case, cluster, peer, products, spec};
 

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use ipnetwork::IpNetwork;
 use netns_harness::disturb::outage;
 use netns_harness::flannel::{SUBNET_ENV, subnet_env, wait_for_subnet};
 use netns_harness::{Cluster, Family, Program, UPLINK, eventually};
-use ipnetwork::IpNetwork;
 use nix::sys::signal::Signal;
 
 use crate::case::{Case, case, cluster, etcdctl, products, spec};
@@ -39,7 +39,8 @@ fn join_and_leave() -> Result<()> {
     let routes = |cluster: &Cluster| cluster.net.host(0).netlink()?.routes("flannel.1");
     let before = routes(&cluster)?.len();
     let leases = cluster.store.list("subnets/")?;
-    let gone = subnet_env(cluster.net.host(3)).unwrap_or_default()["FLANNEL_SUBNET"].replace(".1/24", ".0-24");
+    let gone =
+        subnet_env(cluster.net.host(3)).unwrap_or_default()["FLANNEL_SUBNET"].replace(".1/24", ".0-24");
     let key = leases.keys().find(|key| key.contains(&gone)).context("the host's lease")?.clone();
     cluster.daemons[3].kill();
     etcdctl(&cluster, &["del", &key])?;
@@ -213,7 +214,8 @@ fn restart_under_traffic(family: Family, signal: Signal) -> Result<()> {
             for (n, process) in running.iter_mut().enumerate().take(2) {
                 process.signal(signal);
                 process.wait(SOON)?;
-                *process = cluster.net.host(n).spawn(&daemon.clone().named(&format!("flanneld-{signal}-{one}")))?;
+                *process =
+                    cluster.net.host(n).spawn(&daemon.clone().named(&format!("flanneld-{signal}-{one}")))?;
                 eventually(SOON, || {
                     ensure!(process.log().contains(" ready"), "{}", process.log());
                     Ok(())

@@ -9,6 +9,7 @@
 mod case;
 mod connect;
 mod flannel;
+mod laws;
 mod life;
 mod repair;
 mod store;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     let mut args = Arguments::from_args();
     // Cases count lost packets and milliseconds: one at a time, unless told otherwise.
     args.test_threads = args.test_threads.or(Some(1));
-    let cases = [connect::cases(), life::cases(), repair::cases(), store::cases(), flannel::cases()];
+    let cases =
+        [laws::cases(), connect::cases(), life::cases(), repair::cases(), store::cases(), flannel::cases()];
     case::run(&args, cases.into_iter().flatten().collect())
 }

@@ -110,7 +110,8 @@ fn foreign_stays() -> Result<()> {
     }
     let foreign = |host: &Host| -> Result<String> {
         let lines = ["ip route show table 77", "ip link show vx9", "ip neigh show dev eth0 nud permanent"];
-        let mut all: String = lines.iter().map(|l| sh(host, &l.replace("eth0", UPLINK))).collect::<Result<_>>()?;
+        let mut all: String =
+            lines.iter().map(|l| sh(host, &l.replace("eth0", UPLINK))).collect::<Result<_>>()?;
         for (list, mark) in [
             ("ip route show", "10.42.250.0/28"),
             ("ip route show", "192.0.2.0/24"),

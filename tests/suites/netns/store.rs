@@ -14,7 +14,9 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("bad_records_hurt_nobody_and_are_named", bad_records),
         case("a_store_that_is_away_changes_nothing_and_is_followed_again_etcd", || away(StoreKind::Etcd)),
-        case("a_store_that_is_away_changes_nothing_and_is_followed_again_embedded", || away(StoreKind::Embedded)),
+        case("a_store_that_is_away_changes_nothing_and_is_followed_again_embedded", || {
+            away(StoreKind::Embedded)
+        }),
         case("a_deleted_lease_is_claimed_again_in_place", deleted_lease),
     ]
 }
@@ -24,11 +26,23 @@ const BAD: [(&str, &str); 8] = [
     ("not-a-key", "x"),
     ("10.42.200.0-24", "not json"),
     ("10.42.201.0-24", "{}"),
-    ("10.42.202.0-24", r#"{"PublicIP":"127.0.0.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}}"#),
-    ("128.0.0.0-1", r#"{"PublicIP":"172.30.0.66","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:02"}}"#),
-    ("10.42.203.0-24", r#"{"PublicIP":"172.30.0.67","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"00:00:00:00:00:00"}}"#),
+    (
+        "10.42.202.0-24",
+        r#"{"PublicIP":"127.0.0.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}}"#,
+    ),
+    (
+        "128.0.0.0-1",
+        r#"{"PublicIP":"172.30.0.66","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:02"}}"#,
+    ),
+    (
+        "10.42.203.0-24",
+        r#"{"PublicIP":"172.30.0.67","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"00:00:00:00:00:00"}}"#,
+    ),
     ("10.42.204.0-24", r#"{"PublicIP":"172.30.0.68","PublicIPv6":null,"BackendType":"host-gw"}"#),
-    ("10.42.0.0-16", r#"{"PublicIP":"172.30.0.69","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:03"}}"#),
+    (
+        "10.42.0.0-16",
+        r#"{"PublicIP":"172.30.0.69","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:03"}}"#,
+    ),
 ];
 
 fn bad_records() -> Result<()> {

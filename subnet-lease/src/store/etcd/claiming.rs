@@ -112,7 +112,8 @@ async fn give_way(
     revision: i64,
 ) -> Result<(), StoreError> {
     let listing = listing::read(session).await?;
-    if !earlier(&listing).any(|(other, epoch)| epoch < lease.epoch && claim.contends(&other, &lease.subnets)) {
+    if !earlier(&listing).any(|(other, epoch)| epoch < lease.epoch && claim.contends(&other, &lease.subnets))
+    {
         return Ok(());
     }
     let still_ours = Compare::mod_revision(key, CompareOp::Equal, revision);
