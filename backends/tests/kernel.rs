@@ -7,10 +7,7 @@ use std::sync::Arc;
 
 use backends::kernel::real::RealKernel;
 use backends::kernel::{Kernel, OpError};
-use backends::{
-    External, KernelState, LocalNode, Mac, Object, Op, Owner, Plan, Route, RouteKind, choose, default_metric,
-    diff,
-};
+use backends::{External, KernelState, LocalNode, Mac, Object, Op, Owner, Plan, Route, choose, diff};
 use nix::sched::{CloneFlags, unshare};
 use subnet_lease::{
     BackendAttrs, Family, Lease, NetworkConfig, NetworkId, PeerTable, PublicAddrs, Subnets, VxlanData,
@@ -211,20 +208,7 @@ fn a_link_that_cannot_be_made_takes_only_what_hangs_on_it() {
 #[test]
 fn a_blackhole_route_reads_back_as_it_was_written() {
     let mut lab = Lab::new();
-    let hole = |dst: &str| {
-        let dst: subnet_lease::IpNetwork = dst.parse().unwrap();
-        let (metric, kind) = (default_metric(&dst), RouteKind::Blackhole);
-        Object::Route(Route {
-            dst,
-            metric,
-            kind,
-            via: None,
-            link: None,
-            onlink: false,
-            scope: 0,
-            protocol: 67,
-        })
-    };
+    let hole = |dst: &str| Object::Route(Route::blackhole(dst.parse().unwrap()));
     let want = [hole("10.244.1.0/24"), hole("fd00:244:0:1::/64")].into_iter().collect();
     lab.converge(&want);
 }

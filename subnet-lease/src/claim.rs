@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use crate::IpNetwork;
 use crate::lease::{BackendAttrs, Lease, PublicAddrs};
-use crate::net::{Family, Subnets, overlap, span};
+#[cfg(any(feature = "etcd", test))]
+use crate::net::overlap;
+use crate::net::{Family, Subnets, span};
 use crate::netconf::NetworkConfig;
 use crate::pool::NetworkPool;
 use crate::store::StoreError;
@@ -82,6 +84,7 @@ impl Claim {
     }
 
     /// Whether a lease that holds `theirs` keeps us from `mine`. What could be no lease of this network does not.
+    #[cfg(any(feature = "etcd", test))]
     pub(crate) fn contends(&self, theirs: &Subnets, mine: &Subnets) -> bool {
         let of = |pool: NetworkPool| {
             let theirs = theirs.family(pool.family()).filter(|theirs| pool.could_lease(*theirs));

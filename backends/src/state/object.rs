@@ -6,6 +6,7 @@ use ipnetwork::IpNetwork;
 use subnet_lease::Family;
 
 use crate::name::{IfName, Mac};
+use crate::owner::ROUTE_PROTOCOL;
 use crate::traffic::RuleTable;
 
 /// The identity of an object. **The order of the variants is the dependency order**: objects are created in this
@@ -209,6 +210,14 @@ pub struct Route {
     pub scope: u8,
     /// Who made it (`RTPROT_…`).
     pub protocol: u8,
+}
+
+impl Route {
+    /// A route of ours that drops what no better one takes.
+    pub fn blackhole(dst: IpNetwork) -> Self {
+        let (metric, kind) = (default_metric(&dst), RouteKind::Blackhole);
+        Self { dst, metric, kind, via: None, link: None, onlink: false, scope: 0, protocol: ROUTE_PROTOCOL }
+    }
 }
 
 /// What a route does with a packet.

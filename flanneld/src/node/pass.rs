@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use backends::kernel::{Class, KernelError, OpError, Own};
 use backends::traffic::{self, RuleInput};
-use backends::{
-    Facts, KernelState, LocalNode, Object, Op, Owner, ROUTE_PROTOCOL, Route, RouteKind, default_metric, diff,
-};
+use backends::{Facts, KernelState, LocalNode, Object, Op, Owner, Route, diff};
 use subnet_lease::{Family, SubnetEnv};
 use tracing::{debug, error, info, warn};
 
@@ -210,7 +208,10 @@ impl NodeCore {
         };
         let wish = network.backend.desired(&node, peers, facts);
         let rules = traffic::rules(&self.rule_input(&node)).into_iter().map(|t| Object::Table(Box::new(t)));
-        let holes = subnets.iter().filter(|_| self.settings.blackhole_route).map(blackhole);
+        let holes = subnets
+            .iter()
+            .filter(|_| self.settings.blackhole_route)
+            .map(|net| Object::Route(Route::blackhole(net)));
         let want = wish.objects.into_iter().chain(rules).chain(holes).collect();
         Some((node, wish.conflicts, want))
     }
@@ -266,21 +267,6 @@ impl NodeCore {
 /// What the node needs before a pod can use it: everything but peers.
 fn is_own_end(object: &Object) -> bool {
     matches!(object, Object::Link(_) | Object::Address(_) | Object::Up(_) | Object::Table(_))
-}
-
-fn blackhole(dst: ipnetwork::IpNetwork) -> Object {
-    let metric = default_metric(&dst);
-    let kind = RouteKind::Blackhole;
-    Object::Route(Route {
-        dst,
-        metric,
-        kind,
-        via: None,
-        link: None,
-        onlink: false,
-        scope: 0,
-        protocol: ROUTE_PROTOCOL,
-    })
 }
 
 /// The first failure of a kind in full, the rest counted.

@@ -85,7 +85,7 @@ fn what_an_interrupted_dump_kept_from_being_deleted_goes_soon_even_if_the_kernel
     let own = record("10.244.1.0-24", "172.16.0.1", 1, None);
     let peers = [2, 3].map(|n| record(&format!("10.244.{n}.0-24"), &format!("172.16.0.{n}"), n, None));
     let mut solo = Solo::new(settings(), host(&[]), own.clone());
-    solo.start(NETWORK, vec![own, peers[0].clone(), peers[1].clone()]);
+    solo.start(NETWORK, vec![own.clone(), peers[0].clone(), peers[1].clone()]);
     solo.notice();
     solo.wait(Duration::from_secs(2));
     solo.take_plans();
@@ -93,7 +93,7 @@ fn what_an_interrupted_dump_kept_from_being_deleted_goes_soon_even_if_the_kernel
     solo.kernel.faults.interrupt_dumps(1);
     // One goes and one comes: there is something to apply, so the pass is more than a look.
     solo.hear(Input::Store(StoreEvent::Snapshot {
-        leases: vec![peers[0].clone(), record("10.244.4.0-24", "172.16.0.4", 4, None)],
+        leases: vec![own, peers[0].clone(), record("10.244.4.0-24", "172.16.0.4", 4, None)],
         unreadable: Vec::new(),
     }));
     solo.wait(Duration::from_secs(1));
@@ -106,9 +106,9 @@ fn routes_a_flannel_left_are_swept_after_a_first_dump_that_was_interrupted() {
     let left = "ip route add 10.244.9.0/24 via 172.16.0.9 dev eth0 proto 3";
     let own = record("10.244.1.0-24", "172.16.0.1", 1, None);
     let mut solo = Solo::new(settings(), host(&[left]), own.clone());
-    solo.kernel.faults.interrupt_dumps(3);
-    solo.start(NETWORK, vec![own]);
-    solo.notice();
+    solo.hear(Input::Store(StoreEvent::Config(NETWORK.to_vec())));
+    solo.kernel.faults.interrupt_dumps(1);
+    solo.hear(Input::Store(StoreEvent::Snapshot { leases: vec![own], unreadable: Vec::new() }));
     solo.wait(Duration::from_secs(5));
     assert!(!solo.kernel.to_string().contains("10.244.9.0"), "{}", solo.kernel);
 }
