@@ -133,6 +133,7 @@ impl NodeCore {
         };
         self.note_devices(&own);
         self.report_refused();
+        self.report_refused();
         let Some((node, conflicts, want)) = self.wish() else {
             return self.pace.finished(now, self.host_stale);
         };
