@@ -37,7 +37,7 @@ pub async fn dry_run(
             match effect {
                 Effect::ReadHost => drop(kernel.send(Ask::Host)),
                 Effect::ReadOwn(owner) => drop(kernel.send(Ask::Own(owner))),
-                Effect::Apply(plan) => return Ok(plan),
+                Effect::Apply(plan) => return Ok(Arc::unwrap_or_clone(plan)),
                 // Published once the pass is complete: there was nothing to do.
                 Effect::Publish(_) => return Ok(Plan::default()),
                 Effect::Claim(_) if !claimed => {

@@ -1,6 +1,7 @@
 //! The kernel behind a channel, on a thread of its own: a pass over fifty thousand peers must not delay the store's
 //! keep-alive, and rtnetlink's little runtime must not run inside another.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
 use backends::kernel::Kernel;
@@ -17,7 +18,7 @@ pub(crate) enum Ask {
     /// Answered by [`Input::Own`].
     Own(Owner),
     /// Answered by [`Input::Applied`].
-    Apply(Plan),
+    Apply(Arc<Plan>),
 }
 
 /// Starts the thread in this thread's network namespace. It ends with the sender or with the inbox.

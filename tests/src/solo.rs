@@ -106,7 +106,7 @@ impl Solo {
             Effect::Apply(plan) => {
                 let results = self.kernel.apply(&plan.ops);
                 let failed = results.iter().filter(|r| r.is_err()).count();
-                self.plans.push((plan, failed));
+                self.plans.push((std::sync::Arc::unwrap_or_clone(plan), failed));
                 Some(Input::Applied(results))
             }
             Effect::Claim(claim) => {

@@ -20,6 +20,7 @@ mod pace;
 mod pass;
 mod ready;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use backends::kernel::{KernelError, KernelEvent, OpError, Own};
@@ -90,7 +91,7 @@ pub enum Effect {
     /// Read what may be ours.
     ReadOwn(Owner),
     /// Perform these steps.
-    Apply(Plan),
+    Apply(Arc<Plan>),
     /// Make the store say this about us.
     Claim(Box<Claim>),
     /// Write subnet.env, if it says anything else.
@@ -109,7 +110,7 @@ enum Phase {
     Idle,
     ReadingHost,
     ReadingOwn(Owner),
-    Applying(Plan),
+    Applying(Arc<Plan>),
 }
 
 /// The daemon.

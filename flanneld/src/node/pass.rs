@@ -1,6 +1,7 @@
 //! One pass: read, compare, apply.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use backends::kernel::{Class, KernelError, OpError, Own};
 use backends::traffic::{self, RuleInput};
@@ -24,14 +25,16 @@ const NO_NFTABLES: &str = "this kernel has no nf_tables: load the module (modpro
 pub(super) struct Outcome {
     /// A pass ran with everything it needs.
     pub(super) complete: bool,
+    /// What an earlier daemon left behind is gone.
+    swept: bool,
     /// Our own device, address or rules could not be made.
     pub(super) own_failure: Option<String>,
     /// Steps that failed, skipped ones included.
     pub(super) failed: usize,
     /// Peers that this backend can't reach.
     pub(super) conflicts: Vec<String>,
-    /// Its dump was interrupted: what was not deleted waits for a clean one.
-    interrupted: bool,
+    /// Something was not deleted that should have been: the dump was interrupted, or the kernel refused.
+    unswept: bool,
     /// When it began.
     began: Tick,
     counts: (usize, usize, usize),
@@ -121,7 +124,7 @@ impl NodeCore {
             names: network.backend.links(),
             external: self.external.as_ref().map(|e| e.link),
             lease_lengths: pools.iter().map(|p| p.subnet_len).collect(),
-            first_pass: !self.last.complete,
+            first_pass: !self.last.swept,
         })
     }
 
@@ -133,7 +136,6 @@ impl NodeCore {
         };
         self.note_devices(&own);
         self.report_refused();
-        self.report_refused();
         let Some((node, conflicts, want)) = self.wish() else {
             return self.pace.finished(now, self.host_stale);
         };
@@ -144,10 +146,12 @@ impl NodeCore {
         }
         self.report_conflicts(conflicts);
         self.last.counts = plan.counts();
-        self.last.interrupted = own.interrupted;
+        self.last.unswept = own.interrupted;
         if plan.is_empty() {
             return self.complete(now, Vec::new(), effects);
         }
+        // Shared, not copied: the plan of a cold start is the largest thing a node ever holds.
+        let plan = Arc::new(plan);
         self.phase = Phase::Applying(plan.clone());
         effects.push(Effect::Apply(plan));
     }
@@ -163,6 +167,7 @@ impl NodeCore {
             error!("{way_out}");
             return effects.push(Effect::Exit(exit));
         }
+        self.last.unswept |= failures.iter().any(|(op, _)| matches!(op, Op::Delete(_)));
         let failures = failures.into_iter().map(|(op, e)| (op.object().clone(), e.to_string())).collect();
         self.complete(now, failures, effects);
     }
@@ -184,15 +189,15 @@ impl NodeCore {
 
     /// The end of a pass that had all it needs.
     fn complete(&mut self, now: Tick, failures: Vec<(Object, String)>, effects: &mut Vec<Effect>) {
-        let again = self.last.interrupted;
         self.phase = Phase::Idle;
         self.last.failed = failures.len();
         self.last.own_failure = failures.iter().find(|(o, _)| is_own_end(o)).map(|(o, why)| {
             let line = Op::Put { want: o.clone(), have: None }.to_string();
             format!("{}: {why}", line.lines().next().unwrap_or_default())
         });
-        self.last.complete |= !again;
-        self.pace.finished(now, again || self.host_stale || !failures.is_empty());
+        self.last.complete = true;
+        self.last.swept |= !self.last.unswept;
+        self.pace.finished(now, self.last.unswept || self.host_stale || !failures.is_empty());
         self.publish(effects);
     }
 
