@@ -215,14 +215,20 @@ impl Store {
 
     /// Writes keys below [`PREFIX`] with etcdctl, which works on any store; many in one transaction each.
     pub fn put(&self, pairs: &[(String, String)]) -> Result<()> {
+        let puts = pairs.iter().map(|(key, value)| format!("put {} {}\n", quoted_key(key), quoted(value)));
+        self.transact(&puts.collect::<Vec<_>>())
+    }
+
+    /// Deletes keys below [`PREFIX`], in the same way.
+    pub fn delete(&self, keys: &[String]) -> Result<()> {
+        self.transact(&keys.iter().map(|key| format!("del {}\n", quoted_key(key))).collect::<Vec<_>>())
+    }
+
+    fn transact(&self, lines: &[String]) -> Result<()> {
         // etcd refuses more than 128 operations a transaction.
-        for chunk in pairs.chunks(100) {
-            let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
-            let puts = chunk.iter().map(|(key, value)| {
-                format!("put {} {}\n", quoted(&format!("{PREFIX}/{key}")), quoted(value))
-            });
-            // No conditions, the puts, and nothing otherwise.
-            let script = format!("\n{}\n\n", puts.collect::<String>());
+        for chunk in lines.chunks(100) {
+            // No conditions, the operations, and nothing otherwise.
+            let script = format!("\n{}\n\n", chunk.concat());
             eventually(PATIENCE, || self.etcdctl(&["txn"], &script).map(drop))?;
         }
         Ok(())
@@ -255,6 +261,14 @@ impl Store {
         }
         answer.map(drop).with_context(|| format!("the store does not answer\n{}", last_words()))
     }
+}
+
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+fn quoted_key(key: &str) -> String {
+    quoted(&format!("{PREFIX}/{key}"))
 }
 
 fn embedded(products: &Products, listen: SocketAddr) -> Program {

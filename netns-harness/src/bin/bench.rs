@@ -143,6 +143,7 @@ fn small_clusters(products: &Products, flags: &Flags) -> Result<Vec<Measure>> {
 fn many_peers(products: &Products, flags: &Flags) -> Result<Vec<Measure>> {
     let peers = usize::from(flags.peers);
     let (mut walls, mut cpus, mut peaks, mut idles) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut joins, mut halves) = (Vec::new(), Vec::new());
     for round in 0..flags.rounds {
         let net = Net::build(Topology::flat(1))?;
         let store = store(&net, products, 1_000, flags)?;
@@ -157,13 +158,51 @@ fn many_peers(products: &Products, flags: &Flags) -> Result<Vec<Measure>> {
             idles.push(idle(&daemon, Duration::from_secs(flags.idle.into()))?);
         }
         peaks.push(f64::from(u32::try_from(cost(&daemon)?.peak_kib)?) / 1024.0);
+        let leaves = peers / 2;
+        joins.push(ms(more(&net, &store, &daemon, flags.peers)?));
+        halves.push(ms(fewer(&net, &store, peers + JOINS, leaves)?));
     }
     Ok(vec![
         Measure { name: "all peers programmed from a cold start", unit: "s", goal: 0.15, all: walls },
         Measure { name: "CPU time until then", unit: "s", goal: 0.1, all: cpus },
         Measure { name: "peak resident memory with all peers", unit: "MiB", goal: 14.0, all: peaks },
         Measure { name: "idle CPU with all peers", unit: "%", goal: 0.1, all: idles },
+        Measure { name: "100 more join, the last write to the kernel", unit: "ms", goal: 60.0, all: joins },
+        Measure {
+            name: "half of them leave, the last write to the kernel",
+            unit: "ms",
+            goal: 150.0,
+            all: halves,
+        },
     ])
+}
+
+/// Hosts that join a large cluster at once.
+const JOINS: usize = 100;
+
+/// From the store's answer to the last of the new leases until the kernel has them all; what writing takes is the
+/// store's.
+fn more(net: &Net, store: &Store, daemon: &Process, peers: u16) -> Result<Duration> {
+    let all = leases(peers + u16::try_from(JOINS)?)?;
+    store.put(&all[peers.into()..])?;
+    let start = Instant::now();
+    programmed(net.host(0), all.len(), daemon)?;
+    Ok(start.elapsed())
+}
+
+/// The same for leases that go.
+fn fewer(net: &Net, store: &Store, peers: usize, leave: usize) -> Result<Duration> {
+    let all = leases(u16::try_from(leave)?)?;
+    store.delete(&all.into_iter().map(|(key, _)| key).collect::<Vec<_>>())?;
+    let start = Instant::now();
+    let netlink = net.host(0).netlink()?;
+    let left = peers - leave;
+    eventually(PATIENCE, || {
+        let routes = netlink.routes(Backend::Vxlan.link(Family::V4))?;
+        let routes = routes.iter().filter(|net| net.prefix() == 24).count();
+        if routes <= left { Ok(()) } else { bail!("{routes} routes of {left}") }
+    })?;
+    Ok(start.elapsed())
 }
 
 /// Two pods under traffic while the sender's daemon is ended, by either signal, and started again.

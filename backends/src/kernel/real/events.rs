@@ -10,7 +10,7 @@ use subnet_lease::contains_net;
 use crate::kernel::KernelEvent;
 use crate::name::IfName;
 use crate::netlink::link::{LinkView, RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK};
-use crate::netlink::neigh::NeighView;
+use crate::netlink::neigh::{NeighView, RTM_DELNEIGH, RTM_NEWNEIGH};
 use crate::netlink::route::{RT_TABLE_MAIN, RTPROT_KERNEL, RouteView};
 use crate::netlink::{NetlinkError, RawMessage, Received, Socket};
 use crate::owner::ROUTE_PROTOCOL;
@@ -59,9 +59,13 @@ impl Events {
                 Received::Empty => return Ok(gravest),
                 Received::Overrun => gravest = Some(KernelEvent::Overrun),
                 Received::Messages(messages) => {
+                    // After a pass of ours thousands of its own messages wait here: what can add nothing is not read.
                     for message in messages {
-                        let event = if netfilter { rules(&message) } else { filter.judge(&message) };
-                        gravest = graver(gravest, event);
+                        if gravest.is_none_or(|e| e == KernelEvent::Own) {
+                            let event =
+                                if netfilter { rules(&message) } else { filter.judge(&message, gravest) };
+                            gravest = graver(gravest, event);
+                        }
                     }
                 }
             }
@@ -84,11 +88,13 @@ impl AsRawFd for Events {
 impl EventFilter {
     /// What a message of rtnetlink asks for. Link down and the loss of the last address send no route messages, so
     /// every link and address message counts.
-    fn judge(&self, message: &RawMessage<'_>) -> Option<KernelEvent> {
+    fn judge(&self, message: &RawMessage<'_>, known: Option<KernelEvent>) -> Option<KernelEvent> {
         match message.kind {
             RTM_NEWLINK | RTM_DELLINK => LinkView::parse(message).map(|_| KernelEvent::Host),
             RTM_NEWADDR | RTM_DELADDR => Some(KernelEvent::Host),
-            _ => NeighView::parse(message).map_or_else(|| self.route(message), |view| self.neighbour(&view)),
+            RTM_NEWNEIGH | RTM_DELNEIGH if known.is_some() => None,
+            RTM_NEWNEIGH | RTM_DELNEIGH => NeighView::parse(message).and_then(|view| self.neighbour(&view)),
+            _ => self.route(message),
         }
     }
 
