@@ -4,6 +4,7 @@
 //! Every flag and variable of the daemon is understood, from the daemon's own table: what `config` and `plan` show is
 //! what a daemon would do that was started the same way.
 
+mod cleanup;
 mod lease;
 mod network;
 mod settings;
@@ -43,6 +44,8 @@ enum Verb {
     Lease(lease::Verb),
     /// Print what a daemon's next pass would change on this host, and change nothing.
     Plan,
+    /// Take away what a stopped daemon left in the kernel, and subnet.env.
+    Cleanup(cleanup::Arguments),
     /// Print the settings in force, and where each comes from.
     Config(Output),
 }
@@ -84,6 +87,7 @@ fn run(arguments: &[String], environment: &Environment, out: &mut dyn Write) -> 
         Verb::Network(verb) => network::run(&verb, config)?,
         Verb::Lease(verb) => lease::run(verb, config)?,
         Verb::Plan => plan(&config)?,
+        Verb::Cleanup(arguments) => cleanup::run(&arguments, &config)?,
         Verb::Config(output) => settings::run(&raw, output.output)?,
     };
     match out.write_all(said.as_bytes()).and_then(|()| out.flush()) {

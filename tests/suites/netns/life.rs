@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use ipnetwork::IpNetwork;
 use netns_harness::disturb::outage;
-use netns_harness::flannel::{SUBNET_ENV, subnet_env, wait_for_subnet};
-use netns_harness::{Cluster, Family, Program, UPLINK, eventually};
+use netns_harness::flannel::{Backend, SUBNET_ENV, subnet_env, wait_for_subnet};
+use netns_harness::{Cluster, Family, Program, Spec, UPLINK, eventually};
 use nix::sys::signal::Signal;
 
 use crate::case::{Case, case, cluster, etcdctl, products, spec};
@@ -20,6 +20,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case("a_restart_on_an_unchanged_host_plans_nothing", nothing_to_do),
         case("subnet_env_comes_back_when_it_vanishes", subnet_env_vanishes),
         case("ready_turns_green_after_the_first_pass", ready),
+        case("cleanup_takes_away_what_is_ours_and_nothing_else", cleanup),
         case("without_the_right_to_change_the_network_the_daemon_says_so_and_ends", no_permission),
         case("a_demonstration_runs_without_root_and_leaves_nothing", rootless_demo),
     ];
@@ -139,6 +140,37 @@ fn ready() -> Result<()> {
         Ok(())
     })?;
     cluster.daemons.push(process);
+    Ok(())
+}
+
+fn cleanup() -> Result<()> {
+    for backend in [Backend::Vxlan, Backend::HostGw] {
+        let mut cluster = cluster(Spec { backend, ..spec(Family::Dual) })?;
+        let host = cluster.net.host(0).clone();
+        let control = |verb: &str| -> Result<String> {
+            host.exec(&products()?.control_on_host(&cluster.store).args(verb.split(' ')))
+        };
+        let show = |tool: &str, args: &str| host.exec(&Program::new(tool).args(args.split(' ')));
+        show("ip", "route add 10.42.250.0/28 dev eth0 proto static")?;
+        show("nft", "add table inet mine")?;
+        cluster.daemons[0].stop()?;
+        let told = control("cleanup --dry-run")?;
+        ensure!(show("ip", "route show proto 67")?.lines().count() == 2, "a dry run changed something");
+        let done = control("cleanup")?;
+        ensure!(done.starts_with(&told), "told:\n{told}\ndone:\n{done}");
+        for (tool, args) in
+            [("ip", "route show proto 67"), ("ip", "-6 route show proto 67"), ("ip", "link show type vxlan")]
+        {
+            ensure!(show(tool, args)?.trim().is_empty(), "{tool} {args} still shows something");
+        }
+        let tables = show("nft", "list tables")?;
+        ensure!(tables.contains("mine") && !tables.contains("flannel-"), "{tables}");
+        ensure!(show("ip", "route show")?.contains("10.42.250.0/28"), "a foreign route is gone");
+        ensure!(subnet_env(&host).is_none(), "subnet.env is still there");
+        ensure!(control("cleanup")?.contains("not there"), "a second time there is nothing to do");
+        cluster.restart_daemon(0)?;
+        cluster.wait_for_pings(SOON)?;
+    }
     Ok(())
 }
 
