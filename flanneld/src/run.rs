@@ -159,7 +159,7 @@ impl Running {
     fn ask(&mut self, ask: Ask) {
         if self.kernel.send(ask).is_err() {
             error!("the kernel thread has ended");
-            self.exit = Some(Exit::Permission);
+            self.exit = Some(Exit::Failed);
         }
     }
 
