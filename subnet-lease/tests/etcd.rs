@@ -4,9 +4,13 @@
 
 #[path = "etcd/claims.rs"]
 mod claims;
+#[path = "etcd/cost.rs"]
+mod cost;
 #[cfg(feature = "server")]
 #[path = "etcd/embedded.rs"]
 mod embedded;
+#[path = "etcd/faults.rs"]
+mod faults;
 #[path = "etcd/host.rs"]
 mod host;
 #[path = "etcd/relay.rs"]

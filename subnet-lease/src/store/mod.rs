@@ -3,6 +3,7 @@
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::claim::Claim;
@@ -57,11 +58,17 @@ pub enum StoreEvent {
 }
 
 /// Why a store did not do as asked.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
 pub enum StoreError {
     /// The store did not answer, or not in time.
     #[error("store not reachable: {0}")]
     Unreachable(String),
+    /// The store, or the way to it, can't be trusted, or does not trust us: certificates, which may be replaced while we run.
+    #[error("store not trusted: {0}")]
+    Untrusted(String),
+    /// The store answers that it can't serve at present.
+    #[error("store fails: {0}")]
+    Failing(String),
     /// The store refuses us; an operator can change that in the store while we run.
     #[error("store denies access: {0}")]
     Denied(String),
@@ -98,7 +105,11 @@ impl StoreError {
     /// What to do next.
     pub fn class(&self) -> Class {
         match self {
-            Self::Unreachable(_) | Self::Denied(_) | Self::Raced(_) => Class::Transient,
+            Self::Unreachable(_)
+            | Self::Untrusted(_)
+            | Self::Failing(_)
+            | Self::Denied(_)
+            | Self::Raced(_) => Class::Transient,
             Self::Full(..) => Class::Conflict,
             Self::Unsupported(_) => Class::Unsupported,
             Self::Config(_) => Class::Fatal,

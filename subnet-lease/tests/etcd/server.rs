@@ -1,9 +1,12 @@
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use etcd_client::{Client, PutOptions};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use subnet_lease::etcd::{EtcdConfig, EtcdStore};
 use tempfile::TempDir;
 
@@ -16,7 +19,7 @@ pub(crate) struct Etcd {
     process: Child,
     dir: TempDir,
     ports: [u16; 2],
-    tls: Vec<String>,
+    arguments: Vec<String>,
 }
 
 impl Etcd {
@@ -24,7 +27,7 @@ impl Etcd {
         Self::start_with(&[])
     }
 
-    /// With TLS where the arguments for it are given.
+    /// With TLS where the arguments for it are among those given.
     pub(crate) fn start_with(tls: &[String]) -> Self {
         // A free port may be taken by another test before etcd has it; then the next pair is tried.
         (0..5).find_map(|_| Self::try_start(tls)).expect("an etcd (package etcd-server) that starts")
@@ -34,7 +37,7 @@ impl Etcd {
         let dir = tempfile::Builder::new().prefix("subnet-lease-etcd-").tempdir().unwrap();
         let ports = [free_port(), free_port()];
         let process = spawn(&dir, ports, tls)?;
-        Some(Self { process, dir, ports, tls: tls.to_vec() })
+        Some(Self { process, dir, ports, arguments: tls.to_vec() })
     }
 
     pub(crate) fn stop(&mut self) {
@@ -42,17 +45,23 @@ impl Etcd {
         self.process.wait().unwrap();
     }
 
+    /// Stops answering, without a word to anybody, until it goes on.
+    pub(crate) fn pause(&self, pause: bool) {
+        let signal = if pause { Signal::SIGSTOP } else { Signal::SIGCONT };
+        kill(Pid::from_raw(self.process.id().try_into().unwrap()), signal).unwrap();
+    }
+
     /// The same etcd again: same port, same data.
     pub(crate) fn restart(&mut self) {
         self.stop();
-        self.process = spawn(&self.dir, self.ports, &self.tls).expect("etcd starts again");
+        self.process = spawn(&self.dir, self.ports, &self.arguments).expect("etcd starts again");
     }
 
     /// Another etcd at the same address, with nothing in it.
     pub(crate) fn replace_by_empty(&mut self) {
         self.stop();
         self.dir = tempfile::Builder::new().prefix("subnet-lease-etcd-").tempdir().unwrap();
-        self.process = spawn(&self.dir, self.ports, &self.tls).expect("etcd starts again");
+        self.process = spawn(&self.dir, self.ports, &self.arguments).expect("etcd starts again");
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -60,7 +69,7 @@ impl Etcd {
     }
 
     pub(crate) fn endpoint(&self) -> String {
-        format!("{}://127.0.0.1:{}", scheme(&self.tls), self.port())
+        format!("{}://127.0.0.1:{}", scheme(&self.arguments), self.port())
     }
 
     pub(crate) fn config(&self) -> EtcdConfig {
@@ -100,6 +109,57 @@ impl Etcd {
     }
 }
 
+/// Three members.
+pub(crate) struct Cluster {
+    pub(crate) members: Vec<Etcd>,
+}
+
+impl Cluster {
+    pub(crate) fn start() -> Self {
+        (0..5).find_map(|_| Self::try_start()).expect("three members that start")
+    }
+
+    fn try_start() -> Option<Self> {
+        let ports: Vec<[u16; 2]> = (0..3).map(|_| [free_port(), free_port()]).collect();
+        let names: Vec<_> =
+            ports.iter().enumerate().map(|(n, p)| format!("m{n}=http://127.0.0.1:{}", p[1])).collect();
+        let names = names.join(",");
+        // A member serves once there is a quorum: all must be started before any is waited for.
+        let starts: Vec<_> = ports
+            .iter()
+            .enumerate()
+            .map(|(n, &ports)| {
+                let names = names.clone();
+                thread::spawn(move || {
+                    let dir = tempfile::Builder::new().prefix("subnet-lease-etcd-").tempdir().unwrap();
+                    let process =
+                        serving(member(&dir, ports, &names, &[]).args(["--name", &format!("m{n}")]))?;
+                    Some(Etcd { process, dir, ports, arguments: Vec::new() })
+                })
+            })
+            .collect();
+        let members = starts.into_iter().map(|start| start.join().unwrap()).collect::<Option<_>>()?;
+        Some(Self { members })
+    }
+
+    pub(crate) fn config(&self) -> EtcdConfig {
+        let endpoints = self.members.iter().map(Etcd::endpoint).collect();
+        EtcdConfig { endpoints, ..EtcdConfig::default() }
+    }
+
+    /// The place of the leader in the list.
+    pub(crate) async fn leader(&self) -> usize {
+        let mut client = self.members[0].client().await;
+        let leader = client.status().await.unwrap().leader();
+        for (n, member) in self.members.iter().enumerate() {
+            if member.client().await.status().await.unwrap().header().unwrap().member_id() == leader {
+                return n;
+            }
+        }
+        panic!("no member is the leader");
+    }
+}
+
 impl Drop for Etcd {
     fn drop(&mut self) {
         let _ = self.process.kill();
@@ -111,29 +171,44 @@ pub(crate) fn key(name: &str) -> String {
     format!("/coreos.com/network/subnets/{name}")
 }
 
-fn scheme(tls: &[String]) -> &'static str {
-    if tls.is_empty() { "http" } else { "https" }
+fn scheme(arguments: &[String]) -> &'static str {
+    if arguments.iter().any(|word| word == "--cert-file") { "https" } else { "http" }
 }
 
 pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
+/// The etcd under test: the distribution's, or another version's.
+fn program() -> OsString {
+    std::env::var_os("SELVAGE_ETCD").unwrap_or_else(|| "etcd".into())
+}
+
 /// Returns when etcd says that it serves clients; `None` if it ends instead.
-fn spawn(dir: &TempDir, [client, peer]: [u16; 2], tls: &[String]) -> Option<Child> {
+fn spawn(dir: &TempDir, ports: [u16; 2], arguments: &[String]) -> Option<Child> {
+    let peer = format!("http://127.0.0.1:{}", ports[1]);
+    serving(member(dir, ports, &format!("default={peer}"), arguments).args(["--name", "default"]))
+}
+
+/// One member of a cluster, not started yet.
+fn member(dir: &TempDir, [client, peer]: [u16; 2], cluster: &str, arguments: &[String]) -> Command {
     let (client, peer) =
-        (format!("{}://127.0.0.1:{client}", scheme(tls)), format!("http://127.0.0.1:{peer}"));
-    let mut command = Command::new("etcd");
+        (format!("{}://127.0.0.1:{client}", scheme(arguments)), format!("http://127.0.0.1:{peer}"));
+    let mut command = Command::new(program());
     command.arg("--data-dir").arg(dir.path());
     command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
     command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-    command.args(["--initial-cluster", &format!("default={peer}")]);
+    command.args(["--initial-cluster", cluster]);
     // The shortest lease etcd grants follows from the election: with this it is one second.
-    command.args(["--heartbeat-interval", "20", "--election-timeout", "200"]);
+    command.args(["--heartbeat-interval", "20", "--election-timeout", "200"]).args(arguments);
+    command
+}
+
+fn serving(command: &mut Command) -> Option<Child> {
     let mut process =
-        command.args(tls).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().ok()?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().ok()?;
     let mut lines = BufReader::new(process.stderr.take()?).lines().map_while(Result::ok);
-    let serves = lines.any(|line| line.contains("serving") && line.contains("client requests on"));
+    let serves = lines.any(|line| line.contains("serving client traffic") || line.contains("client requests on"));
     if !serves {
         let _ = process.wait();
         return None;

@@ -2,12 +2,12 @@ use std::fs;
 use std::path::PathBuf;
 
 use etcd_client::{Permission, PermissionType};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use subnet_lease::etcd::{EtcdConfig, EtcdStore};
-use subnet_lease::{Class, Store, StoreError};
+use subnet_lease::{Class, Store, StoreError, StoreEvent};
 use tempfile::TempDir;
 
-use crate::host::claim;
+use crate::host::{claim, snapshot, until};
 use crate::server::{Etcd, V4};
 
 #[tokio::test]
@@ -47,20 +47,33 @@ struct Authority(TempDir);
 
 impl Authority {
     fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("subnet-lease-tls-").tempdir().unwrap();
+        Self::certifying("127.0.0.1", (2020, 2090))
+    }
+
+    /// Whose server certificate is for this name, and good between these years.
+    fn certifying(server: &str, years: (i32, i32)) -> Self {
+        let authority = Self(tempfile::Builder::new().prefix("subnet-lease-tls-").tempdir().unwrap());
+        authority.issue(server, years);
+        authority
+    }
+
+    /// A new authority, and new certificates, in the same files.
+    fn issue(&self, server: &str, years: (i32, i32)) {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
-        let authority = Self(dir);
-        authority.write("ca.pem", &params.self_signed(&key).unwrap().pem());
+        self.write("ca.pem", &params.self_signed(&key).unwrap().pem());
         let issuer = Issuer::new(params, key);
-        for name in ["server", "client"] {
+        for (name, subject) in [("server", server), ("client", "127.0.0.1")] {
             let key = KeyPair::generate().unwrap();
-            let params = CertificateParams::new(vec!["127.0.0.1".to_string()]).unwrap();
-            authority.write(&format!("{name}.pem"), &params.signed_by(&key, &issuer).unwrap().pem());
-            authority.write(&format!("{name}-key.pem"), &key.serialize_pem());
+            let mut params = CertificateParams::new(vec![subject.to_string()]).unwrap();
+            if name == "server" {
+                params.not_before = date_time_ymd(years.0, 1, 1);
+                params.not_after = date_time_ymd(years.1, 1, 1);
+            }
+            self.write(&format!("{name}.pem"), &params.signed_by(&key, &issuer).unwrap().pem());
+            self.write(&format!("{name}-key.pem"), &key.serialize_pem());
         }
-        authority
     }
 
     fn write(&self, name: &str, pem: &str) {
@@ -80,25 +93,50 @@ impl Authority {
         }
         arguments
     }
+
+    /// Trusts this authority, and shows no certificate.
+    fn trusted(&self, etcd: &Etcd) -> EtcdConfig {
+        EtcdConfig { ca_file: Some(self.file("ca.pem")), ..etcd.config() }
+    }
+}
+
+/// The sentence on why this server is not trusted.
+async fn mistrust(config: EtcdConfig) -> String {
+    let error = EtcdStore::connect(config).unwrap().get_config().await.unwrap_err();
+    assert!(matches!(error, StoreError::Untrusted(_)) && error.class() == Class::Transient, "{error}");
+    error.to_string()
 }
 
 #[tokio::test]
 async fn an_authority_alone_is_enough_for_tls_and_an_unknown_one_is_refused() {
     let authority = Authority::new();
     let etcd = Etcd::start_with(&authority.arguments(false));
-    let trusting = EtcdConfig { ca_file: Some(authority.file("ca.pem")), ..etcd.config() };
-    let store = EtcdStore::connect(trusting).unwrap();
+    let store = EtcdStore::connect(authority.trusted(&etcd)).unwrap();
     store.put_config(V4.as_bytes(), None).await.unwrap();
     store.claim(&claim(V4, &["192.168.0.1"])).await.unwrap();
-    let error = etcd.store().get_config().await.unwrap_err();
-    assert!(error.to_string().contains("invalid peer certificate"), "{error}");
+    let sentence = mistrust(etcd.config()).await;
+    assert!(sentence.contains("an authority that is not in etcd-cafile"), "{sentence}");
+}
+
+#[tokio::test]
+async fn a_certificate_for_another_name_and_one_that_has_expired_are_said_to_be_that() {
+    for (server, years, expected) in [
+        ("10.0.0.5", (2020, 2090), "its certificate is not valid for that name"),
+        ("127.0.0.1", (2020, 2021), "its certificate has expired"),
+        ("127.0.0.1", (2089, 2090), "its certificate is not valid yet"),
+    ] {
+        let authority = Authority::certifying(server, years);
+        let etcd = Etcd::start_with(&authority.arguments(false));
+        let sentence = mistrust(authority.trusted(&etcd)).await;
+        assert!(sentence.contains(expected) && sentence.contains(&etcd.endpoint()), "{sentence}");
+    }
 }
 
 #[tokio::test]
 async fn a_server_that_asks_for_certificates_is_shown_ours() {
     let authority = Authority::new();
     let etcd = Etcd::start_with(&authority.arguments(true));
-    let anonymous = EtcdConfig { ca_file: Some(authority.file("ca.pem")), ..etcd.config() };
+    let anonymous = authority.trusted(&etcd);
     let known = EtcdConfig {
         cert_file: Some(authority.file("client.pem")),
         key_file: Some(authority.file("client-key.pem")),
@@ -106,5 +144,68 @@ async fn a_server_that_asks_for_certificates_is_shown_ours() {
     };
     EtcdStore::connect(known).unwrap().put_config(V4.as_bytes(), None).await.unwrap();
     let error = EtcdStore::connect(anonymous).unwrap().get_config().await.unwrap_err();
-    assert!(matches!(error, StoreError::Unreachable(_)), "{error}");
+    assert!(error.to_string().contains("(etcd-certfile)"), "{error}");
+}
+
+#[tokio::test]
+async fn certificates_and_a_password_work_together() {
+    let authority = Authority::new();
+    let etcd = Etcd::start_with(&authority.arguments(true));
+    let config = EtcdConfig {
+        cert_file: Some(authority.file("client.pem")),
+        key_file: Some(authority.file("client-key.pem")),
+        username: Some("root".into()),
+        password: Some("r00t".into()),
+        ..authority.trusted(&etcd)
+    };
+    let tls = etcd_client::TlsOptions::new()
+        .ca_certificate(etcd_client::Certificate::from_pem(fs::read(authority.file("ca.pem")).unwrap()))
+        .identity(etcd_client::Identity::from_pem(
+            fs::read(authority.file("client.pem")).unwrap(),
+            fs::read(authority.file("client-key.pem")).unwrap(),
+        ));
+    let options = etcd_client::ConnectOptions::new().with_tls(tls);
+    let mut admin = etcd_client::Client::connect([etcd.endpoint()], Some(options)).await.unwrap();
+    admin.user_add("root", "r00t", None).await.unwrap();
+    admin.user_grant_role("root", "root").await.unwrap();
+    admin.auth_enable().await.unwrap();
+    EtcdStore::connect(config.clone()).unwrap().put_config(V4.as_bytes(), None).await.unwrap();
+    let wrong = EtcdConfig { password: Some("guess".into()), ..config };
+    let error = EtcdStore::connect(wrong).unwrap().get_config().await.unwrap_err();
+    assert!(matches!(error, StoreError::Denied(_)), "{error}");
+}
+
+#[tokio::test]
+async fn tls_to_a_server_without_it_and_the_reverse_are_told() {
+    let authority = Authority::new();
+    let plain = Etcd::start();
+    let endpoints = vec![plain.endpoint().replace("http://", "https://")];
+    let sentence = mistrust(EtcdConfig { endpoints, ..authority.trusted(&plain) }).await;
+    assert!(sentence.contains("it does not speak TLS"), "{sentence}");
+
+    let secure = Etcd::start_with(&authority.arguments(false));
+    let endpoints = vec![secure.endpoint().replace("https://", "http://")];
+    let error = EtcdStore::connect(EtcdConfig { endpoints, ..EtcdConfig::default() }).unwrap();
+    let error = error.get_config().await.unwrap_err();
+    assert!(error.to_string().contains("https://"), "{error}");
+}
+
+#[tokio::test]
+async fn certificates_that_were_replaced_are_read_again() {
+    let authority = Authority::new();
+    let mut etcd = Etcd::start_with(&authority.arguments(true));
+    let config = EtcdConfig {
+        cert_file: Some(authority.file("client.pem")),
+        key_file: Some(authority.file("client-key.pem")),
+        ..authority.trusted(&etcd)
+    };
+    let store = EtcdStore::connect(config).unwrap();
+    store.put_config(V4.as_bytes(), None).await.unwrap();
+    let mut watch = store.watch();
+    snapshot(&mut watch).await;
+    authority.issue("127.0.0.1", (2020, 2090));
+    etcd.restart();
+    let own = store.claim(&claim(V4, &["192.168.0.1"])).await.unwrap();
+    let is = |event| matches!(event, StoreEvent::Upsert(l) if l.subnets == own.lease.subnets).then_some(());
+    until(&mut watch, is).await;
 }

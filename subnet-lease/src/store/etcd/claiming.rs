@@ -13,28 +13,33 @@ const ATTEMPTS: usize = 10;
 
 /// Acquires, republishes or renews.
 pub(super) async fn claim(dialer: &Dialer, claim: &Claim) -> Result<OwnLease, StoreError> {
-    let mut session = dialer.open().await?;
+    let (mut session, mut listing) = dialer.reach(|s| Box::pin(listing::read(s))).await?;
     let mut outcome = Err(StoreError::Raced("every free subnet".into()));
-    for _ in 0..ATTEMPTS {
-        outcome = attempt(&mut session, claim).await;
+    for attempts_left in (0..ATTEMPTS).rev() {
+        outcome = attempt(&mut session, claim, &listing).await;
         match &outcome {
-            Err(StoreError::Raced(key)) => tracing::debug!(key, "somebody else wrote first, choosing again"),
+            _ if attempts_left == 0 => {}
+            Err(StoreError::Raced(key)) => {
+                tracing::debug!(key, "somebody else wrote first, choosing again");
+                listing = listing::read(&mut session).await?;
+            }
             // A write whose answer was lost is found by the next list, being ours.
-            Err(StoreError::Unreachable(_)) => session = dialer.open().await?,
+            Err(StoreError::Unreachable(_)) => {
+                (session, listing) = dialer.reach(|s| Box::pin(listing::read(s))).await?
+            }
             _ => break,
         }
     }
     outcome
 }
 
-async fn attempt(session: &mut Session, claim: &Claim) -> Result<OwnLease, StoreError> {
-    let listing = listing::read(session).await?;
+async fn attempt(session: &mut Session, claim: &Claim, listing: &Listing) -> Result<OwnLease, StoreError> {
     let unknown: Vec<Subnets> = listing.unknown.iter().filter_map(|unknown| unknown.subnets).collect();
     let choice = claim.choose(listing.leases.iter().map(|held| &held.lease), &unknown)?;
     let own = choice.own.and_then(|own| listing.leases.iter().find(|held| held.lease.subnets == own));
     match own {
         Some(held) if held.lease.subnets == choice.subnets => renew(session, claim, held).await,
-        own => acquire(session, claim, choice.subnets, own).await,
+        own => acquire(session, claim, choice.subnets, own, listing.revision).await,
     }
 }
 
@@ -72,6 +77,7 @@ async fn acquire(
     claim: &Claim,
     subnets: Subnets,
     old: Option<&Held>,
+    seen: i64,
 ) -> Result<OwnLease, StoreError> {
     let key = session.keys().lease(&subnets);
     let mut lease = claim.lease(subnets);
@@ -91,7 +97,7 @@ async fn acquire(
     let outcome = match session.swap(&key, Txn::new().when(conditions).and_then(writes)).await {
         Ok(revision) => {
             lease.epoch = u64::try_from(revision).unwrap_or(0);
-            give_way(session, claim, &lease, &key, revision).await
+            give_way(session, claim, &lease, seen, revision).await
         }
         Err(error) => Err(error),
     };
@@ -101,27 +107,25 @@ async fn acquire(
     outcome.map(|()| OwnLease { expires_in: lease.ttl, lease })
 }
 
-/// The comparison guards one key; but another key may hold one of our two families, or a longer or shorter subnet. So
-/// everybody looks again after writing, and of two that overlap the later one goes: both see both, since each
-/// looks after it wrote, and the revision of the write is an order that both see alike. Peers judge by the same order.
+/// The comparison guards one key; but another key, written since the list was read, may hold one of our two families, or a
+/// longer or shorter subnet. So everybody looks again after writing, and of two that overlap the later one goes: both see
+/// both, since each looks after it wrote, and the revision of the write is an order that both see alike. Peers judge by
+/// the same order.
 async fn give_way(
     session: &mut Session,
     claim: &Claim,
     lease: &Lease,
-    key: &str,
-    revision: i64,
+    seen: i64,
+    written: i64,
 ) -> Result<(), StoreError> {
-    let listing = listing::read(session).await?;
-    if !earlier(&listing).any(|(other, epoch)| epoch < lease.epoch && claim.contends(&other, &lease.subnets))
-    {
+    let others = listing::written_since(session, seen).await?;
+    let ahead =
+        |(other, epoch): &(Subnets, u64)| *epoch < lease.epoch && claim.contends(other, &lease.subnets);
+    if !others.iter().any(ahead) {
         return Ok(());
     }
-    let still_ours = Compare::mod_revision(key, CompareOp::Equal, revision);
-    session.swap(key, Txn::new().when([still_ours]).and_then([TxnOp::delete(key, None)])).await?;
-    Err(StoreError::Raced(key.into()))
-}
-
-fn earlier(listing: &Listing) -> impl Iterator<Item = (Subnets, u64)> {
-    let known = listing.leases.iter().map(|held| (held.lease.subnets, held.lease.epoch));
-    known.chain(listing.unknown.iter().filter_map(|unknown| Some((unknown.subnets?, unknown.epoch))))
+    let key = session.keys().lease(&lease.subnets);
+    let still_ours = Compare::mod_revision(key.clone(), CompareOp::Equal, written);
+    session.swap(&key, Txn::new().when([still_ours]).and_then([TxnOp::delete(key.clone(), None)])).await?;
+    Err(StoreError::Raced(key))
 }

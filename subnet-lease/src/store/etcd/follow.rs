@@ -9,7 +9,7 @@ use etcd_client::{KeyValue, WatchOptions, WatchResponse, WatchStream};
 use futures::stream::{self, StreamExt};
 use futures_core::stream::BoxStream;
 
-use super::listing;
+use super::listing::{self, Listing};
 use super::session::{Dialer, Session};
 use crate::store::{StoreError, StoreEvent};
 
@@ -110,27 +110,24 @@ impl Follower {
         if self.failures > 0 {
             tokio::time::sleep(pause(self.failures)).await;
         }
-        let mut session = self.dialer.open().await?;
-        let place = match self.place {
-            Some(place) => place,
-            None => self.list(&mut session).await?,
+        let (session, (place, stream)) = match self.place {
+            Some(place) => {
+                let (session, stream) = self.dialer.reach(|s| Box::pin(watch(s, place))).await?;
+                (session, (place, stream))
+            }
+            None => {
+                let (mut session, listing) = self.dialer.reach(|s| Box::pin(listing::read(s))).await?;
+                let place = self.listed(listing);
+                let stream = watch(&mut session, place).await?;
+                (session, (place, stream))
+            }
         };
-        let keys = session.keys().clone();
-        let from = |next: i64| WatchOptions::new().with_start_revision(next).with_progress_notify();
-        let mut stream = session
-            .watch
-            .watch(keys.config(), Some(from(place.next[CONFIG])))
-            .await
-            .map_err(|error| session.told(&error))?;
-        let leases = from(place.next[LEASES]).with_range(keys.subnets_end());
-        stream.watch(keys.subnets(), Some(leases)).await.map_err(|error| session.told(&error))?;
         self.place = Some(place);
         self.link = Some(Link { session, stream, ids: Vec::with_capacity(2) });
         Ok(())
     }
 
-    async fn list(&mut self, session: &mut Session) -> Result<Place, StoreError> {
-        let mut listing = listing::read(session).await?;
+    fn listed(&mut self, mut listing: Listing) -> Place {
         let place = Place { cluster: listing.cluster, next: [listing.revision + 1; 2] };
         match listing.config.take() {
             Some(config) => {
@@ -143,13 +140,11 @@ impl Follower {
             }
             None => {
                 self.failures = 0;
-                self.complain(format!(
-                    "{} is missing: no network is configured yet",
-                    session.keys().config()
-                ));
+                let key = self.dialer.keys.config();
+                self.complain(format!("{key} is missing: no network is configured yet"));
             }
         }
-        Ok(place)
+        place
     }
 
     /// What was heard so far is still told; then comes a snapshot.
@@ -263,6 +258,17 @@ impl Follower {
             self.list_again();
         }
     }
+}
+
+/// Watches the net-conf and the leases from a place on.
+async fn watch(session: &mut Session, place: Place) -> Result<WatchStream, StoreError> {
+    let keys = session.keys().clone();
+    let from = |next: i64| WatchOptions::new().with_start_revision(next).with_progress_notify();
+    let opened = session.watch.watch(keys.config(), Some(from(place.next[CONFIG]))).await;
+    let mut stream = opened.map_err(|error| session.told(&error))?;
+    let leases = from(place.next[LEASES]).with_range(keys.subnets_end()).with_fragment();
+    stream.watch(keys.subnets(), Some(leases)).await.map_err(|error| session.told(&error))?;
+    Ok(stream)
 }
 
 /// Between half and the whole of the doubled pause, so that a cluster's hosts do not come back in one moment.

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use etcd_client::{GetOptions, GetResponse, KeyValue};
+use etcd_client::{GetOptions, GetResponse, KeyValue, ResponseHeader};
 
 use super::session::Session;
 use crate::lease::Lease;
@@ -11,6 +11,7 @@ use crate::store::{StoreError, StoreEvent};
 const PAGE: i64 = 1000;
 
 /// Everything there is, at one revision.
+#[derive(Default)]
 pub(super) struct Listing {
     pub(super) config: Option<Vec<u8>>,
     pub(super) leases: Vec<Held>,
@@ -32,7 +33,6 @@ pub(super) struct Unknown {
     pub(super) reason: String,
     /// Whom or what it keeps from being leased, where at least the key can be read.
     pub(super) subnets: Option<Subnets>,
-    pub(super) epoch: u64,
 }
 
 impl Listing {
@@ -47,7 +47,6 @@ impl Listing {
 
     /// Adds a page. Returns the key to go on with.
     fn take(&mut self, session: &Session, page: &GetResponse) -> Option<Vec<u8>> {
-        self.note(page);
         for kv in page.kvs() {
             let Some(name) = session.keys().name(kv.key()) else { continue };
             match read_lease(&name, kv, session.ttl) {
@@ -58,11 +57,15 @@ impl Listing {
         following(page)
     }
 
-    /// The first page decides at which revision all are read.
-    fn note(&mut self, page: &GetResponse) {
-        if let Some(header) = page.header().filter(|_| self.revision == 0) {
+    /// The first answer decides at which revision all are read.
+    fn note(&mut self, header: Option<&ResponseHeader>) {
+        if let Some(header) = header.filter(|_| self.revision == 0) {
             (self.revision, self.cluster) = (header.revision(), header.cluster_id());
         }
+    }
+
+    fn take_config(&mut self, answer: &GetResponse) {
+        self.config = answer.kvs().first().map(|kv| kv.value().to_vec());
     }
 }
 
@@ -77,18 +80,31 @@ pub(super) fn read_lease(name: &str, kv: &KeyValue, ttl: Duration) -> Result<Hel
             Ok(Held { lease, mod_revision: kv.mod_revision(), etcd_lease: kv.lease() })
         }
         Err(error) => {
-            Err(Unknown { name: name.into(), reason: error.to_string(), subnets: name.parse().ok(), epoch })
+            Err(Unknown { name: name.into(), reason: error.to_string(), subnets: name.parse().ok() })
         }
     }
 }
 
-/// Reads all leases, in pages at the revision of the first one, and the net-conf. That one may be newer by a moment; a watch
-/// from the leases' revision then tells it a second time.
+/// Reads the net-conf and all leases at one revision: one request, and one more for each further thousand leases.
 pub(super) async fn read(session: &mut Session) -> Result<Listing, StoreError> {
-    let mut listing =
-        Listing { config: None, leases: Vec::new(), unknown: Vec::new(), revision: 0, cluster: 0 };
-    let mut next = Some(session.keys().subnets().into_bytes());
-    let mut limit = PAGE;
+    let mut listing = Listing::default();
+    let (keys, mut limit) = (session.keys().clone(), PAGE);
+    let leases = GetOptions::new().with_range(keys.subnets_end()).with_limit(limit);
+    let mut next = match session.get_both(keys.config(), keys.subnets(), leases).await {
+        Ok((header, config, page)) => {
+            listing.note(header.as_ref());
+            listing.take_config(&config);
+            listing.take(session, &page)
+        }
+        Err(error) if too_large(&error) => {
+            let config = session.get(keys.config(), None).await?;
+            listing.note(config.header());
+            listing.take_config(&config);
+            limit /= 2;
+            Some(keys.subnets().into_bytes())
+        }
+        Err(error) => return Err(error),
+    };
     while let Some(from) = next.take() {
         match page(session, &from, listing.revision, limit, false).await {
             Ok(page) => {
@@ -103,9 +119,23 @@ pub(super) async fn read(session: &mut Session) -> Result<Listing, StoreError> {
             Err(error) => next = skip_one(session, &from, &mut listing, &error).await?,
         }
     }
-    let config = session.get(session.keys().config(), None).await?;
-    listing.config = config.kvs().first().map(|kv| kv.value().to_vec());
     Ok(listing)
+}
+
+/// Every lease key written since a revision: subnets and place in the order of creation. Values are not asked for.
+pub(super) async fn written_since(
+    session: &mut Session,
+    revision: i64,
+) -> Result<Vec<(Subnets, u64)>, StoreError> {
+    let keys = session.keys().clone();
+    let options = GetOptions::new().with_range(keys.subnets_end());
+    let options = options.with_keys_only().with_min_mod_revision(revision + 1);
+    let answer = session.get(keys.subnets(), Some(options)).await?;
+    let read = answer.kvs().iter().filter_map(|kv| {
+        let subnets = keys.name(kv.key())?.parse().ok()?;
+        Some((subnets, u64::try_from(kv.create_revision()).unwrap_or(0)))
+    });
+    Ok(read.collect())
 }
 
 async fn page(
@@ -131,11 +161,10 @@ async fn skip_one(
     error: &StoreError,
 ) -> Result<Option<Vec<u8>>, StoreError> {
     let page = page(session, from, listing.revision, 1, true).await?;
-    listing.note(&page);
     for kv in page.kvs() {
         let name = session.keys().name(kv.key()).unwrap_or_default();
-        let (subnets, epoch) = (name.parse().ok(), u64::try_from(kv.create_revision()).unwrap_or(0));
-        listing.unknown.push(Unknown { name, reason: error.to_string(), subnets, epoch });
+        let subnets = name.parse().ok();
+        listing.unknown.push(Unknown { name, reason: error.to_string(), subnets });
     }
     Ok(following(&page))
 }
@@ -148,5 +177,5 @@ fn following(page: &GetResponse) -> Option<Vec<u8>> {
 
 /// The gRPC library's words for an answer above our limit.
 fn too_large(error: &StoreError) -> bool {
-    matches!(error, StoreError::Unreachable(text) if text.contains("message length too large"))
+    matches!(error, StoreError::Failing(text) if text.contains("message length too large"))
 }

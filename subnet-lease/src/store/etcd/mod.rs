@@ -19,11 +19,13 @@ mod follow;
 mod keys;
 mod listing;
 mod session;
+mod told;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
+use futures::stream::{self, StreamExt};
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 
@@ -39,6 +41,9 @@ use crate::store::{Store, StoreError, StoreEvent};
 pub struct EtcdStore {
     dialer: Arc<Dialer>,
 }
+
+/// Questions for a lease's time that are under way together.
+const AT_ONCE: usize = 32;
 
 /// A net-conf as the store has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,9 +63,8 @@ impl EtcdStore {
 
     /// The net-conf; `None` where there is none yet.
     pub async fn get_config(&self) -> Result<Option<StoredConfig>, StoreError> {
-        let mut session = self.dialer.open().await?;
-        let key = session.keys().config();
-        let found = session.get(key, None).await?;
+        let key = self.dialer.keys.config();
+        let (_, found) = self.dialer.reach(|s| Box::pin(s.get(key.clone(), None))).await?;
         Ok(found
             .kvs()
             .first()
@@ -70,29 +74,30 @@ impl EtcdStore {
     /// Writes the net-conf if it still has the revision that the writer saw (`None`: there was none). The JSON is not
     /// checked here. Returns the new revision; `Raced` if somebody else wrote meanwhile.
     pub async fn put_config(&self, json: &[u8], seen: Option<i64>) -> Result<i64, StoreError> {
-        let mut session = self.dialer.open().await?;
-        let key = session.keys().config();
+        let key = self.dialer.keys.config();
         let unchanged = Compare::mod_revision(key.clone(), CompareOp::Equal, seen.unwrap_or(0));
         let write = TxnOp::put(key.clone(), json, None);
-        session.swap(&key, Txn::new().when([unchanged]).and_then([write])).await
+        let swap = Txn::new().when([unchanged]).and_then([write]);
+        // Not tried at another endpoint: the first one may have done it, and only its answer was lost.
+        let (mut session, _) = self.dialer.reach(|s| Box::pin(s.get(key.clone(), None))).await?;
+        session.swap(&key, swap).await
     }
 
     /// All leases with the time each has left (`None` for reservations, and where the server did not say), and what could
     /// not be read: key and reason.
     #[allow(clippy::type_complexity, reason = "two lists, named in the line above")]
     pub async fn list(&self) -> Result<(Vec<(Lease, Option<Duration>)>, Vec<(String, String)>), StoreError> {
-        let mut session = self.dialer.open().await?;
-        let listing = listing::read(&mut session).await?;
+        let (session, listing) = self.dialer.reach(|s| Box::pin(listing::read(s))).await?;
         let unreadable = listing.unreadable();
-        let mut leases = Vec::with_capacity(listing.leases.len());
-        for held in listing.leases {
-            let left = if held.etcd_lease == 0 {
-                None
-            } else {
-                session.time_left(held.etcd_lease).await.ok().flatten()
-            };
-            leases.push((held.lease, left));
-        }
+        let timed = listing.leases.into_iter().map(|held| {
+            let mut session = session.clone();
+            async move {
+                let ends = held.etcd_lease != 0;
+                let left = if ends { session.time_left(held.etcd_lease).await.ok().flatten() } else { None };
+                (held.lease, left)
+            }
+        });
+        let leases = stream::iter(timed).buffered(AT_ONCE).collect().await;
         Ok((leases, unreadable))
     }
 }

@@ -3,11 +3,14 @@ use std::time::Duration;
 
 use etcd_client::{
     Certificate, Client, ConnectOptions, Error, GetOptions, GetResponse, Identity, KvClient, LeaseClient,
-    PutOptions, TlsOptions, Txn, WatchClient,
+    PutOptions, ResponseHeader, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchClient,
 };
+
+use futures_core::future::BoxFuture;
 
 use super::config::{EtcdConfig, read_pem};
 use super::keys::Keys;
+use super::told::{silent, told};
 use crate::store::StoreError;
 
 /// An answer takes at most this long; a watch has no end.
@@ -15,7 +18,7 @@ const REQUEST: Duration = Duration::from_secs(10);
 /// Long enough for a far data centre, short enough to get past a dead endpoint.
 const CONNECT: Duration = Duration::from_secs(3);
 /// etcd closes connections that ping more often than every 5 s. A half-open connection is noticed after both.
-const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
+const PING: (Duration, Duration) = (Duration::from_secs(6), Duration::from_secs(3));
 /// The client's own limit of 4 MiB lets four fat records stop every host.
 const LARGEST_MESSAGE: usize = 64 << 20;
 
@@ -28,7 +31,8 @@ pub(super) struct Dialer {
     endpoint: AtomicUsize,
 }
 
-/// One connection to one endpoint that was seen to answer.
+/// One connection to one endpoint.
+#[derive(Clone)]
 pub(super) struct Session {
     kv: KvClient,
     lease: LeaseClient,
@@ -51,15 +55,24 @@ impl Dialer {
         Ok(Self { keys: Keys::new(&config.prefix), config, endpoint: AtomicUsize::new(0) })
     }
 
-    /// Connects to the endpoint that answered last, else to the next one that does.
-    pub(super) async fn open(&self) -> Result<Session, StoreError> {
+    /// Connects to the endpoint that answered last, else to the next one that does. A connection is made with its first
+    /// request, and a member without a quorum is as good as down: so the first request is what the caller wants to know.
+    pub(super) async fn reach<T>(
+        &self,
+        first: impl for<'a> Fn(&'a mut Session) -> BoxFuture<'a, Result<T, StoreError>>,
+    ) -> Result<(Session, T), StoreError> {
         let mut failure = None;
-        for _ in &self.config.endpoints {
+        for _ in 0..self.config.endpoints.len() {
             let index = self.endpoint.load(Ordering::Relaxed);
             let endpoint = &self.config.endpoints[index % self.config.endpoints.len()];
-            match self.open_one(endpoint).await {
-                Ok(session) => return Ok(session),
+            let answer = async {
+                let mut session = self.open(endpoint).await?;
+                let answer = first(&mut session).await?;
+                Ok((session, answer))
+            };
+            match answer.await {
                 Err(error) => failure = Some(error),
+                reached => return reached,
             }
             // Of two that fail here together only one moves on.
             let _ = self.endpoint.compare_exchange(index, index + 1, Ordering::Relaxed, Ordering::Relaxed);
@@ -67,23 +80,19 @@ impl Dialer {
         Err(failure.unwrap_or_else(|| StoreError::Unreachable("no endpoint".into())))
     }
 
-    async fn open_one(&self, endpoint: &str) -> Result<Session, StoreError> {
+    async fn open(&self, endpoint: &str) -> Result<Session, StoreError> {
         let options = self.options(endpoint)?;
-        let told = |error: Error| told(endpoint, &error);
         let connecting = Client::connect([endpoint], Some(options));
-        let client =
-            tokio::time::timeout(REQUEST, connecting).await.map_err(|_| silent(endpoint))?.map_err(told)?;
-        let mut session = Session {
+        let client = tokio::time::timeout(REQUEST, connecting).await.map_err(|_| silent(endpoint))?;
+        let client = client.map_err(|error| told(endpoint, &error))?;
+        Ok(Session {
             kv: client.kv_client().max_decoding_message_size(LARGEST_MESSAGE),
             lease: client.lease_client(),
             watch: client.watch_client().max_decoding_message_size(LARGEST_MESSAGE),
             endpoint: endpoint.into(),
             keys: self.keys.clone(),
             ttl: self.config.ttl,
-        };
-        // The client connects with its first request; and a member without a quorum is as good as down.
-        session.get(self.keys.config(), Some(GetOptions::new().with_count_only())).await?;
-        Ok(session)
+        })
     }
 
     fn options(&self, endpoint: &str) -> Result<ConnectOptions, StoreError> {
@@ -127,6 +136,22 @@ impl Session {
     ) -> Result<GetResponse, StoreError> {
         let answer = self.kv.get(key, options).await;
         answer.map_err(|error| self.told(&error))
+    }
+
+    /// A key, and a page of a range, at one revision, which is in the header.
+    pub(super) async fn get_both(
+        &mut self,
+        key: String,
+        from: String,
+        page: GetOptions,
+    ) -> Result<(Option<ResponseHeader>, GetResponse, GetResponse), StoreError> {
+        let both = Txn::new().and_then([TxnOp::get(key, None), TxnOp::get(from, Some(page))]);
+        let mut answer = self.kv.txn(both).await.map_err(|error| self.told(&error))?;
+        let header = answer.take_header();
+        match <[_; 2]>::try_from(answer.op_responses()) {
+            Ok([TxnOpResponse::Get(one), TxnOpResponse::Get(page)]) => Ok((header, one, page)),
+            _ => Err(StoreError::Unsupported(format!("{} answers what was not asked", self.endpoint))),
+        }
     }
 
     /// Runs a compare-and-swap that is about `key`. Returns the revision of the change; `Raced` if the comparison failed.
@@ -186,35 +211,4 @@ pub(super) fn attached(etcd_lease: i64) -> Option<PutOptions> {
 
 fn seconds_of(ttl: i64) -> Option<Duration> {
     u64::try_from(ttl).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs)
-}
-
-fn silent(endpoint: &str) -> StoreError {
-    StoreError::Unreachable(format!("{endpoint} does not answer"))
-}
-
-/// gRPC's codes, as far as they mean something to the caller.
-fn told(endpoint: &str, error: &Error) -> StoreError {
-    let Error::GRpcStatus(status) = error else {
-        return StoreError::Unreachable(format!("{endpoint}: {error}"));
-    };
-    let sentence =
-        format!("{endpoint}: {}", innermost(status).unwrap_or_else(|| status.message().to_string()));
-    // The code's type belongs to a crate that this one does not name; its numbers are gRPC's.
-    match i32::from(status.code()) {
-        7 | 16 => StoreError::Denied(sentence),
-        3 | 9 if ["auth", "user name"].iter().any(|word| status.message().contains(word)) => {
-            StoreError::Denied(sentence)
-        }
-        12 => StoreError::Unsupported(format!("{sentence} (etcd 3.4 or newer is needed)")),
-        _ => StoreError::Unreachable(sentence),
-    }
-}
-
-/// The innermost cause says it best: "connection refused" rather than "transport error".
-fn innermost(status: &dyn std::error::Error) -> Option<String> {
-    let mut cause = status.source()?;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    Some(cause.to_string())
 }
