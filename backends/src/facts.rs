@@ -3,12 +3,13 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
 use subnet_lease::Family;
 
 use crate::IfName;
 
 /// The host as the backends see it. Read from the kernel when an event asks for it; never changed in place.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     /// Every link of the namespace, by index.
     pub links: Vec<HostLink>,
@@ -23,7 +24,7 @@ pub struct Facts {
 }
 
 /// One link.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HostLink {
     /// Interface index.
     pub index: u32,
@@ -44,7 +45,7 @@ pub struct HostLink {
 }
 
 /// One address of a link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HostAddress {
     /// Interface index.
     pub link: u32,
@@ -65,7 +66,7 @@ pub struct HostAddress {
 }
 
 /// One way out of a route: a multipath route is several of these.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HostRoute {
     /// Destination; length 0 for a default route.
     pub dst: IpNetwork,

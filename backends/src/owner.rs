@@ -13,6 +13,7 @@
 use std::collections::HashSet;
 
 use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
 use subnet_lease::{NetworkId, contains_net};
 
 use crate::name::IfName;
@@ -32,7 +33,7 @@ pub fn tag(network: &NetworkId) -> String {
 }
 
 /// Whose objects are whose, for one network.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Owner {
     /// Our network: what its tag says is ours.
     pub network: NetworkId,

@@ -1,12 +1,15 @@
 //! What to do, in order; prints itself as the lines an operator would type.
 
+use std::borrow::Cow;
 use std::fmt;
+
+use serde::{Deserialize, Serialize};
 
 use crate::netlink::link::RT_SCOPE_UNIVERSE;
 use crate::state::{Address, Fdb, Link, LinkKind, Neigh, Object, Route, RouteKind, default_metric};
 
 /// One step.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
     /// Make this so: create it, or replace what holds its key.
     Put {
@@ -27,10 +30,15 @@ impl Op {
             Self::Delete(have) => have,
         }
     }
+
+    /// The lines for a shell. A link that is known by its index alone is named by `name`.
+    pub fn shell<'a>(&'a self, name: &'a dyn Fn(u32) -> String) -> impl fmt::Display + 'a {
+        Shell { op: self, name }
+    }
 }
 
 /// Steps in dependency order.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// The steps.
     pub ops: Vec<Op>,
@@ -58,61 +66,97 @@ impl fmt::Display for Plan {
     }
 }
 
+/// Where nobody knows the links' names, as in the daemon's log: `if` and the index.
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Put { want: Object::Link(want), have: Some(Object::Link(have)) } => {
-                change_link(f, have, want)
+        self.shell(&|index| format!("if{index}")).fmt(f)
+    }
+}
+
+struct Shell<'a> {
+    op: &'a Op,
+    name: &'a dyn Fn(u32) -> String,
+}
+
+impl fmt::Display for Shell<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.op {
+            Op::Put { want: Object::Link(want), have: Some(Object::Link(have)) } => {
+                change_link(f, have, want, self.name)
             }
-            Self::Put { want, .. } => put(f, want),
-            Self::Delete(have) => delete(f, have),
+            Op::Put { want, .. } => put(f, want, self.name),
+            Op::Delete(have) => delete(f, have),
         }
     }
 }
 
-fn put(f: &mut fmt::Formatter<'_>, object: &Object) -> fmt::Result {
+/// A word that a shell takes as it is: names and the network's id may hold any character.
+fn word<'a>(text: impl Into<Cow<'a, str>>) -> Cow<'a, str> {
+    let text = text.into();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.,:/@%+=".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text;
+    }
+    format!("'{}'", text.replace('\'', r"'\''")).into()
+}
+
+fn put(f: &mut fmt::Formatter<'_>, object: &Object, name: &dyn Fn(u32) -> String) -> fmt::Result {
     match object {
-        Object::Link(link) => add_link(f, link),
-        Object::Sysctl(link, name, value) => write!(f, "echo {value} > {}", name.path(*link)),
+        Object::Link(link) => add_link(f, link, name),
+        Object::Sysctl(link, sysctl, value) => write!(f, "echo {value} > {}", word(sysctl.path(*link))),
         Object::Address(a) => write!(f, "ip{} address replace {}", six(a), address(a)),
-        Object::Up(link) => write!(f, "ip link set {link} up"),
+        Object::Up(link) => write!(f, "ip link set {} up", word(link.as_str())),
         Object::Fdb(Fdb { link, mac, dst }) => {
-            write!(f, "bridge fdb replace {mac} dev {link} dst {dst} self permanent")
+            write!(f, "bridge fdb replace {mac} dev {} dst {dst} self permanent", word(link.as_str()))
         }
         Object::Neigh(Neigh { link, address, mac }) => {
-            write!(f, "ip neigh replace {address} lladdr {mac} dev {link} nud permanent")
+            write!(f, "ip neigh replace {address} lladdr {mac} dev {} nud permanent", word(link.as_str()))
         }
         Object::Route(r) => write!(f, "ip{} route replace {}", route_family(r), route(r)),
-        Object::Table(t) => write!(f, "{}", t.to_nft().trim_end()),
+        Object::Table(t) => write!(f, "nft -f - <<'END'\n{}\nEND", t.to_nft().trim_end()),
     }
 }
 
 fn delete(f: &mut fmt::Formatter<'_>, object: &Object) -> fmt::Result {
     match object {
-        Object::Link(link) => write!(f, "ip link delete {}", link.name),
+        Object::Link(link) => write!(f, "ip link delete {}", word(link.name.as_str())),
         Object::Sysctl(link, name, _) => write!(f, "# {} of {link} is left as it is", name.path(*link)),
         Object::Address(a) => write!(f, "ip{} address delete {}", six(a), address(a)),
-        Object::Up(link) => write!(f, "ip link set {link} down"),
-        Object::Fdb(Fdb { link, mac, dst }) => write!(f, "bridge fdb delete {mac} dev {link} dst {dst} self"),
-        Object::Neigh(Neigh { link, address, .. }) => write!(f, "ip neigh delete {address} dev {link}"),
+        Object::Up(link) => write!(f, "ip link set {} down", word(link.as_str())),
+        Object::Fdb(Fdb { link, mac, dst }) => {
+            write!(f, "bridge fdb delete {mac} dev {} dst {dst} self", word(link.as_str()))
+        }
+        Object::Neigh(Neigh { link, address, .. }) => {
+            write!(f, "ip neigh delete {address} dev {}", word(link.as_str()))
+        }
         Object::Route(r) => write!(f, "ip{} route delete {}", route_family(r), route(r)),
         Object::Table(t) => write!(f, "nft delete table {} {}", t.nft_family(), t.name()),
     }
 }
 
-fn add_link(f: &mut fmt::Formatter<'_>, link: &Link) -> fmt::Result {
+fn add_link(f: &mut fmt::Formatter<'_>, link: &Link, name: &dyn Fn(u32) -> String) -> fmt::Result {
     let LinkKind::Vxlan(v) = link.kind;
-    let learning = if v.learning { "learning" } else { "nolearning" };
-    write!(f, "ip link add {} address {} mtu {} type vxlan id {}", link.name, link.mac, link.mtu, v.vni)?;
+    let (tunnel, mac, mtu) = (word(link.name.as_str()), link.mac, link.mtu);
+    write!(f, "ip link add {tunnel} address {mac} mtu {mtu} type vxlan id {}", v.vni)?;
     if let Some(local) = v.local {
         write!(f, " local {local}")?;
     }
-    write!(f, " dev if{} dstport {} {learning}{}", v.parent, v.port, if v.gbp { " gbp" } else { "" })?;
-    write!(f, "\nip link set {} alias {}", link.name, link.tag)
+    let gbp = if v.gbp { " gbp" } else { "" };
+    write!(f, " dev {} dstport {} {}{gbp}", word(name(v.parent)), v.port, learning(v.learning))?;
+    write!(f, "\nip link set {tunnel} alias {}", word(&*link.tag))
 }
 
-fn change_link(f: &mut fmt::Formatter<'_>, have: &Link, want: &Link) -> fmt::Result {
-    write!(f, "ip link set {}", want.name)?;
+fn learning(learns: bool) -> &'static str {
+    if learns { "learning" } else { "nolearning" }
+}
+
+fn change_link(
+    f: &mut fmt::Formatter<'_>,
+    have: &Link,
+    want: &Link,
+    name: &dyn Fn(u32) -> String,
+) -> fmt::Result {
+    write!(f, "ip link set {}", word(want.name.as_str()))?;
     if have.mtu != want.mtu {
         write!(f, " mtu {}", want.mtu)?;
     }
@@ -120,34 +164,52 @@ fn change_link(f: &mut fmt::Formatter<'_>, have: &Link, want: &Link) -> fmt::Res
         write!(f, " address {}", want.mac)?;
     }
     if have.tag != want.tag {
-        write!(f, " alias {}", want.tag)?;
+        write!(f, " alias {}", word(&*want.tag))?;
     }
     let (LinkKind::Vxlan(old), LinkKind::Vxlan(new)) = (have.kind, want.kind);
     if old == new {
         return Ok(());
     }
-    let learning = if new.learning { "learning" } else { "nolearning" };
-    write!(f, " type vxlan id {} dev if{} {learning}", new.vni, new.parent)?;
+    write!(f, " type vxlan id {} dev {} {}", new.vni, word(name(new.parent)), learning(new.learning))?;
     new.local.map_or(Ok(()), |local| write!(f, " local {local}"))
 }
 
 fn address(a: &Address) -> String {
-    format!("{} dev {}{}", a.net, a.link, if a.net.is_ipv6() { " nodad" } else { "" })
+    format!("{} dev {}{}", a.net, word(a.link.as_str()), if a.net.is_ipv6() { " nodad" } else { "" })
 }
 
 fn route(r: &Route) -> String {
-    let kind = match r.kind {
-        RouteKind::Unicast => String::new(),
-        RouteKind::Blackhole => "blackhole ".to_owned(),
-        RouteKind::Other(n) => format!("type {n} "),
-    };
     let via = r.via.map(|v| format!(" via {v}")).unwrap_or_default();
-    let link = r.link.map(|l| format!(" dev {l}")).unwrap_or_default();
+    let link = r.link.map(|l| format!(" dev {}", word(l.as_str()))).unwrap_or_default();
     let onlink = if r.onlink { " onlink" } else { "" };
     let scope = if r.scope == RT_SCOPE_UNIVERSE { String::new() } else { format!(" scope {}", r.scope) };
     let metric =
         if r.metric == default_metric(&r.dst) { String::new() } else { format!(" metric {}", r.metric) };
-    format!("{kind}{}{via}{link}{onlink} proto {}{scope}{metric}", r.dst, r.protocol)
+    format!("{}{}{via}{link}{onlink} proto {}{scope}{metric}", route_kind(r.kind), r.dst, r.protocol)
+}
+
+/// The word before the destination, with a blank.
+fn route_kind(kind: RouteKind) -> String {
+    // RTN_… of linux/rtnetlink.h.
+    const NAMES: [(u8, &str); 9] = [
+        (2, "local"),
+        (3, "broadcast"),
+        (4, "anycast"),
+        (5, "multicast"),
+        (7, "unreachable"),
+        (8, "prohibit"),
+        (9, "throw"),
+        (10, "nat"),
+        (11, "xresolve"),
+    ];
+    match kind {
+        RouteKind::Unicast => String::new(),
+        RouteKind::Blackhole => "blackhole ".to_owned(),
+        RouteKind::Other(n) => {
+            let name = NAMES.iter().find(|(number, _)| *number == n);
+            name.map_or_else(|| format!("{n} "), |(_, name)| format!("{name} "))
+        }
+    }
 }
 
 fn route_family(r: &Route) -> &'static str {

@@ -7,6 +7,11 @@ use nix::time::{ClockId, clock_gettime};
 /// Longer than any wait that means anything.
 pub const LONG: Duration = Duration::from_secs(365 * 24 * 3600);
 
+/// Time since 1970, as far as anybody set the clock: for people only.
+pub fn wall() -> Duration {
+    clock_gettime(ClockId::CLOCK_REALTIME).map_or(Duration::ZERO, Duration::from)
+}
+
 /// Time since boot.
 pub fn boot() -> Duration {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)

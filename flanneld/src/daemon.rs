@@ -2,9 +2,11 @@
 
 use std::future::Future;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -12,15 +14,20 @@ use nix::unistd::gethostname;
 use subnet_lease::StoreError;
 use subnet_lease::etcd::EtcdStore;
 use subnet_lease::server::{Server, ServerConfig, ServerError};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::cli::{self, Command, Given};
 use crate::config::{NodeConfig, RawConfig, Source, environment};
 use crate::exit::{Exit, Failure};
-use crate::node::Readiness;
+use crate::node::{Readiness, Status, StatusRequest};
+use crate::rival::{self, Rival};
 use crate::run::{Shell, run};
+use crate::socket::{self, Place};
 use crate::{http, log, publish, signals};
+
+/// Between two looks at a daemon that does not let us wait. Ours.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// The version, and what it takes the place of.
 pub const RELEASE: &str = concat!(env!("CARGO_PKG_VERSION"), " (selvage, compatible with flannel 0.28)");
@@ -43,18 +50,79 @@ fn daemon(given: &[Given]) -> Result<Exit, Failure> {
     tell(&raw);
     let store = EtcdStore::connect(config.etcd.clone())?;
     let (tell, readiness) = watch::channel(Readiness::default());
-    let shell = Shell {
+    let (asks, status) = mpsc::channel(1);
+    let mut shell = Shell {
         settings: config.settings(seed()),
         store: Arc::new(store),
-        subnet_file: config.subnet_file,
+        subnet_file: config.subnet_file.clone(),
+        record_file: config.record_file.clone(),
         readiness: tell,
+        status,
     };
     block_on(async {
+        tokio::select! {
+            alone = alone(&config, asks, &mut shell.status) => alone?,
+            () = signals::stop(), if config.takeover => return Ok(Exit::Done),
+        }
         if let Some(address) = config.health {
             tokio::spawn(http::serve(http::bind(address)?, readiness));
         }
         Ok(run(shell).await)
     })
+}
+
+/// Makes sure that nobody else is at work for this network in this network namespace, before anything is written; with
+/// `--takeover`, as soon as that is so. What they made in the kernel stays, and is adopted.
+async fn alone(
+    config: &NodeConfig,
+    asks: mpsc::Sender<StatusRequest>,
+    asked: &mut mpsc::Receiver<StatusRequest>,
+) -> Result<(), Failure> {
+    let failed = |error: io::Error| Failure::new(Exit::Failed, format!("can't tell whether another runs: {error}"));
+    let network = &config.network;
+    let mut waited = false;
+    loop {
+        match socket::take(network).await.map_err(failed)? {
+            Place::Ours(listener) => break drop(tokio::spawn(socket::serve(listener, asks))),
+            Place::Blocked(why) => break warn!("no status socket: {why}"),
+            Place::Held(holder) => {
+                let rival = Rival::of_ours(holder.pid, network);
+                if !config.takeover {
+                    return Err(in_the_way(&rival));
+                }
+                match waited {
+                    // It has too many that wait for it.
+                    true => tokio::time::sleep(AGAIN).await,
+                    false => info!("waiting for {rival} to end"),
+                }
+                waited = true;
+                holder.gone().await;
+            }
+        }
+    }
+    while let Some(rival) = rival::find(network) {
+        if !config.takeover {
+            return Err(in_the_way(&rival));
+        }
+        let waiting = format!("waiting for {rival} to end");
+        info!("{waiting}");
+        let mut gone = std::pin::pin!(rival.gone(network));
+        loop {
+            tokio::select! {
+                gone = &mut gone => break gone.map_err(failed)?,
+                Some(asker) = asked.recv() => {
+                    drop(asker.send(Status { reasons: vec![waiting.clone()], ..Status::default() }));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn in_the_way(rival: &Rival) -> Failure {
+    let Rival { stop, .. } = rival;
+    let ways = format!("stop it first ({stop}), or start with --takeover, which waits for its end and goes on in its place");
+    Failure::new(Exit::Rival, format!("{rival} is at work on this host: {ways}"))
 }
 
 /// The settings that somebody made, once, and what is odd about them.
@@ -89,7 +157,10 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> R
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let exit = match error {
-            StoreError::Unreachable(_) | StoreError::Denied(_) => Exit::Store,
+            StoreError::Unreachable(_)
+            | StoreError::Untrusted(_)
+            | StoreError::Failing(_)
+            | StoreError::Denied(_) => Exit::Store,
             StoreError::Raced(_) | StoreError::Full(..) => Exit::Failed,
             StoreError::Unsupported(_) => Exit::Unsupported,
             StoreError::Config(_) => Exit::Invalid,

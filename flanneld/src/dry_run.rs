@@ -1,10 +1,11 @@
 //! What the next pass would do, without doing it: the daemon's own core over the real store and the real kernel, read
 //! only. It needs no daemon of ours on the node, and writes to neither.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backends::Plan;
+use backends::{IfName, Plan};
 use futures::StreamExt;
 use subnet_lease::{OwnLease, Store, SubnetEnv};
 use tokio::sync::mpsc;
@@ -17,17 +18,26 @@ use crate::node::{Effect, Input, NodeCore, Settings};
 /// How long the store may take to show its snapshot.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What would be done.
+#[derive(Debug, Default)]
+pub struct DryRun {
+    /// The steps.
+    pub plan: Plan,
+    /// The host's links by index, for steps that name one so.
+    pub links: BTreeMap<u32, IfName>,
+}
+
 /// The plan that a daemon with these settings would apply now; one sentence on what is missing otherwise.
 pub async fn dry_run(
     settings: Settings,
     store: Arc<dyn Store>,
     earlier: Option<SubnetEnv>,
-) -> Result<Plan, String> {
-    let (inbox, mut inputs) = mpsc::unbounded_channel();
+) -> Result<DryRun, String> {
+    let (inbox, mut inputs) = mpsc::channel(16);
     let kernel = kernel_thread::start(inbox.clone())?;
     let mut events = store.watch();
     let mut core = NodeCore::new(settings);
-    let mut claimed = false;
+    let (mut claimed, mut links) = (false, BTreeMap::new());
     let mut effects = match earlier {
         Some(env) => core.handle(clock::boot(), Input::Remembered(env)),
         None => core.tick(clock::boot()),
@@ -37,12 +47,12 @@ pub async fn dry_run(
             match effect {
                 Effect::ReadHost => drop(kernel.send(Ask::Host)),
                 Effect::ReadOwn(owner) => drop(kernel.send(Ask::Own(owner))),
-                Effect::Apply(plan) => return Ok(Arc::unwrap_or_clone(plan)),
+                Effect::Apply(plan) => return Ok(DryRun { plan: Arc::unwrap_or_clone(plan), links }),
                 // Published once the pass is complete: there was nothing to do.
-                Effect::Publish(_) => return Ok(Plan::default()),
+                Effect::Publish(_) => return Ok(DryRun::default()),
                 Effect::Claim(_) if !claimed => {
                     claimed = true;
-                    drop(inbox.send(Input::Claimed(Ok(held(&core)?))));
+                    drop(inbox.try_send(Input::Claimed(Ok(held(&core)?))));
                 }
                 _ => {}
             }
@@ -57,6 +67,9 @@ pub async fn dry_run(
         let Ok(Some(input)) = timeout(PATIENCE, next).await else {
             return Err(format!("no plan: {}", core.readiness().reasons.join("; ")));
         };
+        if let Input::Host(Ok(facts)) = &input {
+            links = facts.links.iter().map(|link| (link.index, link.name)).collect();
+        }
         effects = core.handle(clock::boot(), input);
     }
 }

@@ -21,11 +21,15 @@ pub enum Exit {
     LeaseLost = 6,
     /// The store can't be reached, or refuses us.
     Store = 7,
+    /// Another flanneld of this network runs on this host.
+    Rival = 8,
+    /// The node is not ready, or no daemon runs to say so.
+    NotReady = 9,
 }
 
 impl Exit {
     /// Every code with its meaning, as the documentation has it.
-    pub const ALL: [(Self, &'static str); 8] = [
+    pub const ALL: [(Self, &'static str); 10] = [
         (Self::Done, "stopped by TERM or INT, or did what was asked; help and version"),
         (Self::Failed, "failed in a way that has no code of its own; the last line says how"),
         (
@@ -37,6 +41,11 @@ impl Exit {
         (Self::Permission, "no permission to change the network (CAP_NET_ADMIN), or to write a needed file"),
         (Self::LeaseLost, "our subnet is held by another host; the kernel is left as it is"),
         (Self::Store, "the store can't be reached (flannelctl), or refuses us"),
+        (
+            Self::Rival,
+            "another flanneld of this network runs on this host; nothing was written (`--takeover` waits for it)",
+        ),
+        (Self::NotReady, "`flannelctl status`: the node is not ready, or no daemon runs"),
     ];
 
     /// The number.

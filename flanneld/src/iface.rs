@@ -12,6 +12,7 @@ use std::str::FromStr;
 
 use backends::{External, Facts, HostAddress, HostLink, HostRoute, IfName};
 use regex_lite::Regex;
+use serde::{Deserialize, Serialize};
 use subnet_lease::{Family, PublicAddrs};
 
 /// Devices that flannel makes for the overlay: never found by a pattern or a default route.
@@ -21,11 +22,12 @@ const OVERLAY: [&str; 2] = ["flannel", "cni0"];
 const LISTED: usize = 12;
 
 /// What was asked for.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct IfaceWish {
     /// `--iface`, in order.
     pub names: Vec<Named>,
     /// `--iface-regex`, in order.
+    #[serde(with = "crate::node::saved::regexes")]
     pub regexes: Vec<Regex>,
     /// `--iface-can-reach`.
     pub can_reach: Option<IpAddr>,
@@ -34,7 +36,7 @@ pub struct IfaceWish {
 }
 
 /// An interface, said by its name or by an address on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Named {
     /// By address.
     Address(IpAddr),

@@ -2,12 +2,12 @@
 //! keep-alive, and rtnetlink's little runtime must not run inside another.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use backends::kernel::Kernel;
 use backends::kernel::real::RealKernel;
 use backends::{Owner, Plan};
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc;
 
 use crate::node::Input;
 
@@ -21,29 +21,51 @@ pub(crate) enum Ask {
     Apply(Arc<Plan>),
 }
 
-/// Starts the thread in this thread's network namespace. It ends with the sender or with the inbox.
-pub(crate) fn start(inbox: UnboundedSender<Input>) -> Result<Sender<Ask>, String> {
+/// The thread. It ends with this or with the inbox.
+pub(crate) struct KernelThread {
+    asks: Sender<Ask>,
+    /// The netlink ports of its requests.
+    pub(crate) ports: Vec<u32>,
+}
+
+/// The thread has ended.
+#[derive(Debug)]
+pub(crate) struct Ended;
+
+impl KernelThread {
+    /// Asks. The requests are served one after the other.
+    pub(crate) fn send(&self, ask: Ask) -> Result<(), Ended> {
+        self.asks.send(ask).map_err(|_| Ended)
+    }
+}
+
+/// Starts the thread in this thread's network namespace.
+pub(crate) fn start(inbox: mpsc::Sender<Input>) -> Result<KernelThread, String> {
     let (asks, asked) = channel();
     let (opened, open) = channel();
-    let serve = move || {
-        let mut kernel = match RealKernel::open() {
-            Ok(kernel) => kernel,
+    let run = move || match RealKernel::open() {
+        Ok(kernel) => {
             // The other end waits for exactly this word.
-            Err(error) => return drop(opened.send(Err(format!("cannot talk to the kernel: {error}")))),
-        };
-        drop(opened.send(Ok(())));
-        for ask in asked {
-            let answer = match ask {
-                Ask::Host => Input::Host(kernel.host()),
-                Ask::Own(owner) => Input::Own(kernel.own(&owner)),
-                Ask::Apply(plan) => Input::Applied(kernel.apply(&plan.ops)),
-            };
-            if inbox.send(answer).is_err() {
-                break;
-            }
+            let _ = opened.send(Ok(kernel.ports()));
+            serve(kernel, &asked, &inbox);
         }
+        Err(error) => drop(opened.send(Err(format!("cannot talk to the kernel: {error}")))),
     };
-    let thread = std::thread::Builder::new().name("kernel".to_owned()).spawn(serve);
+    let thread = std::thread::Builder::new().name("kernel".to_owned()).spawn(run);
     thread.map_err(|error| format!("cannot start the kernel thread: {error}"))?;
-    open.recv().unwrap_or_else(|_| Err("the kernel thread ended at once".to_owned())).map(|()| asks)
+    let ports = open.recv().unwrap_or_else(|_| Err("the kernel thread ended at once".to_owned()))?;
+    Ok(KernelThread { asks, ports })
+}
+
+fn serve(mut kernel: RealKernel, asked: &Receiver<Ask>, inbox: &mpsc::Sender<Input>) {
+    for ask in asked {
+        let answer = match ask {
+            Ask::Host => Input::Host(kernel.host()),
+            Ask::Own(owner) => Input::Own(kernel.own(&owner)),
+            Ask::Apply(plan) => Input::Applied(kernel.apply(&plan.ops)),
+        };
+        if inbox.blocking_send(answer).is_err() {
+            break;
+        }
+    }
 }

@@ -63,7 +63,7 @@ pub fn notify_ready() {
 
 /// Sends [`Input::File`] whenever the file may have changed, our own writes included, until nobody listens.
 /// Where it can't watch, it says so once; the file is then looked after in each pass that publishes.
-pub fn watch(path: &Path, inbox: mpsc::UnboundedSender<Input>) {
+pub fn watch(path: &Path, inbox: mpsc::Sender<Input>) {
     let path = path.to_owned();
     tokio::spawn(async move {
         if let Err(error) = follow(&path, &inbox).await {
@@ -72,7 +72,7 @@ pub fn watch(path: &Path, inbox: mpsc::UnboundedSender<Input>) {
     });
 }
 
-async fn follow(path: &Path, inbox: &mpsc::UnboundedSender<Input>) -> io::Result<()> {
+async fn follow(path: &Path, inbox: &mpsc::Sender<Input>) -> io::Result<()> {
     let directory = path
         .parent()
         .filter(|dir| !dir.as_os_str().is_empty())
@@ -89,7 +89,7 @@ async fn follow(path: &Path, inbox: &mpsc::UnboundedSender<Input>) -> io::Result
                 Err(errno) => return Err(errno.into()),
             };
         // What happened before the watch is unknown; and without a directory there is no file.
-        if inbox.send(Input::File).is_err() {
+        if inbox.send(Input::File).await.is_err() {
             return Ok(());
         }
         if let Some(watch) = watch {
@@ -115,7 +115,7 @@ async fn until_gone(
     inotify: &AsyncFd<Pollable>,
     watch: WatchDescriptor,
     name: &OsStr,
-    inbox: &mpsc::UnboundedSender<Input>,
+    inbox: &mpsc::Sender<Input>,
 ) -> io::Result<()> {
     loop {
         let mut guard = tokio::select! {
@@ -131,7 +131,7 @@ async fn until_gone(
             let named = event.wd == watch && event.name.as_deref().is_none_or(|touched| touched == name);
             named || event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW)
         };
-        if events.iter().any(about) && inbox.send(Input::File).is_err() {
+        if events.iter().any(about) && inbox.send(Input::File).await.is_err() {
             return Ok(());
         }
         if gone {

@@ -70,7 +70,7 @@ fn told_of(name: &str, act: impl FnOnce(&Dir)) {
         let dir = Dir::new(name);
         fs::create_dir(&dir.0).unwrap();
         fs::write(dir.file(), "").unwrap();
-        let (inbox, mut told) = mpsc::unbounded_channel();
+        let (inbox, mut told) = mpsc::channel(64);
         watch(&dir.file(), inbox);
         hear(&mut told).await;
         act(&dir);
@@ -78,7 +78,7 @@ fn told_of(name: &str, act: impl FnOnce(&Dir)) {
     });
 }
 
-async fn hear(told: &mut mpsc::UnboundedReceiver<Input>) {
+async fn hear(told: &mut mpsc::Receiver<Input>) {
     let input = timeout(Duration::from_secs(10), told.recv()).await;
     assert!(matches!(input, Ok(Some(Input::File))), "{input:?}");
 }
@@ -98,7 +98,7 @@ fn a_directory_that_comes_again_is_watched_again() {
     runtime.block_on(async {
         let dir = Dir::new("again");
         fs::create_dir(&dir.0).unwrap();
-        let (inbox, mut told) = mpsc::unbounded_channel();
+        let (inbox, mut told) = mpsc::channel(64);
         watch(&dir.file(), inbox);
         hear(&mut told).await;
         fs::remove_dir(&dir.0).unwrap();

@@ -10,21 +10,27 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use backends::kernel::KernelEvent;
-use backends::kernel::real::{EventFilter, Events};
+use backends::kernel::real::{EventFilter, Events, Heard};
 use futures::StreamExt;
 use subnet_lease::{Claim, Store};
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
 use crate::clock;
 use crate::exit::Exit;
-use crate::kernel_thread::{self, Ask};
-use crate::node::{Effect, Input, NodeCore, Readiness, Settings, Tick};
-use crate::publish;
+use crate::kernel_thread::{self, Ask, KernelThread};
+use crate::node::{Effect, Input, NodeCore, Readiness, Settings, Status, StatusRequest, Tick};
+use crate::record::Tap;
+use crate::subscription::Subscription;
+use crate::{publish, signals};
+
+/// Inputs that may wait for the core; who has more waits itself. Ours: more than one pass's worth of news.
+const INBOX: usize = 1024;
+/// How long stopping may wait for the kernel.
+const STOP_WITHIN: Duration = Duration::from_secs(2);
 
 /// What the shell is given.
 pub struct Shell {
@@ -34,17 +40,23 @@ pub struct Shell {
     pub store: Arc<dyn Store>,
     /// Where to write subnet.env.
     pub subnet_file: PathBuf,
+    /// Where to record what the core hears and decides.
+    pub record_file: Option<PathBuf>,
     /// Who asks whether the node is ready.
     pub readiness: watch::Sender<Readiness>,
+    /// Who asks where the node stands. Nobody asks any more once the other end is gone.
+    pub status: mpsc::Receiver<StatusRequest>,
 }
 
 struct Running {
     store: Arc<dyn Store>,
     subnet_file: PathBuf,
     readiness: watch::Sender<Readiness>,
-    kernel: std::sync::mpsc::Sender<Ask>,
-    inbox: mpsc::UnboundedSender<Input>,
+    kernel: KernelThread,
+    inbox: mpsc::Sender<Input>,
     filter: EventFilter,
+    status: mpsc::Receiver<StatusRequest>,
+    tap: Tap,
     exit: Option<Exit>,
     notified: bool,
 }
@@ -60,74 +72,92 @@ pub async fn run(shell: Shell) -> Exit {
     }
 }
 
-type Subscriptions = [Option<AsyncFd<Events>>; 2];
-type Started = (Running, NodeCore, mpsc::UnboundedReceiver<Input>, Subscriptions);
+type Subscriptions = [Subscription; 2];
+type Started = (Running, NodeCore, mpsc::Receiver<Input>, Subscriptions);
 
 fn start(shell: Shell) -> Result<Started, String> {
-    let (inbox, inputs) = mpsc::unbounded_channel();
+    let (inbox, inputs) = mpsc::channel(INBOX);
     // Subscribed before the first dump: what changes in between is told.
-    let route = Events::route().map_err(|e| format!("netlink notifications: {e}"))?;
-    let route = pollable(route).map_err(|e| format!("netlink notifications: {e}"))?;
-    let netfilter = Events::netfilter().ok().and_then(|e| pollable(e).ok());
+    let route = Subscription::new("netlink notifications", Events::route);
+    if !route.is_open() {
+        return Err("no notifications of the kernel".to_owned());
+    }
+    let netfilter = Subscription::new("nf_tables notifications", Events::netfilter);
     let kernel = kernel_thread::start(inbox.clone())?;
     let mut watched = shell.store.watch();
     let stored = inbox.clone();
     tokio::spawn(async move {
         while let Some(event) = watched.next().await {
-            if stored.send(Input::Store(event)).is_err() {
+            if stored.send(Input::Store(event)).await.is_err() {
                 break;
             }
         }
     });
     publish::watch(&shell.subnet_file, inbox.clone());
+    let core = NodeCore::new(shell.settings);
     let running = Running {
         store: shell.store,
         subnet_file: shell.subnet_file,
         readiness: shell.readiness,
+        filter: EventFilter { ours: kernel.ports.clone(), ..EventFilter::default() },
         kernel,
         inbox,
-        filter: EventFilter::default(),
+        status: shell.status,
+        tap: Tap::open(shell.record_file.as_deref(), clock::boot(), &core),
         exit: None,
         notified: false,
     };
-    Ok((running, NodeCore::new(shell.settings), inputs, [Some(route), netfilter]))
-}
-
-#[allow(
-    deprecated,
-    reason = "its successor is unsafe; the descriptor is the socket's own for as long as both live"
-)]
-fn pollable(events: Events) -> std::io::Result<AsyncFd<Events>> {
-    AsyncFd::new(events)
+    Ok((running, core, inputs, [route, netfilter]))
 }
 
 impl Running {
     async fn serve(
         &mut self,
         core: &mut NodeCore,
-        mut inputs: mpsc::UnboundedReceiver<Input>,
-        [route, mut netfilter]: Subscriptions,
+        mut inputs: mpsc::Receiver<Input>,
+        [mut route, mut netfilter]: Subscriptions,
     ) -> Exit {
-        let mut stop = std::pin::pin!(crate::signals::stop());
+        let mut stop = std::pin::pin!(signals::stop());
         if let Ok(env) = subnet_lease::SubnetEnv::read(&self.subnet_file) {
-            self.perform(core.handle(clock::boot(), Input::Remembered(env)));
+            self.step(core, Some(Input::Remembered(env)));
         }
-        let mut route = route;
         while self.exit.is_none() {
-            let effects = tokio::select! {
-                biased;
+            // Not in this order: whoever floods one of these must not silence the others.
+            tokio::select! {
                 () = &mut stop => {
                     info!("stopping; the kernel's state stays");
+                    if core.applying().is_some() {
+                        last_apply(&mut inputs, signals::stop()).await;
+                    }
                     return Exit::Done;
                 }
-                Some(input) = inputs.recv() => core.handle(clock::boot(), input),
-                event = next_event(&mut route, &self.filter) => core.handle(clock::boot(), Input::Kernel(event)),
-                event = next_event(&mut netfilter, &self.filter) => core.handle(clock::boot(), Input::Kernel(event)),
-                () = sleep_until(deadline(core.next_deadline())) => core.tick(clock::boot()),
-            };
-            self.perform(effects);
+                Some(asker) = self.status.recv() => {
+                    let unreadable = route.unreadable() + netfilter.unreadable();
+                    // An asker that does not wait for the answer needs none.
+                    let _ = asker.send(Status { unreadable, ..core.status(clock::boot()) });
+                }
+                Some(input) = inputs.recv() => self.step(core, Some(input)),
+                heard = route.next(&self.filter) => self.hear(core, heard),
+                heard = netfilter.next(&self.filter) => self.hear(core, heard),
+                () = sleep_until(deadline(core.next_deadline())) => self.step(core, None),
+            }
         }
         self.exit.unwrap_or(Exit::Done)
+    }
+
+    /// Every input goes through here, and what follows from it; none is a tick.
+    fn step(&mut self, core: &mut NodeCore, input: Option<Input>) {
+        let effects = self.tap.handle(core, clock::boot(), input);
+        self.perform(effects);
+    }
+
+    fn hear(&mut self, core: &mut NodeCore, Heard { event, touches }: Heard) {
+        if !touches.is_empty() {
+            self.step(core, Some(Input::Touched(touches)));
+        }
+        if let Some(event) = event {
+            self.step(core, Some(Input::Kernel(event)));
+        }
     }
 
     fn perform(&mut self, effects: Vec<Effect>) {
@@ -135,8 +165,9 @@ impl Running {
             match effect {
                 Effect::ReadHost => self.ask(Ask::Host),
                 Effect::ReadOwn(owner) => {
-                    self.filter =
-                        EventFilter { networks: owner.networks.clone(), links: owner.names.clone() };
+                    self.filter.networks.clone_from(&owner.networks);
+                    self.filter.links.clone_from(&owner.names);
+                    self.filter.external = owner.external;
                     self.ask(Ask::Own(owner));
                 }
                 Effect::Apply(plan) => {
@@ -167,7 +198,7 @@ impl Running {
         let (store, inbox) = (self.store.clone(), self.inbox.clone());
         tokio::spawn(async move {
             // The receiver is gone only when the daemon is about to end.
-            let _ = inbox.send(Input::Claimed(store.claim(&claim).await));
+            let _ = inbox.send(Input::Claimed(store.claim(&claim).await)).await;
         });
     }
 
@@ -185,22 +216,21 @@ impl Running {
     }
 }
 
-/// The next notification that matters; never, without a subscription.
-async fn next_event(events: &mut Option<AsyncFd<Events>>, filter: &EventFilter) -> KernelEvent {
-    loop {
-        let Some(subscription) = events else { return std::future::pending().await };
-        let Ok(mut guard) = subscription.readable_mut().await else { continue };
-        let drained = guard.get_inner_mut().drain(filter);
-        guard.clear_ready();
-        match drained {
-            Ok(Some(event)) => return event,
-            Ok(None) => {}
-            Err(error) => {
-                warn!("netlink notifications: {error}; relying on audits");
-                *events = None;
-                return KernelEvent::Overrun;
+/// Waits for the end of the running apply: what it has begun the next start would find half done. Not for long, and no
+/// longer than until `again` asks a second time.
+async fn last_apply(inputs: &mut mpsc::Receiver<Input>, again: impl Future<Output = ()>) {
+    let applied = async {
+        while let Some(input) = inputs.recv().await {
+            if matches!(input, Input::Applied(_)) {
+                return;
             }
         }
+    };
+    tokio::select! {
+        ended = timeout(STOP_WITHIN, applied) => if ended.is_err() {
+            warn!("the kernel is busy for {STOP_WITHIN:?}; the next start takes up what is half done");
+        },
+        () = again => warn!("told twice; stopping at once"),
     }
 }
 

@@ -7,7 +7,7 @@
 //!     │   └─ Host   network namespace + mount namespace: own /run, /var/lib, /sys
 //!     │        ├─ Process   flanneld, etcd, … each with a log, each killed with us
 //!     │        └─ Pod       network namespace that a CNI plugin connects
-//!     └─ probe, stream, disturb    ask, send and break, from inside any of them
+//!     └─ probe, stream, disturb, chaos    ask, send and break, from inside any of them
 //! ```
 //!
 //! It knows the product as command lines only, so another flannel's programs fit in their place.
@@ -48,6 +48,7 @@
 #![warn(missing_docs)]
 
 pub mod caps;
+pub mod chaos;
 mod cluster;
 pub mod disturb;
 mod enter;

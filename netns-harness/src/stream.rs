@@ -83,6 +83,22 @@ impl Report {
     }
 }
 
+/// What became of each packet of a stream.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// In all.
+    pub report: Report,
+    seen: Vec<bool>,
+}
+
+impl Record {
+    /// How many of the packets from number `from` to the one before `to` never arrived.
+    pub fn lost(&self, from: u64, to: u64) -> u64 {
+        let arrived = |number: &u64| usize::try_from(*number).is_ok_and(|n| self.seen.get(n) == Some(&true));
+        (from..to).filter(|number| !arrived(number)).count() as u64
+    }
+}
+
 impl Stream {
     /// Starts sending from one namespace to the address `at` of another, one small packet an `interval`.
     pub fn start(from: &Namespace, to: &Namespace, at: IpAddr, interval: Duration) -> Result<Self> {
@@ -111,10 +127,16 @@ impl Stream {
 
     /// Stops, waits for what is still on its way, and reports.
     pub fn stop(self) -> Result<Report> {
+        self.finish().map(|record| record.report)
+    }
+
+    /// The same, with what became of each packet.
+    pub fn finish(self) -> Result<Record> {
         self.stop.0.now();
         self.sender.join().map_err(|_| anyhow!("the sender failed"))?;
-        let arrivals = self.receiver.join().map_err(|_| anyhow!("the receiver failed"))??;
-        Ok(arrivals.report(self.sent.load(Ordering::Relaxed), self.interval))
+        let mut arrivals = self.receiver.join().map_err(|_| anyhow!("the receiver failed"))??;
+        let seen = std::mem::take(&mut arrivals.seen);
+        Ok(Record { seen, report: arrivals.report(self.sent.load(Ordering::Relaxed), self.interval) })
     }
 }
 
@@ -211,6 +233,16 @@ mod tests {
         let mut arrivals = Arrivals { end: 100 * MS, ..Arrivals::default() };
         arrivals.add(0, MS);
         assert_eq!(arrivals.report(100, MS).outage(), 98 * MS);
+    }
+
+    #[test]
+    fn a_loss_is_known_by_the_packets_number() {
+        let mut arrivals = Arrivals::default();
+        for number in [0, 1, 4] {
+            arrivals.add(number, MS);
+        }
+        let record = Record { seen: arrivals.seen.clone(), report: arrivals.report(6, MS) };
+        assert_eq!([record.lost(0, 2), record.lost(1, 4), record.lost(4, 6)], [0, 2, 1]);
     }
 
     #[test]

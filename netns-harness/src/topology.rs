@@ -240,6 +240,46 @@ impl Net {
         host.link_down(UPLINK)
     }
 
+    /// Pulls the `number`-th host's plug: returns when the host has noticed that nothing is at the other end.
+    pub fn cut(&self, number: usize) -> Result<()> {
+        self.set_cable(number, false)
+    }
+
+    /// Plugs it in again.
+    pub fn mend(&self, number: usize) -> Result<()> {
+        self.set_cable(number, true)
+    }
+
+    /// Takes the `number`-th host's wire away and makes a new one: the host has a link of the old name, MAC
+    /// and addresses with another index.
+    pub fn rewire(&mut self, number: usize) -> Result<()> {
+        let host = self.host(number).clone();
+        let switch = self.switch_of(&host)?;
+        self.switches[switch].replug(host.space(), UPLINK)?;
+        let netlink = host.netlink()?;
+        let _ = host.space().sysctl(&format!("ipv6/conf/{UPLINK}/accept_dad"), "0");
+        netlink.set_up(UPLINK)?;
+        netlink.settle(UPLINK)?;
+        host.addresses().into_iter().try_for_each(|own| host.space().add_address(UPLINK, own))
+    }
+
+    fn set_cable(&self, number: usize, up: bool) -> Result<()> {
+        let host = self.host(number);
+        self.switches[self.switch_of(host)?].set_port(host.space(), up)?;
+        let expected = if up { "1" } else { "0" };
+        let carrier = || host.run(|| std::fs::read_to_string(format!("/sys/class/net/{UPLINK}/carrier")));
+        eventually(Duration::from_secs(5), || match carrier()?? {
+            found if found.trim() == expected => Ok(()),
+            found => bail!("the carrier of {UPLINK} on {} is {found}", host.name()),
+        })
+        .map(drop)
+    }
+
+    fn switch_of(&self, host: &Host) -> Result<usize> {
+        let found = self.switches.iter().position(|switch| switch.has(host.space()));
+        found.with_context(|| format!("{} hangs on no switch", host.name()))
+    }
+
     /// Each step makes the kernel wait for all CPUs several times, so hosts are made side by side.
     fn add_hosts(&mut self, rack: usize, count: usize) -> Result<()> {
         let numbers: Vec<usize> = (self.born..self.born + count).collect();

@@ -87,11 +87,20 @@ impl Netlink {
 
     /// The kernel's index of a link.
     pub fn index(&self, link: &str) -> Result<u32> {
+        self.link(link).map(|found| found.header.index)
+    }
+
+    /// A link's Ethernet address.
+    pub fn mac(&self, link: &str) -> Result<Vec<u8>> {
+        let mac =
+            |it: &LinkAttribute| if let LinkAttribute::Address(mac) = it { Some(mac.clone()) } else { None };
+        self.link(link)?.attributes.iter().find_map(mac).with_context(|| format!("{link} has no MAC"))
+    }
+
+    fn link(&self, link: &str) -> Result<LinkMessage> {
         let mut found = self.handle.link().get().match_name(link.to_owned()).execute();
-        match self.ask(&format!("find {link}"), async move { found.try_next().await })? {
-            Some(message) => Ok(message.header.index),
-            None => bail!("no link is named {link}"),
-        }
+        let found = self.ask(&format!("find {link}"), async move { found.try_next().await })?;
+        found.with_context(|| format!("no link is named {link}"))
     }
 
     /// True when a link of that name exists.
@@ -216,7 +225,8 @@ pub struct Switch {
     space: Namespace,
     netlink: Netlink,
     bridges: Vec<u32>,
-    ports: usize,
+    /// Whose wire each port is.
+    ports: Vec<String>,
     mtu: u32,
 }
 
@@ -229,26 +239,49 @@ impl Switch {
             let _ = space.sysctl(&format!("ipv6/conf/{conf}/disable_ipv6"), "1");
         }
         let netlink = space.netlink()?;
-        Ok(Self { space, netlink, bridges: Vec::new(), ports: 0, mtu })
+        Ok(Self { space, netlink, bridges: Vec::new(), ports: Vec::new(), mtu })
     }
 
     /// Plugs `host` in: a wire whose far end is born in that namespace under the name `link`, still down.
     pub fn plug(&mut self, host: &Namespace, link: &str) -> Result<()> {
-        let bridge = match self.bridges.get(self.ports / PORTS) {
-            Some(bridge) => *bridge,
-            None => self.add_bridge()?,
-        };
-        let port = format!("p{}", self.ports);
-        let wire = self.wire(&port, bridge, peer(link, self.mtu).setns_by_fd(host.fd().as_raw_fd()).build());
-        self.netlink.add_link(&format!("a wire to {}", host.name()), wire)?;
-        self.ports += 1;
+        let number = self.ports.len();
+        if number / PORTS == self.bridges.len() {
+            self.add_bridge()?;
+        }
+        self.add_port(number, host, peer(link, self.mtu))?;
+        self.ports.push(host.name().to_owned());
         Ok(())
     }
 
-    /// Unplugs or replugs the wire of the `n`-th host that was plugged in: the far end loses or regains its carrier.
-    pub fn set_port(&self, n: usize, up: bool) -> Result<()> {
-        let port = format!("p{n}");
+    /// Whether a wire goes there.
+    pub fn has(&self, host: &Namespace) -> bool {
+        self.ports.iter().any(|name| name == host.name())
+    }
+
+    /// Takes the wire to `host` away, with the link at its far end, and puts a new one in its place. The MAC stays: with
+    /// another one, peers would send to the old for as long as their caches call it reachable, up to 45 s over IPv6.
+    pub fn replug(&self, host: &Namespace, link: &str) -> Result<()> {
+        let number = self.port(host)?;
+        let mac = host.netlink()?.mac(link)?;
+        self.netlink.delete_link(&format!("p{number}"))?;
+        self.add_port(number, host, peer(link, self.mtu).address(mac))
+    }
+
+    /// Sets our end of the wire to `host` down or up: the far end loses or regains its carrier.
+    pub fn set_port(&self, host: &Namespace, up: bool) -> Result<()> {
+        let port = format!("p{}", self.port(host)?);
         if up { self.netlink.set_up(&port) } else { self.netlink.set_down(&port) }
+    }
+
+    fn port(&self, host: &Namespace) -> Result<usize> {
+        let found = self.ports.iter().position(|name| name == host.name());
+        found.with_context(|| format!("no wire goes to {}", host.name()))
+    }
+
+    fn add_port(&self, number: usize, host: &Namespace, far: LinkMessageBuilder<LinkUnspec>) -> Result<()> {
+        let far_end = far.setns_by_fd(host.fd().as_raw_fd()).build();
+        let wire = self.wire(&format!("p{number}"), self.bridges[number / PORTS], far_end);
+        self.netlink.add_link(&format!("a wire to {}", host.name()), wire)
     }
 
     /// Waits until every wire carries frames; see [`Netlink::settle`].
@@ -264,7 +297,7 @@ impl Switch {
     }
 
     /// Every bridge after the first hangs on the first, so the segment stays one, and a tree.
-    fn add_bridge(&mut self) -> Result<u32> {
+    fn add_bridge(&mut self) -> Result<()> {
         let number = self.bridges.len();
         let name = format!("br{number}");
         let bridge = LinkBridge::new(&name)
@@ -281,7 +314,7 @@ impl Switch {
             self.netlink.set(far, "join two bridges")?;
         }
         self.bridges.push(index);
-        Ok(index)
+        Ok(())
     }
 
     fn wire(&self, port: &str, bridge: u32, far_end: LinkMessage) -> LinkMessage {

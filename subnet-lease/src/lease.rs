@@ -3,12 +3,14 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::json::RawJson;
 use crate::net::{Family, Subnets};
 use crate::vxlan::VxlanData;
 
 /// Which network of this host. There is one at first, `default`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NetworkId(String);
 
 impl NetworkId {
@@ -36,11 +38,13 @@ impl fmt::Display for NetworkId {
 }
 
 /// The addresses under which other hosts reach this one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PublicAddrs {
     /// The IPv4 address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub v4: Option<Ipv4Addr>,
     /// The IPv6 address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub v6: Option<Ipv6Addr>,
 }
 
@@ -84,13 +88,15 @@ impl FromIterator<IpAddr> for PublicAddrs {
 }
 
 /// What a backend says about a host to the backends of its peers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct BackendAttrs {
     /// flannel's `BackendType`; empty for `alloc` (and `udp`).
     pub kind: String,
     /// `BackendData`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub v4: Option<RawJson>,
     /// `BackendV6Data`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub v6: Option<RawJson>,
 }
 
@@ -115,7 +121,7 @@ impl BackendAttrs {
 }
 
 /// Who holds which subnets, and how they are reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Lease {
     /// What is leased; the identity of the lease.
     pub subnets: Subnets,
@@ -124,8 +130,11 @@ pub struct Lease {
     /// How the holder's backend is reached.
     pub attrs: BackendAttrs,
     /// Name of the holder (`Node` in the record), beyond flannel's own fields; an old flannel ignores and drops it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// Fields of the record that we do not know, kept as they were.
+    /// Fields of the record that we do not know, kept as they were. Left out where a lease is written down for people
+    /// (serde): what is in them is nobody's business.
+    #[serde(skip)]
     pub extra: BTreeMap<String, RawJson>,
     /// For how long the lease was granted, as far as the store tells; `None` = for ever (a reservation).
     pub ttl: Option<Duration>,
@@ -151,7 +160,7 @@ impl Lease {
 }
 
 /// The lease that this host got.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnLease {
     /// The lease as the store has it now.
     pub lease: Lease,

@@ -3,10 +3,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// One of the two address families. Code loops over [`Family::ALL`] instead of being written twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Family {
     /// IPv4.
     V4,
@@ -52,7 +53,8 @@ impl fmt::Display for Family {
 ///
 /// Host bits are always clear and no length is 0. Written and parsed as flannel's etcd key: `10.5.52.0-24`,
 /// `10.5.52.0-24&fc00:0:0:1::-64`, and `0.0.0.0-0&fc00:0:0:1::-64` where there is no IPv4.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Subnets {
     v4: Option<Ipv4Network>,
     v6: Option<Ipv6Network>,
@@ -154,6 +156,20 @@ impl FromStr for Subnets {
         let subnets = Self::new(v4, v6).ok_or(KeyError::Shape)?;
         let spelling = subnets.to_string();
         if spelling == key { Ok(subnets) } else { Err(KeyError::Spelling(spelling)) }
+    }
+}
+
+impl TryFrom<String> for Subnets {
+    type Error = KeyError;
+
+    fn try_from(key: String) -> Result<Self, KeyError> {
+        key.parse()
+    }
+}
+
+impl From<Subnets> for String {
+    fn from(subnets: Subnets) -> Self {
+        subnets.to_string()
     }
 }
 

@@ -88,6 +88,11 @@ impl NetworkConfig {
         Ok((Self { pools, enable_nftables, backend }, warnings))
     }
 
+    /// Stands in until the configuration is known.
+    pub(crate) fn none() -> Self {
+        Self { pools: [None; 2], enable_nftables: false, backend: BackendConfig::Alloc }
+    }
+
     /// What one family has to lease; `None` where it is not enabled.
     pub fn network(&self, family: Family) -> Option<NetworkPool> {
         self.pools[family.index()]

@@ -2,6 +2,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::OnceLock;
 
+use serde::{Deserialize, Serialize};
+
 use crate::lease::{Lease, PublicAddrs};
 use crate::net::{Family, Subnets, contains_net, overlap, span};
 use crate::netconf::{NetworkConfig, quoted};
@@ -10,7 +12,7 @@ use crate::vxlan::VxlanData;
 use crate::{BackendConfig, IpNetwork};
 
 /// Another host whose lease was admitted, reduced to the families in which it can be reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
     key: Subnets,
     public: PublicAddrs,
@@ -52,8 +54,10 @@ impl Peer {
 /// Built from a snapshot and nothing else, so a table that exists is a table that was once complete. The verdict depends
 /// on what is in the table and never on the order in which it came: it is made anew, over everything, after a
 /// change, so that a removal admits whom the removed one had kept out, and all hosts agree.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct PeerTable {
+    /// Not written down: read from the configuration again, see [`PeerTable::set_network`].
+    #[serde(skip, default = "NetworkConfig::none")]
     network: NetworkConfig,
     own: Option<Subnets>,
     own_public: PublicAddrs,
@@ -61,11 +65,12 @@ pub struct PeerTable {
     ours: BTreeMap<Subnets, Lease>,
     known: BTreeMap<Subnets, Known>,
     unreadable: BTreeMap<String, String>,
+    #[serde(skip)]
     verdicts: OnceLock<BTreeMap<Subnets, Verdict>>,
 }
 
 /// A lease as far as it matters, with what was wrong with its data already (before any rule was applied).
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Known {
     peer: Peer,
     flaw: [Option<Box<str>>; 2],
@@ -118,7 +123,7 @@ impl PeerTable {
 
     /// A lease came or changed. Returns whether that matters to anybody.
     pub fn upsert(&mut self, lease: Lease) -> bool {
-        let mut changed = self.unreadable.remove(&lease.subnets.to_string()).is_some();
+        let mut changed = self.readable_again(&lease.subnets);
         let known = Known::read(&lease, &self.network.backend);
         changed |= self.known.get(&lease.subnets) != Some(&known);
         self.known.insert(lease.subnets, known);
@@ -136,7 +141,7 @@ impl PeerTable {
 
     /// A lease ended. Returns whether it was there.
     pub fn remove(&mut self, subnets: &Subnets) -> bool {
-        let unreadable = self.unreadable.remove(&subnets.to_string()).is_some();
+        let unreadable = self.readable_again(subnets);
         self.ours.remove(subnets);
         self.verdicts.take();
         self.known.remove(subnets).is_some() || unreadable
@@ -149,8 +154,11 @@ impl PeerTable {
 
     /// Our own subnets or addresses became known or changed.
     pub fn set_own(&mut self, own: Option<Subnets>, own_public: PublicAddrs) {
-        (self.own, self.own_public) = (own, own_public);
-        self.verdicts.take();
+        // Said again at every reading of the host; the verdict over all leases is not made anew for nothing.
+        if (self.own, self.own_public) != (own, own_public) {
+            (self.own, self.own_public) = (own, own_public);
+            self.verdicts.take();
+        }
     }
 
     /// The network grew. Its backend must be the same as before: what other backends said was not kept.
@@ -191,6 +199,11 @@ impl PeerTable {
     /// Whether no peer is admitted.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Forgets that a key could not be read. Nearly always there is none, and no key needs to be spelled for that.
+    fn readable_again(&mut self, subnets: &Subnets) -> bool {
+        !self.unreadable.is_empty() && self.unreadable.remove(&subnets.to_string()).is_some()
     }
 
     fn verdicts(&self) -> &BTreeMap<Subnets, Verdict> {

@@ -5,6 +5,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::net::{Family, Subnets, address, number, parse_network};
@@ -14,7 +15,8 @@ use crate::netconf::{NetworkConfig, shorten};
 const LARGEST: u64 = 16 << 10;
 
 /// The file by which the daemon tells the CNI plugin, and its own next start, what was leased: `/run/flannel/subnet.env`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct SubnetEnv {
     networks: [Option<IpNetwork>; 2],
     subnets: [Option<IpNetwork>; 2],
@@ -147,6 +149,20 @@ impl SubnetEnv {
         let temporary = directory.join(format!(".{name}.new"));
         let written = write_synced(&temporary, &self.text()).and_then(|()| fs::rename(&temporary, path));
         written.map_err(|source| SubnetEnvError::Io { path: path.into(), source })
+    }
+}
+
+impl TryFrom<String> for SubnetEnv {
+    type Error = SubnetEnvError;
+
+    fn try_from(text: String) -> Result<Self, SubnetEnvError> {
+        Self::parse(&text)
+    }
+}
+
+impl From<SubnetEnv> for String {
+    fn from(env: SubnetEnv) -> Self {
+        env.text()
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod budget;
 pub mod conformance;
+pub mod fuzz;
 pub mod lines;
 pub mod solo;
 pub mod world;

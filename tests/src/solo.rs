@@ -6,7 +6,7 @@ use backends::Plan;
 use backends::kernel::fake::FakeKernel;
 use backends::kernel::{Kernel, KernelEvent};
 use flanneld::iface::IfaceWish;
-use flanneld::node::{Effect, Input, NodeCore, Settings, Tick};
+use flanneld::node::{Effect, Input, NodeCore, Settings, Status, Tick};
 use subnet_lease::{Lease, NetworkId, OwnLease, StoreEvent, SubnetEnv};
 
 /// The daemon with its host.
@@ -85,6 +85,11 @@ impl Solo {
             self.perform(effects);
         }
         self.now = until;
+    }
+
+    /// What it says about itself.
+    pub fn status(&self) -> Status {
+        self.core.status(self.now)
     }
 
     /// The plans since the last call.

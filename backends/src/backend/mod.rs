@@ -9,6 +9,7 @@ mod vxlan;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use subnet_lease::{
     BackendAttrs, BackendConfig, Family, NetworkConfig, NetworkId, PeerTable, PublicAddrs, Subnets,
 };
@@ -18,7 +19,7 @@ use crate::name::{IfName, Mac};
 use crate::state::Object;
 
 /// The underlay link and the addresses on it that count.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct External {
     /// Name of the link.
     pub link: IfName,

@@ -7,8 +7,12 @@
 pub mod fake;
 #[cfg(feature = "kernel")]
 pub mod real;
+mod touch;
+
+pub use touch::{Touch, Who};
 
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
 
 use crate::facts::Facts;
 use crate::name::IfName;
@@ -39,10 +43,12 @@ pub struct Own {
     pub state: KernelState,
     /// A table changed while it was read: absence proves nothing, so nothing is deleted on such a dump.
     pub interrupted: bool,
+    /// Messages of a kind that we read and that could not be read. What they told is missing above.
+    pub unreadable: u64,
 }
 
 /// A notification, reduced to what is to be read again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KernelEvent {
     /// Something that may be ours changed.
     Own,
@@ -53,7 +59,7 @@ pub enum KernelEvent {
 }
 
 /// Why a step was not done.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum OpError {
     /// It hangs on a link that could not be made.
     #[error("skipped: link {0} is not there")]
@@ -64,7 +70,7 @@ pub enum OpError {
 }
 
 /// What the kernel answered.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum KernelError {
     /// A netlink request failed.
     #[error(transparent)]
@@ -75,6 +81,7 @@ pub enum KernelError {
         /// The file.
         path: String,
         /// Why.
+        #[serde(with = "crate::netlink::errno")]
         errno: Errno,
     },
     /// The kernel could not be asked at all.

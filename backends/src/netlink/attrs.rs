@@ -19,12 +19,18 @@ pub struct RawMessage<'a> {
 }
 
 /// The messages of a datagram; ends at the first one that does not fit.
+#[derive(Debug, Clone)]
 pub struct Messages<'a>(&'a [u8]);
 
 impl<'a> Messages<'a> {
     /// Over the bytes of one datagram.
     pub fn new(datagram: &'a [u8]) -> Self {
         Self(datagram)
+    }
+
+    /// Whether bytes are left that are no message: after the last one this says that the datagram was cut short.
+    pub fn is_broken(&self) -> bool {
+        !self.0.is_empty() && self.clone().next().is_none()
     }
 }
 

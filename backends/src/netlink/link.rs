@@ -4,7 +4,9 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::{Attrs, Batch, RawMessage, address_from, read_u16, read_u32};
+use super::{
+    AF_INET, AF_INET6, Attrs, Batch, RawMessage, Unread, address_from, family_of, read_u16, read_u32,
+};
 use crate::name::{IfName, Mac};
 
 /// A link as the kernel reports it; borrowed from the message.
@@ -28,17 +30,26 @@ pub struct LinkView<'a> {
     pub data: Attrs<'a>,
     /// Index of the bridge it is a port of.
     pub master: Option<u32>,
+    /// `ip link … protodown on`: up, and yet without carrier.
+    pub held_down: bool,
 }
 
 impl<'a> LinkView<'a> {
-    /// Reads an `RTM_NEWLINK` or `RTM_DELLINK`; none for other messages and for truncated ones.
-    pub fn parse(message: &RawMessage<'a>) -> Option<Self> {
-        if !matches!(message.kind, RTM_NEWLINK | RTM_DELLINK) || message.payload.len() < IFINFO {
+    /// Reads an `RTM_NEWLINK` or `RTM_DELLINK`. A link always has a name.
+    pub fn parse(message: &RawMessage<'a>) -> Result<Self, Unread> {
+        if !matches!(message.kind, RTM_NEWLINK | RTM_DELLINK) {
+            return Err(Unread::Other);
+        }
+        Self::read(message.payload).ok_or(Unread::Broken)
+    }
+
+    fn read(payload: &'a [u8]) -> Option<Self> {
+        if payload.len() < IFINFO {
             return None;
         }
         let mut link = Self {
-            index: read_u32(&message.payload[4..])?,
-            flags: read_u32(&message.payload[8..])?,
+            index: read_u32(&payload[4..])?,
+            flags: read_u32(&payload[8..])?,
             name: IfName::default(),
             mtu: 0,
             mac: None,
@@ -46,14 +57,16 @@ impl<'a> LinkView<'a> {
             kind: "",
             data: Attrs::new(&[]),
             master: None,
+            held_down: false,
         };
-        for (kind, bytes) in Attrs::after(message.payload, IFINFO) {
+        for (kind, bytes) in Attrs::after(payload, IFINFO) {
             match kind {
                 IFLA_IFNAME => link.name = IfName::from_kernel(bytes),
                 IFLA_MTU => link.mtu = read_u32(bytes).unwrap_or(0),
                 IFLA_ADDRESS => link.mac = <[u8; 6]>::try_from(bytes).ok().map(Mac),
                 IFLA_IFALIAS => link.alias = text(bytes),
                 IFLA_MASTER => link.master = read_u32(bytes),
+                IFLA_PROTO_DOWN => link.held_down = bytes.first().is_some_and(|b| *b != 0),
                 IFLA_LINKINFO => {
                     let info = Attrs::new(bytes);
                     link.kind = info.clone().find(IFLA_INFO_KIND).and_then(text).unwrap_or_default();
@@ -62,7 +75,7 @@ impl<'a> LinkView<'a> {
                 _ => {}
             }
         }
-        Some(link)
+        Some(link).filter(|link| link.name != IfName::default())
     }
 }
 
@@ -102,10 +115,19 @@ pub struct AddressView {
 }
 
 impl AddressView {
-    /// Reads an `RTM_NEWADDR` or `RTM_DELADDR`; none for other messages and for what makes no sense.
-    pub fn parse(message: &RawMessage<'_>) -> Option<Self> {
+    /// Reads an `RTM_NEWADDR` or `RTM_DELADDR` of IPv4 or IPv6.
+    pub fn parse(message: &RawMessage<'_>) -> Result<Self, Unread> {
         let payload = message.payload;
-        if !matches!(message.kind, RTM_NEWADDR | RTM_DELADDR) || payload.len() < IFADDR {
+        match (message.kind, payload.first()) {
+            (RTM_NEWADDR | RTM_DELADDR, Some(&(AF_INET | AF_INET6)) | None) => {
+                Self::read(payload).ok_or(Unread::Broken)
+            }
+            _ => Err(Unread::Other),
+        }
+    }
+
+    fn read(payload: &[u8]) -> Option<Self> {
+        if payload.len() < IFADDR {
             return None;
         }
         let (mut local, mut address, mut flags) = (None, None, u32::from(payload[2]));
@@ -117,7 +139,7 @@ impl AddressView {
                 _ => {}
             }
         }
-        let own = local.or(address)?;
+        let own = local.or(address).filter(|own| family_of(own) == payload[0])?;
         Some(Self {
             link: read_u32(&payload[4..])?,
             net: IpNetwork::new(own, payload[1]).ok()?,
@@ -169,6 +191,7 @@ const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
+const IFLA_PROTO_DOWN: u16 = 39;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 

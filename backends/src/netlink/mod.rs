@@ -20,11 +20,14 @@ pub mod nft;
 pub mod route;
 mod socket;
 pub mod veth;
+mod wire;
 
 pub use attrs::{Attrs, Messages, RawMessage, read_u16, read_u32};
 pub use batch::{Batch, Nest};
-pub use error::NetlinkError;
+pub(crate) use error::errno;
+pub use error::{NetlinkError, Unread};
 pub use socket::{Dump, Received, Socket};
+pub use wire::{KernelWire, Wire};
 
 use std::net::IpAddr;
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::link::{DUMP, PUT, REQUEST};
 use super::{
-    AF_BRIDGE, Attrs, Batch, RawMessage, address_bytes, address_from, family_of, read_u16, read_u32,
+    AF_BRIDGE, Attrs, Batch, RawMessage, Unread, address_bytes, address_from, family_of, read_u16, read_u32,
 };
 use crate::name::Mac;
 
@@ -23,20 +23,29 @@ pub struct NeighView {
     pub dst: Option<IpAddr>,
     /// The Ethernet address.
     pub mac: Option<Mac>,
+    /// An FDB entry over another port, VNI or link than its device's, or to a next hop object.
+    pub diverted: bool,
 }
 
 impl NeighView {
-    /// Reads an `RTM_NEWNEIGH` or `RTM_DELNEIGH`; none for other messages and for truncated ones.
-    pub fn parse(message: &RawMessage<'_>) -> Option<Self> {
-        let payload = message.payload;
-        if !matches!(message.kind, RTM_NEWNEIGH | RTM_DELNEIGH) || payload.len() < NDM {
+    /// Reads an `RTM_NEWNEIGH` or `RTM_DELNEIGH`.
+    pub fn parse(message: &RawMessage<'_>) -> Result<Self, Unread> {
+        if !matches!(message.kind, RTM_NEWNEIGH | RTM_DELNEIGH) {
+            return Err(Unread::Other);
+        }
+        Self::read(message.payload).ok_or(Unread::Broken)
+    }
+
+    fn read(payload: &[u8]) -> Option<Self> {
+        if payload.len() < NDM {
             return None;
         }
-        let (mut dst, mut mac) = (None, None);
+        let (mut dst, mut mac, mut diverted) = (None, None, false);
         for (kind, bytes) in Attrs::after(payload, NDM) {
             match kind {
                 NDA_DST => dst = address_from(bytes),
                 NDA_LLADDR => mac = <[u8; 6]>::try_from(bytes).ok().map(Mac),
+                NDA_PORT | NDA_VNI | NDA_IFINDEX | NDA_SRC_VNI | NDA_NH_ID => diverted = true,
                 _ => {}
             }
         }
@@ -47,6 +56,7 @@ impl NeighView {
             flags: payload[10],
             dst,
             mac,
+            diverted,
         })
     }
 }
@@ -89,12 +99,14 @@ pub fn put_fdb(batch: &mut Batch, link: u32, mac: Mac, dst: IpAddr) {
         .attr(NDA_DST, &address_bytes(&dst));
 }
 
-/// Adds to the batch: delete an FDB entry of a vxlan device.
-pub fn delete_fdb(batch: &mut Batch, link: u32, mac: Mac, dst: IpAddr) {
+/// Adds to the batch: delete an FDB entry of a vxlan device, or with no destination all there is of that address.
+pub fn delete_fdb(batch: &mut Batch, link: u32, mac: Mac, dst: Option<IpAddr>) {
     batch
         .message(RTM_DELNEIGH, REQUEST, &header(AF_BRIDGE, link, 0, NTF_SELF))
-        .attr(NDA_LLADDR, &mac.0)
-        .attr(NDA_DST, &address_bytes(&dst));
+        .attr(NDA_LLADDR, &mac.0);
+    if let Some(dst) = dst {
+        batch.attr(NDA_DST, &address_bytes(&dst));
+    }
 }
 
 fn header(family: u8, link: u32, state: u16, flags: u8) -> [u8; NDM] {
@@ -115,7 +127,11 @@ const RTM_GETNEIGH: u16 = 30;
 
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
+const NDA_PORT: u16 = 6;
+const NDA_VNI: u16 = 7;
 const NDA_IFINDEX: u16 = 8;
+const NDA_SRC_VNI: u16 = 11;
+const NDA_NH_ID: u16 = 13;
 
 /// `NUD_PERMANENT`.
 pub const NUD_PERMANENT: u16 = 0x80;

@@ -7,8 +7,8 @@ use nix::errno::Errno;
 
 use super::link::{DUMP, PUT, REQUEST};
 use super::{
-    AF_INET, AF_INET6, Attrs, Batch, Dump, NetlinkError, RawMessage, Socket, address_bytes, address_from,
-    read_u16, read_u32,
+    AF_INET, AF_INET6, Attrs, Batch, Dump, NetlinkError, RawMessage, Socket, Unread, address_bytes,
+    address_from, read_u16, read_u32,
 };
 
 /// One way of a route as the kernel reports it. A multipath route is several of these.
@@ -38,35 +38,40 @@ pub struct RouteView {
     pub source: Option<IpAddr>,
     /// A copy that the kernel keeps for one destination, not a route of the table.
     pub cloned: bool,
+    /// Several ways, a next hop object, metrics or an encapsulation; or a source, unless the kernel made the route.
+    pub special: bool,
 }
 
 impl RouteView {
-    /// Reads an `RTM_NEWROUTE` or `RTM_DELROUTE` and passes each of its ways to `each`.
-    pub fn parse(message: &RawMessage<'_>, mut each: impl FnMut(Self)) {
-        let Some((route, hops)) = Self::read(message) else { return };
+    /// Reads an `RTM_NEWROUTE` or `RTM_DELROUTE` of IPv4 or IPv6 and passes each of its ways to `each`; those before
+    /// the place where it breaks off, too.
+    pub fn parse(message: &RawMessage<'_>, mut each: impl FnMut(Self)) -> Result<(), Unread> {
+        let any = match (message.kind, message.payload.first()) {
+            (RTM_NEWROUTE | RTM_DELROUTE, Some(&AF_INET)) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            (RTM_NEWROUTE | RTM_DELROUTE, Some(&AF_INET6)) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            (RTM_NEWROUTE | RTM_DELROUTE, None) => return Err(Unread::Broken),
+            _ => return Err(Unread::Other),
+        };
+        let (route, mut hops) = Self::read(message.payload, any).ok_or(Unread::Broken)?;
         if hops.is_empty() {
-            return each(route);
+            each(route);
         }
-        let mut rest = hops;
         // struct rtnexthop: length (2), flags (1), hops (1), interface index (4), then attributes.
-        while let Some(len) = read_u16(rest).map(usize::from).filter(|l| *l >= RTNH && *l <= rest.len()) {
-            let gateway = gateway(Attrs::new(&rest[RTNH..len]));
-            let onlink = rest[2] & RTNH_F_ONLINK != 0;
-            each(Self { gateway, onlink, link: read_u32(&rest[4..]).unwrap_or(0), ..route });
-            rest = rest.get(super::attrs::align(len)..).unwrap_or_default();
+        while !hops.is_empty() {
+            let len = read_u16(hops).map(usize::from).filter(|l| *l >= RTNH && *l <= hops.len());
+            let len = len.ok_or(Unread::Broken)?;
+            let gateway = gateway(Attrs::new(&hops[RTNH..len]));
+            let onlink = hops[2] & RTNH_F_ONLINK != 0;
+            each(Self { gateway, onlink, link: read_u32(&hops[4..]).unwrap_or(0), special: true, ..route });
+            hops = hops.get(super::attrs::align(len)..).unwrap_or_default();
         }
+        Ok(())
     }
 
-    fn read<'a>(message: &RawMessage<'a>) -> Option<(Self, &'a [u8])> {
-        let payload = message.payload;
-        if !matches!(message.kind, RTM_NEWROUTE | RTM_DELROUTE) || payload.len() < RTM {
+    fn read(payload: &[u8], any: IpAddr) -> Option<(Self, &[u8])> {
+        if payload.len() < RTM {
             return None;
         }
-        let any = match payload[0] {
-            AF_INET => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            AF_INET6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-            _ => return None,
-        };
         let flags = read_u32(&payload[8..])?;
         let mut route = Self {
             dst: IpNetwork::new(any, 0).ok()?,
@@ -81,21 +86,24 @@ impl RouteView {
             onlink: flags & u32::from(RTNH_F_ONLINK) != 0,
             source: None,
             cloned: flags & RTM_F_CLONED != 0,
+            special: false,
         };
         let (mut dst, mut hops) = (any, &[][..]);
         let attrs = Attrs::after(payload, RTM);
         for (kind, bytes) in attrs.clone() {
             match kind {
-                RTA_DST => dst = address_from(bytes)?,
+                RTA_DST => dst = address_from(bytes).filter(|dst| dst.is_ipv4() == any.is_ipv4())?,
                 RTA_OIF => route.link = read_u32(bytes)?,
                 RTA_PRIORITY => route.metric = read_u32(bytes)?,
                 RTA_PREFSRC => route.source = address_from(bytes),
                 RTA_TABLE => route.table = read_u32(bytes)?,
                 RTA_MULTIPATH => hops = bytes,
+                RTA_METRICS | RTA_ENCAP | RTA_NH_ID => route.special = true,
                 _ => {}
             }
         }
         route.gateway = gateway(attrs);
+        route.special |= route.source.is_some() && route.protocol != RTPROT_KERNEL;
         route.dst = IpNetwork::new(dst, payload[1]).ok()?;
         Some((route, hops))
     }
@@ -111,14 +119,14 @@ pub fn dump_routes(family: u8) -> Batch {
     batch
 }
 
-/// Passes every route of one family in the main table to `each`, one way at a time. A namespace that never had an
+/// Passes every route message of one family in the main table to `each`. A namespace that never had an
 /// address of the family has no such table, and says so with ENOENT: no routes.
 pub fn read_routes(
     socket: &mut Socket,
     family: u8,
-    mut each: impl FnMut(RouteView),
+    mut each: impl FnMut(&RawMessage<'_>),
 ) -> Result<Dump, NetlinkError> {
-    let read = socket.dump(&mut dump_routes(family), |message| RouteView::parse(&message, &mut each));
+    let read = socket.dump(&mut dump_routes(family), |message| each(&message));
     match read {
         Err(error) if error.errno() == Errno::ENOENT => Ok(Dump { interrupted: false }),
         read => read,
@@ -130,7 +138,7 @@ pub fn put_route(batch: &mut Batch, route: &RouteView) {
     write(batch, RTM_NEWROUTE, REQUEST | PUT, route);
 }
 
-/// Adds to the batch: delete exactly this route.
+/// Adds to the batch: delete exactly this route. One with neither gateway nor link stands for any way.
 pub fn delete_route(batch: &mut Batch, route: &RouteView) {
     write(batch, RTM_DELROUTE, REQUEST, route);
 }
@@ -186,9 +194,12 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
 const RTA_PREFSRC: u16 = 7;
+const RTA_METRICS: u16 = 8;
 const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
 const RTA_VIA: u16 = 18;
+const RTA_ENCAP: u16 = 22;
+const RTA_NH_ID: u16 = 30;
 
 const RTNH_F_ONLINK: u8 = 4;
 const RTM_F_CLONED: u32 = 0x200;

@@ -2,20 +2,20 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use netlink_sys::SocketAddr;
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{setsockopt, sockopt};
-use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::attrs::{Attrs, HEADER, Messages, RawMessage, align, read_u32};
+use super::wire::{KernelWire, Wire};
 use super::{Batch, NetlinkError};
 
-/// A netlink socket in the network namespace it was made in.
-pub struct Socket {
-    inner: netlink_sys::Socket,
+/// Requests and their answers, and notifications, over a netlink socket.
+pub struct Socket<W = KernelWire> {
+    wire: W,
     sequence: u32,
     buffer: Vec<u8>,
+    /// A request was given up before its last answer: the rest may still come.
+    unsettled: bool,
 }
 
 /// How a dump ended.
@@ -29,7 +29,7 @@ pub struct Dump {
 pub enum Received<'a> {
     /// A datagram of notifications.
     Messages(Messages<'a>),
-    /// The receive buffer was full: notifications were lost.
+    /// The receive buffer was full, or too small for this one: notifications were lost.
     Overrun,
     /// Nothing is waiting.
     Empty,
@@ -40,49 +40,42 @@ pub enum Received<'a> {
 const BATCH: usize = 200;
 /// Bytes that hold one datagram of any dump: the kernel fills at most 32 KiB.
 const BUFFER: usize = 64 * 1024;
-/// Answers come within microseconds; a kernel that is silent for this long has lost them.
-const ANSWER_WITHIN_S: i64 = 5;
-/// Room for the notifications of a storm.
+/// Room for the notifications of a storm (bytes).
 const EVENT_ROOM: usize = 8 * 1024 * 1024;
+/// Room for answers (bytes).
+const ANSWER_ROOM: usize = 1024 * 1024;
+/// Datagrams that a request may meet without one for itself: what is left of a dump of a million routes is 5000.
+const STRANGERS: usize = 100_000;
 
 impl Socket {
     /// A socket for requests to rtnetlink.
     pub fn route() -> Result<Self, NetlinkError> {
-        Self::open(libc::NETLINK_ROUTE, 1024 * 1024)
+        KernelWire::open(libc::NETLINK_ROUTE, ANSWER_ROOM).map(Self::over)
     }
 
     /// A socket for requests to nf_tables.
     pub fn netfilter() -> Result<Self, NetlinkError> {
-        Self::open(libc::NETLINK_NETFILTER, 1024 * 1024)
+        KernelWire::open(libc::NETLINK_NETFILTER, ANSWER_ROOM).map(Self::over)
     }
 
     /// A socket that hears the notifications of these groups (`RTNLGRP_…` or `NFNLGRP_…`) of a protocol
-    /// (`NETLINK_ROUTE`, `NETLINK_NETFILTER`). Non-blocking.
+    /// (`NETLINK_ROUTE`, `NETLINK_NETFILTER`).
     pub fn subscribe(protocol: i32, groups: &[u32]) -> Result<Self, NetlinkError> {
-        let socket = Self::open(protocol, EVENT_ROOM)?;
-        for group in groups {
-            socket.inner.add_membership(*group)?;
-        }
-        socket.inner.set_non_blocking(true)?;
-        Ok(socket)
+        let mut wire = KernelWire::open(protocol, EVENT_ROOM)?;
+        wire.join(groups)?;
+        Ok(Self::over(wire))
     }
 
-    fn open(protocol: i32, room: usize) -> Result<Self, NetlinkError> {
-        let mut inner = netlink_sys::Socket::new(protocol as isize)?;
-        inner.bind_auto()?;
-        // Old kernels lack these; what they add (shorter answers, the kernel's words, filtered dumps) is not vital:
-        // every message of a dump is checked again by its reader.
-        for set in [netlink_sys::Socket::set_cap_ack, netlink_sys::Socket::set_ext_ack] {
-            let _ = set(&inner, true);
-        }
-        let _ = inner.set_netlink_get_strict_chk(true);
-        // The forced size needs CAP_NET_ADMIN in the first user namespace; the other one is cut to the system's limit.
-        if setsockopt(&inner, sockopt::RcvBufForce, &room).is_err() {
-            let _ = setsockopt(&inner, sockopt::RcvBuf, &room);
-        }
-        let wait = TimeVal::seconds(ANSWER_WITHIN_S);
-        setsockopt(&inner, sockopt::ReceiveTimeout, &wait).map_err(NetlinkError::Socket)?;
-        Ok(Self { inner, sequence: 0, buffer: Vec::with_capacity(BUFFER) })
+    /// This socket's port id, as it stands in the notifications that our requests cause.
+    pub fn port(&self) -> u32 {
+        self.wire.port()
+    }
+}
+
+impl<W: Wire> Socket<W> {
+    /// Over this wire.
+    pub fn over(wire: W) -> Self {
+        Self { wire, sequence: 0, buffer: Vec::with_capacity(BUFFER), unsettled: false }
     }
 
     /// Sends every message and returns one result for each, in order. Errors do not stop the batch (law 15).
@@ -108,17 +101,21 @@ impl Socket {
     /// With the place, in the batch, of the message that was refused; nothing was done. Or the answer was lost.
     pub fn transaction(&mut self, batch: &mut Batch) -> Result<(), (usize, NetlinkError)> {
         let first = self.next_sequence(batch.len());
+        let messages = batch.len();
         batch.seal(first, usize::MAX);
         self.send(batch.bytes()).map_err(|error| (0, error))?;
-        loop {
-            self.read().map_err(|errno| (0, NetlinkError::Unknown(errno)))?;
-            for message in Messages::new(&self.buffer) {
-                let n = message.sequence.wrapping_sub(first) as usize;
-                if message.kind == NLMSG_ERROR && n < batch.len() {
-                    return answer(message.payload).map_err(|error| (n, error));
-                }
+        // More errors may follow the first one, and nobody waits for them.
+        self.unsettled = true;
+        let mut verdict = Ok(());
+        let lost = self.answers(|message| {
+            let n = message.sequence.wrapping_sub(first) as usize;
+            if message.kind != NLMSG_ERROR || n >= messages {
+                return Ok(Heard::Stranger);
             }
-        }
+            verdict = answer(message.payload).map_err(|error| (n, error));
+            Ok(Heard::Last)
+        });
+        lost.map_err(|error| (0, error)).and(verdict)
     }
 
     /// Sends one message and returns its result.
@@ -132,17 +129,13 @@ impl Socket {
         batch: &mut Batch,
         mut read: impl FnMut(RawMessage<'_>) -> Option<T>,
     ) -> Result<Option<T>, NetlinkError> {
-        let first = self.next_sequence(1);
         let mut found = None;
-        for range in batch.seal(first, BATCH) {
-            self.send(&batch.bytes()[range])?;
-        }
-        self.replies(first, |message| {
+        self.ask(batch, |message| {
             match message.kind {
-                NLMSG_ERROR => return answer(message.payload).map(|()| true),
+                NLMSG_ERROR => return answer(message.payload).map(|()| Heard::Last),
                 _ => found = found.take().or_else(|| read(message)),
             }
-            Ok(false)
+            Ok(Heard::Ours)
         })?;
         Ok(found)
     }
@@ -154,37 +147,27 @@ impl Socket {
         batch: &mut Batch,
         mut each: impl FnMut(RawMessage<'_>),
     ) -> Result<Dump, NetlinkError> {
-        let first = self.next_sequence(1);
         let mut dump = Dump { interrupted: false };
-        for range in batch.seal(first, BATCH) {
-            self.send(&batch.bytes()[range])?;
-        }
-        self.replies(first, |message| {
+        self.ask(batch, |message| {
             dump.interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
             match message.kind {
-                NLMSG_DONE => return answer(message.payload).map(|()| true),
+                NLMSG_DONE => return answer(message.payload).map(|()| Heard::Last),
                 NLMSG_ERROR => answer(message.payload)?,
                 _ => each(message),
             }
-            Ok(false)
+            Ok(Heard::Ours)
         })?;
         Ok(dump)
     }
 
     /// The next datagram of notifications, if one is waiting.
     pub fn receive(&mut self) -> Result<Received<'_>, NetlinkError> {
-        match self.read() {
+        match self.wire.receive(&mut self.buffer, false) {
             Ok(()) => Ok(Received::Messages(Messages::new(&self.buffer))),
-            Err(Errno::ENOBUFS) => Ok(Received::Overrun),
+            Err(Errno::ENOBUFS | Errno::EMSGSIZE) => Ok(Received::Overrun),
             Err(Errno::EAGAIN) => Ok(Received::Empty),
             Err(errno) => Err(NetlinkError::Socket(errno)),
         }
-    }
-
-    /// This socket's port id, as it stands in the notifications that our requests cause.
-    pub fn port(&self) -> u32 {
-        let mut address = SocketAddr::new(0, 0);
-        self.inner.get_address(&mut address).map_or(0, |()| address.port_number())
     }
 
     /// Sends one range of a batch and files the answers under their sequence numbers.
@@ -196,71 +179,101 @@ impl Socket {
     ) -> Result<(), NetlinkError> {
         self.send(bytes)?;
         let last = results.len() - 1;
-        let mut done = false;
-        while !done {
-            self.read().map_err(NetlinkError::Unknown)?;
-            for message in Messages::new(&self.buffer) {
-                let n = message.sequence.wrapping_sub(first) as usize;
-                if message.kind != NLMSG_ERROR || n >= results.len() {
-                    continue;
-                }
-                results[n] = answer(message.payload);
-                done |= n == last;
+        self.answers(|message| {
+            let n = message.sequence.wrapping_sub(first) as usize;
+            if message.kind != NLMSG_ERROR || n >= results.len() {
+                return Ok(Heard::Stranger);
             }
-        }
-        Ok(())
+            results[n] = answer(message.payload);
+            Ok(if n == last { Heard::Last } else { Heard::Ours })
+        })
     }
 
-    /// Reads until `each` says that the answer is complete, passing over what answers another request.
-    fn replies(
+    /// Sends one message and passes what answers it to `each`.
+    fn ask(
         &mut self,
-        sequence: u32,
-        mut each: impl FnMut(RawMessage<'_>) -> Result<bool, NetlinkError>,
+        batch: &mut Batch,
+        mut each: impl FnMut(RawMessage<'_>) -> Result<Heard, NetlinkError>,
     ) -> Result<(), NetlinkError> {
-        loop {
-            self.read().map_err(NetlinkError::Unknown)?;
-            for message in Messages::new(&self.buffer) {
-                if message.sequence == sequence && each(message)? {
-                    return Ok(());
-                }
-            }
-        }
+        let first = self.next_sequence(batch.len());
+        batch.seal(first, usize::MAX);
+        self.send(batch.bytes())?;
+        self.answers(|message| if message.sequence == first { each(message) } else { Ok(Heard::Stranger) })
     }
 
+    /// Reads until `each` says that the answer is complete. What answers an earlier request is passed over, within
+    /// measure; a datagram that is cut short has lost us some of the answer.
+    fn answers(
+        &mut self,
+        mut each: impl FnMut(RawMessage<'_>) -> Result<Heard, NetlinkError>,
+    ) -> Result<(), NetlinkError> {
+        let settled = !self.unsettled;
+        self.unsettled = true;
+        let mut strangers = 0;
+        while strangers < STRANGERS {
+            self.wire.receive(&mut self.buffer, true).map_err(NetlinkError::Unknown)?;
+            let mut messages = Messages::new(&self.buffer);
+            strangers += 1;
+            for message in messages.by_ref() {
+                match each(message)? {
+                    Heard::Stranger => {}
+                    Heard::Ours => strangers = 0,
+                    Heard::Last => {
+                        self.unsettled = !settled;
+                        return Ok(());
+                    }
+                }
+            }
+            if messages.is_broken() {
+                return Err(NetlinkError::Unknown(Errno::EBADMSG));
+            }
+        }
+        Err(NetlinkError::Unknown(Errno::EPROTO))
+    }
+
+    /// The first sequence number for a request of so many messages.
     fn next_sequence(&mut self, messages: usize) -> u32 {
         let first = self.sequence.wrapping_add(1);
         self.sequence = self.sequence.wrapping_add(u32::try_from(messages).unwrap_or(u32::MAX));
         first
     }
 
-    fn send(&self, bytes: &[u8]) -> Result<(), NetlinkError> {
-        self.inner.send(bytes, 0).map(|_| ()).map_err(NetlinkError::from)
+    /// Reads away what is left of a request that was given up. The kernel refuses a dump (EBUSY) until the one before
+    /// it was read to its end, and answers nobody reads take the room of those that count.
+    fn settle(&mut self) {
+        let mut most = if self.unsettled { STRANGERS } else { 0 };
+        while most > 0 && self.wire.receive(&mut self.buffer, false) != Err(Errno::EAGAIN) {
+            most -= 1;
+        }
+        self.unsettled = false;
     }
 
-    fn read(&mut self) -> Result<(), Errno> {
-        self.buffer.clear();
-        loop {
-            match self.inner.recv(&mut self.buffer, 0) {
-                Ok(_) => return Ok(()),
-                Err(error) => match error.raw_os_error().map_or(Errno::EIO, Errno::from_raw) {
-                    Errno::EINTR => {}
-                    errno => return Err(errno),
-                },
-            }
-        }
+    fn send(&mut self, bytes: &[u8]) -> Result<(), NetlinkError> {
+        self.settle();
+        self.wire.send(bytes).map_err(NetlinkError::Socket)
     }
+}
+
+/// What a message was to the request that waits.
+enum Heard {
+    /// It belongs to another request.
+    Stranger,
+    /// It is part of the answer.
+    Ours,
+    /// It completes the answer.
+    Last,
 }
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.inner.as_fd()
+        self.wire.as_fd()
     }
 }
 
 /// The verdict inside an `NLMSG_ERROR` or `NLMSG_DONE` message: a code, then the failed request's header, then (with
 /// extended acknowledgements) attributes with the kernel's words.
 fn answer(payload: &[u8]) -> Result<(), NetlinkError> {
-    let code = read_u32(payload).unwrap_or(0).cast_signed();
+    let code = read_u32(payload).ok_or(NetlinkError::Unknown(Errno::EBADMSG))?.cast_signed();
     if code >= 0 {
         return Ok(());
     }
@@ -277,3 +290,7 @@ const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLMSGERR_ATTR_MSG: u16 = 1;
+
+#[cfg(test)]
+#[path = "socket_tests.rs"]
+mod tests;

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
 use subnet_lease::Family;
 
 use crate::name::{IfName, Mac};
@@ -11,11 +12,11 @@ use crate::traffic::RuleTable;
 
 /// The identity of an object. **The order of the variants is the dependency order**: objects are created in this
 /// order and deleted in reverse.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Key {
     /// A link, by name.
     Link(IfName),
-    /// A per-device setting.
+    /// A setting of a device; one of the host is filed under the underlay.
     Sysctl(IfName, Sysctl),
     /// An address on a link.
     Address(IfName, IpNetwork),
@@ -46,11 +47,11 @@ impl Key {
 pub type TableKey = Family;
 
 /// One kernel thing in the form the kernel reports it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Object {
     /// A link.
     Link(Box<Link>),
-    /// A per-device setting with its value.
+    /// A setting with its value.
     Sysctl(IfName, Sysctl, i32),
     /// An address.
     Address(Address),
@@ -88,10 +89,19 @@ impl Object {
             other => other.key().link(),
         }
     }
+
+    /// Whether the kernel would take a replacement and change nothing: such a thing is deleted first (laws 22, 24).
+    pub(crate) fn is_stubborn(&self) -> bool {
+        match self {
+            Self::Fdb(f) => f.diverted,
+            Self::Address(a) => a.narrow,
+            _ => false,
+        }
+    }
 }
 
 /// A link that we make.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Link {
     /// Interface name.
     pub name: IfName,
@@ -103,17 +113,20 @@ pub struct Link {
     pub mac: Mac,
     /// The alias, which says whose it is; see [`Owner`](crate::Owner).
     pub tag: String,
+    /// Index of the bridge or VRF that somebody made it a part of, which swallows its packets; 0 = none.
+    #[serde(default)]
+    pub master: u32,
 }
 
 /// The kind of a link with its own settings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LinkKind {
     /// A VXLAN tunnel end.
     Vxlan(Vxlan),
 }
 
 /// The settings of a vxlan link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Vxlan {
     /// Network identifier, 24 bits.
     pub vni: u32,
@@ -144,44 +157,70 @@ impl Link {
     }
 }
 
-/// A per-device setting under `/proc/sys`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// A setting under `/proc/sys`. The order counts: the underlay's advertisements are kept before the host forwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Sysctl {
     /// `net.ipv6.conf.DEV.accept_ra`: router advertisements from inside the overlay must not configure the host.
     AcceptRa,
+    /// The same of the underlay. Where it is 1 the host loses its advertised default route in the moment it begins to
+    /// forward (law 21): 2 keeps it. Reads as 2 wherever forwarding costs nothing.
+    RouterRa,
+    /// `net.ipv4.ip_forward` or `net.ipv6.conf.all.forwarding`, of the host: without it no pod is reached.
+    HostForward(Family),
+    /// `net.ipv4.conf.DEV.forwarding`: IPv4 packets that come in here go on. IPv6 asks the host only.
+    Forward,
 }
 
 impl Sysctl {
     /// The file that holds it.
     pub fn path(self, link: IfName) -> String {
         match self {
-            Self::AcceptRa => format!("/proc/sys/net/ipv6/conf/{link}/accept_ra"),
+            Self::AcceptRa | Self::RouterRa => format!("/proc/sys/net/ipv6/conf/{link}/accept_ra"),
+            Self::HostForward(Family::V4) => "/proc/sys/net/ipv4/ip_forward".to_owned(),
+            Self::HostForward(Family::V6) => "/proc/sys/net/ipv6/conf/all/forwarding".to_owned(),
+            Self::Forward => format!("/proc/sys/net/ipv4/conf/{link}/forwarding"),
+        }
+    }
+
+    /// The value to compare, from what its file says. An advertisement is lost only where it is taken now (1) and the
+    /// host does not forward yet.
+    pub(crate) fn read(self, text: i32, host_forwards: bool) -> i32 {
+        match self {
+            Self::RouterRa if text == 1 && !host_forwards => 1,
+            Self::RouterRa => 2,
+            _ => text,
         }
     }
 }
 
 /// An address on a link; every IPv6 one carries `nodad`, since a tentative address is unusable for over a second.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Address {
     /// The link.
     pub link: IfName,
     /// Address and prefix length.
     pub net: IpNetwork,
+    /// Of scope link or host, hence no source of packets to elsewhere. We never make such.
+    #[serde(default)]
+    pub narrow: bool,
 }
 
 /// A permanent forwarding entry: frames to `mac` go to `dst`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Fdb {
     /// The vxlan link.
     pub link: IfName,
     /// Ethernet address of the peer's tunnel end.
     pub mac: Mac,
-    /// Public address of the peer.
+    /// Public address of the peer; unspecified when it leads to a next hop object.
     pub dst: IpAddr,
+    /// Over another port, VNI or link than the device's own, or to a next hop object. We never make such.
+    #[serde(default)]
+    pub diverted: bool,
 }
 
 /// A permanent neighbour.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Neigh {
     /// The link.
     pub link: IfName,
@@ -192,7 +231,7 @@ pub struct Neigh {
 }
 
 /// A route of the main table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Route {
     /// Destination.
     pub dst: IpNetwork,
@@ -213,18 +252,22 @@ pub struct Route {
 }
 
 impl Route {
-    /// A route of ours that drops what no better one takes.
+    /// A route of ours that drops what no better one takes: its metric is the worst there is, since the pods' bridge has a
+    /// route to the very same prefix.
     pub fn blackhole(dst: IpNetwork) -> Self {
-        let (metric, kind) = (default_metric(&dst), RouteKind::Blackhole);
+        let (metric, kind) = (u32::MAX, RouteKind::Blackhole);
         Self { dst, metric, kind, via: None, link: None, onlink: false, scope: 0, protocol: ROUTE_PROTOCOL }
     }
 }
 
 /// What a route does with a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum RouteKind {
     /// Sends it on.
     Unicast,
+    /// Sends it on with something that we never set: several ways, a next hop object, metrics, an encapsulation, a
+    /// source of its own.
+    Special,
     /// Drops it silently.
     Blackhole,
     /// Something we never make (`prohibit`, `unreachable`, …), by its kernel number.

@@ -29,6 +29,7 @@ pub(crate) use text::table_name;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
 use subnet_lease::Family;
 
 /// What the rules follow from.
@@ -47,7 +48,7 @@ pub struct RuleInput {
 }
 
 /// A table of one family. Its name follows from that.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RuleTable {
     /// Address family.
     pub family: Family,
@@ -58,7 +59,7 @@ pub struct RuleTable {
 }
 
 /// A chain with its place in the packet's way.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Chain {
     /// Name.
     pub name: String,
@@ -75,7 +76,7 @@ pub struct Chain {
 }
 
 /// Type of a chain.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ChainKind {
     /// Accepts and drops.
     Filter,
@@ -86,7 +87,7 @@ pub enum ChainKind {
 }
 
 /// Where a chain is called.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Hook {
     /// Packets passing through this host.
     Forward,
@@ -97,7 +98,7 @@ pub enum Hook {
 }
 
 /// The fate of a packet that no rule decides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Policy {
     /// It passes.
     Accept,
@@ -106,7 +107,7 @@ pub enum Policy {
 }
 
 /// One rule.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Rule {
     /// When all of these hold, then that.
     When(Vec<Match>, Verdict),
@@ -116,7 +117,7 @@ pub enum Rule {
 }
 
 /// A condition on a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Match {
     /// An address of the packet lies inside the network, or outside of it.
     Address {
@@ -132,7 +133,7 @@ pub enum Match {
 }
 
 /// Which address of a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum End {
     /// Where it comes from.
     Source,
@@ -141,7 +142,7 @@ pub enum End {
 }
 
 /// What happens to a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Verdict {
     /// Passes this chain's hook.
     Accept,

@@ -37,7 +37,7 @@ fn container(call: &Call, inside: &mut Socket, result: &Attachment) -> Result<u3
     let recorded =
         recorded.ok_or_else(|| differs(format!("prevResult names no interface {name} of the container")))?;
     let found = inside.get(&mut get_link(name), |message| {
-        let link = LinkView::parse(&message)?;
+        let link = LinkView::parse(&message).ok()?;
         Some((VethView::parse(&message)?, link.mac, link.flags & IFF_UP != 0))
     });
     let (view, mac, up) =
@@ -64,7 +64,7 @@ fn addresses(
 ) -> Result<(), Failure> {
     let mut there = Vec::new();
     let read = inside.dump(&mut dump_addresses(index), |message| {
-        there.extend(AddressView::parse(&message).filter(|a| a.link == index).map(|a| a.net));
+        there.extend(AddressView::parse(&message).ok().filter(|a| a.link == index).map(|a| a.net));
     });
     read.during(Code::Kernel, || "cannot read the container's addresses".into())?;
     let ours = result.ips.iter().filter(|ip| ip.interface.is_none() || ip.interface == position);
@@ -83,7 +83,7 @@ fn route(inside: &mut Socket, wanted: &Route) -> Result<(), Failure> {
     let family = if wanted.dst.is_ipv4() { AF_INET } else { AF_INET6 };
     let mut found = false;
     let read = inside.dump(&mut dump_routes(family), |message| {
-        RouteView::parse(&message, |route| {
+        let _ = RouteView::parse(&message, |route| {
             let same_way = wanted.gateway.is_none() || route.gateway == wanted.gateway;
             found |= route.dst.ip() == wanted.dst.network()
                 && route.dst.prefix() == wanted.dst.prefix()
@@ -99,7 +99,7 @@ fn port(host: &mut Socket, bridge: &Bridge, peer: u32, name: IfName) -> Result<(
     let (device, kind, _) =
         device::find(host, bridge.name)?.ok_or_else(|| differs(format!("bridge {} is gone", bridge.name)))?;
     let by_index = &mut backends::netlink::veth::get_link_at(peer);
-    let master = host.get(by_index, |message| LinkView::parse(&message)?.master);
+    let master = host.get(by_index, |message| LinkView::parse(&message).ok()?.master);
     if kind == "bridge" && master.ok().flatten() == Some(device.index) {
         return Ok(());
     }

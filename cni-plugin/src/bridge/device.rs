@@ -62,7 +62,7 @@ impl Device {
     fn addresses(&self, socket: &mut Socket) -> Result<Vec<IpNetwork>, Failure> {
         let mut found = Vec::new();
         let read = socket.dump(&mut dump_addresses(self.index), |message| {
-            found.extend(AddressView::parse(&message).filter(|a| a.link == self.index).map(|a| a.net));
+            found.extend(AddressView::parse(&message).ok().filter(|a| a.link == self.index).map(|a| a.net));
         });
         read.during(Code::Kernel, || format!("cannot read the addresses of {}", self.name))?;
         Ok(found)
@@ -125,7 +125,7 @@ fn make(socket: &mut Socket, conf: &Bridge) -> Result<(Device, String, u32), Fai
 /// A bridge by its name, with its kind and its flags.
 pub(super) fn find(socket: &mut Socket, name: IfName) -> Result<Option<(Device, String, u32)>, Failure> {
     let found = socket.get(&mut get_link(name), |message| {
-        let link = LinkView::parse(&message)?;
+        let link = LinkView::parse(&message).ok()?;
         let device = Device { index: link.index, name, mac: link.mac.unwrap_or_default() };
         Some((device, link.kind.to_owned(), link.flags))
     });

@@ -35,7 +35,7 @@ pub(super) fn remove_link(namespace: &Namespace, name: IfName) -> Result<(), Fai
     let what = || format!("cannot delete {name}");
     let mut socket = Socket::route().during(Code::Kernel, what)?;
     let found = socket.get(&mut get_link(name), |message| {
-        let link = LinkView::parse(&message)?;
+        let link = LinkView::parse(&message).ok()?;
         Some((link.index, link.kind == "veth"))
     });
     let index = match found {
@@ -103,7 +103,7 @@ fn gone(events: &mut Socket, index: u32) -> bool {
 fn is_removal(message: &RawMessage<'_>, index: u32) -> bool {
     message.kind == RTM_DELLINK
         && message.payload.first() == Some(&AF_UNSPEC)
-        && LinkView::parse(message).is_some_and(|link| link.index == index)
+        && LinkView::parse(message).is_ok_and(|link| link.index == index)
 }
 
 const MOST_EVENTS: usize = 1000;

@@ -64,7 +64,7 @@ impl Namespace {
             socket
                 .dump(&mut dump_addresses(0), |message| {
                     let view =
-                        AddressView::parse(&message).filter(|a| !a.net.to_string().starts_with("fe80"));
+                        AddressView::parse(&message).ok().filter(|a| !a.net.to_string().starts_with("fe80"));
                     found.extend(view.map(|a| a.net.to_string()));
                 })
                 .unwrap();
@@ -82,7 +82,8 @@ impl Namespace {
                 let read = |message: backends::netlink::RawMessage<'_>| {
                     RouteView::parse(&message, |r| {
                         found.extend(r.gateway.map(|via| format!("{} via {via}", r.dst)))
-                    });
+                    })
+                    .unwrap();
                 };
                 socket.dump(&mut dump_routes(family), read).unwrap();
             }

@@ -5,21 +5,21 @@
 //! what a daemon would do that was started the same way.
 
 mod cleanup;
+mod events;
 mod lease;
 mod network;
+mod plan;
+mod replay;
 mod settings;
+mod status;
 
 use std::io::{self, Write};
-use std::sync::Arc;
 
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use subnet_lease::SubnetEnv;
-use subnet_lease::etcd::EtcdStore;
 
 use crate::cli::{self, Flag, Given, Kind};
 use crate::config::{Environment, NodeConfig, RawConfig, environment};
-use crate::daemon::{RELEASE, block_on, host_name, refuse, seed};
-use crate::dry_run::dry_run;
+use crate::daemon::{RELEASE, host_name, refuse};
 use crate::exit::{Exit, Failure};
 
 /// Looks after a cluster's network and its leases.
@@ -32,7 +32,7 @@ struct Arguments {
 
 const MORE: &str = "Every other flag of flanneld, and every FLANNELD_ variable, is understood as well, so that `plan` and\n\
     `config` see what the daemon would see. Exit codes: 0 done, 1 failed, 2 a setting or net-conf is\n\
-    wrong, 3 not available, 4 unknown word, 7 store not reachable.";
+    wrong, 3 not available, 4 unknown word, 5 not allowed, 7 store not reachable, 9 node not ready.";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
@@ -42,10 +42,16 @@ enum Verb {
     /// Leases: which host has which subnets.
     #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
     Lease(lease::Verb),
-    /// Print what a daemon's next pass would change on this host, and change nothing.
-    Plan,
+    /// Print how the daemon on this host is: ready or why not, its subnets and underlay, what is refused or fought over.
+    Status(Output),
+    /// Print what a daemon's next pass would change on this host, as lines for a shell, and change nothing.
+    Plan(Output),
     /// Take away what a stopped daemon left in the kernel, and subnet.env.
     Cleanup(cleanup::Arguments),
+    /// Print what the daemon on this host heard and did, as it recorded it.
+    Events(events::Arguments),
+    /// Run recorded inputs through the core of this program, and say what it decides differently.
+    Replay(replay::Arguments),
     /// Print the settings in force, and where each comes from.
     Config(Output),
 }
@@ -83,11 +89,19 @@ fn run(arguments: &[String], environment: &Environment, out: &mut dyn Write) -> 
     for notice in raw.notices() {
         eprintln!("flannelctl: {notice}");
     }
+    let mut exit = Exit::Done;
     let said = match verb {
         Verb::Network(verb) => network::run(&verb, config)?,
         Verb::Lease(verb) => lease::run(verb, config)?,
-        Verb::Plan => plan(&config)?,
+        Verb::Status(output) => {
+            let (said, found) = status::run(output, &config)?;
+            exit = found;
+            said
+        }
+        Verb::Plan(output) => plan::run(output, &config)?,
         Verb::Cleanup(arguments) => cleanup::run(&arguments, &config)?,
+        Verb::Events(arguments) => events::run(&arguments, &config, out).map(|()| String::new())?,
+        Verb::Replay(arguments) => replay::run(&arguments, out).map(|()| String::new())?,
         Verb::Config(output) => settings::run(&raw, output.output)?,
     };
     match out.write_all(said.as_bytes()).and_then(|()| out.flush()) {
@@ -95,7 +109,7 @@ fn run(arguments: &[String], environment: &Environment, out: &mut dyn Write) -> 
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Failure::new(Exit::Failed, format!("can't write: {error}")))
         }
-        _ => Ok(Exit::Done),
+        _ => Ok(exit),
     }
 }
 
@@ -125,17 +139,6 @@ fn given(matches: &ArgMatches) -> Vec<Given> {
         cli::rows().map(|flag| flag.name).filter(|name| matches.try_contains_id(name).unwrap_or(false));
     let values = |name| matches.get_many::<String>(name).into_iter().flatten();
     names.flat_map(|name| values(name).map(move |value| Given { name, value: value.clone() })).collect()
-}
-
-fn plan(config: &NodeConfig) -> Result<String, Failure> {
-    let store = EtcdStore::connect(config.etcd.clone())?;
-    let earlier = SubnetEnv::read(&config.subnet_file).ok();
-    let planned = block_on(async { Ok(dry_run(config.settings(seed()), Arc::new(store), earlier).await) })?;
-    let plan = planned.map_err(|why| Failure::new(Exit::Failed, why))?.to_string();
-    Ok(match plan.trim_end() {
-        "" => "nothing to do\n".to_owned(),
-        lines => format!("{lines}\n"),
-    })
 }
 
 /// A table of columns, within a hundred characters.

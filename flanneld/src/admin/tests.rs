@@ -2,10 +2,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use subnet_lease::server::{Server, ServerConfig};
-use subnet_lease::{BackendAttrs, Claim, NetworkConfig, Store};
-use tokio::sync::oneshot;
+use subnet_lease::etcd::EtcdStore;
+use subnet_lease::{BackendAttrs, Claim, NetworkConfig, NetworkId, Store};
+use tokio::sync::{mpsc, oneshot};
 
 use super::*;
+use crate::daemon::block_on;
+use crate::node::{Status, StatusRequest};
+use crate::socket::{self, Place};
 
 /// An embedded store on loopback, in a thread; stopped and removed at the end.
 struct Embedded {
@@ -151,6 +155,44 @@ fn an_unknown_word_a_missing_verb_and_a_wrong_setting_have_the_daemon_s_codes() 
     assert_eq!(flannelctl("config --healthz-port=x").0.unwrap_err().exit, Exit::Invalid);
     assert_eq!(flannelctl("config --kube-subnet-mgr").0.unwrap_err().exit, Exit::Unsupported);
     assert_eq!(flannelctl("network check /nowhere").0.unwrap_err().exit, Exit::Invalid);
+}
+
+/// Answers questions about a network's node in a thread, until the sender is dropped.
+fn daemon(prefix: &str, status: &Status) -> oneshot::Sender<()> {
+    let (network, status) = (NetworkId::new(prefix), status.clone());
+    let (tell, told) = std::sync::mpsc::channel();
+    let (stop, mut stopped) = oneshot::channel::<()>();
+    let serve = async move {
+        let Place::Ours(listener) = socket::take(&network).await.unwrap() else { panic!("{network} is taken") };
+        let (asks, mut asked) = mpsc::channel::<StatusRequest>(1);
+        tokio::spawn(socket::serve(listener, asks));
+        tell.send(()).unwrap();
+        loop {
+            tokio::select! {
+                Some(asker) = asked.recv() => asker.send(status.clone()).unwrap(),
+                _ = &mut stopped => return Ok(()),
+            }
+        }
+    };
+    std::thread::spawn(move || block_on(serve).unwrap());
+    told.recv().unwrap();
+    stop
+}
+
+#[test]
+fn status_is_what_the_daemon_of_this_network_says_and_so_is_the_exit_code() {
+    let prefix = format!("/test-{}-status", std::process::id());
+    let ask = |more: &str| flannelctl(&format!("status --etcd-prefix={prefix} {more}"));
+    let none = format!("no flanneld of network {prefix} runs here");
+    assert_eq!(ask("").0, Err(Failure::new(Exit::NotReady, none)));
+    let red = Status { reasons: vec!["waiting for a lease".to_owned()], ..Status::default() };
+    let _daemon = daemon(&prefix, &red);
+    let (ended, said) = ask("");
+    assert_eq!(ended, Ok(Exit::NotReady));
+    assert!(said.contains("waiting for a lease"), "{said}");
+    let (ended, said) = ask("--output json");
+    assert_eq!(ended, Ok(Exit::NotReady));
+    assert_eq!(serde_json::from_str::<Status>(&said).unwrap(), red);
 }
 
 #[test]

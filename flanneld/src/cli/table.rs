@@ -69,8 +69,13 @@ pub const TABLE: &[(&str, &[Flag])] = &[
         "Files",
         &[
             text("subnet-file", "/run/flannel/subnet.env", "file that tells the CNI plugin about the subnet"),
-            text("state-dir", "", "directory of the daemon's own memory; default: beside the subnet file")
-                .no_effect("the subnet file is all that is remembered so far"),
+            text("state-dir", "", "directory of the daemon's own memory; default: beside the subnet file"),
+            text(
+                "record-file",
+                "",
+                "file with what the daemon heard and did, 16 MiB with the one before it (flannelctl events); \
+                 default: events in the state directory; off for none",
+            ),
             text(
                 "config",
                 "",
@@ -99,6 +104,11 @@ pub const TABLE: &[(&str, &[Flag])] = &[
     (
         "Node",
         &[
+            switch(
+                "takeover",
+                "false",
+                "where another flanneld of this network runs on this host, wait for its end and go on in its place",
+            ),
             variable("NODE_NAME", "name of this node where --node-id does not say it"),
             variable("POD_NAME", "pod of this daemon").status(KUBE),
             variable("POD_NAMESPACE", "namespace of that pod").status(KUBE),

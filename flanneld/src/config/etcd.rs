@@ -59,7 +59,7 @@ fn endpoint(text: &str, scheme: &str) -> Result<String, String> {
 }
 
 /// Cleans a key the way Go joins paths, so that both daemons name the same key.
-fn prefix(text: &str) -> Result<String, String> {
+pub(crate) fn prefix(text: &str) -> Result<String, String> {
     let rooted = text.starts_with('/');
     let mut parts: Vec<&str> = Vec::new();
     for part in text.split('/') {

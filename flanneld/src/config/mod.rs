@@ -10,6 +10,7 @@ mod raw;
 
 use std::fmt;
 
+pub(crate) use etcd::prefix as clean_prefix;
 pub use node::NodeConfig;
 pub use raw::{Environment, RawConfig, Setting, Source, environment};
 

@@ -39,10 +39,14 @@ pub struct NodeConfig {
     pub blackhole_route: bool,
     /// Time between two looks at iptables rules, where there are any.
     pub iptables_resync: Duration,
+    /// Wait for another daemon of this network to end, and go on in its place.
+    pub takeover: bool,
     /// The file for the CNI plugin.
     pub subnet_file: PathBuf,
     /// The directory of our own memory.
     pub state_dir: PathBuf,
+    /// What the daemon heard and did is recorded here.
+    pub record_file: Option<PathBuf>,
     /// Where the health server listens; `[::]` stands for IPv4 as well.
     pub health: Option<SocketAddr>,
     /// Detail of the log: 0 for info, 1 to 5 for debug, above for trace.
@@ -56,6 +60,7 @@ impl NodeConfig {
         let renew_margin = 60 * read.seconds("subnet-lease-renew-margin", "a number of minutes", 1..=1439);
         let etcd = EtcdConfig { renew_margin, ..etcd::read(&mut read) };
         let subnet_file = read.one("subnet-file", path);
+        let state_dir = read.state_dir(&subnet_file);
         let config = Self {
             network: NetworkId::new(&*etcd.prefix),
             etcd,
@@ -66,7 +71,9 @@ impl NodeConfig {
             forward_rules: read.bool("iptables-forward-rules"),
             blackhole_route: read.bool("ip-blackhole-route"),
             iptables_resync: read.seconds("iptables-resync", "a number of seconds", 1..=86_400),
-            state_dir: read.state_dir(&subnet_file),
+            record_file: read.record_file(&state_dir),
+            state_dir,
+            takeover: read.bool("takeover"),
             subnet_file,
             health: read.health(),
             verbosity: read.int("v", "a whole number", i64::MIN..=i64::MAX),
@@ -203,6 +210,13 @@ impl Reader<'_> {
         let beside =
             subnet_file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
         self.optional("state-dir", path).unwrap_or_else(|| beside.to_owned())
+    }
+
+    /// In the state directory, hence beside the subnet file: daemons of several network namespaces on one machine have
+    /// a subnet file each, and so a recording each.
+    fn record_file(&mut self, state_dir: &Path) -> Option<PathBuf> {
+        let said = self.optional("record-file", |text| if text == "off" { Ok(None) } else { path(text).map(Some) });
+        said.unwrap_or_else(|| Some(state_dir.join("events")))
     }
 }
 

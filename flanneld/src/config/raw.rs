@@ -67,15 +67,21 @@ impl RawConfig {
     /// Puts the sources together: a flag wins over a variable, a variable over the file. An empty variable counts as
     /// absent, as in flannel. What is wrong comes out with the rest of the errors when the settings are understood.
     pub fn gather(given: &[Given], environment: &Environment) -> Self {
-        let mut raw = Self::default();
-        raw.take_flags(given);
-        raw.take_variables(environment);
+        let mut raw = Self::gather_without_file(given, environment);
         let file = raw.one("config").to_owned();
         if !file.is_empty() {
             raw.errors = raw.take_file(Path::new(&file));
         }
         raw.errors.extend(raw.not_yet());
         raw.notices.extend(raw.without_effect());
+        raw
+    }
+
+    /// Of another process: what its file would say is not read, nor is anything judged.
+    pub(crate) fn gather_without_file(given: &[Given], environment: &Environment) -> Self {
+        let mut raw = Self::default();
+        raw.take_flags(given);
+        raw.take_variables(environment);
         raw
     }
 

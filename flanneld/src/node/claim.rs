@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use backends::{Mac, kernel::Own};
+use serde::{Deserialize, Serialize};
 use subnet_lease::{Claim, Class, Family, Lease, OwnLease, Peer, StoreError, SubnetEnv, Subnets, VxlanData};
 use tracing::{info, warn};
 
@@ -17,7 +18,7 @@ const RETRY_LAST: Duration = Duration::from_secs(30);
 const CALM: Duration = Duration::from_secs(10);
 
 /// Where our claim stands.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct ClaimState {
     in_flight: bool,
     /// When the lease ends.

@@ -1,25 +1,26 @@
 //! What must be known before anything is written: the network's configuration and the first snapshot of the store.
 
 use backends::Backend;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 use subnet_lease::{Lease, NetworkConfig, PeerTable, PublicAddrs, StoreEvent, Subnets};
 use tracing::{info, warn};
 
-use super::NodeCore;
+use super::{NodeCore, Tick};
 
 /// The cluster's configuration, understood.
 pub(super) struct Network {
     pub(super) config: Arc<NetworkConfig>,
     pub(super) backend: Box<dyn Backend>,
-    written: Vec<u8>,
+    pub(super) written: Vec<u8>,
 }
 
 /// A snapshot: leases, and keys that could not be read with the reason.
 type Shown = (Vec<Lease>, Vec<(String, String)>);
 
 /// What the store shows that is not a peer: the last snapshot until it is turned into peers, and our own lease.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub(super) struct Leases {
     /// A snapshot that came before the configuration or the interface were known.
     waiting: Option<Shown>,
@@ -28,10 +29,11 @@ pub(super) struct Leases {
 }
 
 impl NodeCore {
-    pub(super) fn store(&mut self, event: StoreEvent) {
+    pub(super) fn store(&mut self, now: Tick, event: StoreEvent) {
         self.pace.mark_fresh();
         if !matches!(event, StoreEvent::Stale(_)) {
             self.store_problem = None;
+            self.stale_since = now;
         }
         match event {
             StoreEvent::Config(written) => self.config(written),

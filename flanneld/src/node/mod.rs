@@ -15,16 +15,22 @@
 //! known. Every event sets *dirty* and carries no other meaning; a lost, doubled or late one can do no harm.
 
 mod claim;
+mod digest;
+mod drift;
+mod fights;
 mod gate;
 mod pace;
 mod pass;
 mod ready;
+pub(crate) mod saved;
+mod status;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use backends::kernel::{KernelError, KernelEvent, OpError, Own};
+use backends::kernel::{KernelError, KernelEvent, OpError, Own, Touch};
 use backends::{External, Facts, Mac, Owner, Plan};
+use serde::{Deserialize, Serialize};
 use subnet_lease::{
     Claim, Lease, NetworkId, OwnLease, PeerTable, StoreError, StoreEvent, SubnetEnv, Subnets,
 };
@@ -35,12 +41,15 @@ use claim::ClaimState;
 use gate::Network;
 use pace::Pace;
 pub use ready::Readiness;
+pub use status::{
+    ContendedReport, FailureReport, LISTED, PassReport, Refused, Stale, Status, StatusRequest, Underlay,
+};
 
 /// Time since boot, suspend included.
 pub type Tick = Duration;
 
 /// What the core needs to know of the node's configuration.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Settings {
     /// Which network of this host; its tag is on every link we make.
     pub network: NetworkId,
@@ -71,6 +80,8 @@ pub enum Input {
     Store(StoreEvent),
     /// The kernel says that something changed.
     Kernel(KernelEvent),
+    /// Who touched what; a hint, before the event that says that something changed.
+    Touched(Vec<Touch>),
     /// subnet.env was touched by someone.
     File,
     /// The answer to [`Effect::ReadHost`].
@@ -105,15 +116,16 @@ pub enum Effect {
 }
 
 /// Where a pass stands.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 enum Phase {
     Idle,
     ReadingHost,
     ReadingOwn(Owner),
-    Applying(Arc<Plan>),
+    Applying(#[serde(with = "saved::shared")] Arc<Plan>),
 }
 
 /// The daemon.
+#[derive(Serialize, Deserialize)]
 pub struct NodeCore {
     settings: Settings,
     remembered: Option<SubnetEnv>,
@@ -121,6 +133,7 @@ pub struct NodeCore {
     facts: Option<Facts>,
     host_stale: bool,
     external: Option<External>,
+    external_why: String,
     external_problem: Option<String>,
     /// Our tunnel devices' addresses once they are settled: what we claimed is what we keep.
     macs: Option<[Mac; 2]>,
@@ -134,8 +147,10 @@ pub struct NodeCore {
     pace: Pace,
     passes: u64,
     last: pass::Outcome,
+    fights: fights::Fights,
     ready: Readiness,
     store_problem: Option<String>,
+    stale_since: Tick,
     seen_refusals: Vec<(String, String)>,
 }
 
@@ -152,6 +167,7 @@ impl NodeCore {
             facts: None,
             host_stale: true,
             external: None,
+            external_why: String::new(),
             external_problem: None,
             macs: None,
             device_macs: None,
@@ -162,8 +178,10 @@ impl NodeCore {
             phase: Phase::Idle,
             passes: 0,
             last: pass::Outcome::default(),
+            fights: fights::Fights::default(),
             ready: Readiness::default(),
             store_problem: None,
+            stale_since: Tick::ZERO,
             seen_refusals: Vec::new(),
         }
     }
@@ -173,8 +191,9 @@ impl NodeCore {
         let mut effects = Vec::new();
         match input {
             Input::Remembered(env) => self.remembered = Some(env),
-            Input::Store(event) => self.store(event),
+            Input::Store(event) => self.store(now, event),
             Input::Kernel(event) => self.kernel(event),
+            Input::Touched(touches) => self.fights.touched(now, touches),
             Input::File => self.publish(&mut effects),
             Input::Host(facts) => self.host(now, facts, &mut effects),
             Input::Own(own) => self.dumped(now, own, &mut effects),
@@ -194,7 +213,8 @@ impl NodeCore {
 
     /// When to call [`tick`](Self::tick) if nothing else happens.
     pub fn next_deadline(&self) -> Tick {
-        let pass = if matches!(self.phase, Phase::Idle) { self.pace.next() } else { Tick::MAX };
+        let next = self.pace.next().min(self.fights.next());
+        let pass = if matches!(self.phase, Phase::Idle) { next } else { Tick::MAX };
         pass.min(self.claim.next(self.settings.renew_margin))
     }
 
@@ -240,6 +260,9 @@ impl NodeCore {
 
     fn proceed(&mut self, now: Tick, effects: &mut Vec<Effect>) {
         self.claim_if_due(now, effects);
+        if self.fights.due(now) {
+            self.pace.mark();
+        }
         self.begin_if_due(now, effects);
         self.announce(effects);
     }

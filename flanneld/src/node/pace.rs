@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Tick;
 
 /// Passes that a storm may start back to back.
@@ -20,7 +22,7 @@ const RETRY_LAST: Duration = Duration::from_secs(30);
 const AUDIT: Duration = Duration::from_secs(30);
 
 /// Decides when a pass may begin.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Pace {
     /// Something changed since the last pass began.
     dirty: bool,

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use backends::kernel::{Class, KernelError, OpError, Own};
 use backends::traffic::{self, RuleInput};
 use backends::{Facts, KernelState, LocalNode, Object, Op, Owner, Route, diff};
+use serde::{Deserialize, Serialize};
 use subnet_lease::{Family, SubnetEnv};
 use tracing::{debug, error, info, warn};
 
+use super::status::{FailureReport, LISTED, PassReport};
 use super::{Effect, NodeCore, Phase, Tick};
 use crate::exit::Exit;
 use crate::iface;
@@ -21,7 +23,7 @@ const NO_NFTABLES: &str = "this kernel has no nf_tables: load the module (modpro
     --iptables-forward-rules=false and without --ip-masq";
 
 /// How the last pass ended.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Outcome {
     /// A pass ran with everything it needs.
     pub(super) complete: bool,
@@ -38,6 +40,10 @@ pub(super) struct Outcome {
     /// When it began.
     began: Tick,
     counts: (usize, usize, usize),
+    /// Of the steps that failed, the first of each kind.
+    pub(super) failures: Vec<FailureReport>,
+    /// The last one that ended: when it began, and what it did.
+    pub(super) report: Option<(Tick, PassReport)>,
 }
 
 impl NodeCore {
@@ -89,6 +95,7 @@ impl NodeCore {
                     peers.set_own(self.own, choice.external.public);
                 }
                 self.external = Some(choice.external);
+                self.external_why = choice.why;
                 self.external_problem = None;
             }
             Err(error) => {
@@ -144,6 +151,8 @@ impl NodeCore {
         if own.interrupted {
             plan.ops.retain(|op| !matches!(op, Op::Delete(_)));
         }
+        self.fights.wish(&want);
+        self.fights.hold(now, self.passes, &mut plan, !own.interrupted && own.unreadable == 0);
         self.report_conflicts(conflicts);
         self.last.counts = plan.counts();
         self.last.unswept = own.interrupted;
@@ -160,8 +169,9 @@ impl NodeCore {
         let Phase::Applying(plan) = std::mem::replace(&mut self.phase, Phase::Idle) else { return };
         let failures = plan.ops.iter().zip(results).filter_map(|(op, r)| Some((op, r.as_ref().err()?)));
         let failures: Vec<_> = failures.collect();
-        report_failures(&failures);
-        self.report_pass(now, failures.len());
+        self.last.failures = failure_kinds(&failures);
+        report_failures(&self.last.failures);
+        self.log_pass(now, failures.len());
         let hopeless = failures.iter().find_map(|(op, e)| self.hopeless(op, e));
         if let Some((exit, way_out)) = hopeless {
             error!("{way_out}");
@@ -191,10 +201,17 @@ impl NodeCore {
     fn complete(&mut self, now: Tick, failures: Vec<(Object, String)>, effects: &mut Vec<Effect>) {
         self.phase = Phase::Idle;
         self.last.failed = failures.len();
+        if failures.is_empty() {
+            self.last.failures.clear();
+        }
+        self.last.report = Some((self.last.began, self.pass_report(now)));
+        self.fights.settle(failures.iter().map(|(object, _)| object));
         self.last.own_failure = failures.iter().find(|(o, _)| is_own_end(o)).map(|(o, why)| {
             let line = Op::Put { want: o.clone(), have: None }.to_string();
             format!("{}: {why}", line.lines().next().unwrap_or_default())
         });
+        let held = self.fights.own_end();
+        self.last.own_failure = self.last.own_failure.take().or_else(|| held.map(|line| format!("{line}: somebody keeps undoing it")));
         self.last.complete = true;
         self.last.swept |= !self.last.unswept;
         self.pace.finished(now, self.last.unswept || self.host_stale || !failures.is_empty());
@@ -212,14 +229,14 @@ impl NodeCore {
             subnets,
             macs: self.macs?,
         };
-        let wish = network.backend.desired(&node, peers, facts);
+        let mut wish = network.backend.desired(&node, peers, facts);
         let rules = traffic::rules(&self.rule_input(&node)).into_iter().map(|t| Object::Table(Box::new(t)));
         let holes = subnets
             .iter()
             .filter(|_| self.settings.blackhole_route)
             .map(|net| Object::Route(Route::blackhole(net)));
-        let want = wish.objects.into_iter().chain(rules).chain(holes).collect();
-        Some((node, wish.conflicts, want))
+        wish.objects.extend(rules.chain(holes));
+        Some((node, wish.conflicts, wish.objects.into_iter().collect()))
     }
 
     fn rule_input(&self, node: &LocalNode) -> RuleInput {
@@ -263,27 +280,37 @@ impl NodeCore {
         self.last.conflicts = conflicts;
     }
 
-    fn report_pass(&self, now: Tick, failed: usize) {
+    fn log_pass(&self, now: Tick, failed: usize) {
         let (added, changed, removed) = self.last.counts;
         let took = now.saturating_sub(self.last.began);
         info!(added, changed, removed, failed, ?took, "pass");
     }
+
+    fn pass_report(&self, now: Tick) -> PassReport {
+        let ((added, changed, removed), failed) = (self.last.counts, self.last.failed);
+        let took = now.saturating_sub(self.last.began).as_micros();
+        PassReport { ago_ms: 0, added, changed, removed, failed, took_us: u64::try_from(took).unwrap_or(u64::MAX) }
+    }
 }
 
 /// What the node needs before a pod can use it: everything but peers.
-fn is_own_end(object: &Object) -> bool {
+pub(super) fn is_own_end(object: &Object) -> bool {
     matches!(object, Object::Link(_) | Object::Address(_) | Object::Up(_) | Object::Table(_))
 }
 
-/// The first failure of a kind in full, the rest counted.
-fn report_failures(failures: &[(&Op, &OpError)]) {
-    let mut kinds: BTreeMap<String, (String, usize)> = BTreeMap::new();
+/// The first failure of each kind, the rest of it counted.
+fn failure_kinds(failures: &[(&Op, &OpError)]) -> Vec<FailureReport> {
+    let mut kinds: BTreeMap<String, (&Op, usize)> = BTreeMap::new();
     for (op, error) in failures {
-        let kind = kinds.entry(error.to_string()).or_insert_with(|| (op.to_string(), 0));
-        kind.1 += 1;
+        kinds.entry(error.to_string()).or_insert((op, 0)).1 += 1;
     }
-    for (error, (line, count)) in kinds {
-        let more = if count > 1 { format!(" (and {} more like it)", count - 1) } else { String::new() };
-        warn!("{line}: {error}{more}");
+    let report = |(reason, (op, count)): (String, (&Op, usize))| FailureReport { line: op.to_string(), reason, count };
+    kinds.into_iter().take(LISTED).map(report).collect()
+}
+
+fn report_failures(kinds: &[FailureReport]) {
+    for FailureReport { line, reason, count } in kinds {
+        let more = if *count > 1 { format!(" (and {} more like it)", count - 1) } else { String::new() };
+        warn!("{line}: {reason}{more}");
     }
 }

@@ -1,15 +1,20 @@
 //! Whether the node is ready, from facts, and why not.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Effect, NodeCore};
 
 /// Whether pods can start here and reach the others.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Readiness {
     /// The answer.
     pub ready: bool,
     /// One sentence for each thing that is awaited or wrong; also things that do not stop the node.
     pub reasons: Vec<String>,
 }
+
+/// Which and by whom is in the status; here a changing list would be a changing answer.
+const UNDONE: &str = "somebody keeps undoing what we set up";
 
 impl NodeCore {
     /// Tells when the answer changed.
@@ -42,6 +47,7 @@ impl NodeCore {
             blocking.extend(self.external_problem.clone());
             told.extend(self.store_problem.as_ref().map(|p| format!("stale: {p}")));
             told.extend((self.last.failed > 0).then(|| format!("{} steps failed", self.last.failed)));
+            told.extend(self.fights.is_fighting().then(|| UNDONE.to_owned()));
             told.extend(self.last.conflicts.iter().cloned());
         }
         let ready = blocking.is_empty();

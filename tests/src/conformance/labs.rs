@@ -79,7 +79,7 @@ impl RealLab {
     /// Opens it where the calling thread is: a namespace made for this.
     pub fn open() -> Self {
         Self {
-            events: Events::route().expect("notifications"),
+            events: Events::route().expect("notifications").event,
             kernel: RealKernel::open().expect("the real kernel"),
             socket: Socket::route().expect("a netlink socket"),
         }
@@ -129,7 +129,7 @@ impl Lab for RealLab {
 
     fn told(&mut self) -> Option<KernelEvent> {
         let owner = owner();
-        let filter = EventFilter { networks: owner.networks, links: owner.names };
+        let filter = EventFilter { networks: owner.networks, links: owner.names, ..EventFilter::default() };
         self.events.drain(&filter).expect("notifications")
     }
 }

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Nothing here sleeps, and the same seed gives the same run. What must hold is in `oracle.rs`. `WORLD_TRACE=7` prints
-//! what node 7 hears and does.
+//! what node 7 hears and does; `WORLD_RECORD=7:FILE` records it for `flannelctl events` and `flannelctl replay`.
 
 #![allow(
     clippy::print_stdout,
@@ -27,10 +27,12 @@ mod trouble;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::path::Path;
 use std::time::Duration;
 
 use backends::kernel::fake::Rng;
-use flanneld::node::{Input, Tick};
+use flanneld::node::{Input, NodeCore, Tick};
+use flanneld::record::{Recorder, Ring};
 use subnet_lease::Claim;
 
 pub use node::{Node, Site};
@@ -99,7 +101,7 @@ impl World {
     /// A world whose nodes are not started yet.
     pub fn new(shape: Shape, seed: u64) -> Self {
         let nodes = (0..shape.nodes).map(|n| Node::new(Site::new(n, &shape), seed)).collect();
-        Self {
+        let mut world = Self {
             book: Book::new(&shape.network),
             watch: Watch::new(&shape),
             nodes,
@@ -111,7 +113,23 @@ impl World {
             queue: BinaryHeap::new(),
             sent: 0,
             in_flight: 0,
+        };
+        let asked = std::env::var("WORLD_RECORD").ok();
+        if let Some((node, file)) = asked.as_deref().and_then(|asked| asked.split_once(':')) {
+            world.record(node.parse().expect("WORLD_RECORD=NODE:FILE"), Path::new(file));
         }
+        world
+    }
+
+    /// Records what a node hears and decides from its next start on. Its clock shows the time of the world, in 1970.
+    pub fn record(&mut self, node: usize, file: &Path) {
+        let Some(node) = self.nodes.get_mut(node) else { return };
+        node.recorder = Some(Recorder::new(Ring::open(file).unwrap(), || Duration::ZERO));
+    }
+
+    /// The daemon of a node, while it runs.
+    pub fn core(&self, node: usize) -> Option<&NodeCore> {
+        self.nodes.get(node)?.core.as_ref()
     }
 
     /// Starts a node that is not running, `after` from now.

@@ -8,6 +8,7 @@ use backends::kernel::fake::{FakeKernel, Place};
 use backends::{IfName, Mac, Object, Route, RouteKind, default_metric};
 use flanneld::iface::IfaceWish;
 use flanneld::node::{Effect, Input, NodeCore, Readiness, Settings, Tick};
+use flanneld::record::{Recorder, Ring};
 use ipnetwork::IpNetwork;
 use subnet_lease::{Family, NetworkId, SubnetEnv, Subnets};
 
@@ -29,6 +30,8 @@ pub struct Site {
 pub struct Node {
     /// The daemon, while it runs.
     pub core: Option<NodeCore>,
+    /// Writes down what the daemon hears and decides, where somebody asked for that.
+    pub(super) recorder: Option<Recorder<Ring>>,
     /// The host's kernel.
     pub kernel: FakeKernel,
     /// The underlay as it is plugged now.
@@ -111,6 +114,7 @@ impl Node {
     pub(super) fn new(site: Site, seed: u64) -> Self {
         let mut node = Self {
             core: None,
+            recorder: None,
             kernel: FakeKernel::new(seed ^ site.number as u64),
             subnets: None,
             life: 0,
@@ -197,7 +201,10 @@ impl World {
             node: Some(format!("node-{n}")),
             seed: node.seed.wrapping_add(u64::from(node.life) << 32),
         };
-        node.core = Some(NodeCore::new(settings));
+        let core = node.core.insert(NodeCore::new(settings));
+        if let Some(recorder) = &mut node.recorder {
+            recorder.start(now, core);
+        }
         if let Some(env) = node.env {
             self.input(n, Input::Remembered(env));
         }
@@ -225,14 +232,21 @@ impl World {
         if self.trace == Some(n) {
             println!("{:?} {}", self.now, brief(&input));
         }
-        let effects = core.handle(self.now, input);
+        let effects = match &mut node.recorder {
+            Some(recorder) => recorder.handle(core, self.now, Some(input)),
+            None => core.handle(self.now, input),
+        };
         self.perform(n, effects);
     }
 
     pub(super) fn tick(&mut self, n: usize) {
-        self.nodes[n].alarm = None;
-        let Some(core) = &mut self.nodes[n].core else { return };
-        let effects = core.tick(self.now);
+        let node = &mut self.nodes[n];
+        node.alarm = None;
+        let Some(core) = &mut node.core else { return };
+        let effects = match &mut node.recorder {
+            Some(recorder) => recorder.handle(core, self.now, None),
+            None => core.tick(self.now),
+        };
         self.perform(n, effects);
     }
 

@@ -14,6 +14,7 @@ pub(crate) struct Case {
     name: String,
     needs: Vec<Need>,
     peers: bool,
+    programs: Vec<&'static str>,
     body: Box<dyn FnOnce() -> Result<()> + Send>,
 }
 
@@ -23,7 +24,13 @@ const CLUSTER: [Need; 6] =
 
 /// A case that builds a cluster.
 pub(crate) fn case(name: impl Into<String>, body: impl FnOnce() -> Result<()> + Send + 'static) -> Case {
-    Case { name: name.into(), needs: CLUSTER.to_vec(), peers: false, body: Box::new(body) }
+    Case {
+        name: name.into(),
+        needs: CLUSTER.to_vec(),
+        peers: false,
+        programs: Vec::new(),
+        body: Box::new(body),
+    }
 }
 
 impl Case {
@@ -37,12 +44,24 @@ impl Case {
         Self { peers: true, ..self }
     }
 
+    /// It needs these programs, as the machine's real root.
+    pub(crate) fn with_programs(self, paths: &[&'static str]) -> Self {
+        Self { programs: paths.to_vec(), ..self }
+    }
+
     /// Why it can't run here.
     fn missing(&self) -> Vec<String> {
         let mut missing: Vec<String> =
             Caps::probe().missing(&self.needs).into_iter().map(Into::into).collect();
         if self.peers && peer("flanneld").is_err() {
             missing.push("the programs of tests/peers are not built".into());
+        }
+        let lacking = self.programs.iter().filter(|path| !std::path::Path::new(path).exists());
+        missing.extend(lacking.map(|path| format!("{path} is not installed; `.ci/setup --tests` does it")));
+        if !self.programs.is_empty() && netns_harness::is_rootless() {
+            missing.push(
+                "system services give up their rights for users that only the machine's root has".into(),
+            );
         }
         missing
     }

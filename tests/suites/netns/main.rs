@@ -7,12 +7,16 @@
 #![allow(clippy::print_stdout, reason = "the suite tells what it skips")]
 
 mod case;
+mod chaos;
 mod connect;
 mod flannel;
 mod laws;
 mod life;
+mod networkd;
+mod record;
 mod repair;
 mod store;
+mod storms;
 
 use std::process::ExitCode;
 
@@ -27,6 +31,6 @@ fn main() -> ExitCode {
     // Cases count lost packets and milliseconds: one at a time, unless told otherwise.
     args.test_threads = args.test_threads.or(Some(1));
     let cases =
-        [laws::cases(), connect::cases(), life::cases(), repair::cases(), store::cases(), flannel::cases()];
+        [laws::cases(), connect::cases(), life::cases(), repair::cases(), chaos::cases(), networkd::cases(), record::cases(), store::cases(), storms::cases(), flannel::cases()];
     case::run(&args, cases.into_iter().flatten().collect())
 }

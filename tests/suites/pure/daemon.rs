@@ -8,16 +8,16 @@ use subnet_lease::{Claim, Lease, StoreEvent, Subnets};
 use tests::lines::type_line;
 use tests::solo::{Solo, settings};
 
-const NETWORK: &[u8] = br#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+pub(crate) const NETWORK: &[u8] = br#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#;
 
-fn record(key: &str, public: &str, mac: u8, node: Option<&str>) -> Lease {
+pub(crate) fn record(key: &str, public: &str, mac: u8, node: Option<&str>) -> Lease {
     let data = format!(r#"{{"VNI":1,"VtepMAC":"02:04:00:00:00:{mac:02x}"}}"#);
     let record =
         format!(r#"{{"PublicIP":"{public}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{data}}}"#);
     Lease { node: node.map(str::to_owned), ..Lease::from_record(key, record.as_bytes()).unwrap() }
 }
 
-fn host(lines: &[&str]) -> FakeKernel {
+pub(crate) fn host(lines: &[&str]) -> FakeKernel {
     let mut kernel = FakeKernel::new(0);
     let plugged = [
         "ip link add eth0",

@@ -6,6 +6,9 @@
 mod conformance;
 mod daemon;
 mod diff;
+mod fights;
+mod fuzz;
 mod golden;
 mod properties;
+mod record;
 mod world;

@@ -95,7 +95,7 @@ impl Kernel for FakeKernel {
         self.filter = Some(owner.clone());
         let mut objects = self.net.own(owner);
         let interrupted = self.faults.interrupt(&mut objects);
-        Ok(Own { state: objects.into_iter().collect(), interrupted })
+        Ok(Own { state: objects.into_iter().collect(), interrupted, unreadable: 0 })
     }
 
     fn host(&mut self) -> Result<Facts, KernelError> {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::read::Unreadable;
 use crate::facts::{Facts, HostAddress, HostLink, HostRoute};
 use crate::kernel::KernelError;
 use crate::netlink::link::{
@@ -9,47 +10,69 @@ use crate::netlink::link::{
     IFF_LOOPBACK, IFF_LOWER_UP, IFF_POINTOPOINT, IFF_UP, LinkView, RT_SCOPE_LINK,
 };
 use crate::netlink::route::{RT_TABLE_MAIN, RTN_UNICAST, RouteView, read_routes};
-use crate::netlink::{AF_INET, AF_INET6, Socket};
+use crate::netlink::{AF_INET, AF_INET6, RawMessage, Socket};
 use crate::owner::ROUTE_PROTOCOL;
 
 /// Routes through gateways beyond the defaults are only of interest when the interface is chosen by what it can
 /// reach; a router with a full table has a million of them, and this many tell enough.
 const GATEWAY_ROUTES: usize = 1000;
 
-pub(super) fn facts(socket: &mut Socket) -> Result<Facts, KernelError> {
-    let mut facts = Facts { ipv6: Path::new("/proc/sys/net/ipv6").exists(), ..Facts::default() };
-    let links = socket.dump(&mut link::dump_links(None), |message| {
-        facts.links.extend(LinkView::parse(&message).as_ref().map(host_link));
-    })?;
-    let addresses = socket.dump(&mut link::dump_addresses(0), |message| {
-        facts.addresses.extend(AddressView::parse(&message).as_ref().map(address));
-    })?;
-    facts.interrupted = links.interrupted || addresses.interrupted;
+pub(super) fn facts(socket: &mut Socket) -> Result<(Facts, Unreadable), KernelError> {
+    let mut reader = HostReader::default();
+    let links = socket.dump(&mut link::dump_links(None), |message| reader.link(&message))?;
+    let addresses = socket.dump(&mut link::dump_addresses(0), |message| reader.address(&message))?;
+    let mut interrupted = links.interrupted || addresses.interrupted;
     for family in [AF_INET, AF_INET6] {
-        routes(socket, family, &mut facts)?;
+        let routes = read_routes(socket, family, |message| reader.route(message, family))?;
+        interrupted |= routes.interrupted;
     }
-    Ok(facts)
+    let HostReader { facts, unreadable, .. } = reader;
+    Ok((Facts { ipv6: Path::new("/proc/sys/net/ipv6").exists(), interrupted, ..facts }, unreadable))
 }
 
-fn routes(socket: &mut Socket, family: u8, facts: &mut Facts) -> Result<(), KernelError> {
-    let mut beyond = 0;
-    let dump = read_routes(socket, family, |view| {
-        let (main, unicast) = (view.table == u32::from(RT_TABLE_MAIN), view.kind == RTN_UNICAST);
+/// What the host is, message by message.
+#[derive(Debug, Default)]
+pub struct HostReader {
+    /// So far.
+    pub facts: Facts,
+    /// What could not be read.
+    pub unreadable: Unreadable,
+    beyond: [usize; 2],
+}
+
+impl HostReader {
+    /// A message of the dump of links.
+    pub fn link(&mut self, message: &RawMessage<'_>) {
+        let view = self.unreadable.note(LinkView::parse(message));
+        self.facts.links.extend(view.as_ref().map(host_link));
+    }
+
+    /// A message of the dump of addresses.
+    pub fn address(&mut self, message: &RawMessage<'_>) {
+        let view = self.unreadable.note(AddressView::parse(message));
+        self.facts.addresses.extend(view.as_ref().map(address));
+    }
+
+    /// A message of the dump of a family's routes.
+    pub fn route(&mut self, message: &RawMessage<'_>, family: u8) {
         let six = family == AF_INET6;
-        let ours = view.protocol == ROUTE_PROTOCOL;
-        if !main || !unicast || view.cloned || view.dst.is_ipv6() != six || ours {
-            return;
-        }
-        if view.gateway.is_some() && view.dst.prefix() > 0 {
-            beyond += 1;
-            if beyond > GATEWAY_ROUTES {
+        let beyond = &mut self.beyond[usize::from(six)];
+        let read = RouteView::parse(message, |view| {
+            let (main, unicast) = (view.table == u32::from(RT_TABLE_MAIN), view.kind == RTN_UNICAST);
+            let ours = view.protocol == ROUTE_PROTOCOL;
+            if !main || !unicast || view.cloned || view.dst.is_ipv6() != six || ours {
                 return;
             }
-        }
-        facts.routes.push(route(&view));
-    })?;
-    facts.interrupted |= dump.interrupted;
-    Ok(())
+            if view.gateway.is_some() && view.dst.prefix() > 0 {
+                *beyond += 1;
+                if *beyond > GATEWAY_ROUTES {
+                    return;
+                }
+            }
+            self.facts.routes.push(route(&view));
+        });
+        self.unreadable.note(read);
+    }
 }
 
 fn host_link(view: &LinkView<'_>) -> HostLink {

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{InfoVxlan, LinkMessage};
+use rtnetlink::sys::AsyncSocket as _;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVxlan};
 use tokio::runtime::Runtime;
 
@@ -19,6 +20,7 @@ use crate::state::{Link, LinkKind, Vxlan};
 pub(super) struct Links {
     runtime: Runtime,
     handle: Handle,
+    port: u32,
 }
 
 impl Links {
@@ -27,10 +29,11 @@ impl Links {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(unavailable)?;
         let guard = runtime.enter();
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(unavailable)?;
+        let (mut connection, handle, _) = rtnetlink::new_connection().map_err(unavailable)?;
+        let address = connection.socket_mut().socket_mut().bind_auto().map_err(unavailable)?;
         runtime.spawn(connection);
         drop(guard);
-        Ok(Self { runtime, handle })
+        Ok(Self { runtime, handle, port: address.port_number() })
     }
 
     /// Creates the link, or changes what differs; then puts its tag on (an alias in the creating message is silently
@@ -52,6 +55,11 @@ impl Links {
             self.run(self.handle.link().change(message).execute())?;
         }
         Ok(())
+    }
+
+    /// Its netlink port.
+    pub(super) fn port(&self) -> u32 {
+        self.port
     }
 
     pub(super) fn delete(&self, index: u32) -> Result<(), KernelError> {

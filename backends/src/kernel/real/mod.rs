@@ -4,6 +4,7 @@ mod dump;
 mod events;
 mod host;
 mod links;
+mod read;
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,8 +12,10 @@ use std::fs;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 
-pub use events::{EventFilter, Events};
+pub use events::{EventFilter, Events, Heard};
+pub use host::HostReader;
 use links::Links;
+pub use read::{OwnReader, Unreadable};
 
 use super::{Kernel, KernelError, OpError, Own, benign, link_made_by};
 use crate::facts::Facts;
@@ -30,9 +33,14 @@ pub struct RealKernel {
     netfilter: Option<Socket>,
     links: Links,
     indexes: HashMap<IfName, u32>,
+    /// It was said that some of what the kernel tells cannot be read.
+    told: bool,
 }
 
 type Results = Vec<Result<(), OpError>>;
+
+/// Steps that are put into bytes before the first of them is sent: more would cost memory and save nothing.
+const GATHERED: usize = 1000;
 
 impl RealKernel {
     /// Opens it.
@@ -42,7 +50,14 @@ impl RealKernel {
             netfilter: Socket::netfilter().ok(),
             links: Links::open()?,
             indexes: HashMap::new(),
+            told: false,
         })
+    }
+
+    /// The netlink ports of its requests: by them our own notifications are known.
+    pub fn ports(&self) -> Vec<u32> {
+        let netfilter = self.netfilter.as_ref().map(Socket::port);
+        [self.route.port(), self.links.port()].into_iter().chain(netfilter).collect()
     }
 
     /// The index of a link, asked once a pass.
@@ -53,6 +68,17 @@ impl RealKernel {
         let index = if_nametoindex(name.as_str()).ok()?;
         self.indexes.insert(name, index);
         Some(index)
+    }
+
+    /// Once, not each pass: a kernel that we cannot read stays so.
+    fn tell(&mut self, unreadable: u64) {
+        if unreadable > 0 && !self.told {
+            tracing::warn!(
+                unreadable,
+                "messages in the kernel's dumps could not be read and were passed over"
+            );
+            self.told = true;
+        }
     }
 
     /// Steps that are done one at a time; none when the step belongs into a batch.
@@ -161,11 +187,15 @@ impl RealKernel {
 impl Kernel for RealKernel {
     fn own(&mut self, owner: &Owner) -> Result<Own, KernelError> {
         self.indexes.clear();
-        dump::own(&mut self.route, self.netfilter.as_mut(), owner)
+        let own = dump::own(&mut self.route, self.netfilter.as_mut(), owner)?;
+        self.tell(own.unreadable);
+        Ok(own)
     }
 
     fn host(&mut self) -> Result<Facts, KernelError> {
-        host::facts(&mut self.route)
+        let (facts, unreadable) = host::facts(&mut self.route)?;
+        self.tell(unreadable.0);
+        Ok(facts)
     }
 
     fn apply(&mut self, ops: &[Op]) -> Results {
@@ -183,6 +213,9 @@ impl Kernel for RealKernel {
                     Ok(()) => at.push(n),
                     Err(error) if benign(op, Errno::ENODEV) => drop(error),
                     Err(error) => results[n] = Err(error.into()),
+                }
+                if at.len() == GATHERED {
+                    self.flush(&mut batch, &mut at, ops, &mut results);
                 }
                 continue;
             }

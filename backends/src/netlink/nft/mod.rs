@@ -30,13 +30,13 @@ use crate::traffic::{Chain, RuleTable};
 pub fn read(socket: &mut Socket, family: Family) -> Result<Option<RuleTable>, NetlinkError> {
     let mut attempts = 4;
     loop {
-        let mut generation = Generation::default();
-        let table = read_once(socket, family, &mut generation).map_err(explain)?;
+        let mut reader = TableReader::new(family);
+        read_once(socket, family, &mut reader).map_err(explain)?;
         attempts -= 1;
         // A mixture of two generations costs one needless replacement at worst, and the change between them is a
         // notification that makes everything look again.
-        if !generation.changed || attempts == 0 {
-            return Ok(table);
+        if !reader.changed || attempts == 0 {
+            return Ok(reader.finish());
         }
     }
 }
@@ -85,76 +85,65 @@ fn commit(socket: &mut Socket, mut batch: Batch) -> Result<(), (usize, NetlinkEr
     socket.transaction(&mut batch)
 }
 
-/// Whether all answers showed the ruleset in the same state: each carries the low half of its generation.
-#[derive(Default)]
-struct Generation {
-    seen: Option<[u8; 2]>,
+fn read_once(socket: &mut Socket, family: Family, reader: &mut TableReader) -> Result<(), NetlinkError> {
+    let mut request = Batch::new();
+    table_message(&mut request, GETTABLE, 0, family);
+    match socket.get(&mut request, |message| reader.take(&message)) {
+        Ok(Some(())) => {}
+        Ok(None) => return Ok(()),
+        Err(error) if error.errno() == Errno::ENOENT => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    // The kernel filters chains by family only.
+    let mut chains = Batch::new();
+    header(&mut chains, GETCHAIN, DUMP, family);
+    for mut request in [chains, chain::dump_rules(family)] {
+        let dump = socket.dump(&mut request, |message| {
+            reader.take(&message);
+        })?;
+        reader.changed |= dump.interrupted;
+    }
+    Ok(())
+}
+
+/// Our table, message by message: the table, its chains, their rules. What is of other tables is passed over.
+#[derive(Debug)]
+pub struct TableReader {
+    family: Family,
+    flags: Option<u32>,
+    chains: Vec<Chain>,
+    /// Each answer carries the low half of its generation: whether not all showed the ruleset in the same state.
+    generation: Option<[u8; 2]>,
     changed: bool,
 }
 
-impl Generation {
-    fn note(&mut self, message: &RawMessage<'_>) {
-        if let Some(now) = message.payload.get(2..4).and_then(|b| <[u8; 2]>::try_from(b).ok()) {
-            self.changed |= *self.seen.get_or_insert(now) != now;
-        }
+impl TableReader {
+    /// Nothing read so far.
+    pub fn new(family: Family) -> Self {
+        Self { family, flags: None, chains: Vec::new(), generation: None, changed: false }
     }
-}
 
-fn read_once(
-    socket: &mut Socket,
-    family: Family,
-    generation: &mut Generation,
-) -> Result<Option<RuleTable>, NetlinkError> {
-    let mut request = Batch::new();
-    table_message(&mut request, GETTABLE, 0, family);
-    let found = socket.get(&mut request, |message| {
-        generation.note(&message);
-        attributes(&message, NEWTABLE).map(|attrs| attrs.find(TABLE_FLAGS).and_then(be32).unwrap_or(0))
-    });
-    let flags = match found {
-        Ok(Some(flags)) => flags,
-        Ok(None) => return Ok(None),
-        Err(error) if error.errno() == Errno::ENOENT => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let mut chains = read_chains(socket, family, generation)?;
-    read_rules(socket, family, generation, &mut chains)?;
-    chains.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(Some(RuleTable { family, chains, flags }))
-}
-
-/// The kernel filters chains by family only.
-fn read_chains(
-    socket: &mut Socket,
-    family: Family,
-    generation: &mut Generation,
-) -> Result<Vec<Chain>, NetlinkError> {
-    let mut request = Batch::new();
-    header(&mut request, GETCHAIN, DUMP, family);
-    let mut chains = Vec::new();
-    let dump = socket.dump(&mut request, |message| {
-        generation.note(&message);
-        chains.extend(chain::read_chain(&message, family));
-    })?;
-    generation.changed |= dump.interrupted;
-    Ok(chains)
-}
-
-fn read_rules(
-    socket: &mut Socket,
-    family: Family,
-    generation: &mut Generation,
-    chains: &mut [Chain],
-) -> Result<(), NetlinkError> {
-    let dump = socket.dump(&mut chain::dump_rules(family), |message| {
-        generation.note(&message);
-        let Some((name, rule)) = chain::read_rule(&message, family) else { return };
-        if let Some(chain) = chains.iter_mut().find(|c| c.name == name) {
-            chain.rules.push(rule);
+    /// One message; none if it tells nothing of our table.
+    pub fn take(&mut self, message: &RawMessage<'_>) -> Option<()> {
+        if let Some(now) = message.payload.get(2..4).and_then(|b| <[u8; 2]>::try_from(b).ok()) {
+            self.changed |= *self.generation.get_or_insert(now) != now;
         }
-    })?;
-    generation.changed |= dump.interrupted;
-    Ok(())
+        if let Some(attrs) = attributes(message, NEWTABLE) {
+            self.flags = Some(attrs.find(TABLE_FLAGS).and_then(be32).unwrap_or(0));
+        } else if let Some(chain) = chain::read_chain(message, self.family) {
+            self.chains.push(chain);
+        } else {
+            let (name, rule) = chain::read_rule(message, self.family)?;
+            self.chains.iter_mut().find(|c| c.name == name)?.rules.push(rule);
+        }
+        Some(())
+    }
+
+    /// The table, if there is one.
+    pub fn finish(mut self) -> Option<RuleTable> {
+        self.chains.sort_by(|a, b| a.name.cmp(&b.name));
+        Some(RuleTable { family: self.family, flags: self.flags?, chains: self.chains })
+    }
 }
 
 /// Which part of the table a message of [`replace`] was about.

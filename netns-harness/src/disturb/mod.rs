@@ -1,8 +1,27 @@
-//! Breaking things under traffic, and measuring how long it is felt.
+//! Breaking things, and measuring how long it is felt: by pods ([`outage`]) and in the kernel's state ([`Rest`]).
+//!
+//! ```text
+//!   LIST      what an operator, another program or an accident does to a host, as the lines they would type
+//!   Site      what the words of those lines mean on one host, family and peer
+//!   Picture   everything of a host that an operator sees, ours and foreign, without what counts or ages
+//!   Notices   when the kernel last said that something changed
+//!   Rest      a net with its pictures: harms it, waits until it looks as before, says how long that took
+//! ```
+
+mod list;
+mod notices;
+mod picture;
+mod rest;
+mod site;
 
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+
+pub use list::{Disturbance, LIST};
+pub use picture::Picture;
+pub use rest::{PATIENCE, Rest, Times, repair_times};
+pub use site::Site;
 
 use crate::pod::Pod;
 use crate::probe::ping_until;

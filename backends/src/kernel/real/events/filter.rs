@@ -1,0 +1,137 @@
+//! Which notifications matter, and how much.
+
+use ipnetwork::IpNetwork;
+use nix::net::if_::if_indextoname;
+use subnet_lease::contains_net;
+
+use super::super::read::Unreadable;
+use crate::kernel::KernelEvent;
+use crate::name::IfName;
+use crate::netlink::link::{LinkView, RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK};
+use crate::netlink::neigh::{NeighView, RTM_DELNEIGH, RTM_NEWNEIGH};
+use crate::netlink::route::{RT_TABLE_MAIN, RTPROT_KERNEL, RouteView};
+use crate::netlink::{Attrs, Messages, RawMessage, Unread};
+use crate::owner::ROUTE_PROTOCOL;
+
+/// What tells our notifications from the noise of the host.
+#[derive(Debug, Clone, Default)]
+pub struct EventFilter {
+    /// The cluster's networks.
+    pub networks: Vec<IpNetwork>,
+    /// The links this configuration produces.
+    pub links: Vec<IfName>,
+    /// The underlay link.
+    pub external: Option<IfName>,
+    /// The netlink ports of our own requests.
+    pub ours: Vec<u32>,
+}
+
+impl EventFilter {
+    /// The gravest of what was known and what a datagram says. One that cannot be read may have said anything.
+    pub fn gravest(
+        &self,
+        mut messages: Messages<'_>,
+        netfilter: bool,
+        known: Option<KernelEvent>,
+        unreadable: &mut Unreadable,
+    ) -> Option<KernelEvent> {
+        let mut gravest = known;
+        for message in messages.by_ref() {
+            // After a pass of ours thousands of its own messages wait here: what can add nothing is not read.
+            let own = self.ours.contains(&message.port) && !is_of_host(&message, netfilter);
+            if own {
+                gravest = graver(gravest, Some(KernelEvent::Own));
+            } else if gravest.is_none_or(|e| e == KernelEvent::Own) {
+                let read = if netfilter { rules(&message) } else { self.judge(&message, gravest) };
+                let lost = read == Err(Unread::Broken);
+                let event = unreadable.note(read).flatten();
+                gravest = graver(gravest, if lost { Some(KernelEvent::Overrun) } else { event });
+            }
+        }
+        if messages.is_broken() {
+            unreadable.0 += 1;
+            gravest = Some(KernelEvent::Overrun);
+        }
+        gravest
+    }
+
+    /// What a message of rtnetlink asks for. Link down and the loss of the last address send no route messages, so
+    /// every link and address message counts.
+    fn judge(
+        &self,
+        message: &RawMessage<'_>,
+        known: Option<KernelEvent>,
+    ) -> Result<Option<KernelEvent>, Unread> {
+        match message.kind {
+            RTM_NEWLINK | RTM_DELLINK => LinkView::parse(message).map(|_| Some(KernelEvent::Host)),
+            RTM_NEWADDR | RTM_DELADDR => Ok(Some(KernelEvent::Host)),
+            RTM_NEWNEIGH | RTM_DELNEIGH if known.is_some() => Ok(None),
+            RTM_NEWNEIGH | RTM_DELNEIGH => NeighView::parse(message).map(|view| self.neighbour(&view)),
+            _ => self.route(message),
+        }
+    }
+
+    fn neighbour(&self, view: &NeighView) -> Option<KernelEvent> {
+        self.our_link(view.link).map(|_| KernelEvent::Own)
+    }
+
+    /// The name of a link of this index, if it is one that we make.
+    pub(super) fn our_link(&self, index: u32) -> Option<IfName> {
+        let name = if_indextoname(index).ok()?;
+        Some(IfName::from_kernel(name.as_bytes())).filter(|name| self.links.contains(name))
+    }
+
+    /// Whether a route of this destination may be ours or stand in the way of one.
+    pub(super) fn inside(&self, dst: IpNetwork) -> bool {
+        self.networks.iter().any(|net| contains_net(*net, dst))
+    }
+
+    fn route(&self, message: &RawMessage<'_>) -> Result<Option<KernelEvent>, Unread> {
+        let mut gravest = None;
+        RouteView::parse(message, |view| {
+            if view.table != u32::from(RT_TABLE_MAIN) || view.cloned {
+                return;
+            }
+            let inside = self.inside(view.dst);
+            let connected = view.gateway.is_none() && view.protocol == RTPROT_KERNEL;
+            let event = match (view.protocol == ROUTE_PROTOCOL || inside, connected || view.dst.prefix() == 0)
+            {
+                (_, true) => Some(KernelEvent::Host),
+                (true, false) => Some(KernelEvent::Own),
+                (false, false) => None,
+            };
+            gravest = graver(gravest, event);
+        })?;
+        Ok(gravest)
+    }
+}
+
+/// Links and addresses, of which every change makes the host's facts stale.
+fn is_of_host(message: &RawMessage<'_>, netfilter: bool) -> bool {
+    !netfilter && matches!(message.kind, RTM_NEWLINK | RTM_DELLINK | RTM_NEWADDR | RTM_DELADDR)
+}
+
+/// Most nf_tables messages name their table in the first attribute; a new generation without our table is not ours.
+fn rules(message: &RawMessage<'_>) -> Result<Option<KernelEvent>, Unread> {
+    let table = table(message).ok_or(Unread::Other)?;
+    Ok(table.starts_with(b"flannel-").then_some(KernelEvent::Own))
+}
+
+pub(super) fn table<'a>(message: &RawMessage<'a>) -> Option<&'a [u8]> {
+    Attrs::after(message.payload, NFGENMSG).find(NFTA_TABLE)
+}
+
+fn graver(a: Option<KernelEvent>, b: Option<KernelEvent>) -> Option<KernelEvent> {
+    let weight = |e: Option<KernelEvent>| match e {
+        None => 0,
+        Some(KernelEvent::Own) => 1,
+        Some(KernelEvent::Host) => 2,
+        Some(KernelEvent::Overrun) => 3,
+    };
+    if weight(b) > weight(a) { b } else { a }
+}
+
+/// Size of `struct nfgenmsg`.
+pub(super) const NFGENMSG: usize = 4;
+/// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`, `NFTA_SET_TABLE`: all number one.
+const NFTA_TABLE: u16 = 1;

@@ -1,0 +1,143 @@
+//! Who it was: the netlink port of a request is mostly the process that made it, and nf_tables names it outright.
+//!
+//! Measured on Linux 6.18: routes, IPv4 addresses, new neighbours and rules carry the port; links, forwarding
+//! entries, deleted neighbours and all that goes along with something else carry 0.
+
+use std::collections::HashMap;
+use std::fs;
+
+use subnet_lease::Family;
+
+use super::filter::{EventFilter, NFGENMSG, table};
+use crate::kernel::{Touch, Who};
+use crate::netlink::link::{AddressView, LinkView, RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK};
+use crate::netlink::neigh::{NeighView, RTM_DELNEIGH, RTM_NEWNEIGH};
+use crate::netlink::route::{RT_TABLE_MAIN, RTM_NEWROUTE, RTPROT_KERNEL, RouteView};
+use crate::netlink::{AF_BRIDGE, AF_INET, AF_INET6, Attrs, Messages, RawMessage};
+use crate::state::{Key, default_metric};
+
+/// More than this are not told at once. Ours: a fight is over a few objects, and a flood is not read for names.
+const MOST: usize = 32;
+
+/// The touches of one drain.
+#[derive(Default)]
+pub(super) struct Touches {
+    list: Vec<Touch>,
+    /// What the programs behind the ports are called.
+    programs: HashMap<u32, Option<String>>,
+}
+
+impl Touches {
+    /// Adds what a datagram tells. What we did ourselves is passed over unread.
+    pub(super) fn read(&mut self, messages: Messages<'_>, netfilter: bool, filter: &EventFilter) {
+        for message in messages.filter(|m| !filter.ours.contains(&m.port)) {
+            if netfilter && is_generation(&message) {
+                self.generation(&message);
+            } else if self.list.len() >= MOST {
+                // A generation, which has the name, comes last.
+            } else if netfilter {
+                self.rules(&message);
+            } else {
+                self.route_or_link(&message, filter);
+            }
+        }
+    }
+
+    /// All of them.
+    pub(super) fn finish(mut self) -> Vec<Touch> {
+        for who in self.list.iter_mut().filter_map(|touch| touch.by.as_mut()) {
+            who.program = self.programs.get(&who.port).cloned().flatten();
+        }
+        self.list
+    }
+
+    fn route_or_link(&mut self, message: &RawMessage<'_>, filter: &EventFilter) {
+        match message.kind {
+            RTM_NEWLINK | RTM_DELLINK => {
+                let link = LinkView::parse(message).ok().map(|view| view.name);
+                let ours = link.filter(|l| filter.links.contains(l) || filter.external == Some(*l));
+                ours.into_iter().for_each(|link| self.push(Key::Link(link), message.port, None));
+            }
+            // The kernel's own doing.
+            RTM_NEWADDR | RTM_DELADDR | RTM_NEWNEIGH | RTM_DELNEIGH if message.port == 0 => {}
+            RTM_NEWADDR | RTM_DELADDR => {
+                let Ok(view) = AddressView::parse(message) else { return };
+                let link = filter.our_link(view.link);
+                link.into_iter().for_each(|l| self.push(Key::Address(l, view.net), message.port, None));
+            }
+            RTM_NEWNEIGH | RTM_DELNEIGH => self.neighbour(message, filter),
+            kind => {
+                // The protocol of a route that goes is its maker's, not that of who took it away.
+                let made = kind == RTM_NEWROUTE;
+                let each = |view: RouteView| self.route(&view, message.port, made, filter);
+                // One that cannot be read is counted by the filter.
+                let _ = RouteView::parse(message, each);
+            }
+        }
+    }
+
+    fn route(&mut self, view: &RouteView, port: u32, made: bool, filter: &EventFilter) {
+        let noise = view.table != u32::from(RT_TABLE_MAIN) || view.cloned;
+        if noise || !filter.inside(view.dst) || port == 0 && (!made || view.protocol == RTPROT_KERNEL) {
+            return;
+        }
+        let metric = if view.metric == 0 { default_metric(&view.dst) } else { view.metric };
+        self.push(Key::Route(view.dst, metric), port, made.then_some(view.protocol));
+    }
+
+    fn neighbour(&mut self, message: &RawMessage<'_>, filter: &EventFilter) {
+        let Ok(view) = NeighView::parse(message) else { return };
+        let Some(link) = filter.our_link(view.link) else { return };
+        let key = match view.family {
+            AF_BRIDGE => view.mac.map(|mac| Key::Fdb(link, mac)),
+            _ => view.dst.map(|address| Key::Neigh(link, address)),
+        };
+        key.into_iter().for_each(|key| self.push(key, message.port, None));
+    }
+
+    fn rules(&mut self, message: &RawMessage<'_>) {
+        let family = match (message.payload.first(), table(message)) {
+            (Some(&AF_INET), Some(b"flannel-ipv4\0")) => Family::V4,
+            (Some(&AF_INET6), Some(b"flannel-ipv6\0")) => Family::V6,
+            _ => return,
+        };
+        self.push(Key::Table(family), message.port, None);
+    }
+
+    /// The end of a transaction: the kernel says whose it was.
+    fn generation(&mut self, message: &RawMessage<'_>) {
+        let name = Attrs::after(message.payload, NFGENMSG).find(NFTA_GEN_PROC_NAME).map(printable);
+        if let Some(name) = name.filter(|_| self.programs.len() < MOST) {
+            self.programs.insert(message.port, Some(name));
+        }
+    }
+
+    fn push(&mut self, what: Key, port: u32, protocol: Option<u8>) {
+        let who = protocol.map_or_else(Who::default, Who::with_protocol);
+        let touch = Touch { what, by: Some(Who { port, ..who }).filter(Who::is_known) };
+        if !self.list.contains(&touch) {
+            // Now, since the program may end any moment.
+            self.programs.entry(port).or_insert_with(|| program(port));
+            self.list.push(touch);
+        }
+    }
+}
+
+fn is_generation(message: &RawMessage<'_>) -> bool {
+    message.kind & 0xff == NFT_MSG_NEWGEN
+}
+
+/// A port is the process id of a program with one netlink socket, if it is one of a process at all.
+fn program(port: u32) -> Option<String> {
+    let port = i32::try_from(port).ok().filter(|port| *port > 0)?;
+    fs::read(format!("/proc/{port}/comm")).ok().map(|name| printable(&name))
+}
+
+/// A program chooses its own name: it gets no line breaks and no colours into a log.
+fn printable(name: &[u8]) -> String {
+    let text = String::from_utf8_lossy(name);
+    text.trim_end_matches(['\0', '\n']).chars().take(16).map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+const NFT_MSG_NEWGEN: u16 = 15;
+const NFTA_GEN_PROC_NAME: u16 = 3;

@@ -1,0 +1,168 @@
+//! What the messages of a dump say, without the socket they came through: bytes in, objects out.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use crate::name::{IfName, Mac};
+use crate::netlink::link::{AddressView, IFA_F_PERMANENT, IFF_UP, LinkView, RT_SCOPE_LINK, port_from};
+use crate::netlink::neigh::{NUD_PERMANENT, NeighView};
+use crate::netlink::route::{RT_TABLE_MAIN, RTN_BLACKHOLE, RTN_UNICAST, RouteView};
+use crate::netlink::{AF_BRIDGE, AF_INET6, RawMessage, Unread, address_from, read_u32};
+use crate::owner::Owner;
+use crate::state::{
+    Address, Fdb, KernelState, Link, LinkKind, Neigh, Object, Route, RouteKind, Vxlan, default_metric,
+};
+
+/// Messages that could not be read, so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Unreadable(pub u64);
+
+impl Unreadable {
+    /// What was read, if anything; counts what should have been and could not.
+    pub(super) fn note<T>(&mut self, read: Result<T, Unread>) -> Option<T> {
+        self.0 += u64::from(matches!(read, Err(Unread::Broken)));
+        read.ok()
+    }
+}
+
+/// What may be ours, message by message.
+pub struct OwnReader<'a> {
+    owner: &'a Owner,
+    /// The name of a link of this index that is not ours.
+    name_of: fn(u32) -> Option<IfName>,
+    names: HashMap<u32, Option<IfName>>,
+    links: HashMap<u32, IfName>,
+    objects: Vec<Object>,
+    unreadable: Unreadable,
+}
+
+impl<'a> OwnReader<'a> {
+    /// Reads for this owner.
+    pub fn new(owner: &'a Owner, name_of: fn(u32) -> Option<IfName>) -> Self {
+        let (names, links) = (HashMap::new(), HashMap::new());
+        Self { owner, name_of, names, links, objects: Vec::new(), unreadable: Unreadable::default() }
+    }
+
+    /// A message of the dump of vxlan links.
+    pub fn link(&mut self, message: &RawMessage<'_>) {
+        let Some(view) = self.unreadable.note(LinkView::parse(message)) else { return };
+        if view.kind != "vxlan" || !self.owner.owns_link(view.name, view.alias.filter(|a| !a.is_empty())) {
+            return;
+        }
+        self.links.insert(view.index, view.name);
+        if view.flags & IFF_UP != 0 {
+            self.objects.push(Object::Up(view.name));
+        }
+        self.objects.push(Object::Link(Box::new(vxlan(&view))));
+    }
+
+    /// A message of the dump of a link's addresses.
+    pub fn address(&mut self, message: &RawMessage<'_>, index: u32, link: IfName) {
+        let Some(view) = self.unreadable.note(AddressView::parse(message)) else { return };
+        let ours = view.flags & IFA_F_PERMANENT != 0 && view.scope < RT_SCOPE_LINK;
+        if view.link == index && ours {
+            self.objects.push(Object::Address(Address { link, net: view.net }));
+        }
+    }
+
+    /// A message of the dump of a link's neighbours or FDB entries.
+    pub fn neighbour(&mut self, message: &RawMessage<'_>, family: u8, index: u32, link: IfName) {
+        let Some(view) = self.unreadable.note(NeighView::parse(message)) else { return };
+        // A dump for a family that the kernel lacks answers with all families.
+        if view.family != family || view.link != index || view.state & NUD_PERMANENT == 0 {
+            return;
+        }
+        if let (Some(dst), Some(mac)) = (view.dst, view.mac) {
+            self.objects.push(entry(family, link, dst, mac));
+        }
+    }
+
+    /// A message of the dump of a family's routes. The links were read before.
+    pub fn route(&mut self, message: &RawMessage<'_>, family: u8) {
+        let Self { owner, name_of, names, links, objects, .. } = self;
+        let read = RouteView::parse(message, |view| {
+            let six = family == AF_INET6;
+            if view.table != u32::from(RT_TABLE_MAIN) || view.cloned || view.dst.is_ipv6() != six {
+                return;
+            }
+            let ours = links.get(&view.link).copied();
+            let route = route(&view, ours);
+            if owner.may_be_ours(&route, ours.is_some()) {
+                let link = ours.or_else(|| *names.entry(view.link).or_insert_with(|| name_of(view.link)));
+                let link = link.filter(|_| route.kind != RouteKind::Blackhole);
+                objects.push(Object::Route(Route { link, ..route }));
+            }
+        });
+        self.unreadable.note(read);
+    }
+
+    /// Something that is not told in messages of these kinds.
+    pub fn push(&mut self, object: Object) {
+        self.objects.push(object);
+    }
+
+    /// Our links so far, by index.
+    pub fn links(&self) -> Vec<(u32, IfName)> {
+        self.links.iter().map(|(index, name)| (*index, *name)).collect()
+    }
+
+    /// All of it.
+    pub fn finish(self) -> (KernelState, Unreadable) {
+        (self.objects.into_iter().collect(), self.unreadable)
+    }
+}
+
+fn entry(family: u8, link: IfName, address: IpAddr, mac: Mac) -> Object {
+    match family {
+        AF_BRIDGE => Object::Fdb(Fdb { link, mac, dst: address }),
+        _ => Object::Neigh(Neigh { link, address, mac }),
+    }
+}
+
+fn route(view: &RouteView, link: Option<IfName>) -> Route {
+    Route {
+        dst: view.dst,
+        metric: if view.metric == 0 { default_metric(&view.dst) } else { view.metric },
+        kind: match view.kind {
+            RTN_UNICAST => RouteKind::Unicast,
+            RTN_BLACKHOLE => RouteKind::Blackhole,
+            other => RouteKind::Other(other),
+        },
+        via: view.gateway,
+        link,
+        onlink: view.onlink,
+        scope: if view.dst.is_ipv4() { view.scope } else { 0 },
+        protocol: view.protocol,
+    }
+}
+
+fn vxlan(view: &LinkView<'_>) -> Link {
+    let mut kind = Vxlan { vni: 0, port: 0, local: None, parent: 0, learning: false, gbp: false };
+    for (attr, bytes) in view.data.clone() {
+        match attr {
+            IFLA_VXLAN_ID => kind.vni = read_u32(bytes).unwrap_or(0),
+            IFLA_VXLAN_LINK => kind.parent = read_u32(bytes).unwrap_or(0),
+            IFLA_VXLAN_LOCAL | IFLA_VXLAN_LOCAL6 => kind.local = address_from(bytes),
+            IFLA_VXLAN_LEARNING => kind.learning = bytes.first().is_some_and(|b| *b != 0),
+            IFLA_VXLAN_PORT => kind.port = port_from(bytes).unwrap_or(0),
+            IFLA_VXLAN_GBP => kind.gbp = true,
+            _ => {}
+        }
+    }
+    let tag = view.alias.unwrap_or_default().to_owned();
+    Link {
+        name: view.name,
+        kind: LinkKind::Vxlan(kind),
+        mtu: view.mtu,
+        mac: view.mac.unwrap_or_default(),
+        tag,
+    }
+}
+
+const IFLA_VXLAN_ID: u16 = 1;
+const IFLA_VXLAN_LINK: u16 = 3;
+const IFLA_VXLAN_LOCAL: u16 = 4;
+const IFLA_VXLAN_LEARNING: u16 = 7;
+const IFLA_VXLAN_PORT: u16 = 15;
+const IFLA_VXLAN_LOCAL6: u16 = 17;
+const IFLA_VXLAN_GBP: u16 = 23;

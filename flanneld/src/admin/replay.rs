@@ -1,0 +1,102 @@
+//! `flannelctl replay`: the recorded inputs of a daemon through the core of this program. Changes nothing anywhere.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use super::events::{open, written};
+use crate::exit::{Exit, Failure};
+use crate::record::told::{below, line};
+use crate::record::{Did, Replay, Step, Verdict};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The recorded file.
+    file: PathBuf,
+    /// Print only what is decided differently.
+    #[arg(long)]
+    brief: bool,
+}
+
+/// How it went.
+#[derive(Debug, Default)]
+struct Tally {
+    replayed: usize,
+    differ: usize,
+    impossible: usize,
+    damaged: usize,
+}
+
+pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), Failure> {
+    let mut replay = Replay::new(open(&arguments.file, false)?);
+    let mut tally = Tally::default();
+    written(print(&mut replay, arguments.brief, &mut tally, out), &arguments.file)?;
+    let Tally { replayed, differ, impossible, damaged } = tally;
+    if replayed == 0 {
+        let why = format!("{}: nothing in it can be replayed", arguments.file.display());
+        return Err(Failure::new(Exit::Invalid, why));
+    }
+    let left = match (impossible, damaged) {
+        (0, 0) => String::new(),
+        _ => format!("; {impossible} could not be replayed, {damaged} lines are damaged"),
+    };
+    if differ > 0 {
+        let why = format!("{differ} of {replayed} inputs are decided differently{left}");
+        return Err(Failure::new(Exit::Failed, why));
+    }
+    written(writeln!(out, "{replayed} inputs, all decided as recorded{left}"), &arguments.file)
+}
+
+fn print(replay: &mut Replay, brief: bool, tally: &mut Tally, out: &mut dyn Write) -> io::Result<()> {
+    while let Some(step) = replay.next()? {
+        tally.count(&step);
+        let differs = matches!(step, Step::Heard { verdict: Verdict::Differs { .. }, .. });
+        if !brief || differs {
+            write!(out, "{}", told(&step))?;
+        }
+    }
+    Ok(())
+}
+
+impl Tally {
+    fn count(&mut self, step: &Step) {
+        let (replayed, differ, impossible, damaged) = match step {
+            Step::Start { .. } => (0, 0, 0, 0),
+            Step::Damaged(lines) => (0, 0, 0, *lines),
+            Step::Heard { verdict: Verdict::Impossible(_), .. } => (0, 0, 1, 0),
+            Step::Heard { verdict: Verdict::Differs { .. }, .. } => (1, 1, 0, 0),
+            Step::Heard { .. } => (1, 0, 0, 0),
+        };
+        self.replayed += replayed;
+        self.differ += differ;
+        self.impossible += impossible;
+        self.damaged += damaged;
+    }
+}
+
+fn told(step: &Step) -> String {
+    match step {
+        Step::Start { wall, program, new, problem } => {
+            let word = if *new { "starts" } else { "goes on" };
+            let problem = problem.iter().map(|why| below(&format!("no replay from here: {why}")));
+            line(*wall, &format!("flanneld {program} {word}")) + &problem.collect::<String>()
+        }
+        Step::Damaged(lines) => format!("    ({lines} damaged lines)\n"),
+        Step::Heard { wall, heard, failures, verdict, .. } => {
+            let failures = failures.iter().map(|failure| below(&format!("failed: {failure}")));
+            line(*wall, heard) + &failures.collect::<String>() + &judged(verdict)
+        }
+    }
+}
+
+fn judged(verdict: &Verdict) -> String {
+    let all = |did: &[Did]| did.iter().map(|did| below(&did.to_string())).collect::<String>();
+    match verdict {
+        Verdict::Same(did) => all(did),
+        Verdict::Unknown(did) => all(did) + &below("(what it decided then is not on file)"),
+        Verdict::Differs { now, then } => {
+            let some = |did: &[Did]| if did.is_empty() { below("nothing") } else { all(did) };
+            format!("  decided then:\n{}  decides now:\n{}", some(then), some(now))
+        }
+        Verdict::Impossible(why) => below(&format!("(no replay: {why})")),
+    }
+}

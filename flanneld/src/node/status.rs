@@ -1,0 +1,188 @@
+//! What the node says about itself: one value, the whole answer of `flannelctl status`.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{NodeCore, Tick};
+
+/// Whoever asks gets the answer here.
+pub type StatusRequest = tokio::sync::oneshot::Sender<Status>;
+
+/// Where the node stands. Spans of time are in milliseconds and end now; a list that could be as long as the cluster
+/// is cut at [`LISTED`], and a number beside it says how many there are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Whether pods can start here and reach the others.
+    pub ready: bool,
+    /// What is awaited or wrong, also what does not stop the node.
+    pub reasons: Vec<String>,
+    /// The node's name, as the store shows it.
+    pub node: Option<String>,
+    /// The cluster's networks.
+    pub networks: Vec<String>,
+    /// The backend's name.
+    pub backend: Option<String>,
+    /// Our own subnets.
+    pub subnets: Vec<String>,
+    /// The underlay.
+    pub external: Option<Underlay>,
+    /// The MTU for pods, in bytes.
+    pub mtu: Option<u32>,
+    /// Peers that are admitted.
+    pub peers: usize,
+    /// Leases that are refused, all of them counted.
+    pub refused_count: usize,
+    /// The first of them.
+    pub refused: Vec<Refused>,
+    /// What keeps the store from being up to date; none while it is.
+    pub stale: Option<Stale>,
+    /// Passes begun since the start.
+    pub passes: u64,
+    /// The last pass that ended.
+    pub last_pass: Option<PassReport>,
+    /// Of the steps that failed in the last pass, the first of each kind.
+    pub failures: Vec<FailureReport>,
+    /// Objects found changed while nothing of ours or of the store's had changed, by kind, since the start.
+    pub drift: Vec<(String, u64)>,
+    /// Objects that somebody keeps changing back, all of them counted.
+    pub contended_count: usize,
+    /// The first of them.
+    pub contended: Vec<ContendedReport>,
+    /// Peers that this backend can't reach, a sentence each.
+    pub conflicts: Vec<String>,
+    /// Notifications of the kernel that could not be read, since the start.
+    pub unreadable: u64,
+}
+
+/// The interface between the hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Underlay {
+    /// Its name.
+    pub link: String,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Its addresses that count.
+    pub local: String,
+    /// The addresses told to the peers.
+    pub public: String,
+    /// Why this one.
+    pub why: String,
+}
+
+/// A lease that is not believed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Its key in the store.
+    pub lease: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What the store shows is not up to date.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stale {
+    /// Nothing good was heard of it for so long.
+    pub for_ms: u64,
+    /// Why.
+    pub reason: String,
+}
+
+/// A pass that ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassReport {
+    /// How long ago it began.
+    pub ago_ms: u64,
+    /// Objects created.
+    pub added: usize,
+    /// Objects replaced.
+    pub changed: usize,
+    /// Objects deleted.
+    pub removed: usize,
+    /// Steps that failed, those skipped included.
+    pub failed: usize,
+    /// How long it took, in microseconds.
+    pub took_us: u64,
+}
+
+/// Steps that failed for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailureReport {
+    /// The first of them, as an operator would type it.
+    pub line: String,
+    /// What the kernel answered.
+    pub reason: String,
+    /// How many.
+    pub count: usize,
+}
+
+/// An object that somebody keeps changing back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContendedReport {
+    /// Our step, as an operator would type it.
+    pub line: String,
+    /// For how long it has been so.
+    pub for_ms: u64,
+    /// How often we put it right.
+    pub repairs: u64,
+    /// When we try again; zero when it stands as we want it.
+    pub again_ms: u64,
+    /// Who did it last, as far as the kernel tells.
+    pub by: Option<String>,
+}
+
+/// How many entries of a list are told. Ours: what a person reads, and what fits one answer.
+pub const LISTED: usize = 100;
+
+impl NodeCore {
+    /// Where the node stands now.
+    pub fn status(&self, now: Tick) -> Status {
+        let (network, external) = (self.network.as_ref(), self.external.as_ref());
+        let refused = self.peers.iter().flat_map(|peers| peers.refused());
+        Status {
+            ready: self.ready.ready,
+            reasons: self.ready.reasons.clone(),
+            node: self.settings.node.clone(),
+            networks: network.iter().flat_map(|n| n.config.pools()).map(|p| p.network.to_string()).collect(),
+            subnets: self.own.iter().flat_map(|own| own.iter()).map(|net| net.to_string()).collect(),
+            external: external.map(|e| Underlay {
+                link: e.link.to_string(),
+                mtu: e.mtu,
+                local: e.local.to_string(),
+                public: e.public.to_string(),
+                why: self.external_why.clone(),
+            }),
+            mtu: network.zip(external).map(|(n, e)| n.backend.mtu(&n.config, e)),
+            backend: network.map(|n| backend_name(n.config.backend.kind())),
+            peers: self.peers.as_ref().map_or(0, |peers| peers.len()),
+            refused: refused.take(LISTED).map(|(lease, reason)| Refused { lease, reason }).collect(),
+            refused_count: self.peers.iter().map(|peers| peers.refused().count()).sum(),
+            stale: self.store_problem.clone().map(|reason| Stale {
+                for_ms: millis(now.saturating_sub(self.stale_since)),
+                reason,
+            }),
+            passes: self.passes,
+            last_pass: self.last.report.as_ref().map(|(began, report)| PassReport {
+                ago_ms: millis(now.saturating_sub(*began)),
+                ..report.clone()
+            }),
+            failures: self.last.failures.clone(),
+            drift: self.fights.drift.counts().map(|(kind, count)| (kind.to_owned(), count)).collect(),
+            contended_count: self.fights.contended(now),
+            contended: self.fights.reports(now),
+            conflicts: self.last.conflicts.iter().take(LISTED).cloned().collect(),
+            // The shell counts what it could not read.
+            unreadable: 0,
+        }
+    }
+}
+
+/// The name in the network's configuration; leases of `alloc` carry none.
+fn backend_name(kind: &str) -> String {
+    if kind.is_empty() { "alloc" } else { kind }.to_owned()
+}
+
+/// Whole milliseconds.
+pub(super) fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,117 @@
+//! What the core decided, as texts that can be read and compared.
+
+use std::fmt::Write as _;
+
+use backends::Plan;
+use serde::{Deserialize, Serialize};
+use subnet_lease::{Claim, SubnetEnv};
+
+use crate::node::{Effect, Readiness};
+
+/// More than all decisions about one input ever take, in bytes.
+pub(super) const MOST: u64 = 64 << 10;
+/// Steps of a plan that are written down; of a longer one only the first are. Replaying it brings back all.
+const STEPS: usize = 40;
+/// The longest text that is kept whole, in bytes.
+const TEXT: usize = 1 << 10;
+
+/// One decision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Did {
+    /// To change the kernel.
+    Plan(PlanNote),
+    /// Anything else, in words.
+    #[serde(untagged)]
+    Text(String),
+}
+
+/// A plan as far as it is written down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanNote {
+    /// How many steps create, replace and delete.
+    pub counts: (usize, usize, usize),
+    /// Equal for equal plans: a checksum of all its lines.
+    pub sum: String,
+    /// The first steps.
+    pub steps: Vec<String>,
+}
+
+impl Did {
+    /// What these effects say.
+    pub fn all(effects: &[Effect]) -> Vec<Self> {
+        effects.iter().map(Self::of).collect()
+    }
+
+    fn of(effect: &Effect) -> Self {
+        let text = match effect {
+            Effect::Apply(plan) => return Self::Plan(PlanNote::of(plan)),
+            Effect::ReadHost => "read the host".to_owned(),
+            Effect::ReadOwn(_) => "read our own".to_owned(),
+            Effect::Claim(claim) => claimed(claim),
+            Effect::Publish(env) => published(env),
+            Effect::Withdraw(reason) => format!("withdraw subnet.env: {reason}"),
+            Effect::Announce(readiness) => announced(readiness),
+            Effect::Exit(code) => format!("exit {}", code.code()),
+        };
+        Self::Text(bounded(text))
+    }
+}
+
+impl PlanNote {
+    fn of(plan: &Plan) -> Self {
+        let mut sum = Sum(EMPTY);
+        let steps = plan.ops.iter().take(STEPS).map(|op| bounded(op.to_string())).collect();
+        // A checksum has no error to return.
+        let _ = write!(sum, "{plan}");
+        Self { counts: plan.counts(), sum: format!("{:016x}", sum.0), steps }
+    }
+
+    /// Steps that were not written down.
+    pub fn left_out(&self) -> usize {
+        let (created, replaced, deleted) = self.counts;
+        created.saturating_add(replaced).saturating_add(deleted).saturating_sub(self.steps.len())
+    }
+}
+
+fn claimed(claim: &Claim) -> String {
+    let before = claim.previous.map_or_else(|| "any subnet".to_owned(), |subnets| subnets.to_string());
+    let mut text = format!("claim {before} at {} as {:?}", claim.public, claim.attrs.kind);
+    for data in [&claim.attrs.v4, &claim.attrs.v6].into_iter().flatten() {
+        let _ = write!(text, " {data}");
+    }
+    text
+}
+
+fn published(env: &SubnetEnv) -> String {
+    format!("publish {}", env.text().trim_end().replace("FLANNEL_", "").replace('\n', " "))
+}
+
+fn announced(readiness: &Readiness) -> String {
+    let word = if readiness.ready { "ready" } else { "not ready" };
+    if readiness.reasons.is_empty() { word.to_owned() } else { format!("{word}: {}", readiness.reasons.join("; ")) }
+}
+
+/// A long text as its beginning and a checksum of the whole.
+pub(super) fn bounded(mut text: String) -> String {
+    if text.len() > TEXT {
+        let mut sum = Sum(EMPTY);
+        let _ = sum.write_str(&text);
+        text.truncate(text.floor_char_boundary(TEXT));
+        let _ = write!(text, "… ({:016x})", sum.0);
+    }
+    text
+}
+
+/// FNV-1a, 64 bits: the same number in every version of this program.
+struct Sum(u64);
+
+const EMPTY: u64 = 0xcbf2_9ce4_8422_2325;
+
+impl std::fmt::Write for Sum {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        let step = |sum: u64, byte: u8| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        self.0 = text.bytes().fold(self.0, step);
+        Ok(())
+    }
+}

@@ -1,0 +1,281 @@
+//! An input as it is written down, and back.
+
+use std::borrow::Cow;
+
+use backends::kernel::{KernelError, KernelEvent, OpError, Own, Touch};
+use backends::{Facts, HostAddress, HostLink, HostRoute, Object, Plan};
+use serde::{Deserialize, Serialize};
+use subnet_lease::{Lease, OwnLease, StoreError, StoreEvent, SubnetEnv, Subnets};
+
+use super::delta::{Base, Delta};
+use super::{did, without_secrets};
+use crate::node::{Input, NodeCore};
+
+/// Failed steps that are written down as lines too.
+const LINES: usize = 10;
+
+/// One input. No input at all, a tick, is one here.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Heard<'a> {
+    /// Something was due.
+    Tick,
+    /// [`Input::Remembered`].
+    Remembered(SubnetEnv),
+    /// The net-conf, without secrets.
+    Config(String),
+    /// All leases, as the difference to the last snapshot.
+    Snapshot {
+        /// What can be read.
+        leases: Delta<'a, Lease>,
+        /// What can't, with the reason.
+        unreadable: Delta<'a, (String, String)>,
+    },
+    /// A lease came or changed.
+    Upsert(Cow<'a, Lease>),
+    /// A lease ended.
+    Remove(Subnets),
+    /// A lease can't be read, and why.
+    Unreadable(Cow<'a, str>, Cow<'a, str>),
+    /// The store can't be followed.
+    Stale(Cow<'a, str>),
+    /// [`Input::Kernel`].
+    Kernel(KernelEvent),
+    /// [`Input::Touched`].
+    Touched(Cow<'a, [Touch]>),
+    /// [`Input::File`].
+    File,
+    /// [`Input::Host`], as the difference to the last.
+    Host {
+        /// Its links.
+        links: Delta<'a, HostLink>,
+        /// Its addresses.
+        addresses: Delta<'a, HostAddress>,
+        /// Its routes.
+        routes: Delta<'a, HostRoute>,
+        /// It speaks IPv6.
+        ipv6: bool,
+        /// The dump was interrupted.
+        interrupted: bool,
+    },
+    /// The host could not be read.
+    HostFailed(Cow<'a, KernelError>),
+    /// [`Input::Own`], as the difference to the last.
+    Own {
+        /// The dump.
+        objects: Delta<'a, Object>,
+        /// It was interrupted.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        interrupted: bool,
+        /// Messages in it that could not be read.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        unreadable: u64,
+    },
+    /// Our own objects could not be read.
+    OwnFailed(Cow<'a, KernelError>),
+    /// [`Input::Applied`].
+    Applied(Applied<'a>),
+    /// [`Input::Claimed`].
+    Claimed(Cow<'a, Result<OwnLease, StoreError>>),
+    /// An input of this name that has no place in a file.
+    TooLarge(String),
+}
+
+/// How a plan went.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Applied<'a> {
+    /// How many steps it had.
+    pub steps: usize,
+    /// Runs of steps that failed alike: the first one, how many, why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<(usize, usize, Cow<'a, OpError>)>,
+    /// The first that failed, as lines.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lines: Vec<String>,
+}
+
+/// What the writer remembers of the last of each.
+#[derive(Debug, Default)]
+pub(super) struct Bases {
+    leases: Base,
+    unreadable: Base,
+    links: Base,
+    addresses: Base,
+    routes: Base,
+    objects: Base,
+}
+
+/// What the reader remembers of the last of each.
+#[derive(Debug, Default)]
+pub struct Known {
+    leases: Vec<Lease>,
+    unreadable: Vec<(String, String)>,
+    facts: Facts,
+    objects: Vec<Object>,
+}
+
+impl<'a> Heard<'a> {
+    pub(super) fn of(input: Option<&'a Input>, core: &NodeCore, bases: &mut Bases) -> Self {
+        match input {
+            None => Self::Tick,
+            Some(Input::Remembered(env)) => Self::Remembered(*env),
+            Some(Input::Store(event)) => Self::of_store(event, bases),
+            Some(Input::Kernel(event)) => Self::Kernel(*event),
+            Some(Input::Touched(touches)) => Self::Touched(touches.into()),
+            Some(Input::File) => Self::File,
+            Some(Input::Host(Ok(facts))) => Self::of_host(facts, bases),
+            Some(Input::Host(Err(error))) => Self::HostFailed(Cow::Borrowed(error)),
+            Some(Input::Own(Ok(Own { state, interrupted, unreadable }))) => Self::Own {
+                objects: Delta::to(state.as_slice(), &mut bases.objects),
+                interrupted: *interrupted,
+                unreadable: *unreadable,
+            },
+            Some(Input::Own(Err(error))) => Self::OwnFailed(Cow::Borrowed(error)),
+            Some(Input::Applied(results)) => Self::Applied(Applied::of(results, core.applying())),
+            Some(Input::Claimed(result)) => Self::Claimed(Cow::Borrowed(result)),
+        }
+    }
+
+    fn of_store(event: &'a StoreEvent, bases: &mut Bases) -> Self {
+        match event {
+            StoreEvent::Config(written) => Self::Config(without_secrets(written)),
+            StoreEvent::Snapshot { leases, unreadable } => Self::Snapshot {
+                leases: Delta::to(leases, &mut bases.leases),
+                unreadable: Delta::to(unreadable, &mut bases.unreadable),
+            },
+            StoreEvent::Upsert(lease) => Self::Upsert(Cow::Borrowed(lease)),
+            StoreEvent::Remove(subnets) => Self::Remove(*subnets),
+            StoreEvent::Unreadable { key, reason } => Self::Unreadable(key.into(), reason.into()),
+            StoreEvent::Stale(reason) => Self::Stale(reason.into()),
+        }
+    }
+
+    fn of_host(facts: &'a Facts, bases: &mut Bases) -> Self {
+        // Every field by name: a new one must not be forgotten here.
+        let Facts { links, addresses, routes, ipv6, interrupted } = facts;
+        Self::Host {
+            links: Delta::to(links, &mut bases.links),
+            addresses: Delta::to(addresses, &mut bases.addresses),
+            routes: Delta::to(routes, &mut bases.routes),
+            ipv6: *ipv6,
+            interrupted: *interrupted,
+        }
+    }
+
+    /// Nothing new, as far as this alone tells.
+    pub fn is_quiet(&self) -> bool {
+        match self {
+            Self::Tick => true,
+            Self::Own { objects, interrupted, .. } => objects.is_nothing() && !interrupted,
+            Self::Host { links, addresses, routes, interrupted, .. } => {
+                links.is_nothing() && addresses.is_nothing() && routes.is_nothing() && !interrupted
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Heard<'static> {
+    /// The input again; none is a tick. An error says why it can't be had.
+    pub fn input(self, known: &mut Known) -> Result<Option<Input>, String> {
+        Ok(Some(match self {
+            Self::Tick => return Ok(None),
+            Self::Remembered(env) => Input::Remembered(env),
+            Self::Config(text) => Input::Store(StoreEvent::Config(text.into_bytes())),
+            Self::Snapshot { leases, unreadable } => {
+                leases.apply(&mut known.leases)?;
+                unreadable.apply(&mut known.unreadable)?;
+                let (leases, unreadable) = (known.leases.clone(), known.unreadable.clone());
+                Input::Store(StoreEvent::Snapshot { leases, unreadable })
+            }
+            Self::Upsert(lease) => Input::Store(StoreEvent::Upsert(lease.into_owned())),
+            Self::Remove(subnets) => Input::Store(StoreEvent::Remove(subnets)),
+            Self::Unreadable(key, reason) => {
+                Input::Store(StoreEvent::Unreadable { key: key.into_owned(), reason: reason.into_owned() })
+            }
+            Self::Stale(reason) => Input::Store(StoreEvent::Stale(reason.into_owned())),
+            Self::Kernel(event) => Input::Kernel(event),
+            Self::Touched(touches) => Input::Touched(touches.into_owned()),
+            Self::File => Input::File,
+            Self::Host { links, addresses, routes, ipv6, interrupted } => {
+                let facts = &mut known.facts;
+                links.apply(&mut facts.links)?;
+                addresses.apply(&mut facts.addresses)?;
+                routes.apply(&mut facts.routes)?;
+                (facts.ipv6, facts.interrupted) = (ipv6, interrupted);
+                Input::Host(Ok(facts.clone()))
+            }
+            Self::HostFailed(error) => Input::Host(Err(error.into_owned())),
+            Self::Own { objects, interrupted, unreadable } => {
+                objects.apply(&mut known.objects)?;
+                let state = known.objects.iter().cloned().collect();
+                Input::Own(Ok(Own { state, interrupted, unreadable }))
+            }
+            Self::OwnFailed(error) => Input::Own(Err(error.into_owned())),
+            Self::Applied(applied) => Input::Applied(applied.results()?),
+            Self::Claimed(result) => Input::Claimed(result.into_owned()),
+            Self::TooLarge(name) => return Err(format!("an input ({name}) was too large to be kept")),
+        }))
+    }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde asks for")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// More steps than any plan has.
+const MOST_STEPS: usize = 1 << 22;
+
+impl<'a> Applied<'a> {
+    fn of(results: &'a [Result<(), OpError>], plan: Option<&Plan>) -> Self {
+        let mut failed: Vec<(usize, usize, Cow<OpError>)> = Vec::new();
+        let mut lines = Vec::new();
+        for (at, result) in results.iter().enumerate() {
+            let Err(error) = result else { continue };
+            if let Some(op) = plan.and_then(|plan| plan.ops.get(at)).filter(|_| lines.len() < LINES) {
+                let line = op.to_string();
+                lines.push(did::bounded(format!("{}: {error}", line.lines().next().unwrap_or_default())));
+            }
+            match failed.last_mut() {
+                Some((first, length, why)) if *first + *length == at && **why == *error => *length += 1,
+                _ => failed.push((at, 1, Cow::Borrowed(error))),
+            }
+        }
+        Self { steps: results.len(), failed, lines }
+    }
+
+    fn results(self) -> Result<Vec<Result<(), OpError>>, String> {
+        let wrong = "the results of a plan are not those of one";
+        if self.steps > MOST_STEPS {
+            return Err(wrong.to_owned());
+        }
+        let mut results = vec![Ok(()); self.steps];
+        for (at, length, why) in self.failed {
+            let run = at.checked_add(length).and_then(|end| results.get_mut(at..end)).ok_or(wrong)?;
+            run.fill(Err(why.into_owned()));
+        }
+        Ok(results)
+    }
+
+    /// How many steps failed.
+    pub fn failures(&self) -> usize {
+        self.failed.iter().fold(0, |sum, (_, length, _)| sum.saturating_add(*length))
+    }
+}
+
+/// What kind of input it is.
+pub(super) fn name(input: Option<&Input>) -> &'static str {
+    match input {
+        None => "tick",
+        Some(Input::Remembered(_)) => "remembered",
+        Some(Input::Store(_)) => "store",
+        Some(Input::Kernel(_)) => "kernel",
+        Some(Input::Touched(_)) => "touched",
+        Some(Input::File) => "file",
+        Some(Input::Host(_)) => "host",
+        Some(Input::Own(_)) => "own",
+        Some(Input::Applied(_)) => "applied",
+        Some(Input::Claimed(_)) => "claimed",
+    }
+}

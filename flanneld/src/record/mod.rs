@@ -1,0 +1,195 @@
+//! The recorder: everything the core hears and decides, on file as it happens, so that what went wrong can be looked at
+//! and run again later, on any machine, without a network.
+//!
+//! ```text
+//!   Input ──▶ Heard ─ a line ─▶ Tape ──▶ events ── full ──▶ events.1
+//!     │        (differences)     ▲          │
+//!     ▼                          │          ├─▶ flannelctl events   what happened, who did it, what was done
+//!   NodeCore ── Effects ──▶ Did ─┘          └─▶ flannelctl replay   the same inputs through the same core
+//! ```
+//!
+//! One line of JSON a record. What was heard is on file before the core sees it, hence also what it died of. A dump, the
+//! host's facts and a snapshot of the store are written as the difference to the one before. Each file begins with
+//! what a replay needs: the settings of a run, or the core itself as it was in the middle of one.
+//!
+//! Why, and what it costs: `docs/recorder.md`.
+
+mod delta;
+mod did;
+mod heard;
+mod line;
+mod netconf;
+mod reader;
+mod replay;
+mod tap;
+mod tape;
+pub mod told;
+
+use std::io;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use did::{Did, PlanNote};
+pub use heard::{Applied, Heard, Known};
+pub use netconf::without_secrets;
+pub use reader::{Entry, Origin, Reader};
+pub use replay::{Replay, Step, Verdict};
+pub use tap::Tap;
+pub use tape::{FILE_BYTES, Ring, Tape, older};
+
+use crate::node::{Effect, Input, NodeCore, Settings, Tick};
+use heard::Bases;
+
+/// The version of the format; a reader refuses any other.
+const FORMAT: u32 = 1;
+/// A clock that was set by more than this is noted.
+const CLOCK_SLACK: Duration = Duration::from_secs(1);
+
+/// One line. `C` is a core: one to write down, or the text of one.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Record<'a, C> {
+    Start(Start<C>),
+    /// The clock was set: it showed so much at that tick.
+    Clock(#[serde(with = "nanos")] Tick, #[serde(with = "nanos")] Duration),
+    Heard(#[serde(with = "nanos")] Tick, Heard<'a>),
+    /// What the core decided about what it heard last; absent when that was nothing.
+    Did(Vec<Did>),
+}
+
+/// From here on there is a replay.
+#[derive(Debug, Serialize, Deserialize)]
+struct Start<C> {
+    format: u32,
+    program: String,
+    #[serde(with = "nanos")]
+    at: Tick,
+    /// Time since 1970.
+    #[serde(with = "nanos")]
+    wall: Duration,
+    from: From<C>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum From<C> {
+    /// A daemon started.
+    Settings(Box<Settings>),
+    /// A daemon goes on; this is all it knows.
+    Core(C),
+    /// A daemon goes on, and what it knows is too large.
+    Nothing,
+}
+
+/// Writes down what a core hears and decides.
+pub struct Recorder<T> {
+    tape: T,
+    wall: fn() -> Duration,
+    bases: Bases,
+    /// The clock at boot, as noted last.
+    boot: Duration,
+    failed: Option<io::Error>,
+}
+
+impl<T: Tape> Recorder<T> {
+    /// Writes on this tape; `wall` says the time since 1970.
+    pub fn new(tape: T, wall: fn() -> Duration) -> Self {
+        Self { tape, wall, bases: Bases::default(), boot: Duration::ZERO, failed: None }
+    }
+
+    /// A daemon starts.
+    pub fn start(&mut self, now: Tick, core: &NodeCore) {
+        self.failed = None;
+        let started = self.begin(now, From::Settings(Box::new(core.settings().clone())));
+        self.note(started.map(drop));
+    }
+
+    /// Hands an input to the core, and records both that and what the core makes of it; no input is a tick.
+    pub fn handle(&mut self, core: &mut NodeCore, now: Tick, input: Option<Input>) -> Vec<Effect> {
+        if self.failed.is_none() {
+            let heard = self.hear(core, now, input.as_ref());
+            self.note(heard);
+        }
+        let effects = match input {
+            Some(input) => core.handle(now, input),
+            None => core.tick(now),
+        };
+        if self.failed.is_none() && !effects.is_empty() {
+            let did = line::write(&mut self.tape, &Record::<()>::Did(Did::all(&effects)), 0);
+            self.note(did.map(drop));
+        }
+        effects
+    }
+
+    /// Why nothing is recorded any more.
+    pub fn failure(&self) -> Option<&io::Error> {
+        self.failed.as_ref()
+    }
+
+    /// What was written on.
+    pub fn into_tape(self) -> T {
+        self.tape
+    }
+
+    fn note(&mut self, result: io::Result<()>) {
+        self.failed = result.and_then(|()| self.tape.flush()).err();
+    }
+
+    fn hear(&mut self, core: &NodeCore, now: Tick, input: Option<&Input>) -> io::Result<()> {
+        let boot = (self.wall)().saturating_sub(now);
+        if boot.abs_diff(self.boot) > CLOCK_SLACK {
+            self.boot = boot;
+            self.append(&Record::Clock(now, boot + now))?;
+        }
+        let before = self.tape.room();
+        if self.append_heard(core, now, input)? {
+            return Ok(());
+        }
+        // A file that is hardly used has no place for this one either; turning it over would cost what it holds.
+        if before < FILE_BYTES / 2 {
+            self.tape.turn()?;
+            if !self.begin(now, From::Core(core))? {
+                self.begin(now, From::Nothing)?;
+            }
+            if self.append_heard(core, now, input)? {
+                return Ok(());
+            }
+        }
+        self.bases = Bases::default();
+        self.append(&Record::Heard(now, Heard::TooLarge(heard::name(input).to_owned()))).map(drop)
+    }
+
+    fn begin(&mut self, now: Tick, from: From<&NodeCore>) -> io::Result<bool> {
+        let wall = (self.wall)();
+        self.bases = Bases::default();
+        self.boot = wall.saturating_sub(now);
+        let program = env!("CARGO_PKG_VERSION").to_owned();
+        self.append(&Record::Start(Start { format: FORMAT, program, at: now, wall, from }))
+    }
+
+    fn append_heard(&mut self, core: &NodeCore, now: Tick, input: Option<&Input>) -> io::Result<bool> {
+        let heard = Heard::of(input, core, &mut self.bases);
+        self.append(&Record::Heard(now, heard))
+    }
+
+    /// Whether it fitted, with a decision about it.
+    fn append(&mut self, record: &Record<'_, &NodeCore>) -> io::Result<bool> {
+        line::write(&mut self.tape, record, did::MOST)
+    }
+}
+
+/// A time as whole nanoseconds: five hundred years of them fit.
+mod nanos {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        u64::deserialize(from).map(Duration::from_nanos)
+    }
+}

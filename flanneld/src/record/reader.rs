@@ -1,0 +1,169 @@
+//! A recorded file, read front to back. Whatever is in it: a bounded amount of memory, and no panic.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Cursor, Read};
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::value::RawValue;
+
+use super::line::{self, Next};
+use super::{Did, FILE_BYTES, FORMAT, From, Heard, Record, Start, older};
+use crate::node::{Settings, Tick};
+
+/// One thing that is on file.
+#[derive(Debug)]
+pub enum Entry {
+    /// A daemon started, or a file begins in the middle of a run.
+    Start {
+        /// When, since 1970.
+        wall: Duration,
+        /// Its version.
+        program: String,
+        /// Where a replay begins; why there is none from here.
+        from: Result<Origin, String>,
+    },
+    /// The core heard something.
+    Heard {
+        /// When, since 1970.
+        wall: Duration,
+        /// When, since boot.
+        at: Tick,
+        /// What.
+        heard: Box<Heard<'static>>,
+        /// What it decided; none when the file ends before that is known.
+        did: Option<Vec<Did>>,
+    },
+    /// So many lines in a row can't be read.
+    Damaged(usize),
+}
+
+/// Where a replay begins.
+#[derive(Debug)]
+pub enum Origin {
+    /// At a start.
+    Settings(Box<Settings>),
+    /// In the middle of a run: a core that was written down.
+    Core(Box<RawValue>),
+}
+
+impl Entry {
+    /// A daemon started here.
+    pub fn is_new_run(&self) -> bool {
+        matches!(self, Self::Start { from: Ok(Origin::Settings(_)), .. })
+    }
+}
+
+type Line = Record<'static, Box<RawValue>>;
+
+/// Reads records.
+pub struct Reader {
+    file: Box<dyn BufRead>,
+    /// Read already: the line after a [`Record::Heard`], unless that is its decision.
+    ahead: Option<Next<Line>>,
+    /// The clock at boot.
+    boot: Duration,
+}
+
+/// No recorder writes more into one file, and the reader takes two.
+const MOST: u64 = 4 * FILE_BYTES;
+
+impl Reader {
+    /// Reads a file, and before it the older half where `both` are wanted and there is one.
+    pub fn open(path: &Path, both: bool) -> io::Result<Self> {
+        // The newer one first: it may become the older one meanwhile, and then counts once.
+        let newer = regular(path)?;
+        let before = both.then(|| regular(&older(path)).ok()).flatten();
+        let before = before.filter(|before| !same(before, &newer));
+        let file: Box<dyn BufRead> = match before {
+            Some(before) => Box::new(BufReader::new(before.chain(newer).take(MOST))),
+            None => Box::new(BufReader::new(newer.take(MOST))),
+        };
+        Ok(Self::new(file))
+    }
+
+    /// Reads what was recorded in memory.
+    pub fn of(bytes: Vec<u8>) -> Self {
+        Self::new(Box::new(Cursor::new(bytes)))
+    }
+
+    fn new(file: Box<dyn BufRead>) -> Self {
+        Self { file, ahead: None, boot: Duration::ZERO }
+    }
+
+    fn line(&mut self) -> io::Result<Next<Line>> {
+        Ok(match line::read(&mut self.file)? {
+            Next::End => Next::End,
+            Next::Damaged => Next::Damaged,
+            Next::Line(json) => serde_json::from_slice(&json).map_or(Next::Damaged, Next::Line),
+        })
+    }
+
+    /// The next entry.
+    pub fn next(&mut self) -> io::Result<Option<Entry>> {
+        loop {
+            let line = match self.ahead.take() {
+                Some(line) => line,
+                None => self.line()?,
+            };
+            match line {
+                Next::End => return Ok(None),
+                Next::Damaged => return self.damaged().map(Some),
+                Next::Line(Record::Start(start)) => return Ok(Some(self.start(start))),
+                Next::Line(Record::Clock(at, wall)) => self.boot = wall.saturating_sub(at),
+                Next::Line(Record::Heard(at, heard)) => return self.heard(at, heard).map(Some),
+                // What it decides on is damaged.
+                Next::Line(Record::Did(_)) => {}
+            }
+        }
+    }
+
+    fn damaged(&mut self) -> io::Result<Entry> {
+        let mut lines = 1;
+        loop {
+            match self.line()? {
+                Next::Damaged => lines += 1,
+                other => {
+                    self.ahead = Some(other);
+                    return Ok(Entry::Damaged(lines));
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, start: Start<Box<RawValue>>) -> Entry {
+        self.boot = start.wall.saturating_sub(start.at);
+        let from = match start.from {
+            _ if start.format != FORMAT => Err(format!("its format is {}, not {FORMAT}", start.format)),
+            From::Settings(settings) => Ok(Origin::Settings(settings)),
+            From::Core(core) => Ok(Origin::Core(core)),
+            From::Nothing => Err("what the daemon knew was too large to be kept".to_owned()),
+        };
+        Entry::Start { wall: start.wall, program: start.program, from }
+    }
+
+    fn heard(&mut self, at: Tick, heard: Heard<'static>) -> io::Result<Entry> {
+        let did = match self.line()? {
+            Next::Line(Record::Did(did)) => Some(did),
+            other => {
+                // A daemon that hears the next thing has decided nothing about this one.
+                let goes_on = matches!(other, Next::Line(Record::Heard(..) | Record::Clock(..)));
+                let goes_on = goes_on || matches!(&other, Next::Line(Record::Start(s)) if !matches!(s.from, From::Settings(_)));
+                self.ahead = Some(other);
+                goes_on.then(Vec::new)
+            }
+        };
+        Ok(Entry::Heard { wall: self.boot.saturating_add(at), at, heard: Box::new(heard), did })
+    }
+}
+
+fn regular(path: &Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("not a file")) }
+}
+
+fn same(a: &File, b: &File) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let id = |file: &File| file.metadata().map(|m| (m.dev(), m.ino())).ok();
+    id(a) == id(b)
+}

@@ -1,0 +1,47 @@
+//! The recorder in the daemon's shell.
+
+use std::path::Path;
+
+use tracing::{info, warn};
+
+use super::{Recorder, Ring};
+use crate::clock;
+use crate::node::{Effect, Input, NodeCore, Tick};
+
+/// Stands between the shell and the core. What can't be recorded is said once, and the daemon goes on.
+pub struct Tap(Option<Recorder<Ring>>);
+
+impl Tap {
+    /// Opens the file, if there is to be one, for a daemon that starts now.
+    pub fn open(path: Option<&Path>, now: Tick, core: &NodeCore) -> Self {
+        let Some(path) = path else { return Self(None) };
+        match Ring::open(path) {
+            Ok(ring) => {
+                info!("recording to {} (flannelctl events)", path.display());
+                let mut recorder = Recorder::new(ring, clock::wall);
+                recorder.start(now, core);
+                Self(Some(recorder))
+            }
+            Err(error) => {
+                warn!("nothing is recorded: {}: {error}", path.display());
+                Self(None)
+            }
+        }
+    }
+
+    /// Hands an input to the core; no input is a tick.
+    pub fn handle(&mut self, core: &mut NodeCore, now: Tick, input: Option<Input>) -> Vec<Effect> {
+        let Some(recorder) = &mut self.0 else {
+            return match input {
+                Some(input) => core.handle(now, input),
+                None => core.tick(now),
+            };
+        };
+        let effects = recorder.handle(core, now, input);
+        if let Some(error) = recorder.failure() {
+            warn!("nothing is recorded from here on: {error}");
+            self.0 = None;
+        }
+        effects
+    }
+}

@@ -1,0 +1,152 @@
+//! Where the lines go: two files in turn, or memory.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
+
+/// The most one file holds, in bytes; there are two. A cold start with ten thousand peers takes five million.
+pub const FILE_BYTES: u64 = 8 << 20;
+/// Lines are gathered until so many bytes are together, or the record is complete.
+const BUFFER: usize = 16 << 10;
+
+/// Takes lines.
+pub trait Tape: Write {
+    /// Bytes written so far.
+    fn length(&self) -> u64;
+
+    /// Bytes that still fit.
+    fn room(&self) -> u64;
+
+    /// Forgets everything after so many bytes.
+    fn cut(&mut self, length: u64) -> io::Result<()>;
+
+    /// Puts what is written aside and begins anew.
+    fn turn(&mut self) -> io::Result<()>;
+}
+
+/// A file that, when it is full, takes the place of the one before.
+///
+/// A kill loses nothing that was written: the pages are the kernel's. Nothing is synced: a crash of the machine takes the
+/// kernel's network state along, and what was recorded of it.
+pub struct Ring {
+    path: PathBuf,
+    file: File,
+    /// What is in the file.
+    written: u64,
+    buffer: Vec<u8>,
+}
+
+/// Where the older half is.
+pub fn older(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".1");
+    name.into()
+}
+
+impl Ring {
+    /// Opens the file to add to it; makes it, and its folder, where they are missing.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
+        }
+        let mut file = open(path)?;
+        let mut written = file.metadata()?.len();
+        if written > 0 {
+            let mut last = [0];
+            file.seek(SeekFrom::End(-1))?;
+            file.read_exact(&mut last)?;
+            // The last line was cut short; the next one must not be part of it.
+            if last != *b"\n" {
+                file.write_all(b"\n")?;
+                written += 1;
+            }
+        }
+        Ok(Self { path: path.to_owned(), file, written, buffer: Vec::with_capacity(BUFFER) })
+    }
+}
+
+/// For this daemon alone: no link is followed, no pipe waited for, no second writer let in.
+fn open(path: &Path) -> io::Result<File> {
+    let mut how = OpenOptions::new();
+    how.read(true).append(true).create(true).mode(0o600).custom_flags(O_NOFOLLOW | O_NONBLOCK);
+    let file = how.open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("not a file"));
+    }
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(io::Error::other("another daemon writes it")),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+impl Write for Ring {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.buffer.len() + bytes.len() > BUFFER {
+            self.flush()?;
+        }
+        if bytes.len() > BUFFER {
+            self.file.write_all(bytes)?;
+            self.written += bytes.len() as u64;
+        } else {
+            self.buffer.extend_from_slice(bytes);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write_all(&self.buffer)?;
+        self.written += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+impl Tape for Ring {
+    fn length(&self) -> u64 {
+        self.written + self.buffer.len() as u64
+    }
+
+    fn room(&self) -> u64 {
+        FILE_BYTES.saturating_sub(self.length())
+    }
+
+    fn cut(&mut self, length: u64) -> io::Result<()> {
+        self.flush()?;
+        self.file.set_len(length)?;
+        self.written = length;
+        Ok(())
+    }
+
+    fn turn(&mut self) -> io::Result<()> {
+        self.flush()?;
+        fs::rename(&self.path, older(&self.path))?;
+        self.file = open(&self.path)?;
+        self.written = self.file.metadata()?.len();
+        Ok(())
+    }
+}
+
+/// Without end, for tests and simulations.
+impl Tape for Vec<u8> {
+    fn length(&self) -> u64 {
+        self.len() as u64
+    }
+
+    fn room(&self) -> u64 {
+        u64::MAX
+    }
+
+    fn cut(&mut self, length: u64) -> io::Result<()> {
+        self.truncate(usize::try_from(length).unwrap_or(usize::MAX));
+        Ok(())
+    }
+
+    fn turn(&mut self) -> io::Result<()> {
+        self.clear();
+        Ok(())
+    }
+}

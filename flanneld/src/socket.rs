@@ -1,0 +1,297 @@
+//! One daemon per network and network namespace: an abstract unix socket. It is the daemon's place, and answers
+//! `flannelctl status`.
+//!
+//! ```text
+//!   @selvage//coreos.com/network      bound: this network has a daemon here; the kernel frees it with the process,
+//!      ▲                              also after SIGKILL, and every network namespace has its own
+//!      ├── "status\n" ──▶ one line of JSON
+//!      └── "wait\n"   ──▶ nothing, until the daemon has ended
+//! ```
+//!
+//! Any user of the namespace can bind or reach an abstract name, so both ends look at the other's user first.
+
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener as StdListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::unistd::geteuid;
+use subnet_lease::NetworkId;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::UCred;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+use tracing::debug;
+
+use crate::node::{Status, StatusRequest};
+
+/// Begins every name; the network's id follows. Part of the interface between versions.
+const PREFIX: &str = "selvage/";
+/// Longest name in bytes: `sun_path` has 108, and the first is the NUL that makes a name abstract.
+const NAME_MAX: usize = 107;
+/// Clients served at once, and those that wait for our end; further ones wait in the kernel's queue, or are sent away.
+/// Ours: people and a monitor or two ask.
+const CLIENTS: usize = 8;
+/// Time for one client. Ours: the core answers between two inputs.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest request in bytes.
+const REQUEST_MAX: u64 = 16;
+/// Longest answer in bytes; the lists in it are cut, so it is far below.
+const ANSWER_MAX: u64 = 4 << 20;
+/// Between two tries to take a name whose holder does not listen: it is about to, or about to be gone. Ours.
+const PAUSE: Duration = Duration::from_millis(10);
+/// So many tries.
+const TRIES: usize = 50;
+
+/// Who has the place of a network's daemon.
+#[derive(Debug)]
+pub enum Place {
+    /// We do, from now on until this process has ended.
+    Ours(UnixListener),
+    /// Another daemon of ours.
+    Held(Holder),
+    /// Somebody who is none, for this reason: nothing keeps us from running, but there is no status.
+    Blocked(String),
+}
+
+/// A running daemon.
+#[derive(Debug)]
+pub struct Holder {
+    /// Its process id; none when it runs in a process namespace that we don't see.
+    pub pid: Option<u32>,
+    stream: UnixStream,
+}
+
+/// Takes the place of this network's daemon, or says who has it.
+pub async fn take(network: &NetworkId) -> io::Result<Place> {
+    for _ in 0..TRIES {
+        match bind(network) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            bound => return bound.map(Place::Ours),
+        }
+        match connect(network).await {
+            Ok((stream, peer)) if trusted(&peer) => {
+                return Ok(Place::Held(Holder { pid: pid(&peer), stream }));
+            }
+            Ok((_, peer)) => return Ok(Place::Blocked(stranger(&peer))),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => sleep(PAUSE).await,
+            Err(error) => return Ok(Place::Blocked(error.to_string())),
+        }
+    }
+    Ok(Place::Blocked("somebody holds it and does not listen".to_owned()))
+}
+
+fn bind(network: &NetworkId) -> io::Result<UnixListener> {
+    let listener = StdListener::bind_addr(&SocketAddr::from_abstract_name(name(network))?)?;
+    listener.set_nonblocking(true)?;
+    // Closed by the kernel when the process has ended and by nobody before: who waits for it takes it as that.
+    std::mem::forget(listener.try_clone()?);
+    UnixListener::from_std(listener)
+}
+
+async fn connect(network: &NetworkId) -> io::Result<(UnixStream, UCred)> {
+    // tokio takes a leading NUL as the mark of an abstract name.
+    let name = [b"\0", &*name(network)].concat();
+    let path = std::path::PathBuf::from(String::from_utf8_lossy(&name).into_owned());
+    // Does not wait: a full queue is an error.
+    let stream = UnixStream::connect(path).await?;
+    let peer = stream.peer_cred()?;
+    Ok((stream, peer))
+}
+
+/// The network's id; of a long one the beginning and a hash of it all.
+fn name(network: &NetworkId) -> Vec<u8> {
+    let whole = format!("{PREFIX}{network}");
+    if whole.len() <= NAME_MAX {
+        return whole.into_bytes();
+    }
+    // FNV-1a: the same in every version of this program, which the standard library's is not.
+    let hash = whole.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    let end = (0..=NAME_MAX - 17).rev().find(|n| whole.is_char_boundary(*n)).unwrap_or_default();
+    format!("{}#{hash:016x}", &whole[..end]).into_bytes()
+}
+
+/// Root and ourselves; the others may neither hold our place nor read about the cluster.
+fn trusted(peer: &UCred) -> bool {
+    peer.uid() == 0 || peer.uid() == geteuid().as_raw()
+}
+
+fn pid(peer: &UCred) -> Option<u32> {
+    peer.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0)
+}
+
+fn stranger(peer: &UCred) -> String {
+    format!("process {} of user {} holds it", pid(peer).unwrap_or_default(), peer.uid())
+}
+
+impl Holder {
+    /// Completes when the daemon has ended.
+    pub async fn gone(mut self) {
+        // It answers nothing, and an error means the same as the end.
+        if self.stream.write_all(b"wait\n").await.is_ok() {
+            let _ = self.stream.read(&mut [0]).await;
+        }
+    }
+}
+
+/// Answers until the future is dropped.
+pub async fn serve(listener: UnixListener, asks: mpsc::Sender<StatusRequest>) {
+    let (room, waiting) = (Arc::new(Semaphore::new(CLIENTS)), Arc::new(Semaphore::new(CLIENTS)));
+    loop {
+        // Never closed.
+        let Ok(place) = room.clone().acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                debug!("status socket: {error}");
+                sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let (asks, waiting) = (asks.clone(), waiting.clone());
+        tokio::spawn(async move {
+            let waits = timeout(PATIENCE, answer(stream, &asks)).await.ok().flatten();
+            drop(place);
+            if let (Some(mut stream), Ok(_place)) = (waits, waiting.try_acquire_owned()) {
+                // Until it goes, or we do.
+                let _ = stream.read(&mut [0]).await;
+            }
+        });
+    }
+}
+
+/// Answers one client; gives back the connection of one that waits for our end.
+async fn answer(mut stream: UnixStream, asks: &mpsc::Sender<StatusRequest>) -> Option<UnixStream> {
+    if !stream.peer_cred().is_ok_and(|peer| trusted(&peer)) {
+        return None;
+    }
+    let mut request = String::new();
+    BufReader::new((&mut stream).take(REQUEST_MAX)).read_line(&mut request).await.ok()?;
+    match request.as_str() {
+        "wait\n" => return Some(stream),
+        "status\n" => {
+            let (asker, status) = oneshot::channel();
+            asks.send(asker).await.ok()?;
+            let mut line = serde_json::to_vec(&status.await.ok()?).ok()?;
+            line.push(b'\n');
+            stream.write_all(&line).await.ok()?;
+        }
+        _ => stream.write_all(b"\"status or wait, and a new line\"\n").await.ok()?,
+    }
+    None
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum NoStatus {
+    /// Nobody holds the name.
+    #[error("no flanneld of network {0} runs here")]
+    NotRunning(NetworkId),
+    /// There is one, and it does not say.
+    #[error("flanneld of network {0} does not say how it is: {1}")]
+    Silent(NetworkId, String),
+}
+
+/// Asks the daemon of this network.
+pub async fn ask(network: &NetworkId) -> Result<Status, NoStatus> {
+    let silent = |why: String| NoStatus::Silent(network.clone(), why);
+    let (mut stream, peer) = connect(network).await.map_err(|error| match error.kind() {
+        io::ErrorKind::ConnectionRefused => NoStatus::NotRunning(network.clone()),
+        _ => silent(error.to_string()),
+    })?;
+    if !trusted(&peer) {
+        return Err(silent(stranger(&peer)));
+    }
+    let mut line = Vec::new();
+    let exchange = async {
+        stream.write_all(b"status\n").await?;
+        (&mut stream).take(ANSWER_MAX).read_to_end(&mut line).await
+    };
+    match timeout(PATIENCE, exchange).await {
+        Err(_) => return Err(silent(format!("no answer within {PATIENCE:?}"))),
+        Ok(Err(error)) => return Err(silent(error.to_string())),
+        Ok(Ok(0)) => return Err(silent("it answers root and its own user only".to_owned())),
+        Ok(Ok(_)) => {}
+    }
+    serde_json::from_slice(&line).map_err(|error| silent(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A network that no other test has: abstract names are the whole namespace's.
+    fn network(word: &str) -> NetworkId {
+        NetworkId::new(format!("/test-{}/{word}", std::process::id()))
+    }
+
+    fn run<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    fn start(listener: UnixListener, ready: bool) {
+        let (asks, mut asked) = mpsc::channel::<StatusRequest>(1);
+        tokio::spawn(serve(listener, asks));
+        tokio::spawn(async move {
+            while let Some(asker) = asked.recv().await {
+                drop(asker.send(Status { ready, ..Status::default() }));
+            }
+        });
+    }
+
+    async fn ours(network: &NetworkId) -> UnixListener {
+        let Place::Ours(listener) = take(network).await.unwrap() else { panic!("{network} is taken") };
+        listener
+    }
+
+    #[test]
+    fn a_network_has_one_place_and_the_second_is_told_who_has_it() {
+        run(async {
+            let network = network("one");
+            start(ours(&network).await, true);
+            let Place::Held(holder) = take(&network).await.unwrap() else { panic!("taken twice") };
+            assert_eq!(holder.pid, Some(std::process::id()));
+            ours(&self::network("two")).await;
+        });
+    }
+
+    #[test]
+    fn status_is_one_question_and_one_answer() {
+        run(async {
+            let network = network("status");
+            assert!(matches!(ask(&network).await, Err(NoStatus::NotRunning(_))));
+            start(ours(&network).await, true);
+            for _ in 0..2 * CLIENTS {
+                assert!(ask(&network).await.unwrap().ready);
+            }
+        });
+    }
+
+    #[test]
+    fn clients_that_say_nothing_or_too_much_hold_up_nobody() {
+        run(async {
+            let network = network("silent");
+            start(ours(&network).await, true);
+            let mut silent = Vec::new();
+            for _ in 0..CLIENTS - 1 {
+                silent.push(connect(&network).await.unwrap());
+            }
+            let (mut loud, _) = connect(&network).await.unwrap();
+            // It may be sent away before all is written.
+            let _ = loud.write_all(&[b'x'; 4096]).await;
+            assert!(ask(&network).await.unwrap().ready);
+        });
+    }
+
+    #[test]
+    fn a_long_network_id_has_a_name_that_fits_and_is_its_own() {
+        let [one, other] = ["a", "b"].map(|end| name(&NetworkId::new(format!("/{}{end}", "é".repeat(99)))));
+        assert!(one.len() <= NAME_MAX && other.len() <= NAME_MAX);
+        assert_ne!(one, other);
+        assert_eq!(name(&NetworkId::new("/coreos.com/network")), b"selvage//coreos.com/network");
+    }
+}

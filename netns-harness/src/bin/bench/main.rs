@@ -1,0 +1,100 @@
+//! The figures: what a daemon takes to start, to meet its peers, to stay, and what its restart costs pods.
+//!
+//! ```text
+//!   bench [--against PATH]          four hosts and a thousand peers; the ratios to another daemon
+//!   bench scale [--against PATH]    1,000 to 10,000 peers, both backends, both families, against what is to be reached
+//!   bench soak                      a day's events in a minute: memory must end where it began
+//! ```
+//!
+//! One JSON line a measure with `--json`, a table otherwise. Leases are kept in etcd, so that every daemon meets the
+//! same store; the daemon is known by its flags only, so any flannel fits.
+#![allow(clippy::disallowed_methods, reason = "a benchmark measures time")]
+
+mod compare;
+mod figures;
+mod large;
+mod leases;
+mod scale;
+mod soak;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use netns_harness::flannel::Products;
+use netns_harness::{Screen, enter};
+
+use figures::Figures;
+
+/// Measures the daemon in network namespaces.
+#[derive(Debug, Parser)]
+#[command(name = "bench", args_conflicts_with_subcommands = true)]
+struct Flags {
+    #[command(subcommand)]
+    what: Option<What>,
+    #[command(flatten)]
+    compare: compare::Flags,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Large clusters: cold start, restart, joins, leaves, a flapped device, memory, idle CPU
+    Scale(scale::Flags),
+    /// Joins, leaves, flaps and lost stores, until it is seen whether memory grows
+    Soak(soak::Flags),
+}
+
+/// What every kind of run understands.
+#[derive(Debug, Args)]
+struct Common {
+    /// Another flannel-compatible daemon to measure as well, for the ratios
+    #[arg(long, value_name = "PATH")]
+    against: Option<PathBuf>,
+    /// JSON lines instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let screen = Screen::new();
+    match enter().and_then(|()| run(&flags, screen)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            screen.say(&format!("bench: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether everything was reached that is to be reached.
+fn run(flags: &Flags, screen: Screen) -> Result<bool> {
+    match &flags.what {
+        None => both(&flags.compare.common, screen, |products| compare::measure(products, &flags.compare)),
+        Some(What::Scale(scale)) => both(&scale.common, screen, |products| scale::measure(products, scale)),
+        Some(What::Soak(soak)) => soak::measure(&Products::find()?, soak, screen),
+    }
+}
+
+/// Our daemon, and the other one if there is one.
+fn both(common: &Common, screen: Screen, measure: impl Fn(&Products) -> Result<Figures>) -> Result<bool> {
+    let ours = Products::find()?;
+    let own = measure(&ours)?;
+    let other = match &common.against {
+        Some(path) => {
+            let theirs = Products { flanneld: path.clone(), ..ours.clone() };
+            Some(measure(&theirs)?)
+        }
+        None => None,
+    };
+    if common.json {
+        own.lines(&ours.flanneld).iter().for_each(|line| screen.say(line));
+        let theirs = common.against.as_ref().zip(other.as_ref());
+        theirs.iter().flat_map(|(path, other)| other.lines(path)).for_each(|line| screen.say(&line));
+    } else {
+        own.table(other.as_ref()).iter().for_each(|line| screen.say(line));
+    }
+    Ok(own.reached())
+}

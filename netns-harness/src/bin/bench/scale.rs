@@ -1,0 +1,141 @@
+//! Large clusters, against what is to be reached.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use netns_harness::Family::{self, V4, V6};
+use netns_harness::flannel::Backend::{self, HostGw, Vxlan};
+use netns_harness::flannel::Products;
+
+use crate::Common;
+use crate::figures::Figures;
+use crate::large::{Large, Size};
+
+#[derive(Debug, Args)]
+pub(crate) struct Flags {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// How often each case is repeated; the median counts
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100), value_name = "N")]
+    rounds: u16,
+    /// How long the daemon is watched while nothing happens
+    #[arg(long, default_value_t = 62, value_parser = clap::value_parser!(u16).range(1..=3_600), value_name = "SECONDS")]
+    idle: u16,
+    /// Only cases whose name has this in it, such as `5000 host-gw`
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+}
+
+/// What is measured of a size.
+#[derive(Debug, Clone, Copy, Default)]
+struct Case {
+    /// Seconds from the daemon's start until all peers are in the kernel, to reach.
+    cold: Option<f64>,
+    /// Peak resident memory in MiB, to reach.
+    peak: Option<f64>,
+    /// Milliseconds until a hundred more are in the kernel, to reach.
+    joins: Option<f64>,
+    /// Milliseconds until half of all are gone, to reach.
+    leaves: Option<f64>,
+    /// Milliseconds that the kernel takes to set the tunnel device down, and until it is as before, to reach.
+    flap: Option<(f64, f64)>,
+    /// Watched for a while.
+    idle: bool,
+}
+
+const NONE: Case = Case { cold: None, peak: None, joins: None, leaves: None, flap: None, idle: false };
+
+/// The targets, for two cores.
+const CASES: [(Backend, Family, usize, Case); 7] = [
+    (Vxlan, V4, 1_000, Case { cold: Some(0.15), flap: Some((20.0, 100.0)), idle: true, ..NONE }),
+    (Vxlan, V4, 5_000, Case { joins: Some(60.0), leaves: Some(150.0), ..NONE }),
+    (Vxlan, V4, 10_000, Case { cold: Some(0.6), peak: Some(25.0), flap: Some((60.0, 1_000.0)), ..NONE }),
+    (Vxlan, V6, 10_000, Case { cold: Some(0.6), peak: Some(25.0), ..NONE }),
+    (HostGw, V4, 5_000, Case { cold: Some(0.5), joins: Some(60.0), leaves: Some(150.0), ..NONE }),
+    (HostGw, V4, 10_000, Case { cold: Some(1.8), peak: Some(25.0), ..NONE }),
+    (HostGw, V6, 10_000, Case { cold: Some(0.6), ..NONE }),
+];
+
+/// Hosts that join at once.
+const JOINS: usize = 100;
+
+pub(crate) fn measure(products: &Products, flags: &Flags) -> Result<Figures> {
+    let mut figures = Figures::default();
+    for (backend, family, peers, case) in CASES {
+        let name = format!("{peers} {backend} IP{family}");
+        if flags.only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
+            continue;
+        }
+        for round in 0..flags.rounds {
+            let large = Large::build(products, Size { backend, family, peers }, true)?;
+            let mut run = Run { large, name: &name, figures: &mut figures };
+            run.cold(&case)?;
+            // The rounds tell starts apart; a second look at an idle daemon tells nothing new.
+            if case.idle && round == 0 {
+                run.idle(Duration::from_secs(flags.idle.into()))?;
+            }
+            run.events(&case, peers)?;
+        }
+    }
+    Ok(figures)
+}
+
+/// One round of one case.
+struct Run<'a> {
+    large: Large,
+    name: &'a str,
+    figures: &'a mut Figures,
+}
+
+impl Run<'_> {
+    fn cold(&mut self, case: &Case) -> Result<()> {
+        let took = self.large.start()?.as_secs_f64();
+        self.add("from start to all in the kernel", "s", case.cold, took);
+        let cost = self.large.cost()?.cpu.as_secs_f64();
+        self.add("CPU time until then", "s", None, cost);
+        // It may still look at what it did.
+        thread::sleep(Duration::from_millis(500));
+        let peak = self.large.memory("VmHWM")? / 1024.0;
+        self.add("peak resident memory", "MiB", case.peak, peak);
+        Ok(())
+    }
+
+    fn idle(&mut self, time: Duration) -> Result<()> {
+        let idle = self.large.idle(time)?;
+        let forked = self.large.has_forked()?;
+        self.add(&format!("idle CPU over {} s", time.as_secs()), "%", 0.1, idle);
+        self.add("has forked a process (1 = yes)", "", 0.0, f64::from(u8::from(forked)));
+        Ok(())
+    }
+
+    fn events(&mut self, case: &Case, peers: usize) -> Result<()> {
+        if self.large.tells_ready() {
+            let took = self.large.restart()?;
+            self.add("restart with nothing to do, to ready", "ms", None, ms(took));
+        }
+        if let Some((down, repair)) = case.flap {
+            let (fell, repaired) = self.large.flap()?;
+            self.add("device down, the kernel's part", "ms", down, ms(fell));
+            self.add("device down, until all is back", "ms", repair, ms(repaired));
+        }
+        if case.joins.is_some() {
+            let took = self.large.join(JOINS)?;
+            self.add(&format!("{JOINS} join"), "ms", case.joins, ms(took));
+        }
+        if case.leaves.is_some() {
+            let took = self.large.leave(peers / 2)?;
+            self.add(&format!("{} leave", peers / 2), "ms", case.leaves, ms(took));
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, what: &str, unit: &'static str, goal: impl Into<Option<f64>>, value: f64) {
+        self.figures.add(&format!("{}: {what}", self.name), unit, goal, value);
+    }
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}

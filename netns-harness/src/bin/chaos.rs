@@ -1,0 +1,63 @@
+//! `chaos`: random disturbances on a cluster whose pods talk all the time, and what each cost.
+
+#![allow(clippy::disallowed_methods, reason = "a seed is taken from the clock where none is given")]
+
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+use clap::Parser;
+use netns_harness::chaos::{run, with_room};
+use netns_harness::flannel::{Backend, Products, StoreKind};
+use netns_harness::{Cluster, Family, Screen, Spec, enter};
+
+/// Disturbs a cluster of virtual hosts and says what each disturbance cost
+#[derive(Debug, Parser)]
+struct Flags {
+    /// How long, in seconds
+    #[arg(long, default_value_t = 30)]
+    seconds: u64,
+    /// Seed of the order; from the clock when not said
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How many virtual hosts
+    #[arg(long, default_value_t = 5)]
+    hosts: usize,
+    /// How packets travel between hosts: vxlan or host-gw
+    #[arg(long, default_value_t)]
+    backend: Backend,
+    /// Where leases are kept: embedded or etcd
+    #[arg(long, default_value_t)]
+    store: StoreKind,
+    /// Address families: v4, v6 or dual
+    #[arg(long, default_value_t = Family::Dual)]
+    family: Family,
+    /// Only these disturbances
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let screen = Screen::new();
+    match enter().and_then(|()| disturb(&flags, screen)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            screen.say(&format!("chaos: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn disturb(flags: &Flags, screen: Screen) -> Result<()> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    let seed = flags.seed.unwrap_or(now.as_secs());
+    let Flags { hosts, backend, store, family, .. } = *flags;
+    let spec = with_room(Spec { hosts, backend, store, family, ..Spec::default() });
+    let mut cluster = screen.step("a cluster", || Cluster::up(&spec, &Products::find()?))?;
+    let time = Duration::from_secs(flags.seconds);
+    let outcome =
+        screen.step(&format!("disturbances, seed {seed}"), || run(&mut cluster, time, seed, &flags.only))?;
+    screen.say(&outcome.to_string());
+    Ok(())
+}

@@ -1,0 +1,200 @@
+//! Random disturbances on a cluster whose pods talk all the time: what each cost, and that nothing is left of it.
+//!
+//! The order follows from the seed alone, so a run that failed can be had again; the moments don't.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::cluster::{Cluster, Spec};
+use crate::disturb::{Disturbance, Rest, Times};
+use crate::flannel::last_lines;
+use crate::pod::Pod;
+use crate::stream::{Record, Stream};
+use crate::topology::Family;
+
+/// One packet so often from every pod to every other, in each family.
+const INTERVAL: Duration = Duration::from_millis(5);
+/// From the beginning of one disturbance to the next, when the repair is not slower.
+const PACE: Duration = Duration::from_millis(400);
+
+/// What a run came to.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The seed of the order.
+    pub seed: u64,
+    /// Packets sent between pods.
+    pub sent: u64,
+    rows: BTreeMap<&'static str, (Times, u64)>,
+}
+
+impl Outcome {
+    /// Disturbances done.
+    pub fn count(&self) -> usize {
+        self.rows.values().map(|(times, _)| times.all.len()).sum()
+    }
+
+    /// Packets that never arrived.
+    pub fn lost(&self) -> u64 {
+        self.rows.values().map(|(_, lost)| lost).sum()
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        writeln!(
+            f,
+            "{:32} {:>6} {:>11} {:>11} {:>8}",
+            "disturbance", "count", "median ms", "worst ms", "lost"
+        )?;
+        for (name, (times, lost)) in &self.rows {
+            let (median, worst) = (ms(times.median()), ms(times.worst()));
+            writeln!(f, "{name:32} {:>6} {median:>11.1} {worst:>11.1} {lost:>8}", times.all.len())?;
+        }
+        write!(
+            f,
+            "{} disturbances, {} of {} packets lost, seed {}",
+            self.count(),
+            self.lost(),
+            self.sent,
+            self.seed
+        )
+    }
+}
+
+/// A cluster's spec with room for what disturbances put beside the leases.
+pub fn with_room(mut spec: Spec) -> Spec {
+    if spec.family != Family::V6 {
+        spec.network.insert("SubnetMax".to_owned(), "10.42.199.0".into());
+    }
+    spec
+}
+
+/// Disturbs `cluster` for `time`, in the ways of `only` (all when empty). Afterwards all pods talk, every host looks as before, and no daemon has ended.
+///
+/// # Errors
+/// Names the disturbance that was not repaired, or what is not as it should be in the end; always with the seed.
+pub fn run(cluster: &mut Cluster, time: Duration, seed: u64, only: &[String]) -> Result<Outcome> {
+    let mut marks = Vec::new();
+    let done = |marks: &[Mark]| marks.iter().map(|it| format!("  {it}\n")).collect::<String>();
+    disturb(cluster, time, seed, only, &mut marks)
+        .with_context(|| format!("CHAOS_SEED={seed}, after\n{}", done(&marks)))
+}
+
+fn disturb(
+    cluster: &mut Cluster,
+    time: Duration,
+    seed: u64,
+    only: &[String],
+    marks: &mut Vec<Mark>,
+) -> Result<Outcome> {
+    let (backend, family) = (cluster.spec().backend, cluster.spec().family);
+    let streams = traffic(&cluster.pods, family)?;
+    let mut rest = Rest::new(&mut cluster.net, backend, family)?;
+    let (mut dice, end) = (Dice(seed), Instant::now() + time);
+    let mut choices = rest.choices()?;
+    choices.retain(|(it, _)| only.is_empty() || only.iter().any(|name| name == it.name));
+    while Instant::now() < end {
+        let start = Instant::now();
+        let (what, family) = choices[dice.below(choices.len())];
+        let host = dice.below(rest.net().hosts().len());
+        let site = rest.site(host, family, dice.below(1_000))?;
+        let sent = streams.iter().map(Stream::sent).collect::<Vec<_>>();
+        marks.push(Mark { what, family, host, took: Duration::ZERO, sent });
+        let took = rest.harm(what, &site)?;
+        if let Some(last) = marks.last_mut() {
+            last.took = took;
+        }
+        thread::sleep(PACE.saturating_sub(start.elapsed()));
+    }
+    rest.check().context("in the end")?;
+    drop(rest);
+    cluster.wait_for_pings(Duration::from_secs(5))?;
+    nobody_ended(cluster)?;
+    let records: Vec<Record> = streams.into_iter().map(Stream::finish).collect::<Result<_>>()?;
+    Ok(outcome(seed, marks, &records))
+}
+
+/// One disturbance done.
+struct Mark {
+    what: &'static Disturbance,
+    family: Family,
+    host: usize,
+    took: Duration,
+    /// Packets that each stream had sent before.
+    sent: Vec<u64>,
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}) on h{}, {:?}", self.what.name, self.family, self.host, self.took)
+    }
+}
+
+/// A loss belongs to the disturbance during which, or after which, the packet was sent.
+fn outcome(seed: u64, marks: &[Mark], records: &[Record]) -> Outcome {
+    let all: Vec<u64> = records.iter().map(|it| it.report.sent).collect();
+    let mut rows = BTreeMap::new();
+    for (n, mark) in marks.iter().enumerate() {
+        let until = marks.get(n + 1).map_or(&all, |next| &next.sent);
+        let new = || (Times { name: mark.what.name, family: mark.family, all: Vec::new() }, 0);
+        let (times, lost) = rows.entry(mark.what.name).or_insert_with(new);
+        times.all.push(mark.took);
+        let spans = mark.sent.iter().zip(until);
+        *lost += records.iter().zip(spans).map(|(it, (from, to))| it.lost(*from, *to)).sum::<u64>();
+    }
+    Outcome { seed, sent: all.iter().sum(), rows }
+}
+
+fn traffic(pods: &[Pod], family: Family) -> Result<Vec<Stream>> {
+    let mut streams = Vec::new();
+    for (n, from) in pods.iter().enumerate() {
+        for to in pods.iter().enumerate().filter(|(m, _)| *m != n).map(|(_, to)| to) {
+            for family in family.each() {
+                streams.push(Stream::start(from.space(), to.space(), to.address(*family)?, INTERVAL)?);
+            }
+        }
+    }
+    Ok(streams)
+}
+
+fn nobody_ended(cluster: &Cluster) -> Result<()> {
+    for (daemon, host) in cluster.daemons.iter().zip(cluster.net.hosts()) {
+        let log = daemon.log();
+        let well = daemon.status().is_none() && !log.contains("panicked");
+        ensure!(well, "the daemon of {}:\n{}", host.name(), last_lines(&log, 20));
+    }
+    Ok(())
+}
+
+/// SplitMix64: the same numbers for the same seed, on every machine.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        usize::try_from((z ^ (z >> 31)) % end.max(1) as u64).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_gives_the_same_order_again() {
+        let order = |seed| {
+            let mut dice = Dice(seed);
+            std::array::from_fn::<_, 50, _>(|_| dice.below(40))
+        };
+        assert_eq!(order(7), order(7));
+        assert_ne!(order(7), order(8));
+        assert!(order(7).into_iter().all(|it| it < 40));
+    }
+}

@@ -1,0 +1,220 @@
+//! What a pass costs without a daemon around it: the same functions on a real kernel, in a namespace of each case's own.
+//!
+//!     cargo bench -p tests --bench kernel [-- --json] [-- PEERS...]
+//!
+//! One row a case; a figure is the median of the rounds, in milliseconds.
+#![allow(clippy::disallowed_methods, reason = "a benchmark measures time")]
+
+use std::fs;
+use std::io::{Write, stdout};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use backends::kernel::Kernel;
+use backends::kernel::real::RealKernel;
+use backends::{Backend, External, Facts, KernelState, LocalNode, Mac, Owner, choose, diff};
+use netns_harness::flannel::Backend as Kind;
+use netns_harness::{Family as Underlay, Net, Topology, UPLINK, enter};
+use serde_json::json;
+use subnet_lease::{
+    BackendAttrs, Family, Lease, NetworkConfig, NetworkId, PeerTable, PublicAddrs, Subnets, VxlanData,
+};
+
+/// How many peers, unless said.
+const PEERS: [u16; 3] = [1_000, 10_000, 50_000];
+/// Rounds of a case up to ten thousand peers, and beyond.
+const ROUNDS: [usize; 2] = [5, 3];
+const CASES: [(Kind, Family); 4] = [
+    (Kind::Vxlan, Family::V4),
+    (Kind::Vxlan, Family::V6),
+    (Kind::HostGw, Family::V4),
+    (Kind::HostGw, Family::V6),
+];
+/// Ten thousand routes over one real device share one chain of the kernel's (law 14): a minute at fifty thousand.
+const MOST_OVER_ONE_DEVICE: u16 = 10_000;
+
+/// What is measured, in the order of the table.
+const COLUMNS: [&str; 8] = ["admit", "wish", "diff", "apply", "dump", "pass", "half go", "down"];
+/// Targets in ms, where there are any: kind, family, peers, column, at most.
+const GOALS: [(Kind, Family, u16, &str, f64); 6] = [
+    (Kind::Vxlan, Family::V4, 10_000, "apply", 120.0),
+    (Kind::Vxlan, Family::V4, 50_000, "apply", 1_500.0),
+    (Kind::Vxlan, Family::V6, 50_000, "apply", 400.0),
+    (Kind::Vxlan, Family::V4, 10_000, "down", 60.0),
+    (Kind::Vxlan, Family::V4, 1_000, "pass", 4.0),
+    (Kind::Vxlan, Family::V4, 10_000, "pass", 28.0),
+];
+
+fn main() -> Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    // `cargo test --benches` runs this as well, and only wants to know that it would.
+    if !words.iter().any(|word| word == "--bench") {
+        return Ok(());
+    }
+    enter()?;
+    let sizes: Vec<u16> = words.iter().filter_map(|word| word.parse().ok()).collect();
+    let sizes = if sizes.is_empty() { PEERS.to_vec() } else { sizes };
+    let json = words.iter().any(|word| word == "--json");
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    say(&format!("milliseconds on Linux {}; pass = dump + wish + diff with nothing to do", kernel.trim()));
+    let head: String = COLUMNS.iter().map(|name| format!("{name:>9}")).collect();
+    say(&format!("{:24}{head}", "peers"));
+    let mut missed = Vec::new();
+    for (kind, family) in CASES {
+        for peers in sizes.iter().copied().filter(|n| kind == Kind::Vxlan || *n <= MOST_OVER_ONE_DEVICE) {
+            let medians = case(kind, family, peers)?;
+            let cells: String = medians.iter().map(|ms| format!("{ms:9.2}")).collect();
+            say(&format!("{:24}{cells}", format!("{peers} {kind} {family}")));
+            for (column, value) in COLUMNS.iter().zip(medians) {
+                let key = (kind, family, peers, *column);
+                let goal = GOALS.iter().find(|(k, f, n, c, _)| (*k, *f, *n, *c) == key).map(|goal| goal.4);
+                if goal.is_some_and(|goal| value > goal) {
+                    missed
+                        .push(format!("{peers} {kind} {family}: {column} {value:.1} ms, to reach {goal:?}"));
+                }
+                if json {
+                    let case = format!("{peers} {kind} {family}");
+                    let line = json!({"case": case, "measure": column, "unit": "ms", "value": value,
+                        "to_reach": goal, "kernel": kernel.trim()});
+                    say(&line.to_string());
+                }
+            }
+        }
+    }
+    for line in &missed {
+        say(&format!("missed: {line}"));
+    }
+    ensure!(missed.is_empty(), "{} of {} goals missed", missed.len(), GOALS.len());
+    Ok(())
+}
+
+/// The medians of one case, a column each.
+fn case(kind: Kind, family: Family, peers: u16) -> Result<[f64; COLUMNS.len()]> {
+    let rounds = ROUNDS[usize::from(peers > 10_000)];
+    let mut all: [Vec<f64>; COLUMNS.len()] = Default::default();
+    for _ in 0..rounds {
+        let net = Net::build(Topology::flat(1).family(Underlay::Dual))?;
+        let row = net.host(0).run(|| round(kind, family, peers))?.context("one round")?;
+        for (column, value) in all.iter_mut().zip(row) {
+            column.push(value);
+        }
+    }
+    Ok(all.map(|mut column| {
+        column.sort_by(f64::total_cmp);
+        column[column.len() / 2]
+    }))
+}
+
+fn round(kind: Kind, family: Family, peers: u16) -> Result<[f64; COLUMNS.len()]> {
+    let mut kernel = RealKernel::open()?;
+    let facts = kernel.host()?;
+    let network = network(kind, family)?;
+    let node = node(&facts, network.clone(), family)?;
+    let backend = choose(&network.backend);
+    let owner = owner(&node, &*backend);
+    let table = |leases: Vec<Lease>| {
+        let table =
+            PeerTable::from_snapshot(&network, Some(&node.subnets), node.external.public, leases, vec![]);
+        ensure!(!table.is_empty(), "no peer was admitted: {:?}", table.refused().next());
+        Ok(table)
+    };
+    let all = (1..=peers).map(|n| lease(kind, family, n)).collect::<Result<Vec<_>>>()?;
+    let half = all[..all.len() / 2].to_vec();
+    let (table_of_all, admit) = timed(|| table(all));
+    let (table_of_all, table_of_half) = (table_of_all?, table(half)?);
+    let wish = |table: &PeerTable| -> KernelState {
+        backend.desired(&node, table, &facts).objects.into_iter().collect()
+    };
+    let (want, wishing) = timed(|| wish(&table_of_all));
+    let empty = kernel.own(&owner)?;
+    let (plan, comparing) = timed(|| diff(&want, &empty.state, &owner));
+    let (results, applying) = timed(|| kernel.apply(&plan.ops));
+    ensure!(results.iter().all(Result::is_ok), "{:?}", results.iter().find(|result| result.is_err()));
+
+    let (_, dumping) = timed(|| kernel.own(&owner));
+    let (again, passing) =
+        timed(|| Ok::<_, anyhow::Error>(diff(&wish(&table_of_all), &kernel.own(&owner)?.state, &owner)));
+    ensure!(again?.is_empty(), "the second pass is not empty");
+
+    let leaving = diff(&wish(&table_of_half), &kernel.own(&owner)?.state, &owner);
+    let (_, leaving) = timed(|| kernel.apply(&leaving.ops));
+    let refill = diff(&want, &kernel.own(&owner)?.state, &owner);
+    kernel.apply(&refill.ops);
+    let netlink = netns_harness::Netlink::open()?;
+    let link = kind.link(if family == Family::V4 { Underlay::V4 } else { Underlay::V6 });
+    let (down, falling) = timed(|| netlink.set_down(link));
+    down?;
+    Ok([admit, wishing, comparing, applying, dumping, passing, leaving, falling])
+}
+
+fn timed<T>(job: impl FnOnce() -> T) -> (T, f64) {
+    let start = Instant::now();
+    let result = job();
+    (result, start.elapsed().as_secs_f64() * 1e3)
+}
+
+fn network(kind: Kind, family: Family) -> Result<Arc<NetworkConfig>> {
+    let four = family == Family::V4;
+    let mut conf = json!({"EnableIPv4": four, "EnableIPv6": !four, "Backend": {"Type": kind.to_string()}});
+    if four {
+        (conf["Network"], conf["SubnetLen"]) = (json!("10.0.0.0/8"), json!(24));
+    } else {
+        (conf["IPv6Network"], conf["IPv6SubnetLen"]) = (json!("fd42::/40"), json!(64));
+    }
+    let parsed = NetworkConfig::parse(conf.to_string().as_bytes());
+    let (config, _) = parsed.map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
+    Ok(Arc::new(config))
+}
+
+fn node(facts: &Facts, network: Arc<NetworkConfig>, family: Family) -> Result<LocalNode> {
+    let link = facts.links.iter().find(|link| link.name.as_str() == UPLINK).context(UPLINK)?;
+    let here = facts.addresses.iter().filter(|at| at.link == link.index && at.global);
+    let local: PublicAddrs = here.map(|at| at.net.ip()).collect();
+    let external = External { link: link.name, index: link.index, mtu: link.mtu, local, public: local };
+    let macs = [Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2])];
+    Ok(LocalNode { id: NetworkId::default(), network, external, subnets: subnets(family, 0)?, macs })
+}
+
+fn owner(node: &LocalNode, backend: &dyn Backend) -> Owner {
+    Owner {
+        network: node.id.clone(),
+        networks: node.network.pools().map(|pool| pool.network).collect(),
+        names: backend.links(),
+        external: Some(node.external.link),
+        lease_lengths: node.network.pools().map(|pool| pool.subnet_len).collect(),
+        first_pass: true,
+    }
+}
+
+/// The `n`-th subnet behind the first one.
+fn subnets(family: Family, n: u16) -> Result<Subnets> {
+    let [high, low] = n.to_be_bytes();
+    let key = match family {
+        Family::V4 => format!("10.{}.{low}.0-24", high + 1),
+        Family::V6 => format!("0.0.0.0-0&{}-64", Ipv6Addr::new(0xfd42, 0, 0, n + 1, 0, 0, 0, 0)),
+    };
+    Ok(key.parse()?)
+}
+
+/// A peer on the underlay's own segment: 172.30.0.0/16 or fd30::/64.
+fn lease(kind: Kind, family: Family, n: u16) -> Result<Lease> {
+    let [high, low] = (n + 1_000).to_be_bytes();
+    let public: IpAddr = match family {
+        Family::V4 => Ipv4Addr::new(172, 30, high, low).into(),
+        Family::V6 => Ipv6Addr::new(0xfd30, 0, 0, 0, 0, 0, 1, n).into(),
+    };
+    let data = Some(VxlanData { vni: 1, mac: [2, 0, 0, 1, high, low] });
+    let attrs = match (kind, family) {
+        (Kind::HostGw, _) => BackendAttrs::plain("host-gw"),
+        (Kind::Vxlan, Family::V4) => BackendAttrs::vxlan(data, None),
+        (Kind::Vxlan, Family::V6) => BackendAttrs::vxlan(None, data),
+    };
+    Ok(Lease::new(subnets(family, n)?, [public].into_iter().collect(), attrs))
+}
+
+fn say(line: &str) {
+    // Whoever closed our output wants no more of it.
+    let _ = writeln!(stdout(), "{line}");
+}

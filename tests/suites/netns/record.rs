@@ -1,0 +1,91 @@
+//! A real daemon's recording: it survives a kill, tells what happened, and replays.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use netns_harness::flannel::SUBNET_ENV;
+use netns_harness::{Cluster, Family, Host, Program, Spec, eventually};
+
+use crate::case::{Case, case, cluster, products, spec};
+
+const SOON: Duration = Duration::from_secs(5);
+const EVENTS: &str = "/run/flannel/events";
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        case("what_a_killed_daemon_heard_and_did_is_on_file_and_replays", killed),
+        case("a_file_that_can_t_be_written_is_said_once_and_the_daemon_goes_on", unwritable),
+    ]
+}
+
+fn control(cluster: &Cluster, host: &Host, words: &[&str]) -> Result<String> {
+    host.exec(&products()?.control_on_host(&cluster.store).args(words.iter().copied()))
+}
+
+fn killed() -> Result<()> {
+    let mut cluster = cluster(Spec { hosts: 2, ..spec(Family::Dual) })?;
+    let host = cluster.net.host(0).clone();
+    let sh = |line: &str| host.exec(&Program::new("ip").args(line.split(' ')));
+    let route = sh("route show proto 67")?.split(' ').next().unwrap_or_default().to_owned();
+    sh(&format!("route delete {route}"))?;
+    let repaired = format!("ip route replace {route} ");
+    // In the table, and as an object a line.
+    eventually(SOON, || {
+        let told = control(&cluster, &host, &["events"])?;
+        ensure!(told.matches(&repaired).count() >= 2, "{told}");
+        Ok(())
+    })?;
+    cluster.daemons[0].kill();
+
+    let told = control(&cluster, &host, &["events", "--since", "1h"])?;
+    ensure!(told.contains(" starts\n") && told.contains("net-conf") && told.contains(&repaired), "{told}");
+    ensure!(told.lines().all(|line| line.chars().count() <= 100), "{told}");
+    ensure!(!control(&cluster, &host, &["events", "--since", "2001-01-01", "--output", "json"])?.is_empty(), "json");
+    ensure!(control(&cluster, &host, &["events", "--since", "0s"])?.is_empty(), "nothing is younger than now");
+    let replayed = control(&cluster, &host, &["replay", EVENTS])?;
+    ensure!(replayed.contains(&repaired) && replayed.contains("all decided as recorded"), "{replayed}");
+
+    cluster.restart_daemon(0)?;
+    eventually(SOON, || {
+        let told = control(&cluster, &host, &["events"])?;
+        ensure!(told.matches(" starts\n").count() == 2, "{told}");
+        ensure!(told.ends_with("found nothing to do\n"), "{told}");
+        Ok(())
+    })?;
+    eventually(SOON, || {
+        let replayed = control(&cluster, &host, &["replay", EVENTS])?;
+        ensure!(replayed.contains("all decided as recorded"), "{replayed}");
+        Ok(())
+    })?;
+    tampered(&cluster, &host)
+}
+
+/// What another program would have decided is said, and the exit code is not 0.
+fn tampered(cluster: &Cluster, host: &Host) -> Result<()> {
+    let file = host.path(EVENTS);
+    let text = std::fs::read_to_string(&file)?;
+    let lines: Vec<_> = text.lines().filter(|line| !line.contains("\"publish ")).collect();
+    let other = host.path("/run/flannel/other");
+    std::fs::write(&other, lines.join("\n"))?;
+    let output = host.output(&products()?.control(&cluster.store).args(["replay", "--brief", "/run/flannel/other"]))?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(1), "{}: {said}", output.status);
+    ensure!(said.contains("decided then:\n    nothing") && said.contains("decided differently"), "{said}");
+    Ok(())
+}
+
+fn unwritable() -> Result<()> {
+    let mut cluster = Cluster::prepare(&spec(Family::V4), &products()?)?;
+    cluster.set_network()?;
+    let host = cluster.net.host(0).clone();
+    let daemon = products()?.daemon(&cluster.store).arg("--record-file=/proc/nowhere/events");
+    let process = host.spawn(&daemon)?;
+    eventually(SOON, || {
+        ensure!(host.path(SUBNET_ENV).exists(), "{}", process.log());
+        Ok(())
+    })?;
+    let log = process.log();
+    ensure!(log.matches("nothing is recorded: /proc/nowhere/events").count() == 1, "{log}");
+    cluster.daemons.push(process);
+    Ok(())
+}

@@ -1,0 +1,544 @@
+//! What is recorded is what happened: every input reads back, a replay decides the same, and whatever is in a file, the
+//! reader survives it.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use backends::kernel::{KernelError, KernelEvent, OpError, Own, Touch, Who};
+use backends::netlink::NetlinkError;
+use backends::traffic::{self, RuleInput};
+use backends::{
+    Address, Facts, Fdb, HostAddress, HostLink, HostRoute, IfName, Link, LinkKind, Mac, Neigh, Object, Route,
+    RouteKind, Sysctl, Vxlan,
+};
+use flanneld::node::{Input, NodeCore};
+use flanneld::record::told::{below, line};
+use flanneld::record::{Entry, FILE_BYTES, Known, Reader, Recorder, Replay, Ring, Step, Verdict, older};
+use ipnetwork::IpNetwork;
+use nix::errno::Errno;
+use proptest::collection::vec;
+use proptest::option::of;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+use subnet_lease::{BackendAttrs, Lease, OwnLease, StoreError, StoreEvent, SubnetEnv, Subnets, VxlanData};
+use tests::solo::settings;
+use tests::world::{Shape, World};
+
+fn name() -> impl Strategy<Value = IfName> {
+    select(vec!["eth0", "flannel.1", "flannel-v6.1", "cni0"]).prop_map(|name| name.parse().unwrap())
+}
+
+fn mac() -> impl Strategy<Value = Mac> {
+    any::<[u8; 6]>().prop_map(Mac)
+}
+
+fn net() -> impl Strategy<Value = IpNetwork> {
+    (any::<IpAddr>(), 0u8..=128).prop_map(|(ip, len)| {
+        IpNetwork::new(ip, len.min(if ip.is_ipv4() { 32 } else { 128 })).unwrap()
+    })
+}
+
+fn subnets() -> impl Strategy<Value = Subnets> {
+    (any::<u32>(), 1u8..=31, any::<u128>(), 1u8..=127, 0..3).prop_map(|(a, la, b, lb, which)| {
+        let v4 = IpNetwork::new(IpAddr::V4(a.into()), la).unwrap();
+        let v6 = IpNetwork::new(IpAddr::V6(b.into()), lb).unwrap();
+        Subnets::of([vec![v4], vec![v6], vec![v4, v6]][which].iter().copied()).unwrap()
+    })
+}
+
+fn lease() -> impl Strategy<Value = Lease> {
+    let attrs = (0u32..9, any::<[u8; 6]>(), any::<bool>()).prop_map(|(vni, mac, plain)| {
+        let data = VxlanData { vni, mac };
+        if plain { BackendAttrs::plain("host-gw") } else { BackendAttrs::vxlan(Some(data), Some(data)) }
+    });
+    (subnets(), vec(any::<IpAddr>(), 0..3), attrs, of("[a-z\"\\\\é]{0,9}"), of(0u64..99), any::<u64>()).prop_map(
+        |(subnets, public, attrs, node, ttl, epoch)| Lease {
+            node,
+            ttl: ttl.map(Duration::from_secs),
+            epoch,
+            ..Lease::new(subnets, public.into_iter().collect(), attrs)
+        },
+    )
+}
+
+fn object() -> impl Strategy<Value = Object> {
+    let vxlan = (any::<u32>(), any::<u16>(), of(any::<IpAddr>()), any::<u32>(), any::<bool>(), any::<bool>());
+    let vxlan = vxlan.prop_map(|(vni, port, local, parent, learning, gbp)| {
+        LinkKind::Vxlan(Vxlan { vni, port, local, parent, learning, gbp })
+    });
+    let link = (name(), vxlan, any::<u32>(), mac(), "\\PC{0,12}");
+    let route = (net(), any::<u32>(), any::<u8>(), of(any::<IpAddr>()), of(name()), any::<bool>(), any::<u8>());
+    prop_oneof![
+        link.prop_map(|(name, kind, mtu, mac, tag)| Object::Link(Box::new(Link { name, kind, mtu, mac, tag }))),
+        (name(), any::<i32>()).prop_map(|(link, value)| Object::Sysctl(link, Sysctl::AcceptRa, value)),
+        (name(), net()).prop_map(|(link, net)| Object::Address(Address { link, net })),
+        name().prop_map(Object::Up),
+        (name(), mac(), any::<IpAddr>()).prop_map(|(link, mac, dst)| Object::Fdb(Fdb { link, mac, dst })),
+        (name(), any::<IpAddr>(), mac())
+            .prop_map(|(link, address, mac)| Object::Neigh(Neigh { link, address, mac })),
+        route.prop_map(|(dst, metric, kind, via, link, onlink, scope)| {
+            let kind = [RouteKind::Unicast, RouteKind::Blackhole, RouteKind::Other(kind)][usize::from(kind % 3)];
+            Object::Route(Route { dst, metric, kind, via, link, onlink, scope, protocol: scope })
+        }),
+        (net(), net()).prop_map(|(cluster, own)| {
+            let networks = if cluster.is_ipv4() == own.is_ipv4() { (cluster, own) } else { (cluster, cluster) };
+            let input = RuleInput {
+                networks: vec![networks],
+                masquerade: true,
+                fully_random: true,
+                forward_rules: true,
+                ..RuleInput::default()
+            };
+            Object::Table(Box::new(traffic::rules(&input).remove(0)))
+        }),
+    ]
+}
+
+fn facts() -> impl Strategy<Value = Facts> {
+    let link = (1u32..9, name(), "[a-z]{0,6}", any::<u32>(), any::<[bool; 4]>());
+    let link = link.prop_map(|(index, name, kind, mtu, [up, carrier, loopback, point_to_point])| HostLink {
+        index,
+        name,
+        kind,
+        mtu,
+        up,
+        carrier,
+        loopback,
+        point_to_point,
+    });
+    let address = (1u32..9, net(), of(any::<IpAddr>()), any::<[bool; 5]>());
+    let address = address.prop_map(|(link, net, peer, [global, permanent, temporary, deprecated, tentative])| {
+        HostAddress { link, net, peer, global, permanent, temporary, deprecated, tentative }
+    });
+    let route = (net(), of(any::<IpAddr>()), 1u32..9, any::<u32>(), of(any::<IpAddr>()))
+        .prop_map(|(dst, gateway, link, metric, source)| HostRoute { dst, gateway, link, metric, source });
+    (vec(link, 0..5), vec(address, 0..5), vec(route, 0..5), any::<[bool; 2]>()).prop_map(
+        |(links, addresses, routes, [ipv6, interrupted])| Facts { links, addresses, routes, ipv6, interrupted },
+    )
+}
+
+fn kernel_error() -> impl Strategy<Value = KernelError> {
+    let errno = || select(vec![Errno::EPERM, Errno::EEXIST, Errno::ENOBUFS, Errno::UnknownErrno]);
+    prop_oneof![
+        (errno(), of("\\PC{0,9}"))
+            .prop_map(|(errno, text)| KernelError::Netlink(NetlinkError::Refused { errno, text })),
+        errno().prop_map(|errno| KernelError::Netlink(NetlinkError::Unknown(errno))),
+        errno().prop_map(|errno| KernelError::Netlink(NetlinkError::Socket(errno))),
+        (errno(), "\\PC{0,9}").prop_map(|(errno, path)| KernelError::Sysctl { path, errno }),
+        "\\PC{0,9}".prop_map(KernelError::Unavailable),
+    ]
+}
+
+fn op_result() -> impl Strategy<Value = Result<(), OpError>> {
+    prop_oneof![
+        Just(Ok(())),
+        name().prop_map(|link| Err(OpError::Skipped(link))),
+        kernel_error().prop_map(|error| Err(OpError::Failed(error))),
+    ]
+}
+
+fn store_event() -> impl Strategy<Value = StoreEvent> {
+    let net_conf = select(vec![r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#, "{}"]);
+    prop_oneof![
+        net_conf.prop_map(|text| StoreEvent::Config(text.into())),
+        (vec(lease(), 0..6), vec(("\\PC{0,9}", "\\PC{0,9}"), 0..3))
+            .prop_map(|(leases, unreadable)| StoreEvent::Snapshot { leases, unreadable }),
+        lease().prop_map(StoreEvent::Upsert),
+        subnets().prop_map(StoreEvent::Remove),
+        ("\\PC{0,9}", "\\PC{0,9}").prop_map(|(key, reason)| StoreEvent::Unreadable { key, reason }),
+        "\\PC{0,9}".prop_map(StoreEvent::Stale),
+    ]
+}
+
+fn store_error() -> impl Strategy<Value = StoreError> {
+    prop_oneof![
+        "\\PC{0,9}".prop_map(StoreError::Unreachable),
+        "\\PC{0,9}".prop_map(StoreError::Denied),
+        (net(), any::<u128>()).prop_map(|(net, room)| StoreError::Full(net, room)),
+        "\\PC{0,9}".prop_map(StoreError::Config),
+    ]
+}
+
+fn input() -> impl Strategy<Value = Input> {
+    let env = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+    let touch = (object(), of("[a-z]{1,9}"), any::<u32>(), of(any::<u8>())).prop_map(|(o, program, port, protocol)| {
+        Touch { what: o.key(), by: (port % 2 == 0).then_some(Who { program, port, protocol }) }
+    });
+    let own = (vec(object(), 0..9), any::<bool>(), any::<u64>()).prop_map(|(objects, interrupted, unreadable)| Own {
+        state: objects.into_iter().collect(),
+        interrupted,
+        unreadable,
+    });
+    let held = (lease(), of(0u64..99)).prop_map(|(lease, left)| {
+        Ok(OwnLease { lease, expires_in: left.map(Duration::from_millis) })
+    });
+    prop_oneof![
+        Just(Input::Remembered(SubnetEnv::parse(env).unwrap())),
+        store_event().prop_map(Input::Store),
+        select(vec![KernelEvent::Own, KernelEvent::Host, KernelEvent::Overrun]).prop_map(Input::Kernel),
+        vec(touch, 0..4).prop_map(Input::Touched),
+        Just(Input::File),
+        facts().prop_map(|facts| Input::Host(Ok(facts))),
+        kernel_error().prop_map(|error| Input::Host(Err(error))),
+        own.prop_map(|own| Input::Own(Ok(own))),
+        kernel_error().prop_map(|error| Input::Own(Err(error))),
+        vec(op_result(), 0..9).prop_map(Input::Applied),
+        held.prop_map(Input::Claimed),
+        store_error().prop_map(|error| Input::Claimed(Err(error))),
+    ]
+}
+
+/// What a core that hears this decides is of no interest here.
+fn record(inputs: Vec<Input>) -> Vec<u8> {
+    let mut recorder = Recorder::new(Vec::new(), || Duration::from_secs(1_800_000_000));
+    let mut core = NodeCore::new(settings());
+    recorder.start(Duration::ZERO, &core);
+    for (n, input) in inputs.into_iter().enumerate() {
+        recorder.handle(&mut core, Duration::from_nanos(n as u64 * 1_000_000_001), Some(input));
+    }
+    assert!(recorder.failure().is_none());
+    recorder.into_tape()
+}
+
+fn read(bytes: Vec<u8>) -> Vec<Entry> {
+    let mut reader = Reader::of(bytes);
+    std::iter::from_fn(|| reader.next().unwrap()).collect()
+}
+
+/// Everything a replay has to say, and whether it differs anywhere.
+fn replay(reader: Reader) -> (Vec<Step>, Option<NodeCore>) {
+    let mut replay = Replay::new(reader);
+    let steps = std::iter::from_fn(|| replay.next().unwrap()).collect();
+    (steps, replay.into_core())
+}
+
+fn differs(step: &Step) -> bool {
+    !matches!(
+        step,
+        Step::Start { problem: None, .. } | Step::Heard { verdict: Verdict::Same(_) | Verdict::Unknown(_), .. }
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn every_input_reads_back_as_it_was(inputs in vec(input(), 0..20)) {
+        let before: Vec<_> = inputs.iter().map(|input| format!("{input:?}")).collect();
+        let mut known = Known::default();
+        let mut after = Vec::new();
+        for entry in read(record(inputs)) {
+            if let Entry::Heard { heard, .. } = entry {
+                after.push(format!("{:?}", heard.input(&mut known).unwrap().unwrap()));
+            }
+        }
+        prop_assert_eq!(after, before);
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_still_tells_what_comes_before(inputs in vec(input(), 1..12), at in any::<Index>()) {
+        let mut bytes = record(inputs);
+        let whole = read(bytes.clone()).len();
+        bytes.truncate(at.index(bytes.len()));
+        let lines = bytes.iter().filter(|b| **b == b'\n').count();
+        let entries = read(bytes);
+        prop_assert!(entries.len() <= whole + 1);
+        let damaged: usize = entries.iter().map(|e| if let Entry::Damaged(n) = e { *n } else { 0 }).sum();
+        prop_assert!(damaged <= 1, "only the last line: {damaged}");
+        let told = entries.len() - damaged;
+        prop_assert!(2 * told >= lines, "{told} entries from {lines} lines: at most two a piece");
+    }
+
+    #[test]
+    fn a_file_with_any_bytes_changed_is_read_to_its_end(
+        inputs in vec(input(), 1..12), harm in vec((any::<Index>(), any::<u8>()), 1..20), cut in any::<bool>()
+    ) {
+        let mut bytes = record(inputs);
+        for (at, byte) in harm {
+            let at = at.index(bytes.len());
+            if cut { bytes.remove(at); } else { bytes[at] = byte; }
+        }
+        replay(Reader::of(bytes));
+    }
+}
+
+/// A small world in which node 0 is recorded through its first seconds.
+fn small_world(seed: u64, file: &Path) -> World {
+    let network = r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", "DirectRouting": true}}"#;
+    let shape =
+        Shape { nodes: 3, network: network.to_owned(), racks: 2, six: false, lag: 40, every_step: false };
+    let mut world = World::new(shape, seed);
+    world.record(0, file);
+    world.start_all(Duration::from_millis(200));
+    world
+}
+
+#[test]
+fn a_replayed_world_decides_the_same_and_ends_in_the_same_state() {
+    for seed in 0..30 {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("events");
+        let mut world = small_world(seed, &file);
+        world.troubles(8, Duration::from_secs(3));
+        world.run_for(Duration::from_secs(90));
+        let (steps, core) = replay(Reader::open(&file, true).unwrap());
+        assert!(steps.len() > 40, "seed {seed}: {} steps", steps.len());
+        assert!(!steps.iter().any(differs), "seed {seed}: {:?}", steps.iter().find(|s| differs(s)));
+        let state = |core: &NodeCore| serde_json::to_string(core).unwrap();
+        if let Some(there) = world.core(0) {
+            assert_eq!(state(&core.unwrap()), state(there), "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_core_written_down_at_any_moment_goes_on_as_if_nothing_had_happened() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("events");
+    let mut world = small_world(7, &file);
+    world.run_for(Duration::from_secs(40));
+    let mut reader = Reader::open(&file, true).unwrap();
+    let (mut known, mut core) = (Known::default(), NodeCore::new(settings()));
+    let mut steps = 0;
+    while let Some(entry) = reader.next().unwrap() {
+        let Entry::Heard { at, heard, .. } = entry else { continue };
+        let again = || serde_json::to_string(&core).unwrap();
+        let mut other = NodeCore::restored(&again()).unwrap();
+        assert_eq!(serde_json::to_string(&other).unwrap(), again(), "step {steps}");
+        // Once more from the text, since an input can't be had twice.
+        let [one, two] = match heard.input(&mut known).unwrap() {
+            None => [core.tick(at), other.tick(at)],
+            Some(input) => {
+                let twin = twin(&input);
+                [core.handle(at, input), other.handle(at, twin)]
+            }
+        };
+        assert_eq!(format!("{one:?}"), format!("{two:?}"), "step {steps}");
+        steps += 1;
+    }
+    assert!(steps > 20, "{steps}");
+}
+
+/// The same input, by way of a recording.
+fn twin(input: &Input) -> Input {
+    match input {
+        Input::Remembered(env) => Input::Remembered(*env),
+        Input::Store(event) => Input::Store(event.clone()),
+        Input::Kernel(event) => Input::Kernel(*event),
+        Input::Touched(touches) => Input::Touched(touches.clone()),
+        Input::File => Input::File,
+        Input::Host(facts) => Input::Host(facts.clone()),
+        Input::Own(own) => Input::Own(own.clone()),
+        Input::Applied(results) => Input::Applied(results.clone()),
+        Input::Claimed(result) => Input::Claimed(result.clone()),
+    }
+}
+
+/// A snapshot of so many leases, all different in every round.
+fn snapshot(count: u32, round: u32) -> Input {
+    let lease = |n: u32| {
+        let subnets = format!("10.{}.{}.0-24", n >> 8, n & 255).parse().unwrap();
+        let [.., a, b, c] = (n + round).to_be_bytes();
+        let data = VxlanData { vni: 1, mac: [2, 4, 0, a, b, c] };
+        let public = [IpAddr::from([172, 16, b, c])].into_iter().collect();
+        Lease::new(subnets, public, BackendAttrs::vxlan(Some(data), None))
+    };
+    Input::Store(StoreEvent::Snapshot { leases: (0..count).map(lease).collect(), unreadable: Vec::new() })
+}
+
+fn net_conf() -> Input {
+    Input::Store(StoreEvent::Config(br#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}"#.to_vec()))
+}
+
+#[test]
+fn a_hundred_mebibytes_of_inputs_leave_two_bounded_files_and_the_newer_replays_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("events");
+    let mut recorder = Recorder::new(Ring::open(&file).unwrap(), || Duration::ZERO);
+    let mut core = NodeCore::new(settings());
+    recorder.start(Duration::ZERO, &core);
+    recorder.handle(&mut core, Duration::ZERO, Some(net_conf()));
+    let length = |path: &Path| fs::metadata(path).map_or(0, |m| m.len());
+    let (mut written, mut turned) = (0, 0);
+    for round in 0.. {
+        let before = length(&file);
+        recorder.handle(&mut core, Duration::from_secs(round), Some(snapshot(4000, round as u32)));
+        assert!(length(&file) <= FILE_BYTES && length(&older(&file)) <= FILE_BYTES);
+        written += length(&file).checked_sub(before).unwrap_or_else(|| {
+            turned += 1;
+            length(&file)
+        });
+        if written > 100 << 20 {
+            break;
+        }
+    }
+    assert!(recorder.failure().is_none() && turned > 10, "{turned}");
+    let (steps, _) = replay(Reader::open(&file, false).unwrap());
+    assert!(matches!(&steps[0], Step::Start { new: false, problem: None, .. }), "{:?}", steps[0]);
+    assert!(steps.len() > 1 && !steps.iter().any(differs));
+    assert!(replay(Reader::open(&file, true).unwrap()).0.len() > steps.len(), "the older half is read, too");
+}
+
+#[test]
+fn what_is_too_large_is_named_and_replays_again_after_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("events");
+    let mut recorder = Recorder::new(Ring::open(&file).unwrap(), || Duration::ZERO);
+    let mut core = NodeCore::new(settings());
+    recorder.start(Duration::ZERO, &core);
+    recorder.handle(&mut core, Duration::ZERO, Some(net_conf()));
+    recorder.handle(&mut core, Duration::ZERO, Some(snapshot(65_000, 0)));
+    recorder.handle(&mut core, Duration::ZERO, Some(Input::File));
+    assert!(!older(&file).exists(), "a file that is hardly used is not turned over for it");
+    recorder.start(Duration::ZERO, &NodeCore::new(settings()));
+    recorder.handle(&mut NodeCore::new(settings()), Duration::ZERO, Some(Input::File));
+    let (steps, _) = replay(Reader::open(&file, true).unwrap());
+    let impossible = |step: &Step| match step {
+        Step::Heard { verdict: Verdict::Impossible(why), .. } => why.contains("too large"),
+        _ => false,
+    };
+    let told: Vec<_> = steps.iter().map(impossible).collect();
+    assert_eq!(told, [false, false, true, true, false, false], "{steps:?}");
+}
+
+#[test]
+fn a_file_of_another_daemon_a_pipe_or_a_link_is_refused_and_an_end_cut_short_is_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let refused = |path: &Path| Ring::open(path).err().map(|error| error.to_string()).unwrap_or_default();
+    let held = Ring::open(&path("events")).unwrap();
+    assert_eq!(refused(&path("events")), "another daemon writes it");
+    drop(held);
+    nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert_eq!(refused(&path("pipe")), "not a file");
+    std::os::unix::fs::symlink(path("events"), path("link")).unwrap();
+    assert!(refused(&path("link")).contains("symbolic link"), "{}", refused(&path("link")));
+
+    fs::write(path("torn"), "{\"heard\":[0,").unwrap();
+    let mut recorder = Recorder::new(Ring::open(&path("torn")).unwrap(), || Duration::ZERO);
+    recorder.start(Duration::ZERO, &NodeCore::new(settings()));
+    let entries = read(fs::read(path("torn")).unwrap());
+    assert!(matches!(entries[..], [Entry::Damaged(1), Entry::Start { .. }]), "{entries:?}");
+}
+
+#[test]
+fn nothing_secret_is_on_file() {
+    let text = r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", "PSK": "s3cret"}, "Token": "s3cret"}"#;
+    let record = r#"{"PublicIP":"172.16.0.2","BackendType":"vxlan","Password":"s3cret"}"#;
+    let lease = Lease::from_record("10.0.1.0-24", record.as_bytes()).unwrap();
+    assert!(!lease.extra.is_empty());
+    let bytes = self::record(vec![
+        Input::Store(StoreEvent::Config(text.into())),
+        Input::Store(StoreEvent::Snapshot { leases: vec![lease.clone()], unreadable: Vec::new() }),
+        Input::Store(StoreEvent::Upsert(lease)),
+    ]);
+    let text = String::from_utf8(bytes).unwrap();
+    assert!(text.contains("10.0.1.0-24") && !text.contains("s3cret"), "{text}");
+    assert!(!replay(Reader::of(text.into_bytes())).0.iter().any(differs), "it means the same");
+}
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/recorded")
+}
+
+/// All that a replay says.
+fn page(file: &Path) -> String {
+    let mut text = String::new();
+    for step in replay(Reader::open(file, false).unwrap()).0 {
+        match step {
+            Step::Start { program, new, problem, .. } => text += &format!("# {program} {new} {problem:?}\n"),
+            Step::Damaged(lines) => text += &format!("# {lines} damaged\n"),
+            Step::Heard { wall, heard, failures, verdict, .. } => {
+                text += &line(wall, &heard);
+                text.extend(failures.iter().map(|failure| below(failure)));
+                match verdict {
+                    Verdict::Same(did) | Verdict::Unknown(did) => {
+                        text.extend(did.iter().map(|did| below(&did.to_string())));
+                    }
+                    other => text += &below(&format!("{other:?}")),
+                }
+            }
+        }
+    }
+    text
+}
+
+/// A file recorded once, by an older program perhaps; what this program decides on it is in the text beside it.
+/// `UPDATE=1` writes the texts anew, `RECORD=1` the recordings.
+#[test]
+fn golden_recordings_are_decided_as_their_texts_say() {
+    if std::env::var_os("RECORD").is_some() {
+        fs::create_dir_all(golden()).unwrap();
+        for (name, seed, troubles) in [("start", 1, 0), ("troubles", 2, 6)] {
+            let file = golden().join(format!("{name}.rec"));
+            let _ = fs::remove_file(&file);
+            let mut world = small_world(seed, &file);
+            world.troubles(troubles, Duration::from_secs(3));
+            world.run_for(Duration::from_secs(35));
+        }
+    }
+    let files = fs::read_dir(golden()).unwrap().map(|entry| entry.unwrap().path());
+    let files: Vec<_> = files.filter(|path| path.extension().is_some_and(|e| e == "rec")).collect();
+    assert!(files.len() >= 2, "the recordings are gone");
+    for file in files {
+        let (text, now) = (file.with_extension("txt"), page(&file));
+        if std::env::var_os("UPDATE").is_some() {
+            fs::write(&text, &now).unwrap();
+        }
+        let then = fs::read_to_string(&text).unwrap_or_default();
+        assert!(then == now, "{} should be (UPDATE=1 writes it):\n{now}", text.display());
+    }
+}
+
+/// A dump of a node with so many peers.
+fn dump(peers: u32) -> Input {
+    let link: IfName = "flannel.1".parse().unwrap();
+    let of = |n: u32| {
+        let [.., a, b, c] = n.to_be_bytes();
+        let (mac, dst) = (Mac([2, 4, 0, a, b, c]), IpNetwork::new(IpAddr::from([10, a, b, 0]), 24).unwrap());
+        let via = IpAddr::from([10, a, b, 0]);
+        [
+            Object::Fdb(Fdb { link, mac, dst: IpAddr::from([172, 16, b, c]) }),
+            Object::Neigh(Neigh { link, address: IpAddr::from([10, b, c, 0]), mac }),
+            Object::Route(Route { via: Some(via), link: Some(link), onlink: true, ..Route::blackhole(dst) }),
+        ]
+    };
+    let state = (0..peers).flat_map(of).collect();
+    Input::Own(Ok(Own { state, ..Own::default() }))
+}
+
+/// What the recorder adds to a daemon: `cargo test --release -p tests --test pure what_recording -- --ignored --nocapture`.
+#[test]
+#[ignore = "prints figures, and proves nothing"]
+fn what_recording_costs() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let cpu = || Duration::from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap());
+    for peers in [1_000, 10_000] {
+        let file = dir.path().join(format!("events-{peers}"));
+        let mut recorder = Recorder::new(Ring::open(&file).unwrap(), flanneld::clock::wall);
+        let mut core = NodeCore::new(settings());
+        recorder.start(Duration::ZERO, &core);
+        let mut cost = |what: &str, times: u32, make: &dyn Fn() -> Input| {
+            let (mut with, mut without, bytes) = (Duration::ZERO, Duration::ZERO, fs::metadata(&file).unwrap().len());
+            for _ in 0..times {
+                let (one, two) = (make(), make());
+                let begin = cpu();
+                recorder.handle(&mut core, Duration::ZERO, Some(one));
+                with += cpu() - begin;
+                let begin = cpu();
+                core.handle(Duration::ZERO, two);
+                without += cpu() - begin;
+            }
+            let bytes = fs::metadata(&file).unwrap().len().saturating_sub(bytes) / u64::from(times);
+            println!("{peers:>6} peers, {what:<24} {:>9.1?} more, {bytes} bytes", with.saturating_sub(without) / times);
+        };
+        cost("a notification", 1000, &|| Input::Kernel(KernelEvent::Own));
+        cost("the first dump", 1, &|| dump(peers));
+        cost("the same dump again", 20, &|| dump(peers));
+        cost("a dump with a peer more", 1, &|| dump(peers + 1));
+        cost("all leases", 1, &|| snapshot(peers, 0));
+        cost("all leases again", 5, &|| snapshot(peers, 0));
+    }
+}
