@@ -1,34 +1,42 @@
 //! The difference between the wish and the dump, as a plan.
 //!
 //! ```text
-//!   links that must be made anew, or stand in a wanted one's way  ── delete
-//!   Link → Sysctl → Address → Up → FDB → neighbour → route → rules ── create, replace (make before break)
-//!   rules → route → neighbour → FDB → Up → Address → Link           ── delete what is ours and unwanted
+//!   links that must be made anew, or stand in a wanted one's way  ── delete; one under a stranger's name ── rename
+//!   Link → Sysctl → Address ── create, replace (make before break); unwanted addresses ── delete
+//!   Up → FDB → neighbour → route → rules ── create, replace
+//!   rules → route → neighbour → FDB → Up → Link ── delete what is ours and unwanted
 //! ```
+//!
+//! Addresses go as soon as their successors are there: one of ours may have become a peer's gateway, which the kernel
+//! refuses as long as it is this host's (law 19).
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::HashSet;
 
 use crate::name::IfName;
 use crate::owner::{Owner, Verdict, Wanted};
 use crate::plan::{Op, Plan};
-use crate::state::{KernelState, Link, Object};
+use crate::state::{KernelState, Link, Object, RouteKind};
 
 /// What to do so that `have` becomes `want`. Everything in `have` that the owner calls foreign is left alone.
 pub fn diff(want: &KernelState, have: &KernelState, owner: &Owner) -> Plan {
-    let wanted = Wanted::new(owner, want, have);
-    let away = links_in_the_way(want, have, owner);
-    let mut plan =
-        Plan { ops: away.iter().map(|l| Op::Delete(Object::Link(Box::new((*l).clone())))).collect() };
+    let lost = renamed_links(want, have, owner);
+    let away = links_in_the_way(want, have, owner, &lost);
+    let delete = |l: &&Link| Op::Delete(Object::Link(Box::new((*l).clone())));
+    let mut plan = Plan { ops: away.iter().map(delete).chain(lost.iter().map(rename)).collect() };
+    let have = under_wanted_names(have, &lost);
+    let have = have.as_ref();
+
     let gone: HashSet<IfName> = away.iter().map(|l| l.name).collect();
     let doomed: HashSet<IfName> = unwanted_links(want, have, owner, &gone);
-
     let readdressed = readdressed_links(want, have);
+    let wanted = Wanted::new(owner, want, have);
 
     // What hangs on a link that goes, goes with it (law 5), and a new MAC costs a link all its neighbours: hidden here,
     // so that it is planned anew in this pass.
     let visible = |o: &&Object| match o {
-        Object::Link(l) => !gone.contains(&l.name),
+        Object::Link(l) => !gone.contains(&l.name) || lost.iter().any(|(_, w)| w.name == l.name),
         Object::Neigh(n) if readdressed.contains(&n.link) => false,
         o => !o.link().is_some_and(|l| gone.contains(&l) || doomed.contains(&l)),
     };
@@ -37,7 +45,12 @@ pub fn diff(want: &KernelState, have: &KernelState, owner: &Owner) -> Plan {
 
     let mut deletes = Vec::new();
     merge(want.as_slice(), &have, &mut plan.ops, &mut deletes);
-    plan.ops.extend(deletes.into_iter().rev().cloned().map(Op::Delete));
+    let (addresses, others): (Vec<_>, Vec<_>) =
+        deletes.into_iter().rev().cloned().partition(|o| matches!(o, Object::Address(_)));
+    let before = |op: &Op| matches!(op.object(), Object::Link(_) | Object::Sysctl(..) | Object::Address(_));
+    let successors = plan.ops.iter().take_while(|op| before(op)).count();
+    plan.ops.splice(successors..successors, addresses.into_iter().map(Op::Delete));
+    plan.ops.extend(others.into_iter().map(Op::Delete));
     plan
 }
 
@@ -78,21 +91,68 @@ fn merge<'a>(
 /// One wanted object against everything in the dump that has its key: only the first is in force. The others go
 /// before it is replaced, since a replacement that equals one of them is refused (EEXIST).
 fn one_key(want: &Object, have: &[(&Object, Verdict)], puts: &mut Vec<Op>) {
-    let (first, others) = (have[0], &have[1..]);
+    let (first, others) = (have[0].0, &have[1..]);
     let ours = others.iter().filter(|(_, verdict)| *verdict != Verdict::Foreign);
     puts.extend(ours.map(|(o, _)| Op::Delete((*o).clone())));
-    if first.0 != want {
-        puts.push(Op::Put { want: want.clone(), have: Some(first.0.clone()) });
+    // A special route is deleted by less than its whole identity (law 25), which may be that of the first.
+    let unsure = others.iter().any(|(o, _)| matches!(o, Object::Route(r) if r.kind == RouteKind::Special));
+    if first.is_stubborn() {
+        puts.push(Op::Delete(first.clone()));
+        puts.push(Op::Put { want: want.clone(), have: None });
+    } else if first != want || unsure {
+        puts.push(Op::Put { want: want.clone(), have: Some(first.clone()) });
     }
 }
 
+/// Links of ours that somebody gave another name, with what they are to be again. Nothing is lost with a name.
+fn renamed_links<'a>(
+    want: &'a KernelState,
+    have: &'a KernelState,
+    owner: &Owner,
+) -> Vec<(&'a Link, &'a Link)> {
+    let ours = |l: &&Link| owner.owns_link(l.name, Some(&l.tag)) && !want.links().any(|w| w.name == l.name);
+    let keeps_the_name = |w: &Link| have.links().any(|l| l.name == w.name && l.can_become(w));
+    let mut lost: Vec<(&Link, &Link)> = have
+        .links()
+        .filter(ours)
+        .filter_map(|l| Some((l, want.links().find(|w| w.clashes_with(l) && !keeps_the_name(w))?)))
+        .collect();
+    lost.dedup_by_key(|(_, w)| w.name);
+    lost
+}
+
+fn rename((have, want): &(&Link, &Link)) -> Op {
+    let named = Link { name: want.name, ..(*have).clone() };
+    Op::Put { want: Object::Link(Box::new(named)), have: Some(Object::Link(Box::new((*have).clone()))) }
+}
+
+/// The dump as it is after the renaming, which is the rare case.
+fn under_wanted_names<'a>(have: &'a KernelState, lost: &[(&Link, &Link)]) -> Cow<'a, KernelState> {
+    if lost.is_empty() {
+        return Cow::Borrowed(have);
+    }
+    let name = |old: IfName| lost.iter().find(|(h, _)| h.name == old).map_or(old, |(_, w)| w.name);
+    // What has a wanted name and goes is not to be taken for what gets the name.
+    let goes = |o: &&Object| {
+        let link = if let Object::Link(l) = o { Some(l.name) } else { o.link() };
+        !link.is_some_and(|l| lost.iter().any(|(_, w)| w.name == l))
+    };
+    Cow::Owned(have.iter().filter(goes).map(|o| o.renamed(name)).collect())
+}
+
 /// Links of ours that can't become what is wanted in place, or whose identity the kernel refuses beside a wanted one.
-fn links_in_the_way<'a>(want: &KernelState, have: &'a KernelState, owner: &Owner) -> Vec<&'a Link> {
+fn links_in_the_way<'a>(
+    want: &KernelState,
+    have: &'a KernelState,
+    owner: &Owner,
+    lost: &[(&Link, &Link)],
+) -> Vec<&'a Link> {
     let ours = have.links().filter(|l| owner.owns_link(l.name, Some(&l.tag)));
     ours.filter(|have| {
         let same = want.links().find(|w| w.name == have.name);
         let remade = same.is_some_and(|w| !have.can_become(w));
-        remade || (same.is_none() && want.links().any(|w| w.clashes_with(have)))
+        let clashes = same.is_none() && want.links().any(|w| w.clashes_with(have));
+        remade || clashes && !lost.iter().any(|(l, _)| l.name == have.name)
     })
     .collect()
 }

@@ -18,6 +18,7 @@
 #![warn(missing_docs)]
 
 mod backend;
+mod conflict;
 mod diff;
 mod facts;
 pub mod kernel;
@@ -29,6 +30,7 @@ mod state;
 pub mod traffic;
 
 pub use backend::{Backend, External, LocalNode, choose};
+pub use conflict::conflicts;
 pub use diff::diff;
 pub use facts::{Facts, HostAddress, HostLink, HostRoute};
 pub use name::{BadIfName, BadMac, IfName, Mac};

@@ -3,14 +3,19 @@
 //! | object | ours when |
 //! |---|---|
 //! | link | its alias is our tag, or it has a wanted name and a fitting kind and no tag of another network |
-//! | address, FDB entry, neighbour, setting | on a link of ours (the dump reads no others) |
+//! | address, neighbour | on a link of ours and inside the network |
+//! | FDB entry, that a link is up | on a link of ours |
+//! | setting | never: it is put right and never taken back |
 //! | route | inside the network and either on a link of ours or with our protocol number |
-//! | adoptable route | exactly a wanted peer's prefix: at any time; one that flannel would have made: in the first pass |
+//! | adoptable route | exactly a wanted peer's prefix, whoever made it: at any time; one that flannel would have made: in the first pass |
+//! | … blackhole | exactly the prefix of a wanted blackhole |
 //! | rules | our tables, by name |
 //!
-//! Routes the kernel makes itself (`proto kernel`) are never ours.
+//! Other routes that the kernel makes itself (`proto kernel`) are never ours, nor those of other tables or for one type of
+//! service only: the dump reads none of these.
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -18,7 +23,7 @@ use subnet_lease::{NetworkId, contains_net};
 
 use crate::name::IfName;
 use crate::netlink::route::{RTPROT_BOOT, RTPROT_KERNEL};
-use crate::state::{KernelState, Link, Object, Route};
+use crate::state::{KernelState, Link, Object, Route, RouteKind};
 
 /// The route protocol number of every route that we make. Chosen once; it is on users' disks and in their kernels.
 /// Free in iproute2's list (`rt_protos`) and among the routing daemons we know of.
@@ -45,6 +50,9 @@ pub struct Owner {
     pub external: Option<IfName>,
     /// Prefix lengths of leases (IPv4, IPv6), by which routes that flannel would have made are known.
     pub lease_lengths: Vec<u8>,
+    /// Links of others whose forwarding we rely on: those with an address of our own subnets, the pods' bridges.
+    #[serde(default)]
+    pub pods: Vec<IfName>,
     /// Nothing was compared yet in this run: what an earlier daemon left behind is swept once.
     pub first_pass: bool,
 }
@@ -79,8 +87,10 @@ impl Owner {
         match object {
             Object::Link(link) => self.link(link),
             Object::Route(route) => self.route(route, wanted),
-            Object::Sysctl(..) => Verdict::Foreign,
-            _ => Verdict::Ours,
+            Object::Address(a) if self.inside_address(a.net.ip()) => Verdict::Ours,
+            Object::Neigh(n) if self.inside_address(n.address) => Verdict::Ours,
+            Object::Address(_) | Object::Neigh(_) | Object::Sysctl(..) => Verdict::Foreign,
+            Object::Fdb(_) | Object::Up(_) | Object::Table(_) => Verdict::Ours,
         }
     }
 
@@ -89,18 +99,23 @@ impl Owner {
     }
 
     fn route(&self, route: &Route, wanted: &Wanted) -> Verdict {
-        if route.protocol == RTPROT_KERNEL || !self.inside(&route.dst) {
+        if !self.inside(&route.dst) {
+            return Verdict::Foreign;
+        }
+        let in_a_peers_place = wanted.prefixes.contains(&route.dst);
+        if route.protocol == RTPROT_KERNEL && !in_a_peers_place {
             return Verdict::Foreign;
         }
         if route.protocol == ROUTE_PROTOCOL || route.link.is_some_and(|l| wanted.links.contains(&l)) {
             return Verdict::Ours;
         }
+        let in_a_holes_place = route.kind == RouteKind::Blackhole && wanted.holes.contains(&route.dst);
         let left_by_flannel = self.first_pass
             && route.protocol == RTPROT_BOOT
             && route.via.is_some()
             && route.link == self.external
             && self.lease_lengths.contains(&route.dst.prefix());
-        if wanted.prefixes.contains(&route.dst) || left_by_flannel {
+        if in_a_peers_place || in_a_holes_place || left_by_flannel {
             Verdict::Adopt
         } else {
             Verdict::Foreign
@@ -110,21 +125,31 @@ impl Owner {
     fn inside(&self, dst: &IpNetwork) -> bool {
         self.networks.iter().any(|net| contains_net(*net, *dst))
     }
+
+    /// Whether an address is one of the network's.
+    pub(crate) fn inside_address(&self, address: IpAddr) -> bool {
+        self.networks.iter().any(|net| net.contains(address))
+    }
 }
 
 /// What the verdicts need to know of the wish and of the dump's links.
 pub struct Wanted {
+    /// Peers' subnets.
     prefixes: HashSet<IpNetwork>,
+    /// What blackholes are wished for.
+    holes: Vec<IpNetwork>,
     links: Vec<IfName>,
 }
 
 impl Wanted {
     /// Gathers it.
     pub fn new(owner: &Owner, want: &KernelState, have: &KernelState) -> Self {
-        let route = |o: &Object| if let Object::Route(r) = o { Some(r.dst) } else { None };
+        let routes = || want.iter().filter_map(|o| if let Object::Route(r) = o { Some(r) } else { None });
+        let is_hole = |r: &&Route| r.kind == RouteKind::Blackhole;
         let ours = have.links().filter(|l| owner.link(l) == Verdict::Ours).map(|l| l.name);
         Self {
-            prefixes: want.iter().filter_map(route).collect(),
+            prefixes: routes().filter(|r| !is_hole(r)).map(|r| r.dst).collect(),
+            holes: routes().filter(is_hole).map(|r| r.dst).collect(),
             links: want.links().map(|l| l.name).chain(ours).collect(),
         }
     }

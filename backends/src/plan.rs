@@ -106,7 +106,7 @@ fn put(f: &mut fmt::Formatter<'_>, object: &Object, name: &dyn Fn(u32) -> String
         Object::Sysctl(link, sysctl, value) => write!(f, "echo {value} > {}", word(sysctl.path(*link))),
         Object::Address(a) => write!(f, "ip{} address replace {}", six(a), address(a)),
         Object::Up(link) => write!(f, "ip link set {} up", word(link.as_str())),
-        Object::Fdb(Fdb { link, mac, dst }) => {
+        Object::Fdb(Fdb { link, mac, dst, .. }) => {
             write!(f, "bridge fdb replace {mac} dev {} dst {dst} self permanent", word(link.as_str()))
         }
         Object::Neigh(Neigh { link, address, mac }) => {
@@ -123,13 +123,16 @@ fn delete(f: &mut fmt::Formatter<'_>, object: &Object) -> fmt::Result {
         Object::Sysctl(link, name, _) => write!(f, "# {} of {link} is left as it is", name.path(*link)),
         Object::Address(a) => write!(f, "ip{} address delete {}", six(a), address(a)),
         Object::Up(link) => write!(f, "ip link set {} down", word(link.as_str())),
-        Object::Fdb(Fdb { link, mac, dst }) => {
+        Object::Fdb(Fdb { link, mac, diverted: true, .. }) => {
+            write!(f, "bridge fdb delete {mac} dev {} self", word(link.as_str()))
+        }
+        Object::Fdb(Fdb { link, mac, dst, .. }) => {
             write!(f, "bridge fdb delete {mac} dev {} dst {dst} self", word(link.as_str()))
         }
         Object::Neigh(Neigh { link, address, .. }) => {
             write!(f, "ip neigh delete {address} dev {}", word(link.as_str()))
         }
-        Object::Route(r) => write!(f, "ip{} route delete {}", route_family(r), route(r)),
+        Object::Route(r) => write!(f, "ip{} route delete {}", route_family(r), route(&r.deletable())),
         Object::Table(t) => write!(f, "nft delete table {} {}", t.nft_family(), t.name()),
     }
 }
@@ -156,6 +159,10 @@ fn change_link(
     want: &Link,
     name: &dyn Fn(u32) -> String,
 ) -> fmt::Result {
+    if have.name != want.name {
+        let (old, new) = (word(have.name.as_str()), word(want.name.as_str()));
+        return write!(f, "ip link set {old} name {new}");
+    }
     write!(f, "ip link set {}", word(want.name.as_str()))?;
     if have.mtu != want.mtu {
         write!(f, " mtu {}", want.mtu)?;
@@ -165,6 +172,9 @@ fn change_link(
     }
     if have.tag != want.tag {
         write!(f, " alias {}", word(&*want.tag))?;
+    }
+    if have.master != want.master {
+        f.write_str(" nomaster")?;
     }
     let (LinkKind::Vxlan(old), LinkKind::Vxlan(new)) = (have.kind, want.kind);
     if old == new {
@@ -203,7 +213,7 @@ fn route_kind(kind: RouteKind) -> String {
         (11, "xresolve"),
     ];
     match kind {
-        RouteKind::Unicast => String::new(),
+        RouteKind::Unicast | RouteKind::Special => String::new(),
         RouteKind::Blackhole => "blackhole ".to_owned(),
         RouteKind::Other(n) => {
             let name = NAMES.iter().find(|(number, _)| *number == n);

@@ -3,17 +3,13 @@
 use std::future::Future;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
 use clap::error::ErrorKind;
 use nix::unistd::gethostname;
 use subnet_lease::StoreError;
 use subnet_lease::etcd::EtcdStore;
-use subnet_lease::server::{Server, ServerConfig, ServerError};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
@@ -24,7 +20,7 @@ use crate::node::{Readiness, Status, StatusRequest};
 use crate::rival::{self, Rival};
 use crate::run::{Shell, run};
 use crate::socket::{self, Place};
-use crate::{http, log, publish, signals};
+use crate::{http, log, signals, store};
 
 /// Between two looks at a daemon that does not let us wait. Ours.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -37,7 +33,7 @@ pub fn main(arguments: &[String]) -> Result<Exit, Failure> {
     match cli::parse(arguments)? {
         Command::Help => eprint!("{}", cli::usage()),
         Command::Version => eprintln!("flanneld {RELEASE}"),
-        Command::Store(arguments) => return store(&arguments),
+        Command::Store(arguments) => return store::run(&arguments),
         Command::Run(given) => return daemon(&given),
     }
     Ok(Exit::Done)
@@ -167,47 +163,6 @@ impl From<StoreError> for Failure {
         };
         Self::new(exit, error)
     }
-}
-
-/// The embedded store: the etcd API (v3) on one file, in one process, without a quorum; for labs and small clusters.
-#[derive(Debug, Parser)]
-#[command(name = "flanneld store")]
-struct StoreArguments {
-    /// Directory of the store; made when missing.
-    #[arg(long, value_name = "DIR")]
-    data_dir: PathBuf,
-    /// Address to listen on; may be repeated.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:2379")]
-    listen: Vec<SocketAddr>,
-    /// Listen on addresses that other machines reach, though every client is believed.
-    #[arg(long)]
-    insecure: bool,
-    /// More log.
-    #[arg(short)]
-    verbose: bool,
-}
-
-fn store(arguments: &[String]) -> Result<Exit, Failure> {
-    let words = std::iter::once("flanneld store").chain(arguments.iter().map(String::as_str));
-    let StoreArguments { data_dir, listen, insecure, verbose } = match StoreArguments::try_parse_from(words) {
-        Ok(arguments) => arguments,
-        Err(error) => return Ok(refuse(&error)),
-    };
-    log::start(i64::from(verbose));
-    let refused = |error: ServerError| {
-        let exit = if matches!(error, ServerError::Exposed(_) | ServerError::NoAddress) {
-            Exit::Invalid
-        } else {
-            Exit::Failed
-        };
-        Failure::new(exit, error)
-    };
-    block_on(async {
-        let server = Server::bind(ServerConfig { data_dir, listen, insecure }).await.map_err(refused)?;
-        publish::notify_ready();
-        server.run(signals::stop()).await.map_err(refused)?;
-        Ok(Exit::Done)
-    })
 }
 
 /// Lets clap say what is wrong with a command line, or what was asked for; and which code that is.

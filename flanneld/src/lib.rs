@@ -17,5 +17,6 @@ pub mod record;
 mod rival;
 pub mod run;
 pub mod signals;
+mod store;
 mod subscription;
 pub mod socket;

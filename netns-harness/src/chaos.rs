@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,10 +12,10 @@ use anyhow::{Context, Result, ensure};
 
 use crate::cluster::{Cluster, Spec};
 use crate::disturb::{Disturbance, Rest, Times};
-use crate::flannel::last_lines;
+use crate::flannel::{Backend, last_lines, vxlan_lease};
 use crate::pod::Pod;
 use crate::stream::{Record, Stream};
-use crate::topology::Family;
+use crate::topology::{Family, eventually};
 
 /// One packet so often from every pod to every other, in each family.
 const INTERVAL: Duration = Duration::from_millis(5);
@@ -66,12 +67,36 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// A cluster's spec with room for what disturbances put beside the leases.
-pub fn with_room(mut spec: Spec) -> Spec {
+/// A cluster's spec with room for so many more peers, and for what disturbances put beside the leases.
+pub fn with_room(mut spec: Spec, peers: u16) -> Spec {
     if spec.family != Family::V6 {
-        spec.network.insert("SubnetMax".to_owned(), "10.42.199.0".into());
+        let first = if peers == 0 { "10.42" } else { "10.64" };
+        let length = if peers == 0 { 16 } else { 10 };
+        spec.network.insert("Network".to_owned(), format!("{first}.0.0/{length}").into());
+        spec.network.insert("SubnetMax".to_owned(), format!("{first}.199.0").into());
     }
     spec
+}
+
+/// Writes leases of peers that need not exist into the store, and waits until every host has routes to them.
+pub fn add_peers(cluster: &Cluster, peers: u16) -> Result<()> {
+    let lease = |number: u16| -> Result<(String, String)> {
+        let [high, low] = number.to_be_bytes();
+        let public =
+            Ipv4Addr::new(172, 30, u8::try_from(10 + number / 250)?, u8::try_from(number % 250 + 1)?);
+        let subnet = format!("10.{}.{low}.0/24", 65 + high);
+        Ok(vxlan_lease(&subnet, public.into(), &format!("02:42:ac:1e:{high:02x}:{low:02x}")))
+    };
+    cluster.store.put(&(0..peers).map(lease).collect::<Result<Vec<_>>>()?)?;
+    for host in cluster.net.hosts().iter().filter(|_| peers > 0) {
+        let netlink = host.netlink()?;
+        eventually(Duration::from_secs(20), || {
+            let routes = netlink.routes(Backend::Vxlan.link(Family::V4))?.len();
+            ensure!(routes >= usize::from(peers), "{} has {routes} routes", host.name());
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 /// Disturbs `cluster` for `time`, in the ways of `only` (all when empty). Afterwards all pods talk, every host looks as before, and no daemon has ended.

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a step that fails fails its test")]
 
+#[path = "etcd/authority.rs"]
+mod authority;
 #[path = "etcd/claims.rs"]
 mod claims;
 #[path = "etcd/cost.rs"]

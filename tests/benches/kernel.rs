@@ -5,9 +5,10 @@
 //! One row a case; a figure is the median of the rounds, in milliseconds.
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures time")]
 
+mod peers;
+
 use std::fs;
 use std::io::{Write, stdout};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,10 +18,9 @@ use backends::kernel::real::RealKernel;
 use backends::{Backend, External, Facts, KernelState, LocalNode, Mac, Owner, choose, diff};
 use netns_harness::flannel::Backend as Kind;
 use netns_harness::{Family as Underlay, Net, Topology, UPLINK, enter};
+use peers::{lease, network, subnets};
 use serde_json::json;
-use subnet_lease::{
-    BackendAttrs, Family, Lease, NetworkConfig, NetworkId, PeerTable, PublicAddrs, Subnets, VxlanData,
-};
+use subnet_lease::{Family, Lease, NetworkConfig, NetworkId, PeerTable, PublicAddrs};
 
 /// How many peers, unless said.
 const PEERS: [u16; 3] = [1_000, 10_000, 50_000];
@@ -110,7 +110,9 @@ fn case(kind: Kind, family: Family, peers: u16) -> Result<[f64; COLUMNS.len()]> 
 fn round(kind: Kind, family: Family, peers: u16) -> Result<[f64; COLUMNS.len()]> {
     let mut kernel = RealKernel::open()?;
     let facts = kernel.host()?;
-    let network = network(kind, family)?;
+    let (network, _) = NetworkConfig::parse(network(kind, family).as_bytes())
+        .map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
+    let network = Arc::new(network);
     let node = node(&facts, network.clone(), family)?;
     let backend = choose(&network.backend);
     let owner = owner(&node, &*backend);
@@ -155,19 +157,6 @@ fn timed<T>(job: impl FnOnce() -> T) -> (T, f64) {
     (result, start.elapsed().as_secs_f64() * 1e3)
 }
 
-fn network(kind: Kind, family: Family) -> Result<Arc<NetworkConfig>> {
-    let four = family == Family::V4;
-    let mut conf = json!({"EnableIPv4": four, "EnableIPv6": !four, "Backend": {"Type": kind.to_string()}});
-    if four {
-        (conf["Network"], conf["SubnetLen"]) = (json!("10.0.0.0/8"), json!(24));
-    } else {
-        (conf["IPv6Network"], conf["IPv6SubnetLen"]) = (json!("fd42::/40"), json!(64));
-    }
-    let parsed = NetworkConfig::parse(conf.to_string().as_bytes());
-    let (config, _) = parsed.map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
-    Ok(Arc::new(config))
-}
-
 fn node(facts: &Facts, network: Arc<NetworkConfig>, family: Family) -> Result<LocalNode> {
     let link = facts.links.iter().find(|link| link.name.as_str() == UPLINK).context(UPLINK)?;
     let here = facts.addresses.iter().filter(|at| at.link == link.index && at.global);
@@ -184,34 +173,9 @@ fn owner(node: &LocalNode, backend: &dyn Backend) -> Owner {
         names: backend.links(),
         external: Some(node.external.link),
         lease_lengths: node.network.pools().map(|pool| pool.subnet_len).collect(),
+        pods: Vec::new(),
         first_pass: true,
     }
-}
-
-/// The `n`-th subnet behind the first one.
-fn subnets(family: Family, n: u16) -> Result<Subnets> {
-    let [high, low] = n.to_be_bytes();
-    let key = match family {
-        Family::V4 => format!("10.{}.{low}.0-24", high + 1),
-        Family::V6 => format!("0.0.0.0-0&{}-64", Ipv6Addr::new(0xfd42, 0, 0, n + 1, 0, 0, 0, 0)),
-    };
-    Ok(key.parse()?)
-}
-
-/// A peer on the underlay's own segment: 172.30.0.0/16 or fd30::/64.
-fn lease(kind: Kind, family: Family, n: u16) -> Result<Lease> {
-    let [high, low] = (n + 1_000).to_be_bytes();
-    let public: IpAddr = match family {
-        Family::V4 => Ipv4Addr::new(172, 30, high, low).into(),
-        Family::V6 => Ipv6Addr::new(0xfd30, 0, 0, 0, 0, 0, 1, n).into(),
-    };
-    let data = Some(VxlanData { vni: 1, mac: [2, 0, 0, 1, high, low] });
-    let attrs = match (kind, family) {
-        (Kind::HostGw, _) => BackendAttrs::plain("host-gw"),
-        (Kind::Vxlan, Family::V4) => BackendAttrs::vxlan(data, None),
-        (Kind::Vxlan, Family::V6) => BackendAttrs::vxlan(None, data),
-    };
-    Ok(Lease::new(subnets(family, n)?, [public].into_iter().collect(), attrs))
 }
 
 fn say(line: &str) {

@@ -1,6 +1,7 @@
 //! An operator's lines, typed into a fake kernel: what plans print, rules left out, and a few more. The inverse of
 //! `Plan`'s printing.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 use backends::kernel::fake::{Namespace, Place};
@@ -9,6 +10,7 @@ use backends::{
 };
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
+use subnet_lease::Family;
 
 /// Why a line was not done.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,15 +36,19 @@ type Done = Result<(), Errno>;
 fn act(net: &mut Namespace, words: &[&str]) -> Option<Done> {
     match words {
         ["echo", value, ">", path] => {
-            let link = path.strip_prefix("/proc/sys/net/ipv6/conf/")?.strip_suffix("/accept_ra")?;
-            Some(net.put_sysctl(link.parse().ok()?, Sysctl::AcceptRa, value.parse().ok()?))
+            let (link, name) = setting(path)?;
+            Some(net.put_sysctl(link, name, value.parse().ok()?))
         }
         ["ip", "link", "add", name, rest @ ..] => add_link(net, name.parse().ok()?, rest),
         ["ip", "link", "delete", name] => Some(net.delete_link(name.parse().ok()?)),
         ["ip", "link", "set", name, rest @ ..] => set_link(net, name.parse().ok()?, rest),
         ["ip", "address", verb, to, "dev", link, ..] => {
             let (link, to): (IfName, IpNetwork) = (link.parse().ok()?, to.parse().ok()?);
-            Some(if *verb == "delete" { net.delete_address(link, to) } else { net.put_address(link, to) })
+            Some(match *verb {
+                "delete" => net.delete_address(link, to),
+                _ if words.ends_with(&["scope", "link"]) => net.put_narrow_address(link, to),
+                _ => net.put_address(link, to),
+            })
         }
         ["ip", "neigh", verb, address, rest @ ..] => {
             let (link, mac) = (after(rest, "dev")?, after(rest, "lladdr").unwrap_or_default());
@@ -50,11 +56,13 @@ fn act(net: &mut Namespace, words: &[&str]) -> Option<Done> {
             Some(if *verb == "delete" { net.delete_neighbour(&neigh) } else { net.put_neighbour(&neigh) })
         }
         ["bridge", "fdb", verb, mac, rest @ ..] => {
-            let fdb = Fdb { link: after(rest, "dev")?, mac: mac.parse().ok()?, dst: after(rest, "dst")? };
-            Some(if *verb == "delete" {
-                net.delete_fdb(&fdb)
-            } else {
-                net.put_fdb(&fdb, rest.contains(&"self"))
+            let odd = rest.contains(&"port") || rest.contains(&"vni") || !rest.contains(&"dst");
+            let dst = after(rest, "dst").unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+            let fdb = Fdb { link: after(rest, "dev")?, mac: mac.parse().ok()?, dst, diverted: odd };
+            Some(match *verb {
+                "delete" => net.delete_fdb(&fdb),
+                "append" => net.append_fdb(&fdb),
+                _ => net.put_fdb(&fdb, rest.contains(&"self")),
             })
         }
         ["ip", "route", verb, rest @ ..] => {
@@ -69,6 +77,18 @@ fn act(net: &mut Namespace, words: &[&str]) -> Option<Done> {
             };
             Some(net.put_route(&route, place))
         }
+        _ => None,
+    }
+}
+
+/// A file and whose it is; one of the host is nobody's.
+fn setting(path: &str) -> Option<(IfName, Sysctl)> {
+    let host = IfName::default();
+    match path.strip_prefix("/proc/sys/net/")?.split('/').collect::<Vec<_>>()[..] {
+        ["ipv4", "ip_forward"] => Some((host, Sysctl::HostForward(Family::V4))),
+        ["ipv6", "conf", "all", "forwarding"] => Some((host, Sysctl::HostForward(Family::V6))),
+        ["ipv4", "conf", link, "forwarding"] => Some((link.parse().ok()?, Sysctl::Forward)),
+        ["ipv6", "conf", link, "accept_ra"] => Some((link.parse().ok()?, Sysctl::AcceptRa)),
         _ => None,
     }
 }
@@ -99,13 +119,15 @@ fn add_link(net: &mut Namespace, name: IfName, words: &[&str]) -> Option<Done> {
         gbp: words.contains(&"gbp"),
     });
     let tag = after(words, "alias").unwrap_or_default();
-    Some(net.put_link(&Link { name, kind, mtu, mac, tag }, None))
+    Some(net.put_link(&Link { name, kind, mtu, mac, tag, master: 0 }, None))
 }
 
 fn set_link(net: &mut Namespace, name: IfName, words: &[&str]) -> Option<Done> {
     match words {
         ["up"] => return Some(net.set_up(name, true)),
         ["down"] => return Some(net.set_up(name, false)),
+        ["master", bridge] => return Some(net.set_master(name, Some(bridge.parse().ok()?))),
+        ["nomaster"] => return Some(net.set_master(name, None)),
         ["name", to] => return Some(net.rename_link(name, to.parse().ok()?)),
         _ => {}
     }
@@ -123,6 +145,7 @@ fn set_link(net: &mut Namespace, name: IfName, words: &[&str]) -> Option<Done> {
         mtu: after(words, "mtu").unwrap_or(have.mtu),
         mac: after(words, "address").unwrap_or(have.mac),
         tag: after(words, "alias").unwrap_or_else(|| have.tag.clone()),
+        master: if words.contains(&"nomaster") { 0 } else { have.master },
         ..(*have).clone()
     };
     Some(net.put_link(&want, Some(&have)))
@@ -131,6 +154,9 @@ fn set_link(net: &mut Namespace, name: IfName, words: &[&str]) -> Option<Done> {
 fn route(words: &[&str]) -> Option<Route> {
     let (kind, words) = match words {
         ["blackhole", rest @ ..] => (RouteKind::Blackhole, rest),
+        ["unreachable", rest @ ..] => (RouteKind::Other(7), rest),
+        ["prohibit", rest @ ..] => (RouteKind::Other(8), rest),
+        words if words.iter().any(|w| ["mtu", "src", "nhid"].contains(w)) => (RouteKind::Special, words),
         _ => (RouteKind::Unicast, words),
     };
     let dst: IpNetwork = words.first()?.parse().ok()?;

@@ -2,7 +2,7 @@
 
 use subnet_lease::{BackendAttrs, Family, NetworkConfig, PeerTable};
 
-use super::{Backend, External, LocalNode, Wish, is_direct, peer_route};
+use super::{Backend, External, LocalNode, Wish, forwarding, is_direct, peer_route};
 use crate::facts::Facts;
 use crate::name::{IfName, Mac};
 
@@ -28,6 +28,7 @@ impl Backend for HostGw {
                 ));
             }
         }
+        forwarding::wish(node, facts, &[], &mut wish);
         wish
     }
 

@@ -2,6 +2,7 @@
 //! should look like out. It has no I/O, no clock and no memory between calls.
 
 mod alloc;
+mod forwarding;
 mod host_gw;
 mod peer_route;
 mod vxlan;

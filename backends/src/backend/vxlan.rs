@@ -2,7 +2,7 @@
 
 use subnet_lease::{BackendAttrs, Family, NetworkConfig, Peer, PeerTable, VxlanData};
 
-use super::{Backend, External, LocalNode, Wish, is_direct, peer_route};
+use super::{Backend, External, LocalNode, Wish, forwarding, is_direct, peer_route};
 use crate::facts::Facts;
 use crate::name::{IfName, Mac};
 use crate::owner::tag;
@@ -47,15 +47,18 @@ impl Vxlan {
             gbp: self.gbp,
         });
         let mtu = self.device_mtu(&node.external, family);
-        let device = Link { name: link, kind, mtu, mac: node.mac(family), tag: tag(&node.id) };
+        let device = Link { name: link, kind, mtu, mac: node.mac(family), tag: tag(&node.id), master: 0 };
         wish.objects.push(Object::Link(Box::new(device)));
         if facts.ipv6 {
             wish.objects.push(Object::Sysctl(link, Sysctl::AcceptRa, 0));
         }
+        if family == Family::V4 {
+            wish.objects.push(Object::Sysctl(link, Sysctl::Forward, 1));
+        }
         // The subnet's network address, as flannel has it: pods never hold it, and it is the source of host traffic.
         let net =
             ipnetwork::IpNetwork::new(subnet.network(), if subnet.is_ipv4() { 32 } else { 128 }).ok()?;
-        wish.objects.push(Object::Address(Address { link, net }));
+        wish.objects.push(Object::Address(Address { link, net, narrow: false }));
         wish.objects.push(Object::Up(link));
         Some(())
     }
@@ -76,7 +79,7 @@ impl Vxlan {
         }
         let mac = Mac(peer.vxlan(family)?.mac);
         let link = self.device(family);
-        wish.objects.push(Object::Fdb(Fdb { link, mac, dst: public }));
+        wish.objects.push(Object::Fdb(Fdb { link, mac, dst: public, diverted: false }));
         wish.objects.push(Object::Neigh(Neigh { link, address: subnet.network(), mac }));
         wish.objects.push(peer_route::onlink(subnet, link));
         Some(())
@@ -116,6 +119,7 @@ impl Backend for Vxlan {
                 self.peer(node, facts, family, &peer, &mut wish);
             }
         }
+        forwarding::wish(node, facts, &self.links(), &mut wish);
         wish
     }
 

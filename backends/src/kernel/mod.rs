@@ -61,8 +61,8 @@ pub enum KernelEvent {
 /// Why a step was not done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum OpError {
-    /// It hangs on a link that could not be made.
-    #[error("skipped: link {0} is not there")]
+    /// It hangs on a link that could not be made, or must not go before what could not be put in its place.
+    #[error("skipped: link {0} is not as it should be")]
     Skipped(IfName),
     /// The kernel said no.
     #[error(transparent)]
@@ -76,7 +76,7 @@ pub enum KernelError {
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     /// A file under `/proc/sys` could not be written.
-    #[error("{path}: {}", .errno.desc())]
+    #[error("{path}: {}{}", .errno.desc(), way_out(*.errno))]
     Sysctl {
         /// The file.
         path: String,
@@ -111,6 +111,8 @@ impl KernelError {
             Self::Unavailable(_) => return Class::Transient,
         };
         match errno {
+            // Read-only or masked in a container; everything else may work, and the setting may be right one day.
+            Errno::EPERM | Errno::EACCES | Errno::EROFS if matches!(self, Self::Sysctl { .. }) => Class::Conflict,
             Errno::EPERM | Errno::EACCES => Class::Fatal,
             Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT | Errno::EPROTONOSUPPORT | Errno::EROFS => {
                 Class::Unsupported
@@ -118,6 +120,15 @@ impl KernelError {
             Errno::EEXIST | Errno::EINVAL | Errno::EADDRINUSE | Errno::EADDRNOTAVAIL => Class::Conflict,
             _ => Class::Transient,
         }
+    }
+}
+
+fn way_out(errno: Errno) -> &'static str {
+    match errno {
+        Errno::EROFS | Errno::EACCES | Errno::EPERM => {
+            "; set it on the host, or run the container with a writable /proc/sys"
+        }
+        _ => "",
     }
 }
 
@@ -129,11 +140,39 @@ pub(crate) fn benign(op: &Op, errno: Errno) -> bool {
     matches!(op, Op::Delete(_)) && gone
 }
 
-/// The link whose failure takes this object with it. An address or a setting that failed does not.
+/// What steps wait for that failed, by the link: those that hang on a missing one, and the removal of an address where the
+/// one that takes its place could not be put. With its last address a link loses all its routes (law 3).
 #[cfg(any(feature = "kernel", feature = "fake"))]
-pub(crate) fn link_made_by(object: &Object) -> Option<IfName> {
-    match object {
-        Object::Link(link) => Some(link.name),
+#[derive(Default)]
+pub(crate) struct Failed {
+    missing: Vec<IfName>,
+    unaddressed: Vec<IfName>,
+}
+
+#[cfg(any(feature = "kernel", feature = "fake"))]
+impl Failed {
+    /// The link for whose sake this step is left out.
+    pub(crate) fn skips(&self, op: &Op) -> Option<IfName> {
+        let link = op.object().link()?;
+        let last = matches!(op, Op::Delete(Object::Address(_))) && self.unaddressed.contains(&link);
+        (last || self.missing.contains(&link)).then_some(link)
+    }
+
+    pub(crate) fn note(&mut self, op: &Op) {
+        self.missing.extend(link_made_by(op));
+        if let Op::Put { want: Object::Address(address), .. } = op {
+            self.unaddressed.push(address.link);
+        }
+    }
+}
+
+/// The link that is missing when this step fails; what hangs on it is skipped. One that is there and only could not be
+/// changed, an address or a setting that failed hold back nothing.
+#[cfg(any(feature = "kernel", feature = "fake"))]
+fn link_made_by(op: &Op) -> Option<IfName> {
+    match op {
+        Op::Put { want: Object::Link(want), have: Some(Object::Link(have)) } if have.name == want.name => None,
+        Op::Put { want: Object::Link(want), .. } => Some(want.name),
         _ => None,
     }
 }

@@ -90,6 +90,21 @@ impl Object {
         }
     }
 
+    /// The same with its link under another name.
+    pub(crate) fn renamed(&self, name: impl Fn(IfName) -> IfName) -> Self {
+        let mut other = self.clone();
+        match &mut other {
+            Self::Link(l) => l.name = name(l.name),
+            Self::Sysctl(link, ..) | Self::Up(link) => *link = name(*link),
+            Self::Address(a) => a.link = name(a.link),
+            Self::Fdb(f) => f.link = name(f.link),
+            Self::Neigh(n) => n.link = name(n.link),
+            Self::Route(r) => r.link = r.link.map(name),
+            Self::Table(_) => {}
+        }
+        other
+    }
+
     /// Whether the kernel would take a replacement and change nothing: such a thing is deleted first (laws 22, 24).
     pub(crate) fn is_stubborn(&self) -> bool {
         match self {
@@ -252,11 +267,27 @@ pub struct Route {
 }
 
 impl Route {
+    /// What tells it apart in a deletion: a special IPv4 route with a next hop object can't be named by its way, and all
+    /// ways of one with several go together (law 25).
+    pub(crate) fn deletable(&self) -> Self {
+        match self.kind {
+            RouteKind::Special if self.dst.is_ipv4() => Self { via: None, link: None, onlink: false, ..*self },
+            _ => *self,
+        }
+    }
+
     /// A route of ours that drops what no better one takes: its metric is the worst there is, since the pods' bridge has a
     /// route to the very same prefix.
     pub fn blackhole(dst: IpNetwork) -> Self {
         let (metric, kind) = (u32::MAX, RouteKind::Blackhole);
         Self { dst, metric, kind, via: None, link: None, onlink: false, scope: 0, protocol: ROUTE_PROTOCOL }
+    }
+}
+
+impl RouteKind {
+    /// Whether a packet that takes such a route goes on.
+    pub fn sends_on(self) -> bool {
+        matches!(self, Self::Unicast | Self::Special)
     }
 }
 

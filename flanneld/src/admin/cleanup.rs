@@ -49,6 +49,7 @@ fn owner(config: &NodeConfig, env: Option<&SubnetEnv>) -> Owner {
         names: Vec::new(),
         external: None,
         lease_lengths: Vec::new(),
+        pods: Vec::new(),
         first_pass: false,
     }
 }

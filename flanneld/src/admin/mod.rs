@@ -12,6 +12,7 @@ mod plan;
 mod replay;
 mod settings;
 mod status;
+mod store;
 
 use std::io::{self, Write};
 
@@ -42,6 +43,9 @@ enum Verb {
     /// Leases: which host has which subnets.
     #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
     Lease(lease::Verb),
+    /// Move a cluster's configuration and leases between stores.
+    #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
+    Store(store::Verb),
     /// Print how the daemon on this host is: ready or why not, its subnets and underlay, what is refused or fought over.
     Status(Output),
     /// Print what a daemon's next pass would change on this host, as lines for a shell, and change nothing.
@@ -93,6 +97,7 @@ fn run(arguments: &[String], environment: &Environment, out: &mut dyn Write) -> 
     let said = match verb {
         Verb::Network(verb) => network::run(&verb, config)?,
         Verb::Lease(verb) => lease::run(verb, config)?,
+        Verb::Store(verb) => store::run(&verb, config)?,
         Verb::Status(output) => {
             let (said, found) = status::run(output, &config)?;
             exit = found;

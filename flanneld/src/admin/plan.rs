@@ -59,24 +59,30 @@ fn why(op: &Op) -> String {
     match op {
         Op::Delete(_) => "stale".to_owned(),
         Op::Put { have: None, .. } => "missing".to_owned(),
+        Op::Put { want: Object::Table(_), .. } => "other rules".to_owned(),
         Op::Put { want, have: Some(have) } => {
-            let wrong = differences(want, have);
-            // What a Go flannel does as well as we, in its own way.
-            let harmless = ["proto ", "scope ", "alias "];
-            let by_design = !wrong.is_empty()
-                && wrong.iter().all(|w| harmless.iter().any(|word| w.starts_with(word)))
-                && !wrong.iter().any(|w| w.starts_with("alias") && !w.ends_with("none"));
-            format!("{}: {}", if by_design { "works, not ours" } else { "wrong" }, wrong.join(", "))
+            let found = differences(want, have);
+            let word = if found.iter().all(|found| BY_DESIGN.iter().any(|word| found.starts_with(word))) {
+                "works, not ours"
+            } else {
+                "wrong"
+            };
+            format!("{word}: {}", found.join(", "))
         }
     }
 }
+
+/// What a Go flannel does as well as we, in its own way.
+const BY_DESIGN: [&str; 3] = ["proto ", "scope 0", "alias none"];
 
 /// What the kernel has where it differs from the wish, in the words of `ip`.
 fn differences(want: &Object, have: &Object) -> Vec<String> {
     match (want, have) {
         (Object::Link(want), Object::Link(have)) => link(want, have),
         (Object::Route(want), Object::Route(have)) => route(want, have),
+        (Object::Fdb(_), Object::Fdb(have)) if have.diverted => vec!["dst diverted".to_owned()],
         (Object::Fdb(_), Object::Fdb(have)) => vec![format!("dst {}", have.dst)],
+        (Object::Address(_), Object::Address(_)) => vec!["scope not global".to_owned()],
         (Object::Neigh(_), Object::Neigh(have)) => vec![format!("lladdr {}", have.mac)],
         (Object::Sysctl(..), Object::Sysctl(.., value)) => vec![value.to_string()],
         _ => vec!["other rules".to_owned()],
@@ -97,6 +103,8 @@ fn link(want: &Link, have: &Link) -> Vec<String> {
         differing("local", &w.local, &h.local, local),
         differing("underlay", &w.parent, &h.parent, format!("if{}", h.parent)),
         differing("learning", &w.learning, &h.learning, h.learning),
+        differing("master", &want.master, &have.master, format!("if{}", have.master)),
+        differing("name", &want.name, &have.name, have.name),
         differing("alias", &want.tag, &have.tag, alias),
     ];
     found.into_iter().flatten().collect()
@@ -174,6 +182,7 @@ mod tests {
             mtu: 1450,
             mac: "02:00:00:00:00:01".parse().unwrap(),
             tag,
+            master: 0,
         };
         let have = Link { tag: String::new(), ..link.clone() };
         let objects = [&link, &have].map(|link| Object::Link(Box::new(link.clone())));

@@ -28,6 +28,7 @@ impl Embedded {
             data_dir: directory.clone(),
             listen: vec!["127.0.0.1:0".parse().unwrap()],
             insecure: false,
+            tls: None,
         };
         let serve = async move {
             let server = Server::bind(config).await.unwrap();

@@ -2,6 +2,7 @@
 
 use backends::Backend;
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use subnet_lease::{Lease, NetworkConfig, PeerTable, PublicAddrs, StoreEvent, Subnets};
@@ -138,7 +139,9 @@ impl NodeCore {
         if refused == self.seen_refusals {
             return;
         }
-        for (key, why) in refused.iter().filter(|r| !self.seen_refusals.contains(r)) {
+        // A set: whoever fills the store with rubbish must not cost us its square.
+        let seen: HashSet<_> = self.seen_refusals.iter().collect();
+        for (key, why) in refused.iter().filter(|r| !seen.contains(r)) {
             warn!(lease = key, "lease refused: {why}");
         }
         self.seen_refusals = refused;

@@ -72,7 +72,7 @@ pub struct Settings {
 }
 
 /// Everything that can happen.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Input {
     /// What an earlier run left in subnet.env. A hint; comes first, if at all.
     Remembered(SubnetEnv),
@@ -246,6 +246,11 @@ impl NodeCore {
     /// Whether no pass is running and none is due.
     pub fn is_quiet(&self, now: Tick) -> bool {
         matches!(self.phase, Phase::Idle) && self.next_deadline() > now
+    }
+
+    /// Whether steps are held back for a while, since somebody keeps undoing them.
+    pub fn is_holding(&self) -> bool {
+        self.fights.next() != Tick::MAX
     }
 
     /// The plan that is being applied.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use backends::kernel::{Class, KernelError, OpError, Own};
 use backends::traffic::{self, RuleInput};
-use backends::{Facts, KernelState, LocalNode, Object, Op, Owner, Route, diff};
+use backends::{Facts, IfName, KernelState, LocalNode, Object, Op, Owner, Route, diff};
 use serde::{Deserialize, Serialize};
 use subnet_lease::{Family, SubnetEnv};
 use tracing::{debug, error, info, warn};
@@ -131,8 +131,16 @@ impl NodeCore {
             names: network.backend.links(),
             external: self.external.as_ref().map(|e| e.link),
             lease_lengths: pools.iter().map(|p| p.subnet_len).collect(),
+            pods: self.pods(&network.backend.links()),
             first_pass: !self.last.swept,
         })
+    }
+
+    /// Links of others with an address of our subnets.
+    fn pods(&self, tunnels: &[IfName]) -> Vec<IfName> {
+        let (Some(facts), Some(own)) = (&self.facts, &self.own) else { return Vec::new() };
+        let within = facts.links_within(&own.iter().collect::<Vec<_>>());
+        within.into_iter().filter(|link| !tunnels.contains(link)).collect()
     }
 
     pub(super) fn dumped(&mut self, now: Tick, own: Result<Own, KernelError>, effects: &mut Vec<Effect>) {
@@ -143,10 +151,11 @@ impl NodeCore {
         };
         self.note_devices(&own);
         self.report_refused();
-        let Some((node, conflicts, want)) = self.wish() else {
+        let Some((node, mut conflicts, want)) = self.wish() else {
             return self.pace.finished(now, self.host_stale);
         };
         debug!(?node.subnets, want = want.len(), have = own.state.len(), "pass");
+        conflicts.extend(self.facts.iter().flat_map(|f| backends::conflicts(&want, &own.state, &owner, f)));
         let mut plan = diff(&want, &own.state, &owner);
         if own.interrupted {
             plan.ops.retain(|op| !matches!(op, Op::Delete(_)));

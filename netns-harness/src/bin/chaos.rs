@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use clap::Parser;
-use netns_harness::chaos::{run, with_room};
+use netns_harness::chaos::{add_peers, run, with_room};
 use netns_harness::flannel::{Backend, Products, StoreKind};
 use netns_harness::{Cluster, Family, Screen, Spec, enter};
 
@@ -32,6 +32,9 @@ struct Flags {
     /// Address families: v4, v6 or dual
     #[arg(long, default_value_t = Family::Dual)]
     family: Family,
+    /// Leases of peers that need not exist, beside the hosts' (IPv4, vxlan)
+    #[arg(long, default_value_t = 0)]
+    peers: u16,
     /// Only these disturbances
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -53,8 +56,9 @@ fn disturb(flags: &Flags, screen: Screen) -> Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
     let seed = flags.seed.unwrap_or(now.as_secs());
     let Flags { hosts, backend, store, family, .. } = *flags;
-    let spec = with_room(Spec { hosts, backend, store, family, ..Spec::default() });
+    let spec = with_room(Spec { hosts, backend, store, family, ..Spec::default() }, flags.peers);
     let mut cluster = screen.step("a cluster", || Cluster::up(&spec, &Products::find()?))?;
+    screen.step(&format!("{} more peers", flags.peers), || add_peers(&cluster, flags.peers))?;
     let time = Duration::from_secs(flags.seconds);
     let outcome =
         screen.step(&format!("disturbances, seed {seed}"), || run(&mut cluster, time, seed, &flags.only))?;

@@ -40,10 +40,14 @@ impl Disturbance {
         self.how.iter().any(|line| line.starts_with("renumber"))
     }
 
-    /// It takes away more than one object: the device, its addresses, or many entries at once.
-    pub fn is_wide(&self) -> bool {
-        ["link_", "uplink_", "carrier_", "address"].iter().any(|start| self.name.starts_with(start))
-            || self.name.ends_with("flushed")
+    /// The kind of object, which is how names begin.
+    pub(super) fn kind(&self) -> &'static str {
+        self.name.split('_').next().unwrap_or(self.name)
+    }
+
+    /// It is done to subnet.env.
+    pub(super) fn is_of_file(&self) -> bool {
+        self.kind() == "subnet"
     }
 
     fn words(&self) -> impl Iterator<Item = &'static str> {
@@ -51,6 +55,9 @@ impl Disturbance {
         self.how.iter().flat_map(move |line| words(line)).map(|(word, _)| word).filter(|word| is_word(word))
     }
 }
+
+/// The kind that concerns all others.
+pub(super) const UNDERLAY: &str = "uplink";
 
 /// nft's own braces hold more than one word.
 fn is_word(text: &str) -> bool {
@@ -86,7 +93,7 @@ pub const LIST: &[Disturbance] = &[
     any("link_alias", &["ip link set {link} alias mine"]),
     any("address_deleted", &["ip {f} address delete {tunnel} dev {link}"]),
     any("address_added", &["ip {f} address add {stray} dev {link}"]),
-    any("addresses_flushed", &["ip {f} address flush dev {link}"]),
+    any("address_all_flushed", &["ip {f} address flush dev {link}"]),
     // Routes.
     any("route_deleted", &["ip {f} route delete {subnet}"]),
     any("route_wrong_gateway", &["ip {f} route replace {subnet} via {wrong} dev {uplink} onlink"]),
@@ -100,8 +107,8 @@ pub const LIST: &[Disturbance] = &[
     v4("route_shadowed", &["ip route prepend {subnet} via {wrong} dev {uplink} onlink"]),
     v6("route_shadowed", &["ip -6 route add {subnet} via {wrong} dev {uplink} onlink metric 77"]),
     any("route_of_a_departed", &["ip {f} route add {nobody} via {nobody_via} dev {dev} onlink proto 67"]),
-    any("routes_flushed", &["ip {f} route flush proto 67"]),
-    any("link_routes_flushed", &["ip {f} route flush dev {link}"]),
+    any("route_all_flushed", &["ip {f} route flush proto 67"]),
+    any("route_all_of_the_link_flushed", &["ip {f} route flush dev {link}"]),
     // Neighbours.
     any("neighbour_deleted", &["ip {f} neigh delete {gateway} dev {link}"]),
     any(
@@ -113,7 +120,7 @@ pub const LIST: &[Disturbance] = &[
         "neighbour_of_a_departed",
         &["ip {f} neigh add {nobody_gateway} lladdr 02:00:00:00:fa:ce dev {link} nud permanent"],
     ),
-    any("neighbours_flushed", &["ip {f} neigh flush dev {link} nud permanent"]),
+    any("neighbour_all_flushed", &["ip {f} neigh flush dev {link} nud permanent"]),
     // Forwarding entries.
     any("fdb_deleted", &["bridge fdb delete {mac} dev {link} dst {public}"]),
     any("fdb_wrong_destination", &["bridge fdb replace {mac} dev {link} dst {wrong} self permanent"]),
@@ -121,11 +128,11 @@ pub const LIST: &[Disturbance] = &[
     any("fdb_default", &["bridge fdb append 00:00:00:00:00:00 dev {link} dst {wrong} self permanent"]),
     any("fdb_flushed", &["bridge fdb flush dev {link}"]),
     // Rules.
-    any("rules_table_deleted", &["nft delete table {nft} {table}"]),
-    any("rules_chain_flushed", &["nft flush chain {nft} {table} postrtg"]),
-    any("rules_drop_inserted", &["nft insert rule {nft} {table} forward drop"]),
-    any("rules_dormant", &["nft add table {nft} {table} { flags dormant ; }"]),
-    any("rules_all_flushed", &["nft flush ruleset ; add table inet mine ; add chain inet mine input"]),
+    any("rule_table_deleted", &["nft delete table {nft} {table}"]),
+    any("rule_chain_flushed", &["nft flush chain {nft} {table} postrtg"]),
+    any("rule_drop_inserted", &["nft insert rule {nft} {table} forward drop"]),
+    any("rule_dormant", &["nft add table {nft} {table} { flags dormant ; }"]),
+    any("rule_set_flushed", &["nft flush ruleset ; add table inet mine ; add chain inet mine input"]),
     // The underlay.
     any("uplink_flapped", &["ip link set {uplink} down", "ip link set {uplink} up", "restore"]),
     any("uplink_renumbered", &["renumber {own} {other}", "restore"]),
@@ -134,7 +141,7 @@ pub const LIST: &[Disturbance] = &[
     // What is no object of netlink.
     any("subnet_env_deleted", &["rm /run/flannel/subnet.env"]),
     any("subnet_env_truncated", &["truncate -s 0 /run/flannel/subnet.env"]),
-    any("subnet_env_folder_deleted", &["rm -r /run/flannel"]),
+    any("subnet_env_folder_deleted", &["mv /run/flannel /run/elsewhere", "rm -r /run/elsewhere"]),
     v4("forwarding_off", &["sysctl -qw net.ipv4.ip_forward=0"]),
     v6("forwarding_off", &["sysctl -qw net.ipv6.conf.all.forwarding=0"]),
 ];
@@ -155,7 +162,7 @@ mod tests {
 
     #[test]
     fn the_braces_of_nft_are_no_words() {
-        let words: Vec<_> = Disturbance::named("rules_dormant").unwrap().words().collect();
+        let words: Vec<_> = Disturbance::named("rule_dormant").unwrap().words().collect();
         assert_eq!(words, ["nft", "table"]);
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use ipnetwork::IpNetwork;
 
-use super::list::{Disturbance, LIST};
+use super::list::{Disturbance, LIST, UNDERLAY};
 use super::notices::{Heard, Notices};
 use super::picture::Picture;
 use super::site::{Site, nobody};
@@ -19,11 +19,15 @@ use crate::topology::{Family, Net, UPLINK, eventually};
 /// Far below the half minute of an audit: only a notification can explain a repair within this.
 pub const PATIENCE: Duration = Duration::from_secs(3);
 
+/// The same for what other hosts have to follow. A host that was itself renumbered before hears of it only when it notices that
+/// its connection to the store is half open.
+const FOLLOWED: Duration = Duration::from_secs(20);
+
 /// How long the kernel must say nothing before the state is looked at: looking costs a CPU that the daemon may need.
 const QUIET: Duration = Duration::from_millis(4);
 
-/// A daemon may take for a fight what is undone again and again: no more than so many disturbances of one family a host …
-const MOST: usize = 4;
+/// A daemon may take for a fight what is undone again and again: of one kind of object a host and family no more than so many …
+const MOST: usize = 3;
 /// … in so long.
 const SPAN: Duration = Duration::from_secs(10);
 
@@ -35,7 +39,16 @@ pub struct Rest<'a> {
     family: Family,
     pictures: Vec<Picture>,
     notices: Vec<Notices>,
-    done: VecDeque<(Instant, usize, Family)>,
+    done: VecDeque<Done>,
+}
+
+/// One disturbance done, and to which kind of object.
+#[derive(Debug)]
+struct Done {
+    at: Instant,
+    host: usize,
+    family: Family,
+    kind: &'static str,
 }
 
 impl<'a> Rest<'a> {
@@ -75,27 +88,30 @@ impl<'a> Rest<'a> {
     /// # Errors
     /// Names the disturbance and what is still different after [`PATIENCE`].
     pub fn harm(&mut self, what: &Disturbance, site: &Site) -> Result<Duration> {
-        self.take_turn(site);
+        self.take_turn(what, site);
         let named = || format!("{} ({}) on {}", what.name, site.family(), self.net.host(site.host()).name());
         let (named, before) = (named(), fs::read(self.net.host(site.host()).path(SUBNET_ENV))?);
         let mut tries = 0;
-        let ended = loop {
+        let (began, ended) = loop {
             // A daemon may be faster than two commands.
             match self.perform(what, site) {
-                Ok(ended) => break ended,
+                Ok(span) => break span,
                 Err(error) if tries == 5 => return Err(error.context(named)),
                 Err(_) => tries += 1,
             }
         };
-        let hosts = if what.spreads() { self.everywhere() } else { vec![site.host()] };
         let file = self.file_is_back(site.host(), &before).context(named.clone())?;
-        self.looks_as_before(&hosts).context(named)?;
-        Ok(file.max(self.kernel_was_done(&hosts, ended)))
+        let (hosts, patience) = match what.spreads() {
+            true => (self.everywhere(), FOLLOWED),
+            false => (vec![site.host()], PATIENCE),
+        };
+        self.looks_as_before(&hosts, patience).context(named)?;
+        Ok(if what.is_of_file() { file.duration_since(began) } else { self.kernel_was_done(&hosts, ended) })
     }
 
     /// Every host looks as it did at first.
     pub fn check(&self) -> Result<()> {
-        self.looks_as_before(&self.everywhere()).map(drop)
+        self.looks_as_before(&self.everywhere(), PATIENCE)
     }
 
     /// The net.
@@ -107,23 +123,30 @@ impl<'a> Rest<'a> {
         (0..self.net.hosts().len()).collect()
     }
 
-    fn take_turn(&mut self, site: &Site) {
-        let same = |it: &&(Instant, usize, Family)| (it.1, it.2) == (site.host(), site.family());
-        let last: Vec<Instant> = self.done.iter().rev().filter(same).map(|it| it.0).take(MOST).collect();
-        if let Some(first) = last.get(MOST - 1) {
-            thread::sleep((*first + SPAN).saturating_duration_since(Instant::now()));
+    fn take_turn(&mut self, what: &Disturbance, site: &Site) {
+        let (host, family, kind) = (site.host(), site.family(), what.kind());
+        loop {
+            self.done.retain(|it| it.at.elapsed() < SPAN);
+            let here = || self.done.iter().filter(|it| it.host == host && it.family == family);
+            // What is done to the underlay may concern every kind.
+            let kinds = here().map(|it| it.kind).chain([kind]).filter(|it| kind == UNDERLAY || *it == kind);
+            let busy = |kind| here().filter(|it| it.kind == kind || it.kind == UNDERLAY).count();
+            if kinds.map(busy).max().unwrap_or_default() < MOST {
+                return self.done.push_back(Done { at: Instant::now(), host, family, kind });
+            }
+            thread::sleep(Duration::from_millis(50));
         }
-        self.done.push_back((Instant::now(), site.host(), site.family()));
-        self.done.retain(|it| it.0.elapsed() < SPAN);
     }
 
-    /// Returns when the last step ended. What is heard is what was said since that step began.
-    fn perform(&mut self, what: &Disturbance, site: &Site) -> Result<Instant> {
+    /// Returns when the last step began and ended. What is heard is what was said since it began.
+    fn perform(&mut self, what: &Disturbance, site: &Site) -> Result<(Instant, Instant)> {
+        let mut began = Instant::now();
         for step in steps(what.how.iter().map(|line| site.line(line))) {
             self.notices.iter().for_each(Notices::mark);
+            began = Instant::now();
             self.step(&step, site)?;
         }
-        Ok(Instant::now())
+        Ok((began, Instant::now()))
     }
 
     fn step(&mut self, step: &str, site: &Site) -> Result<()> {
@@ -180,17 +203,15 @@ impl<'a> Rest<'a> {
         self.run(number, "nft add table inet mine ; add chain inet mine input")
     }
 
-    /// How long it took until subnet.env was as before; nothing when it never changed.
-    fn file_is_back(&self, host: usize, before: &[u8]) -> Result<Duration> {
+    /// When subnet.env was seen to be as before.
+    fn file_is_back(&self, host: usize, before: &[u8]) -> Result<Instant> {
         let file = self.net.host(host).path(SUBNET_ENV);
         let same = || fs::read(&file).is_ok_and(|now| now == before);
-        if same() {
-            return Ok(Duration::ZERO);
-        }
-        eventually(PATIENCE, || if same() { Ok(()) } else { bail!("subnet.env is not as before") })
+        eventually(PATIENCE, || if same() { Ok(()) } else { bail!("subnet.env is not as before") })?;
+        Ok(Instant::now())
     }
 
-    fn looks_as_before(&self, hosts: &[usize]) -> Result<()> {
+    fn looks_as_before(&self, hosts: &[usize], patience: Duration) -> Result<()> {
         let look = || {
             self.wait_for_quiet(hosts, QUIET);
             for host in hosts {
@@ -200,7 +221,7 @@ impl<'a> Rest<'a> {
             }
             Ok(())
         };
-        eventually(PATIENCE, look).map(drop)
+        eventually(patience, look).map(drop)
     }
 
     fn wait_for_quiet(&self, hosts: &[usize], span: Duration) {

@@ -13,14 +13,17 @@ use crate::Class;
 #[non_exhaustive]
 pub enum ServerError {
     #[error(
-        "refusing to listen on {0}: anyone who reaches it can change every lease; \
-         listen on a loopback address, or pass --insecure if the network is trusted"
+        "refusing to listen on {0}: anyone who reaches it can change every lease; give it a certificate \
+         (--cert-file, --key-file, and --trusted-ca-file for its clients'), listen on a loopback address, or pass \
+         --insecure if the network is trusted"
     )]
     Exposed(SocketAddr),
     #[error("no address to listen on: pass at least one, such as 127.0.0.1:2379")]
     NoAddress,
     #[error("cannot listen on {addr}: {source}")]
     Listen { addr: SocketAddr, source: io::Error },
+    #[error("cannot use {} for TLS: {reason}", path.display())]
+    Certificate { path: PathBuf, reason: String },
     #[error("cannot use the data directory {}: {source}", path.display())]
     DataDir { path: PathBuf, source: io::Error },
     #[error("{} is in use by another server; stop that one or choose another data directory", .0.display())]

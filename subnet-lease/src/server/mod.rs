@@ -34,6 +34,7 @@ mod lease_state;
 mod maintenance;
 mod mvcc;
 mod state;
+mod tls;
 mod txn;
 mod watch;
 mod watcher;
@@ -44,21 +45,25 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::proto::{PbClusterServer, PbKvServer, PbLeaseServer, PbMaintenanceServer, PbWatchServer};
 use futures::StreamExt;
 use futures::stream::select_all;
+use tokio::net::TcpStream;
 use tokio::sync::watch as signal;
 use tonic::transport::server::{Router, TcpIncoming};
 use tracing::{info, warn};
 
-use self::connection::Connection;
+use self::connection::{Connection, Wire};
 use self::disk::Disk;
 use self::engine::{Engine, Running};
 use self::state::Identity;
+use self::tls::Tls;
 
 pub use self::error::ServerError;
+pub use self::tls::TlsFiles;
 
 /// How long open requests may take once the server is to stop: many times what the disk takes. A client that does not
 /// react at all is waited for that long.
@@ -70,6 +75,10 @@ const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::fro
 /// Pause after a connection could not be accepted: with no file descriptors left, trying again at once only spins.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Time for a client to shake hands, and how many may do so at once.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+const HANDSHAKES: usize = 512;
+
 /// How to run the server.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -79,12 +88,15 @@ pub struct ServerConfig {
     pub listen: Vec<SocketAddr>,
     /// Allows addresses that other machines can reach, though every client is believed.
     pub insecure: bool,
+    /// Speaks TLS, and nothing else.
+    pub tls: Option<TlsFiles>,
 }
 
 /// A server that holds its data and its addresses, and does not answer yet.
 pub struct Server {
     addrs: Vec<SocketAddr>,
     incoming: Vec<TcpIncoming>,
+    tls: Option<Arc<Tls>>,
     router: Router,
     running: Running,
     stop: signal::Sender<bool>,
@@ -101,6 +113,7 @@ pub async fn serve(
 impl Server {
     /// Opens the data directory and takes the addresses.
     pub async fn bind(config: ServerConfig) -> Result<Self, ServerError> {
+        let tls = config.tls.clone().map(Tls::load).transpose()?.map(Arc::new);
         let incoming = listen(&config)?;
         let addrs = incoming.iter().map(TcpIncoming::local_addr).collect::<Result<_, _>>();
         let addrs: Vec<SocketAddr> = addrs.map_err(|error| ServerError::Stopped(error.to_string()))?;
@@ -111,7 +124,7 @@ impl Server {
         let fresh = Identity { cluster: random(), member: random() };
         let (stop, stopping) = signal::channel(false);
         let (engine, running) = Engine::start(disk, fresh, stopping).await?;
-        Ok(Self { addrs, incoming, router: router(&engine, file), running, stop })
+        Ok(Self { addrs, incoming, tls, router: router(&engine, file), running, stop })
     }
 
     /// The addresses taken, with the ports that were chosen for 0.
@@ -121,15 +134,17 @@ impl Server {
 
     /// Answers requests until `shutdown` is ready.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServerError> {
-        let Self { addrs, incoming, router, mut running, stop } = self;
-        info!(?addrs, "embedded store listens");
-        let connections = select_all(incoming).then(async |connection| {
+        let Self { addrs, incoming, tls, router, mut running, stop } = self;
+        info!(?addrs, tls = tls.is_some(), "embedded store listens");
+        let accepted = select_all(incoming).then(async |connection| {
             if let Err(error) = &connection {
                 warn!(%error, "connection not accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
-            connection.map(Connection::new)
+            connection
         });
+        let opened = accepted.map(move |connection| open(connection, tls.clone()));
+        let connections = opened.buffer_unordered(HANDSHAKES).filter_map(std::future::ready);
         let mut stopped = stop.subscribe();
         let stopping = async move {
             let _ = stopped.wait_for(|stopped| *stopped).await;
@@ -152,11 +167,31 @@ impl Server {
     }
 }
 
+/// A connection that can be talked on; none where the handshake failed, which is the client's affair.
+async fn open(
+    connection: io::Result<TcpStream>,
+    tls: Option<Arc<Tls>>,
+) -> Option<io::Result<Connection<Wire>>> {
+    let (stream, tls) = match (connection, tls) {
+        (Ok(stream), Some(tls)) => (stream, tls),
+        (connection, _) => return Some(connection.map(|stream| Connection::new(Wire::Plain(stream)))),
+    };
+    let from = stream.peer_addr();
+    let failure = match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
+        Ok(Ok(stream)) => return Some(Ok(Connection::new(Wire::Tls(Box::new(stream))))),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no handshake within {HANDSHAKE:?}"),
+    };
+    info!(?from, "connection refused: {failure}");
+    None
+}
+
 fn listen(config: &ServerConfig) -> Result<Vec<TcpIncoming>, ServerError> {
     if config.listen.is_empty() {
         return Err(ServerError::NoAddress);
     }
-    if let Some(exposed) = config.listen.iter().find(|addr| !addr.ip().is_loopback() && !config.insecure) {
+    let believed = config.insecure || config.tls.is_some();
+    if let Some(exposed) = config.listen.iter().find(|addr| !addr.ip().is_loopback() && !believed) {
         return Err(ServerError::Exposed(*exposed));
     }
     let bind = |addr: &SocketAddr| {

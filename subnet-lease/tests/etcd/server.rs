@@ -208,7 +208,8 @@ fn serving(command: &mut Command) -> Option<Child> {
     let mut process =
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().ok()?;
     let mut lines = BufReader::new(process.stderr.take()?).lines().map_while(Result::ok);
-    let serves = lines.any(|line| line.contains("serving client traffic") || line.contains("client requests on"));
+    let serves =
+        lines.any(|line| line.contains("serving client traffic") || line.contains("client requests on"));
     if !serves {
         let _ = process.wait();
         return None;

@@ -1,12 +1,10 @@
 use std::fs;
-use std::path::PathBuf;
 
 use etcd_client::{Permission, PermissionType};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use subnet_lease::etcd::{EtcdConfig, EtcdStore};
 use subnet_lease::{Class, Store, StoreError, StoreEvent};
-use tempfile::TempDir;
 
+use crate::authority::Authority;
 use crate::host::{claim, snapshot, until};
 use crate::server::{Etcd, V4};
 
@@ -42,64 +40,6 @@ async fn a_user_with_rights_on_the_prefix_alone_is_enough_and_a_wrong_password_i
     }
 }
 
-/// An authority, and what it signed for a server and for a client.
-struct Authority(TempDir);
-
-impl Authority {
-    fn new() -> Self {
-        Self::certifying("127.0.0.1", (2020, 2090))
-    }
-
-    /// Whose server certificate is for this name, and good between these years.
-    fn certifying(server: &str, years: (i32, i32)) -> Self {
-        let authority = Self(tempfile::Builder::new().prefix("subnet-lease-tls-").tempdir().unwrap());
-        authority.issue(server, years);
-        authority
-    }
-
-    /// A new authority, and new certificates, in the same files.
-    fn issue(&self, server: &str, years: (i32, i32)) {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        self.write("ca.pem", &params.self_signed(&key).unwrap().pem());
-        let issuer = Issuer::new(params, key);
-        for (name, subject) in [("server", server), ("client", "127.0.0.1")] {
-            let key = KeyPair::generate().unwrap();
-            let mut params = CertificateParams::new(vec![subject.to_string()]).unwrap();
-            if name == "server" {
-                params.not_before = date_time_ymd(years.0, 1, 1);
-                params.not_after = date_time_ymd(years.1, 1, 1);
-            }
-            self.write(&format!("{name}.pem"), &params.signed_by(&key, &issuer).unwrap().pem());
-            self.write(&format!("{name}-key.pem"), &key.serialize_pem());
-        }
-    }
-
-    fn write(&self, name: &str, pem: &str) {
-        fs::write(self.file(name), pem).unwrap();
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn arguments(&self, client_certificates: bool) -> Vec<String> {
-        let path = |name: &str| self.file(name).display().to_string();
-        let mut arguments =
-            vec!["--cert-file".into(), path("server.pem"), "--key-file".into(), path("server-key.pem")];
-        if client_certificates {
-            arguments.extend(["--client-cert-auth".into(), "--trusted-ca-file".into(), path("ca.pem")]);
-        }
-        arguments
-    }
-
-    /// Trusts this authority, and shows no certificate.
-    fn trusted(&self, etcd: &Etcd) -> EtcdConfig {
-        EtcdConfig { ca_file: Some(self.file("ca.pem")), ..etcd.config() }
-    }
-}
-
 /// The sentence on why this server is not trusted.
 async fn mistrust(config: EtcdConfig) -> String {
     let error = EtcdStore::connect(config).unwrap().get_config().await.unwrap_err();
@@ -111,7 +51,7 @@ async fn mistrust(config: EtcdConfig) -> String {
 async fn an_authority_alone_is_enough_for_tls_and_an_unknown_one_is_refused() {
     let authority = Authority::new();
     let etcd = Etcd::start_with(&authority.arguments(false));
-    let store = EtcdStore::connect(authority.trusted(&etcd)).unwrap();
+    let store = EtcdStore::connect(authority.trusted(etcd.endpoint())).unwrap();
     store.put_config(V4.as_bytes(), None).await.unwrap();
     store.claim(&claim(V4, &["192.168.0.1"])).await.unwrap();
     let sentence = mistrust(etcd.config()).await;
@@ -127,7 +67,7 @@ async fn a_certificate_for_another_name_and_one_that_has_expired_are_said_to_be_
     ] {
         let authority = Authority::certifying(server, years);
         let etcd = Etcd::start_with(&authority.arguments(false));
-        let sentence = mistrust(authority.trusted(&etcd)).await;
+        let sentence = mistrust(authority.trusted(etcd.endpoint())).await;
         assert!(sentence.contains(expected) && sentence.contains(&etcd.endpoint()), "{sentence}");
     }
 }
@@ -136,13 +76,12 @@ async fn a_certificate_for_another_name_and_one_that_has_expired_are_said_to_be_
 async fn a_server_that_asks_for_certificates_is_shown_ours() {
     let authority = Authority::new();
     let etcd = Etcd::start_with(&authority.arguments(true));
-    let anonymous = authority.trusted(&etcd);
-    let known = EtcdConfig {
-        cert_file: Some(authority.file("client.pem")),
-        key_file: Some(authority.file("client-key.pem")),
-        ..anonymous.clone()
-    };
-    EtcdStore::connect(known).unwrap().put_config(V4.as_bytes(), None).await.unwrap();
+    let anonymous = authority.trusted(etcd.endpoint());
+    EtcdStore::connect(authority.known(etcd.endpoint()))
+        .unwrap()
+        .put_config(V4.as_bytes(), None)
+        .await
+        .unwrap();
     let error = EtcdStore::connect(anonymous).unwrap().get_config().await.unwrap_err();
     assert!(error.to_string().contains("(etcd-certfile)"), "{error}");
 }
@@ -151,13 +90,8 @@ async fn a_server_that_asks_for_certificates_is_shown_ours() {
 async fn certificates_and_a_password_work_together() {
     let authority = Authority::new();
     let etcd = Etcd::start_with(&authority.arguments(true));
-    let config = EtcdConfig {
-        cert_file: Some(authority.file("client.pem")),
-        key_file: Some(authority.file("client-key.pem")),
-        username: Some("root".into()),
-        password: Some("r00t".into()),
-        ..authority.trusted(&etcd)
-    };
+    let (username, password) = (Some("root".into()), Some("r00t".into()));
+    let config = EtcdConfig { username, password, ..authority.known(etcd.endpoint()) };
     let tls = etcd_client::TlsOptions::new()
         .ca_certificate(etcd_client::Certificate::from_pem(fs::read(authority.file("ca.pem")).unwrap()))
         .identity(etcd_client::Identity::from_pem(
@@ -180,7 +114,7 @@ async fn tls_to_a_server_without_it_and_the_reverse_are_told() {
     let authority = Authority::new();
     let plain = Etcd::start();
     let endpoints = vec![plain.endpoint().replace("http://", "https://")];
-    let sentence = mistrust(EtcdConfig { endpoints, ..authority.trusted(&plain) }).await;
+    let sentence = mistrust(EtcdConfig { endpoints, ..authority.trusted(plain.endpoint()) }).await;
     assert!(sentence.contains("it does not speak TLS"), "{sentence}");
 
     let secure = Etcd::start_with(&authority.arguments(false));
@@ -194,12 +128,7 @@ async fn tls_to_a_server_without_it_and_the_reverse_are_told() {
 async fn certificates_that_were_replaced_are_read_again() {
     let authority = Authority::new();
     let mut etcd = Etcd::start_with(&authority.arguments(true));
-    let config = EtcdConfig {
-        cert_file: Some(authority.file("client.pem")),
-        key_file: Some(authority.file("client-key.pem")),
-        ..authority.trusted(&etcd)
-    };
-    let store = EtcdStore::connect(config).unwrap();
+    let store = EtcdStore::connect(authority.known(etcd.endpoint())).unwrap();
     store.put_config(V4.as_bytes(), None).await.unwrap();
     let mut watch = store.watch();
     snapshot(&mut watch).await;

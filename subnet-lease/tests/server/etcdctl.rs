@@ -6,7 +6,9 @@ use std::process::{Command, Stdio};
 use super::fixture::Store;
 
 fn command(store: &Store, line: &str) -> Command {
-    let mut command = Command::new("etcdctl");
+    // The distribution's, or another version's.
+    let program = std::env::var_os("SELVAGE_ETCDCTL").unwrap_or_else(|| "etcdctl".into());
+    let mut command = Command::new(program);
     command.env("ETCDCTL_API", "3").arg("--endpoints").arg(&store.endpoint).args(line.split(' '));
     command
 }

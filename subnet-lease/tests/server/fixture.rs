@@ -68,7 +68,12 @@ impl Drop for Store {
 }
 
 pub(crate) fn config(dir: &Path) -> ServerConfig {
-    ServerConfig { data_dir: dir.to_owned(), listen: vec!["127.0.0.1:0".parse().unwrap()], insecure: false }
+    ServerConfig {
+        data_dir: dir.to_owned(),
+        listen: vec!["127.0.0.1:0".parse().unwrap()],
+        insecure: false,
+        tls: None,
+    }
 }
 
 pub(crate) fn runtime() -> tokio::runtime::Runtime {

@@ -79,7 +79,7 @@ impl RealLab {
     /// Opens it where the calling thread is: a namespace made for this.
     pub fn open() -> Self {
         Self {
-            events: Events::route().expect("notifications").event,
+            events: Events::route().expect("notifications"),
             kernel: RealKernel::open().expect("the real kernel"),
             socket: Socket::route().expect("a netlink socket"),
         }
@@ -122,7 +122,7 @@ impl Lab for RealLab {
             }
             Act::PutFdb(f, false) => index(f.link).and_then(|i| self.send(|b| fdb_without_self(b, i, f.mac))),
             Act::DeleteFdb(f) => {
-                index(f.link).and_then(|i| self.send(|b| neigh::delete_fdb(b, i, f.mac, f.dst)))
+                index(f.link).and_then(|i| self.send(|b| neigh::delete_fdb(b, i, f.mac, Some(f.dst))))
             }
         }
     }
@@ -130,7 +130,7 @@ impl Lab for RealLab {
     fn told(&mut self) -> Option<KernelEvent> {
         let owner = owner();
         let filter = EventFilter { networks: owner.networks, links: owner.names, ..EventFilter::default() };
-        self.events.drain(&filter).expect("notifications")
+        self.events.drain(&filter).expect("notifications").event
     }
 }
 
@@ -212,7 +212,7 @@ fn view(route: &Route) -> route::RouteView {
         protocol: route.protocol,
         scope: route.scope,
         kind: match route.kind {
-            RouteKind::Unicast => route::RTN_UNICAST,
+            RouteKind::Unicast | RouteKind::Special => route::RTN_UNICAST,
             RouteKind::Blackhole => route::RTN_BLACKHOLE,
             RouteKind::Other(kind) => kind,
         },
@@ -222,6 +222,7 @@ fn view(route: &Route) -> route::RouteView {
         onlink: route.onlink,
         source: None,
         cloned: false,
+        special: false,
     }
 }
 

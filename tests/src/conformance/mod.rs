@@ -134,12 +134,12 @@ fn neigh(six: bool, n: u8) -> Neigh {
 
 fn fdb(six: bool, n: u8) -> Fdb {
     let dst = ip(&if six { format!("fd00:172::{n:x}") } else { format!("172.16.0.{n}") });
-    Fdb { link: tunnel(six), mac: mac(n), dst }
+    Fdb { link: tunnel(six), mac: mac(n), dst, diverted: false }
 }
 
 fn address(six: bool) -> Address {
     let own = subnet(six, 1).network();
-    Address { link: tunnel(six), net: IpNetwork::from(own) }
+    Address { link: tunnel(six), net: IpNetwork::from(own), narrow: false }
 }
 
 /// What the dump says, ours or not; the link-local prefixes that a real kernel adds left out.
@@ -166,6 +166,7 @@ fn owner() -> Owner {
         networks: vec![net("10.244.0.0/16"), net("fd00:244::/48")],
         names: vec![tunnel(V4), tunnel(V6)],
         external: Some(eth0()),
+        pods: Vec::new(),
         lease_lengths: vec![24, 64],
         first_pass: false,
     }
@@ -246,7 +247,7 @@ fn vxlan(six: bool, parent: u32) -> Link {
     let local = Some(ip(if six { "fd00:172::1" } else { "172.16.0.1" }));
     let kind = LinkKind::Vxlan(Vxlan { vni: 1, port: 8472, local, parent, learning: false, gbp: false });
     let mtu = if six { 1430 } else { 1450 };
-    Link { name: tunnel(six), kind, mtu, mac: mac(1), tag: tag(&NetworkId::default()) }
+    Link { name: tunnel(six), kind, mtu, mac: mac(1), tag: tag(&NetworkId::default()), master: 0 }
 }
 
 /// Underlay and a tunnel end with address, up.

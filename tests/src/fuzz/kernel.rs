@@ -48,6 +48,7 @@ fn written() -> Vec<u8> {
                 onlink: true,
                 source: via,
                 cloned: false,
+                special: false,
             },
         );
         let gateway = Some(net.ip());
@@ -142,6 +143,7 @@ fn owner() -> &'static Owner {
         names: ["flannel.1", "flannel-v6.1"].into_iter().flat_map(str::parse).collect(),
         external: "eth0".parse().ok(),
         lease_lengths: vec![24, 64],
+        pods: Vec::new(),
         first_pass: true,
     })
 }

@@ -21,7 +21,8 @@ fn chaos() -> Result<()> {
     let seed = number("CHAOS_SEED")?.unwrap_or(now);
     let time = Duration::from_secs(number("CHAOS_SECONDS")?.unwrap_or(30));
     println!("CHAOS_SEED={seed}");
-    let mut cluster = cluster(with_room(Spec { hosts: 5, backend: Backend::Vxlan, ..spec(Family::Dual) }))?;
+    let mut cluster =
+        cluster(with_room(Spec { hosts: 5, backend: Backend::Vxlan, ..spec(Family::Dual) }, 0))?;
     let outcome = run(&mut cluster, time, seed, &[])?;
     println!("{outcome}");
     ensure!(outcome.count() > 0, "nothing was disturbed");

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use netns_harness::disturb::outage;
+use netns_harness::disturb::{Picture, outage};
 use netns_harness::flannel::Backend;
 use netns_harness::flannel::{Products, StoreKind, subnet_env, wait_for_subnet};
-use netns_harness::{Cluster, Family, Spec, eventually};
+use netns_harness::{Cluster, Family, Host, Program, Spec, eventually};
+use serde_json::json;
 
 use crate::case::{Case, case, cluster, peer, products, spec};
 
@@ -17,6 +18,16 @@ pub(crate) fn cases() -> Vec<Case> {
     for (word, backend) in [("vxlan", Backend::Vxlan), ("host_gw", Backend::HostGw)] {
         let there = case(format!("go_flannel_hands_over_to_us_and_takes_back_{word}"), move || swap(backend));
         cases.push(there.with_peers());
+    }
+    for (word, backend, direct) in [
+        ("vxlan", Backend::Vxlan, false),
+        ("direct", Backend::Vxlan, true),
+        ("host_gw", Backend::HostGw, false),
+    ] {
+        let name = format!("what_go_flannel_left_of_a_peer_that_went_is_swept_{word}");
+        cases.push(case(name, move || sweep(backend, direct)).with_peers());
+        let name = format!("plan_on_a_node_of_go_flannel_says_what_is_wrong_and_a_shell_can_run_it_{word}");
+        cases.push(case(name, move || plan(backend, direct)).with_peers());
     }
     cases.push(case("go_flannel_and_ours_share_a_cluster_on_the_embedded_store", mixed).with_peers());
     cases.push(case("pods_of_the_go_chain_are_deleted_by_our_plugin_and_the_reverse", plugins).with_peers());
@@ -66,6 +77,111 @@ fn mixed() -> Result<()> {
     wait_for_subnet(&host, &daemon, SOON)?;
     cluster.daemons.push(daemon);
     cluster.add_pods()?;
+    cluster.wait_for_pings(SOON).map(drop)
+}
+
+fn backend_spec(backend: Backend, direct: bool) -> Spec {
+    let network = json!({"Backend": {"Type": backend.to_string(), "DirectRouting": direct}});
+    Spec { backend, network: network.as_object().cloned().unwrap_or_default(), ..spec(Family::V4) }
+}
+
+/// Two hosts of ours and, as the last, one of the Go daemon.
+fn with_go_host(backend: Backend, direct: bool) -> Result<Cluster> {
+    let mut cluster = cluster(Spec { hosts: 2, ..backend_spec(backend, direct) })?;
+    cluster.net.add_host()?;
+    let host = cluster.net.host(2).clone();
+    let daemon = host.spawn(&go()?.daemon(&cluster.store).named("go"))?;
+    wait_for_subnet(&host, &daemon, SOON)?;
+    cluster.daemons.push(daemon);
+    cluster.add_pods()?;
+    cluster.wait_for_pings(SOON)?;
+    Ok(cluster)
+}
+
+/// A peer that the Go daemon has programmed goes while no daemon runs.
+fn sweep(backend: Backend, direct: bool) -> Result<()> {
+    let cluster = with_go_host(backend, direct)?;
+    let host = cluster.net.host(2);
+    // One on the underlay's own network, and one beyond a router, which host-gw can't reach.
+    let near = ("10.42.240.0-24", "172.30.0.240", "02:00:00:00:00:f0");
+    let far = ("10.42.241.0-24", "192.0.2.241", "02:00:00:00:00:f1");
+    let peers = if backend == Backend::HostGw { vec![near] } else { vec![near, far] };
+    let record = |(subnet, public, mac): (&str, &str, &str)| {
+        let mut record = json!({"PublicIP": public, "PublicIPv6": null, "BackendType": backend.to_string()});
+        if backend == Backend::Vxlan {
+            record["BackendData"] = json!({"VNI": 1, "VtepMAC": mac});
+        }
+        (format!("subnets/{subnet}"), record.to_string())
+    };
+    cluster.store.put(&peers.iter().map(|peer| record(*peer)).collect::<Vec<_>>())?;
+    let marks = |host: &Host| -> Result<usize> {
+        let script = "ip route; ip neigh show nud permanent; bridge fdb show";
+        let said = host.exec(&Program::new("sh").args(["-c", script]))?;
+        let marked = |line: &&str| ["10.42.24", ":00:f0", ":00:f1"].iter().any(|mark| line.contains(mark));
+        Ok(said.lines().filter(marked).count())
+    };
+    eventually(SOON, || {
+        ensure!(marks(host)? >= peers.len(), "Go flannel has not programmed them");
+        Ok(())
+    })?;
+    cluster.daemons[2].kill();
+    cluster.store.delete(&peers.iter().map(|peer| record(*peer).0).collect::<Vec<_>>())?;
+    let ours = host.spawn(&products()?.daemon(&cluster.store).named("ours"))?;
+    settled_on(host, &cluster, &ours)?;
+    let left = marks(host)?;
+    ensure!(left == 0, "{left} entries of peers that went are left");
+    Ok(())
+}
+
+fn settled_on(host: &Host, cluster: &Cluster, ours: &netns_harness::Process) -> Result<()> {
+    wait_for_subnet(host, ours, SOON)?;
+    eventually(SOON, || {
+        ensure!(ours.log().contains(" ready\n"), "{}", ours.log());
+        Ok(())
+    })?;
+    cluster.wait_for_pings(SOON).map(drop)
+}
+
+fn plan(backend: Backend, direct: bool) -> Result<()> {
+    let cluster = with_go_host(backend, direct)?;
+    let host = cluster.net.host(2);
+    let ask = products()?.control_on_host(&cluster.store).arg("plan");
+    let sh =
+        |args: &[&str], script: &str| host.exec(&Program::new("sh").args(args.iter().copied()).stdin(script));
+    let (picture, leases) = (Picture::of(host)?, cluster.store.list("")?);
+    let healthy = host.exec(&ask)?;
+    ensure!(Picture::of(host)? == picture && cluster.store.list("")? == leases, "a plan changed something");
+    sh(&["-n"], &healthy)?;
+    for mark in ["missing", "stale", "wrong"] {
+        let about = |line: &&str| {
+            line.contains(&format!("# {mark}")) && !line.contains("nft ") && !line.contains("echo ")
+        };
+        ensure!(healthy.lines().filter(about).count() == 0, "on a healthy node:\n{healthy}");
+    }
+
+    let (harm, expected) = match backend {
+        Backend::HostGw => (
+            "ip route del 10.42.0.0/16 via 172.30.0.1 2>/dev/null
+             peer=$(ip route | grep -m1 '10.42.*via' | cut -d' ' -f1); ip route del $peer
+             ip route add 10.42.250.0/24 via 172.30.0.250 onlink dev eth0",
+            ["# missing", "# stale"].as_slice(),
+        ),
+        Backend::Vxlan => (
+            "ip link set flannel.1 mtu 1280
+             ip route del $(ip route | grep -m1 '10.42.*via' | cut -d' ' -f1)
+             ip neigh replace 10.42.250.0 lladdr 02:00:00:00:00:fa dev flannel.1 nud permanent
+             bridge fdb replace 02:00:00:00:00:fa dev flannel.1 dst 172.30.0.250 self permanent",
+            ["# missing", "# stale", "# wrong: mtu 1280"].as_slice(),
+        ),
+    };
+    sh(&["-s"], harm)?;
+    let broken = host.exec(&ask)?;
+    for reason in expected {
+        ensure!(broken.contains(reason), "{reason} is not in:\n{broken}");
+    }
+    sh(&["-e", "-s"], &broken).with_context(|| broken.clone())?;
+    let after = host.exec(&ask)?;
+    ensure!(after == "# nothing to do\n", "ran:\n{broken}\nand then:\n{after}");
     cluster.wait_for_pings(SOON).map(drop)
 }
 

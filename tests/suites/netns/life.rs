@@ -17,7 +17,6 @@ pub(crate) fn cases() -> Vec<Case> {
     let mut cases = vec![
         case("a_host_that_joins_is_reached_and_one_that_leaves_is_forgotten", join_and_leave),
         case("a_host_whose_address_changes_keeps_its_subnet", changed_address),
-        case("a_restart_on_an_unchanged_host_plans_nothing", nothing_to_do),
         case("subnet_env_comes_back_when_it_vanishes", subnet_env_vanishes),
         case("ready_turns_green_after_the_first_pass", ready),
         case("cleanup_takes_away_what_is_ours_and_nothing_else", cleanup),
@@ -69,23 +68,6 @@ fn changed_address() -> Result<()> {
         Ok(())
     })?;
     ensure!(subnet_env(host).context("subnet.env")? == before, "the subnet stays");
-    Ok(())
-}
-
-fn nothing_to_do() -> Result<()> {
-    let mut cluster = cluster(spec(Family::Dual))?;
-    let host = cluster.net.host(0).clone();
-    let plan = host.exec(&products()?.control_on_host(&cluster.store).arg("plan"))?;
-    ensure!(plan.trim().is_empty() || plan.contains("nothing to do"), "{plan}");
-    cluster.restart_daemon(0)?;
-    eventually(SOON, || {
-        let log = cluster.daemons[0].log();
-        ensure!(log.matches(" ready\n").count() == 2, "{log}");
-        Ok(())
-    })?;
-    let log = cluster.daemons[0].log();
-    let after = log.rsplit("settings:").next().unwrap_or_default();
-    ensure!(!after.contains("added="), "{after}");
     Ok(())
 }
 

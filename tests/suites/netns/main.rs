@@ -6,6 +6,7 @@
 
 #![allow(clippy::print_stdout, reason = "the suite tells what it skips")]
 
+mod adopt;
 mod case;
 mod chaos;
 mod connect;
@@ -15,6 +16,7 @@ mod life;
 mod networkd;
 mod record;
 mod repair;
+mod rival;
 mod store;
 mod storms;
 
@@ -31,6 +33,6 @@ fn main() -> ExitCode {
     // Cases count lost packets and milliseconds: one at a time, unless told otherwise.
     args.test_threads = args.test_threads.or(Some(1));
     let cases =
-        [laws::cases(), connect::cases(), life::cases(), repair::cases(), chaos::cases(), networkd::cases(), record::cases(), store::cases(), storms::cases(), flannel::cases()];
+        [laws::cases(), connect::cases(), life::cases(), repair::cases(), chaos::cases(), networkd::cases(), record::cases(), store::cases(), storms::cases(), flannel::cases(), adopt::cases(), rival::cases()];
     case::run(&args, cases.into_iter().flatten().collect())
 }

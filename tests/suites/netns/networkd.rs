@@ -34,12 +34,12 @@ fn reconfigured(backend: Backend, link: &str) -> Result<()> {
     let host = cluster.net.host(1);
     let before = Picture::of(host)?;
     let config =
-        if link == UPLINK { underlay(host) } else { "[Network]\nLinkLocalAddressing=no\n".to_owned() };
+        if link == UPLINK { underlay(host) } else { "[Network]\nLinkLocalAddressing=ipv6\n".to_owned() };
     let bus = host.spawn(&bus(host)?)?;
     let mut networkd = start(host, link, &config)?;
     configured(host, link, &networkd)?;
     for how in ["networkctl reconfigure", "a restart"] {
-        let felt = outage(&cluster.pods[0], &cluster.pods[1], Family::V4, SOON, || {
+        let felt = outage(&cluster.pods[1], &cluster.pods[0], Family::V4, SOON, || {
             if how == "a restart" {
                 networkd.stop()?;
                 networkd = start(host, link, &config)?;

@@ -38,7 +38,7 @@ fn repaired(backend: Backend, direct: bool, family: Family) -> Result<()> {
         true => Map::from_iter([("Backend".to_owned(), json!({"Type": "vxlan", "DirectRouting": true}))]),
         false => Map::new(),
     };
-    let mut cluster = cluster(with_room(Spec { hosts: 4, backend, network, ..spec(family) }))?;
+    let mut cluster = cluster(with_room(Spec { hosts: 4, backend, network, ..spec(family) }, 0))?;
     let only = std::env::var("DISTURBANCES").unwrap_or_default();
     let only: Vec<&str> = only.split(',').filter(|name| !name.is_empty()).collect();
     let times = repair_times(&mut cluster.net, backend, family, &only, 1)?;

@@ -106,13 +106,13 @@ fn ours(host: &Host) -> Result<String> {
     Ok(all)
 }
 
-/// Lines for `ip`, without a process each; lines that fail are passed over.
+/// Lines for `ip`, without a process each. A line about neighbours that fails would end it.
 fn batch(host: &Host, lines: String) -> Result<()> {
     host.output(&Program::new("ip").args(["-force", "-batch", "-"]).stdin(lines)).map(drop)
 }
 
 fn foreign_noise() -> Result<()> {
-    let cluster = cluster(two(Family::Dual))?;
+    let cluster = cluster(two())?;
     let host = cluster.net.host(1);
     let peer = peer_address(&cluster)?;
     let watch = Watch::begin(&cluster)?;
@@ -121,15 +121,18 @@ fn foreign_noise() -> Result<()> {
         let (a, b) = (n / 250, n % 250);
         writeln!(
             lines,
-            "route add 198.18.{a}.{b}/32 dev {UPLINK}\nneigh add 172.30.{a}.{b} lladdr 02:00:00:00:00:98 dev {UPLINK}"
+            "route add 198.18.{a}.{b}/32 dev {UPLINK}\nneigh replace 198.17.{a}.{b} lladdr 02:00:00:00:00:98 dev {UPLINK}"
         )?;
         writeln!(
             lines,
             "route del 198.18.{a}.{b}/32 dev {UPLINK}\naddress add 198.19.{a}.{b}/32 dev {UPLINK}"
         )?;
-        writeln!(lines, "neigh del 172.30.{a}.{b} dev {UPLINK}\naddress del 198.19.{a}.{b}/32 dev {UPLINK}")?;
+        writeln!(lines, "neigh del 198.17.{a}.{b} dev {UPLINK}\naddress del 198.19.{a}.{b}/32 dev {UPLINK}")?;
         if n % 250 == 249 {
-            writeln!(lines, "neigh del {peer} dev flannel.1\nroute flush dev flannel.1 proto 67")?;
+            writeln!(
+                lines,
+                "neigh replace {peer} lladdr 02:00:00:00:be:ef dev flannel.1 nud permanent\nroute flush dev flannel.1 proto 67"
+            )?;
             writeln!(lines, "route add 198.18.255.{a}/32 dev {UPLINK}")?;
         }
     }
@@ -142,7 +145,7 @@ fn foreign_noise() -> Result<()> {
 }
 
 fn flapping() -> Result<()> {
-    let cluster = cluster(two(Family::Dual))?;
+    let cluster = cluster(two())?;
     let watch = Watch::begin(&cluster)?;
     let flap = "for i in $(seq 60); do ip link set flannel.1 down; sleep 0.025; ip link set flannel.1 up; sleep 0.025; done";
     cluster.net.host(1).exec(&Program::new("sh").args(["-c", flap]))?;
@@ -152,7 +155,7 @@ fn flapping() -> Result<()> {
 }
 
 fn links_and_peers() -> Result<()> {
-    let cluster = cluster(two(Family::V4))?;
+    let cluster = cluster(two())?;
     let host = cluster.net.host(1);
     let before = host.netlink()?.routes("flannel.1")?.len();
     let watch = Watch::begin(&cluster)?;
@@ -185,7 +188,7 @@ fn links_and_peers() -> Result<()> {
 }
 
 fn full_table() -> Result<()> {
-    let cluster = cluster(two(Family::V4))?;
+    let cluster = cluster(two())?;
     let host = cluster.net.host(1);
     let foreign = |verb: &str| -> Result<String> {
         let mut lines = String::new();
@@ -210,8 +213,8 @@ fn full_table() -> Result<()> {
     Ok(())
 }
 
-fn two(family: Family) -> Spec {
-    Spec { hosts: 2, ..spec(family) }
+fn two() -> Spec {
+    Spec { hosts: 2, ..spec(Family::Dual) }
 }
 
 /// The neighbour of host 1's tunnel.

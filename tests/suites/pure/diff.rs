@@ -19,6 +19,7 @@ fn owner(first_pass: bool) -> Owner {
         networks: vec!["10.244.0.0/16".parse().unwrap()],
         names: vec![name("flannel.1")],
         external: Some(name("eth0")),
+        pods: Vec::new(),
         lease_lengths: vec![24],
         first_pass,
     }

@@ -52,6 +52,7 @@ pub struct Faults {
     keys: HashMap<Key, Errno>,
     stop: Option<u64>,
     interrupt: u32,
+    fail: u32,
     overrun: bool,
 }
 
@@ -63,6 +64,7 @@ impl Faults {
             keys: HashMap::new(),
             stop: None,
             interrupt: 0,
+            fail: 0,
             overrun: false,
         }
     }
@@ -80,6 +82,11 @@ impl Faults {
     /// The next `n` dumps are interrupted: flagged, and some objects are missing.
     pub fn interrupt_dumps(&mut self, n: u32) {
         self.interrupt = n;
+    }
+
+    /// The next `n` dumps fail: not even an empty one is there.
+    pub fn fail_dumps(&mut self, n: u32) {
+        self.fail = n;
     }
 
     /// Notifications are lost: the next thing to be told is that.
@@ -121,6 +128,13 @@ impl Faults {
             None => None,
         };
         nth.or_else(|| self.keys.get(&op.object().key()).copied())
+    }
+
+    /// Whether this dump fails.
+    pub(super) fn dump(&mut self) -> Result<(), Errno> {
+        let struck = self.fail > 0;
+        self.fail = self.fail.saturating_sub(1);
+        if struck { Err(Errno::ENOBUFS) } else { Ok(()) }
     }
 
     /// Whether this dump is interrupted; then about a tenth of the objects is missing.

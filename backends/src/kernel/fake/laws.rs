@@ -7,10 +7,10 @@ use nix::errno::Errno;
 
 use super::namespace::Namespace;
 use crate::netlink::link::RT_SCOPE_LINK;
-use crate::state::{Route, RouteKind};
+use crate::state::Route;
 
 /// The laws by number; the tests carry these numbers.
-pub const LAWS: [(u8, &str); 20] = [
+pub const LAWS: [(u8, &str); 25] = [
     (
         1,
         "an object on a missing link: ENODEV; on a link that is down a route is refused (ENETDOWN), a neighbour or FDB entry is not",
@@ -49,11 +49,25 @@ pub const LAWS: [(u8, &str); 20] = [
         "an onlink or IPv6 gateway that is an address of this host: EINVAL; one that is not on a connected network: ENETUNREACH (IPv4), EHOSTUNREACH (IPv6)",
     ),
     (20, "an IPv4 delete without metric takes the first route that fits, whatever its metric"),
+    (
+        21,
+        "forwarding is told; ip_forward sets that of every link; IPv6 forwarding that is turned on takes away the advertised default routes of links whose accept_ra is not 2",
+    ),
+    (
+        22,
+        "a forwarding entry over another port or VNI is replaced in place, one to a next hop object is not, without an error; by its destination neither can be deleted; only the address of everybody takes a second destination",
+    ),
+    (23, "a link that is up can get another name (since 6.2), and loses nothing with the old one"),
+    (24, "an address keeps its scope when it is replaced"),
+    (
+        25,
+        "an IPv4 route with a next hop object can't be deleted by its gateway, one with several ways only by the first; without gateway and link both can",
+    ),
 ];
 
 /// Whether the kernel takes this route (laws 1, 2, 19).
 pub(super) fn check_route(net: &Namespace, route: &Route) -> Result<(), Errno> {
-    if route.kind != RouteKind::Unicast {
+    if !route.kind.sends_on() {
         return Ok(());
     }
     let Some(name) = route.link else { return Err(Errno::ENODEV) };

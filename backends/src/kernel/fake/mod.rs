@@ -25,9 +25,8 @@ pub use laws::LAWS;
 pub use namespace::Namespace;
 pub use routes::{Hop, Place};
 
-use super::{Kernel, KernelError, KernelEvent, OpError, Own, benign, link_made_by};
+use super::{Failed, Kernel, KernelError, KernelEvent, OpError, Own, benign};
 use crate::facts::Facts;
-use crate::name::IfName;
 use crate::netlink::NetlinkError;
 use crate::owner::Owner;
 use crate::plan::Op;
@@ -63,16 +62,15 @@ impl FakeKernel {
         ops: &[Op],
         mut look: impl FnMut(&Namespace, &Op),
     ) -> Vec<Result<(), OpError>> {
-        let mut missing: Vec<IfName> = Vec::new();
+        let mut failed = Failed::default();
         let mut results = Vec::with_capacity(ops.len());
         for op in ops {
-            let object = op.object();
-            let result = match object.link().filter(|l| missing.contains(l)) {
+            let result = match failed.skips(op) {
                 Some(link) => Err(OpError::Skipped(link)),
                 None => self.one(op),
             };
             if matches!(result, Err(OpError::Failed(_))) {
-                missing.extend(link_made_by(object));
+                failed.note(op);
             }
             results.push(result);
             look(&self.net, op);
@@ -93,12 +91,14 @@ impl FakeKernel {
 impl Kernel for FakeKernel {
     fn own(&mut self, owner: &Owner) -> Result<Own, KernelError> {
         self.filter = Some(owner.clone());
+        self.faults.dump().map_err(refused)?;
         let mut objects = self.net.own(owner);
         let interrupted = self.faults.interrupt(&mut objects);
         Ok(Own { state: objects.into_iter().collect(), interrupted, unreadable: 0 })
     }
 
     fn host(&mut self) -> Result<Facts, KernelError> {
+        self.faults.dump().map_err(refused)?;
         let mut facts = self.net.facts();
         facts.interrupted = self.faults.interrupt_host(&mut facts);
         Ok(facts)
@@ -118,6 +118,7 @@ impl Namespace {
                 self.put_link(want, have)
             }
             Op::Put { want: Object::Sysctl(link, name, value), .. } => self.put_sysctl(*link, *name, *value),
+            Op::Put { want: Object::Address(a), .. } if a.narrow => self.put_narrow_address(a.link, a.net),
             Op::Put { want: Object::Address(a), .. } => self.put_address(a.link, a.net),
             Op::Put { want: Object::Up(link), .. } => self.set_up(*link, true),
             Op::Put { want: Object::Fdb(f), .. } => self.put_fdb(f, true),
@@ -170,6 +171,10 @@ impl fmt::Display for Namespace {
 fn error(object: &Object, errno: Errno) -> KernelError {
     match object {
         Object::Sysctl(link, name, _) => KernelError::Sysctl { path: name.path(*link), errno },
-        _ => NetlinkError::Refused { errno, text: None }.into(),
+        _ => refused(errno),
     }
+}
+
+fn refused(errno: Errno) -> KernelError {
+    NetlinkError::Refused { errno, text: None }.into()
 }

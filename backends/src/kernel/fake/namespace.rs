@@ -22,6 +22,8 @@ pub struct Namespace {
     pub(super) tables: [Option<Box<RuleTable>>; 2],
     pub(super) had_v4: bool,
     pub(super) ipv6: bool,
+    /// Whether the host forwards, IPv4 and IPv6. A host that runs pods does.
+    pub(super) forward: [i32; 2],
     next_index: u32,
     pub(super) changes: Vec<Change>,
 }
@@ -37,9 +39,15 @@ pub(super) struct Device {
     pub(super) mac: Mac,
     pub(super) tag: String,
     pub(super) up: bool,
+    /// Index of its bridge; 0 = none.
+    pub(super) master: u32,
     pub(super) accept_ra: i32,
+    pub(super) forward: i32,
     pub(super) addresses: Vec<IpNetwork>,
-    pub(super) fdb: BTreeMap<Mac, Vec<IpAddr>>,
+    /// Those of them that are no source of packets to elsewhere.
+    pub(super) narrow: Vec<IpNetwork>,
+    /// Other ends, and whether they are diverted.
+    pub(super) fdb: BTreeMap<Mac, Vec<(IpAddr, bool)>>,
     pub(super) neighbours: BTreeMap<IpAddr, Mac>,
 }
 
@@ -48,6 +56,7 @@ pub(super) struct Device {
 pub(super) enum Change {
     Host,
     Neighbour(IfName),
+    Forwarding,
     Route { dst: IpNetwork, protocol: u8, connected: bool },
     Table,
 }
@@ -60,6 +69,7 @@ impl Namespace {
             tables: [None, None],
             had_v4: false,
             ipv6: true,
+            forward: [1, 1],
             next_index: 1,
             changes: Vec::new(),
         };
@@ -84,6 +94,7 @@ impl Namespace {
     pub fn put_link(&mut self, want: &Link, have: Option<&Link>) -> Result<(), Errno> {
         match have {
             None => self.create(want),
+            Some(have) if have.name != want.name => self.rename_link(have.name, want.name),
             Some(have) => self.change(want, have),
         }
     }
@@ -119,6 +130,7 @@ impl Namespace {
             device.change_mac(want.mac);
         }
         device.tag.clone_from(&want.tag);
+        device.master = want.master;
         self.tell(Change::Host);
         Ok(())
     }
@@ -156,6 +168,7 @@ impl Namespace {
             }
         } else {
             device.addresses.retain(IpNetwork::is_ipv4);
+            device.narrow.retain(IpNetwork::is_ipv4);
             device.neighbours.clear();
             self.routes.flush(|h| h.out == index);
         }
@@ -163,7 +176,7 @@ impl Namespace {
         Ok(())
     }
 
-    /// Gives a link another name.
+    /// Gives a link another name; nothing is lost with the old one (law 23).
     pub fn rename_link(&mut self, name: IfName, to: IfName) -> Result<(), Errno> {
         if self.device(to).is_some() {
             return Err(Errno::EEXIST);
@@ -193,12 +206,50 @@ impl Namespace {
 
     /// Sets a file under `/proc/sys`.
     pub fn put_sysctl(&mut self, link: IfName, name: Sysctl, value: i32) -> Result<(), Errno> {
-        if !self.ipv6 {
+        let six = matches!(name, Sysctl::AcceptRa | Sysctl::RouterRa | Sysctl::HostForward(Family::V6));
+        if six && !self.ipv6 {
             return Err(Errno::ENOENT);
         }
-        let Sysctl::AcceptRa = name;
-        self.device_mut(link).map_err(|_| Errno::ENOENT)?.1.accept_ra = value;
+        match name {
+            Sysctl::HostForward(family) => self.set_forwarding(family, value),
+            Sysctl::AcceptRa | Sysctl::RouterRa => {
+                self.device_mut(link).map_err(|_| Errno::ENOENT)?.1.accept_ra = value;
+            }
+            Sysctl::Forward => {
+                self.device_mut(link).map_err(|_| Errno::ENOENT)?.1.forward = value;
+                self.tell(Change::Forwarding);
+            }
+        }
         Ok(())
+    }
+
+    /// Law 21.
+    fn set_forwarding(&mut self, family: Family, value: i32) {
+        let before = std::mem::replace(&mut self.forward[slot(family)], value);
+        if family == Family::V4 {
+            self.devices.values_mut().for_each(|d| d.forward = value);
+        } else if before == 0 && value != 0 {
+            let takes = |out| self.devices.get(&out).is_some_and(|d| d.accept_ra == 2);
+            self.routes.flush(|h| h.route.dst.prefix() == 0 && h.route.protocol == RTPROT_RA && !takes(h.out));
+        }
+        self.tell(Change::Forwarding);
+    }
+
+    /// Makes a link a port of a bridge, or none of any.
+    pub fn set_master(&mut self, link: IfName, bridge: Option<IfName>) -> Result<(), Errno> {
+        let index = bridge.map_or(Ok(0), |b| Ok(self.device(b).ok_or(Errno::ENODEV)?.0))?;
+        self.device_mut(link)?.1.master = index;
+        self.tell(Change::Host);
+        Ok(())
+    }
+
+    /// `ip address replace NET dev LINK scope link`; one that is there keeps its scope (law 24).
+    pub fn put_narrow_address(&mut self, link: IfName, net: IpNetwork) -> Result<(), Errno> {
+        let (_, device) = self.device_mut(link)?;
+        if !device.addresses.contains(&net) {
+            device.narrow.push(net);
+        }
+        self.put_address(link, net)
     }
 
     /// `ip address replace NET dev LINK`.
@@ -222,6 +273,7 @@ impl Namespace {
         let (index, device) = self.device_mut(link)?;
         let before = device.addresses.len();
         device.addresses.retain(|a| *a != net);
+        device.narrow.retain(|a| *a != net);
         if device.addresses.len() == before {
             return Err(Errno::EADDRNOTAVAIL);
         }
@@ -241,17 +293,36 @@ impl Namespace {
         if !own || device.kind.is_none() {
             return Err(Errno::EOPNOTSUPP);
         }
-        device.fdb.insert(fdb.mac, vec![fdb.dst]);
+        let to = device.fdb.entry(fdb.mac).or_default();
+        // Law 22.
+        if !to.first().is_some_and(|(dst, diverted)| *diverted && dst.is_unspecified()) {
+            *to = vec![(fdb.dst, fdb.diverted)];
+        }
         self.tell(Change::Neighbour(fdb.link));
         Ok(())
     }
 
-    /// `bridge fdb delete` (law 10).
+    /// `bridge fdb append`: only the address of everybody takes a second end, others keep theirs (law 22).
+    pub fn append_fdb(&mut self, fdb: &Fdb) -> Result<(), Errno> {
+        let (_, device) = self.device_mut(fdb.link)?;
+        device.kind.ok_or(Errno::EOPNOTSUPP)?;
+        let to = device.fdb.entry(fdb.mac).or_default();
+        let end = (fdb.dst, fdb.diverted);
+        if !to.contains(&end) && (to.is_empty() || fdb.mac == Mac::default()) {
+            to.push(end);
+        }
+        self.tell(Change::Neighbour(fdb.link));
+        Ok(())
+    }
+
+    /// `bridge fdb delete` (laws 10, 22); of a diverted one all there is of its address.
     pub fn delete_fdb(&mut self, fdb: &Fdb) -> Result<(), Errno> {
         let (_, device) = self.device_mut(fdb.link)?;
         let to = device.fdb.get_mut(&fdb.mac).ok_or(Errno::ENOENT)?;
-        let Some(at) = to.iter().position(|dst| *dst == fdb.dst) else { return Ok(()) };
-        to.remove(at);
+        if fdb.diverted {
+            to.clear();
+        }
+        to.retain(|end| *end != (fdb.dst, false));
         if to.is_empty() {
             device.fdb.remove(&fdb.mac);
         }
@@ -288,6 +359,7 @@ impl Namespace {
     /// `ip route delete`, exactly this one (laws 10, 14, 20).
     pub fn delete_route(&mut self, route: &Route) -> Result<(), Errno> {
         let held = self.held(route);
+        let held = Held { route: Route { link: None, ..route.deletable() }, out: if route.deletable().link.is_some() { held.out } else { 0 }, ..held };
         let any_metric = route.metric == crate::state::default_metric(&route.dst) && route.dst.is_ipv4();
         self.routes.delete(&held, any_metric)?;
         self.tell_route(route);
@@ -336,7 +408,8 @@ impl Namespace {
     fn add_device(&mut self, name: IfName, device: Device) -> u32 {
         let index = self.next_index;
         self.next_index += 1;
-        self.devices.insert(index, Device { name, ..device });
+        let forward = self.forward[slot(Family::V4)];
+        self.devices.insert(index, Device { name, forward, ..device });
         self.tell(Change::Host);
         index
     }
@@ -370,15 +443,19 @@ impl Device {
             mac,
             tag: String::new(),
             up: false,
+            master: 0,
             accept_ra: 1,
+            forward: 0,
             addresses: Vec::new(),
+            narrow: Vec::new(),
             fdb: BTreeMap::new(),
             neighbours: BTreeMap::new(),
         }
     }
 
     pub(super) fn link(&self) -> Option<Link> {
-        Some(Link { name: self.name, kind: self.kind?, mtu: self.mtu, mac: self.mac, tag: self.tag.clone() })
+        let (name, kind, tag) = (self.name, self.kind?, self.tag.clone());
+        Some(Link { name, kind, mtu: self.mtu, mac: self.mac, tag, master: self.master })
     }
 
     /// Law 17.
@@ -392,6 +469,9 @@ impl Device {
 fn slot(family: Family) -> usize {
     usize::from(family == Family::V6)
 }
+
+/// Router advertisements.
+const RTPROT_RA: u8 = 9;
 
 /// A second address of one prefix finds the connected route there already.
 fn present(errno: Errno) -> Result<(), Errno> {

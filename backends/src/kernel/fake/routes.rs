@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
 use crate::netlink::route::RTPROT_KERNEL;
-use crate::state::{Route, RouteKind};
+use crate::state::Route;
 
 /// Where a new route goes among those of the same destination and metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +91,13 @@ impl Routes {
     pub(super) fn delete(&mut self, gone: &Held, any_metric: bool) -> Result<(), Errno> {
         let dst = gone.route.dst;
         let most = if any_metric { u32::MAX } else { gone.route.metric };
+        // One that names no way stands for all (law 25).
+        let any_way = gone.route.kind.sends_on() && dst.is_ipv4() && (gone.out, gone.route.via) == (0, None);
         let fits = |h: &Held| {
+            if any_way {
+                let told = |r: &Route| (r.protocol, r.scope, r.kind.sends_on());
+                return h.route.metric == gone.route.metric && told(&h.route) == told(&gone.route);
+            }
             Held { route: Route { metric: gone.route.metric, ..h.route }, source: None, ..*h } == *gone
         };
         let mut range = self.held.range_mut((dst, gone.route.metric)..=(dst, most));
@@ -128,7 +134,8 @@ impl Routes {
     }
 
     pub(super) fn holds(&self, held: &Held) -> bool {
-        self.held.get(&(held.route.dst, held.route.metric)).is_some_and(|same| same.contains(held))
+        let same = self.held.get(&(held.route.dst, held.route.metric));
+        same.is_some_and(|same| same.iter().any(|h| Held { source: held.source, ..*h } == *held))
     }
 
     /// The route in force for an address: longest prefix, lowest metric, first.
@@ -143,7 +150,7 @@ impl Routes {
 
     /// Whether an address is on the wire of a link.
     pub(super) fn connected(&self, address: IpAddr, out: u32) -> bool {
-        let direct = |h: &Held| h.out == out && h.route.via.is_none() && h.route.kind == RouteKind::Unicast;
+        let direct = |h: &Held| h.out == out && h.route.via.is_none() && h.route.kind.sends_on();
         self.prefixes(address)
             .any(|dst| self.held.range((dst, 0)..=(dst, u32::MAX)).any(|(_, s)| s.iter().any(direct)))
     }
@@ -167,7 +174,7 @@ impl Routes {
 pub(super) fn connected(net: IpNetwork, out: u32) -> Option<Held> {
     let dst = IpNetwork::new(net.network(), net.prefix()).ok()?;
     let (metric, scope) = if dst.is_ipv4() { (0, 253) } else { (256, 0) };
-    let kind = RouteKind::Unicast;
+    let kind = crate::state::RouteKind::Unicast;
     let route =
         Route { dst, metric, kind, via: None, link: None, onlink: false, scope, protocol: RTPROT_KERNEL };
     let source = dst.is_ipv4().then_some(net.ip());

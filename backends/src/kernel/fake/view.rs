@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use subnet_lease::contains_net;
+use subnet_lease::{Family, contains_net};
 
 use super::namespace::{Change, Device, Namespace};
 use super::routes::{Held, Hop};
@@ -11,13 +11,13 @@ use crate::facts::{Facts, HostAddress, HostLink, HostRoute};
 use crate::kernel::KernelEvent;
 use crate::name::Mac;
 use crate::owner::{Owner, ROUTE_PROTOCOL};
-use crate::state::{Address, Fdb, Neigh, Object, Route, RouteKind, Sysctl};
+use crate::state::{Address, Fdb, Neigh, Object, Route, Sysctl};
 
 impl Namespace {
     /// What happens to a packet to this address.
     pub fn forward(&self, to: IpAddr) -> Hop {
         let Some(held) = self.routes.lookup(to) else { return Hop::Lost("no route") };
-        if held.route.kind != RouteKind::Unicast {
+        if !held.route.kind.sends_on() {
             return Hop::Lost("dropped by a route");
         }
         let Some(device) = self.devices.get(&held.out).filter(|d| d.up) else {
@@ -29,14 +29,27 @@ impl Namespace {
         }
         let Some(mac) = device.neighbours.get(&next) else { return Hop::Lost("no neighbour") };
         match device.fdb.get(mac).and_then(|to| to.first()) {
-            Some(outer) => Hop::Tunnel(device.name, *outer, *mac),
-            None => Hop::Lost("no forwarding entry"),
+            Some((outer, false)) => Hop::Tunnel(device.name, *outer, *mac),
+            _ => Hop::Lost("no forwarding entry"),
         }
     }
 
     /// Whether exactly this route is there, in force or not.
     pub fn has_route(&self, route: &Route) -> bool {
         self.routes.holds(&self.held(route))
+    }
+
+    /// Whether exactly this object is there.
+    pub fn has(&self, object: &Object) -> bool {
+        let device = object.link().and_then(|name| self.device(name)).map(|(_, d)| d);
+        match object {
+            Object::Address(a) => device.is_some_and(|d| d.addresses.contains(&a.net)),
+            Object::Up(_) => device.is_some_and(|d| d.up),
+            Object::Fdb(f) => device.is_some_and(|d| d.fdb.get(&f.mac).is_some_and(|to| to.contains(&(f.dst, f.diverted)))),
+            Object::Neigh(n) => device.is_some_and(|d| d.neighbours.get(&n.address) == Some(&n.mac)),
+            Object::Route(route) => self.has_route(route),
+            Object::Link(_) | Object::Sysctl(..) | Object::Table(_) => self.everything().contains(object),
+        }
     }
 
     /// Whether a tunnel device with this Ethernet address is up.
@@ -62,6 +75,7 @@ impl Namespace {
         let mut devices: Vec<_> = ours.iter().map(|(_, d)| *d).collect();
         devices.sort_by_key(|d| d.name);
         let mut objects = self.hanging_on(&devices);
+        self.settings(owner, &mut objects);
         objects.extend(self.routes.iter().filter_map(|h| {
             let route = self.named(h);
             let on_ours = ours.iter().any(|(index, _)| **index == h.out);
@@ -72,7 +86,7 @@ impl Namespace {
     }
 
     pub(super) fn facts(&self) -> Facts {
-        let told = |h: &&Held| h.route.kind == RouteKind::Unicast && h.route.protocol != ROUTE_PROTOCOL;
+        let told = |h: &&Held| h.route.kind.sends_on() && h.route.protocol != ROUTE_PROTOCOL;
         let addresses = |(index, d): (&u32, &Device)| {
             d.addresses.iter().map(|n| host_address(*index, *n)).collect::<Vec<_>>()
         };
@@ -89,7 +103,7 @@ impl Namespace {
     pub(super) fn told(&mut self, owner: Option<&Owner>) -> Vec<KernelEvent> {
         let judge = |change| match change {
             Change::Host => Some(KernelEvent::Host),
-            Change::Table => Some(KernelEvent::Own),
+            Change::Table | Change::Forwarding => Some(KernelEvent::Own),
             Change::Neighbour(link) => owner.filter(|o| o.names.contains(&link)).map(|_| KernelEvent::Own),
             Change::Route { dst, protocol, connected } => {
                 let inside = owner.is_some_and(|o| o.networks.iter().any(|net| contains_net(*net, dst)));
@@ -101,6 +115,21 @@ impl Namespace {
             }
         };
         std::mem::take(&mut self.changes).into_iter().filter_map(judge).collect()
+    }
+
+    /// What the host and links that are no tunnels have set.
+    fn settings(&self, owner: &Owner, objects: &mut Vec<Object>) {
+        let pods = owner.pods.iter().filter(|pods| Some(**pods) != owner.external);
+        let links = owner.external.iter().chain(pods).filter_map(|link| self.device(*link));
+        objects.extend(links.map(|(_, d)| Object::Sysctl(d.name, Sysctl::Forward, d.forward)));
+        let Some(external) = owner.external else { return };
+        let [four, six] = self.forward;
+        objects.push(Object::Sysctl(external, Sysctl::HostForward(Family::V4), four));
+        if self.ipv6 {
+            objects.push(Object::Sysctl(external, Sysctl::HostForward(Family::V6), six));
+            let accepts = self.device(external).map(|(_, d)| Sysctl::RouterRa.read(d.accept_ra, six != 0));
+            objects.extend(accepts.map(|value| Object::Sysctl(external, Sysctl::RouterRa, value)));
+        }
     }
 
     fn named(&self, held: &Held) -> Route {
@@ -115,14 +144,18 @@ impl Namespace {
         if self.ipv6 {
             objects.extend(tunnels().map(|d| Object::Sysctl(d.name, Sysctl::AcceptRa, d.accept_ra)));
         }
+        objects.extend(tunnels().map(|d| Object::Sysctl(d.name, Sysctl::Forward, d.forward)));
         for d in devices {
-            let address = |net: &IpNetwork| Object::Address(Address { link: d.name, net: *net });
+            let address = |net: &IpNetwork| {
+                Object::Address(Address { link: d.name, net: *net, narrow: d.narrow.contains(net) })
+            };
             objects.extend(d.addresses.iter().map(address));
         }
         objects.extend(devices.iter().filter(|d| d.up).map(|d| Object::Up(d.name)));
         for d in devices {
             for (mac, to) in &d.fdb {
-                objects.extend(to.iter().map(|dst| Object::Fdb(Fdb { link: d.name, mac: *mac, dst: *dst })));
+                let entry = |(dst, diverted): &(IpAddr, bool)| Fdb { link: d.name, mac: *mac, dst: *dst, diverted: *diverted };
+                objects.extend(to.iter().map(entry).map(Object::Fdb));
             }
         }
         for d in devices {

@@ -30,6 +30,7 @@ pub(super) fn own(
     for (index, link) in dump.reader.links() {
         dump.hanging_on(index, link)?;
     }
+    dump.settings(owner);
     for family in [AF_INET, AF_INET6] {
         let reader = &mut dump.reader;
         let read = read_routes(dump.socket, family, |message| reader.route(message, family))?;
@@ -59,12 +60,34 @@ impl Dumping<'_> {
             let request = neigh::dump_neighbours(family, index);
             self.each(request, |reader, message| reader.neighbour(message, family, index, link))?;
         }
-        if let Ok(text) = fs::read_to_string(Sysctl::AcceptRa.path(link))
-            && let Ok(value) = text.trim().parse()
-        {
-            self.reader.push(Object::Sysctl(link, Sysctl::AcceptRa, value));
-        }
         Ok(())
+    }
+
+    /// The settings of our links, of the pods' and of the underlay, and under its name those of the host.
+    fn settings(&mut self, owner: &Owner) {
+        for (_, link) in self.reader.links() {
+            self.setting(link, Sysctl::AcceptRa, false);
+            self.setting(link, Sysctl::Forward, false);
+        }
+        for link in
+            owner.external.iter().chain(owner.pods.iter().filter(|pods| Some(**pods) != owner.external))
+        {
+            self.setting(*link, Sysctl::Forward, false);
+        }
+        if let Some(external) = owner.external {
+            self.setting(external, Sysctl::HostForward(Family::V4), false);
+            if let Some(forwards) = self.setting(external, Sysctl::HostForward(Family::V6), false) {
+                self.setting(external, Sysctl::RouterRa, forwards != 0);
+            }
+        }
+    }
+
+    /// What a file says, if there is one: a kernel without IPv6 has none of its files.
+    fn setting(&mut self, link: IfName, name: Sysctl, host_forwards: bool) -> Option<i32> {
+        let text = fs::read_to_string(name.path(link)).ok()?;
+        let value = name.read(text.trim().parse().ok()?, host_forwards);
+        self.reader.push(Object::Sysctl(link, name, value));
+        Some(value)
     }
 
     fn tables(&mut self, netfilter: &mut Socket) -> Result<(), KernelError> {

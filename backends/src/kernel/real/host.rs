@@ -9,11 +9,11 @@ use crate::netlink::link::{
     self, AddressView, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_PERMANENT, IFA_F_TEMPORARY, IFA_F_TENTATIVE,
     IFF_LOOPBACK, IFF_LOWER_UP, IFF_POINTOPOINT, IFF_UP, LinkView, RT_SCOPE_LINK,
 };
-use crate::netlink::route::{RT_TABLE_MAIN, RTN_UNICAST, RouteView, read_routes};
+use crate::netlink::route::{RT_TABLE_MAIN, RTN_UNICAST, RTPROT_KERNEL, RouteView, read_routes};
 use crate::netlink::{AF_INET, AF_INET6, RawMessage, Socket};
 use crate::owner::ROUTE_PROTOCOL;
 
-/// Routes through gateways beyond the defaults are only of interest when the interface is chosen by what it can
+/// Routes beyond the defaults and those that come with an address are only of interest when the interface is chosen by what it can
 /// reach; a router with a full table has a million of them, and this many tell enough.
 const GATEWAY_ROUTES: usize = 1000;
 
@@ -63,7 +63,7 @@ impl HostReader {
             if !main || !unicast || view.cloned || view.dst.is_ipv6() != six || ours {
                 return;
             }
-            if view.gateway.is_some() && view.dst.prefix() > 0 {
+            if view.protocol != RTPROT_KERNEL && view.dst.prefix() > 0 {
                 *beyond += 1;
                 if *beyond > GATEWAY_ROUTES {
                     return;

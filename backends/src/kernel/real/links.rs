@@ -39,11 +39,15 @@ impl Links {
     /// Creates the link, or changes what differs; then puts its tag on (an alias in the creating message is silently
     /// ignored).
     pub(super) fn put(&self, want: &Link, have: Option<&Link>) -> Result<(), KernelError> {
+        let mut done = Ok(());
         match have {
             None => self.run(self.handle.link().add(create(want)).execute())?,
+            Some(have) if have.name != want.name => self.rename(have, want)?,
+            // What is refused holds back nothing else.
             Some(have) => {
-                let changes = changes(want, have);
-                changes.into_iter().try_for_each(|m| self.run(self.handle.link().change(m).execute()))?;
+                for change in changes(want, have) {
+                    done = done.and(self.run(self.handle.link().change(change).execute()));
+                }
             }
         }
         if have.is_none_or(|have| have.tag != want.tag) {
@@ -52,9 +56,25 @@ impl Links {
             message.header.index = index;
             let alias = rtnetlink::packet_route::link::LinkAttribute::IfAlias(want.tag.clone());
             message.attributes.push(alias);
-            self.run(self.handle.link().change(message).execute())?;
+            done = done.and(self.run(self.handle.link().change(message).execute()));
         }
-        Ok(())
+        done
+    }
+
+    /// In place and up, as kernels since 6.2 allow; an older one refuses (EBUSY) and must have it down, which costs it its
+    /// routes and neighbours (law 4): the next pass brings them back.
+    fn rename(&self, have: &Link, want: &Link) -> Result<(), KernelError> {
+        let index = if_nametoindex(have.name.as_str()).map_err(NetlinkError::Socket)?;
+        let message = || LinkMessageBuilder::<LinkUnspec>::default().index(index);
+        let rename = || self.run(self.handle.link().change(message().name(want.name.to_string()).build()).execute());
+        match rename() {
+            Err(KernelError::Netlink(error)) if error.errno() == Errno::EBUSY => {
+                self.run(self.handle.link().change(message().down().build()).execute())?;
+                rename()?;
+                self.set_up(index)
+            }
+            done => done,
+        }
     }
 
     /// Its netlink port.
@@ -67,8 +87,10 @@ impl Links {
     }
 
     pub(super) fn set_up(&self, index: u32) -> Result<(), KernelError> {
-        let message = LinkMessageBuilder::<LinkUnspec>::default().index(index).up().build();
-        self.run(self.handle.link().change(message).execute())
+        let up = || LinkMessageBuilder::<LinkUnspec>::default().index(index).up();
+        // Somebody may have turned its carrier off; a kernel that can't do that refuses to turn it on, too.
+        let free = self.run(self.handle.link().change(up().protodown(false).build()).execute());
+        free.or_else(|_| self.run(self.handle.link().change(up().build()).execute()))
     }
 
     pub(super) fn put_address(&self, index: u32, net: IpNetwork) -> Result<(), KernelError> {
@@ -134,6 +156,9 @@ fn changes(want: &Link, have: &Link) -> Vec<LinkMessage> {
     // Only where it differs: setting an address, even the same one, costs the link all its neighbours.
     if want.mac != have.mac {
         messages.push(named().address(want.mac.0.to_vec()).build());
+    }
+    if want.master != have.master {
+        messages.push(named().nocontroller().build());
     }
     messages
 }

@@ -17,7 +17,7 @@ pub use host::HostReader;
 use links::Links;
 pub use read::{OwnReader, Unreadable};
 
-use super::{Kernel, KernelError, OpError, Own, benign, link_made_by};
+use super::{Failed, Kernel, KernelError, OpError, Own, benign};
 use crate::facts::Facts;
 use crate::name::IfName;
 use crate::netlink::route::{RT_TABLE_MAIN, RTN_BLACKHOLE, RTN_UNICAST, RouteView, delete_route, put_route};
@@ -87,6 +87,7 @@ impl RealKernel {
             Op::Put { want: Object::Link(want), have } => {
                 let have = if let Some(Object::Link(have)) = have { Some(&**have) } else { None };
                 self.indexes.remove(&want.name);
+                self.indexes.remove(&have.map_or(want.name, |have| have.name));
                 self.links.put(want, have)
             }
             Op::Delete(Object::Link(have)) => {
@@ -142,9 +143,14 @@ impl RealKernel {
             Op::Put { want: Object::Fdb(f), .. } => neigh::put_fdb(batch, index, f.mac, f.dst),
             Op::Put { want: Object::Neigh(n), .. } => neigh::put_neighbour(batch, index, n.address, n.mac),
             Op::Put { want: Object::Route(r), .. } => put_route(batch, &view(r, index)),
-            Op::Delete(Object::Fdb(f)) => neigh::delete_fdb(batch, index, f.mac, f.dst),
+            Op::Delete(Object::Fdb(f)) => {
+                neigh::delete_fdb(batch, index, f.mac, (!f.diverted).then_some(f.dst));
+            }
             Op::Delete(Object::Neigh(n)) => neigh::delete_neighbour(batch, index, n.address),
-            Op::Delete(Object::Route(r)) => delete_route(batch, &view(r, index)),
+            Op::Delete(Object::Route(r)) => {
+                let r = r.deletable();
+                delete_route(batch, &view(&r, if r.link.is_some() { index } else { 0 }));
+            }
             _ => {}
         }
         Ok(())
@@ -201,9 +207,9 @@ impl Kernel for RealKernel {
     fn apply(&mut self, ops: &[Op]) -> Results {
         let mut results: Results = vec![Ok(()); ops.len()];
         let (mut batch, mut at) = (Batch::new(), Vec::new());
-        let mut missing = Vec::new();
+        let mut failed = Failed::default();
         for (n, op) in ops.iter().enumerate() {
-            if let Some(link) = op.object().link().filter(|l| missing.contains(l)) {
+            if let Some(link) = failed.skips(op) {
                 results[n] = Err(OpError::Skipped(link));
                 continue;
             }
@@ -222,7 +228,7 @@ impl Kernel for RealKernel {
             self.flush(&mut batch, &mut at, ops, &mut results);
             match self.single(op) {
                 Some(Err(error)) if !benign(op, errno(&error)) => {
-                    missing.extend(link_made_by(object));
+                    failed.note(op);
                     results[n] = Err(error.into());
                 }
                 _ => {}
@@ -241,7 +247,7 @@ fn view(route: &Route, link: u32) -> RouteView {
         protocol: route.protocol,
         scope: route.scope,
         kind: match route.kind {
-            RouteKind::Unicast => RTN_UNICAST,
+            RouteKind::Unicast | RouteKind::Special => RTN_UNICAST,
             RouteKind::Blackhole => RTN_BLACKHOLE,
             RouteKind::Other(kind) => kind,
         },
@@ -251,6 +257,7 @@ fn view(route: &Route, link: u32) -> RouteView {
         onlink: route.onlink,
         source: None,
         cloned: false,
+        special: false,
     }
 }
 

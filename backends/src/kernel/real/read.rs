@@ -1,13 +1,13 @@
 //! What the messages of a dump say, without the socket they came through: bytes in, objects out.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use crate::name::{IfName, Mac};
+use crate::name::IfName;
 use crate::netlink::link::{AddressView, IFA_F_PERMANENT, IFF_UP, LinkView, RT_SCOPE_LINK, port_from};
 use crate::netlink::neigh::{NUD_PERMANENT, NeighView};
 use crate::netlink::route::{RT_TABLE_MAIN, RTN_BLACKHOLE, RTN_UNICAST, RouteView};
-use crate::netlink::{AF_BRIDGE, AF_INET6, RawMessage, Unread, address_from, read_u32};
+use crate::netlink::{AF_BRIDGE, AF_INET, AF_INET6, RawMessage, Unread, address_from, read_u32};
 use crate::owner::Owner;
 use crate::state::{
     Address, Fdb, KernelState, Link, LinkKind, Neigh, Object, Route, RouteKind, Vxlan, default_metric,
@@ -50,7 +50,7 @@ impl<'a> OwnReader<'a> {
             return;
         }
         self.links.insert(view.index, view.name);
-        if view.flags & IFF_UP != 0 {
+        if view.flags & IFF_UP != 0 && !view.held_down {
             self.objects.push(Object::Up(view.name));
         }
         self.objects.push(Object::Link(Box::new(vxlan(&view))));
@@ -59,9 +59,11 @@ impl<'a> OwnReader<'a> {
     /// A message of the dump of a link's addresses.
     pub fn address(&mut self, message: &RawMessage<'_>, index: u32, link: IfName) {
         let Some(view) = self.unreadable.note(AddressView::parse(message)) else { return };
-        let ours = view.flags & IFA_F_PERMANENT != 0 && view.scope < RT_SCOPE_LINK;
+        let narrow = view.scope >= RT_SCOPE_LINK;
+        // The link-local ones are the kernel's own.
+        let ours = view.flags & IFA_F_PERMANENT != 0 && (!narrow || self.owner.inside_address(view.net.ip()));
         if view.link == index && ours {
-            self.objects.push(Object::Address(Address { link, net: view.net }));
+            self.objects.push(Object::Address(Address { link, net: view.net, narrow }));
         }
     }
 
@@ -72,8 +74,15 @@ impl<'a> OwnReader<'a> {
         if view.family != family || view.link != index || view.state & NUD_PERMANENT == 0 {
             return;
         }
-        if let (Some(dst), Some(mac)) = (view.dst, view.mac) {
-            self.objects.push(entry(family, link, dst, mac));
+        match (family, view.dst, view.mac) {
+            (AF_BRIDGE, dst, Some(mac)) if dst.is_some() || view.diverted => {
+                let dst = dst.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+                self.objects.push(Object::Fdb(Fdb { link, mac, dst, diverted: view.diverted }));
+            }
+            (AF_INET | AF_INET6, Some(address), Some(mac)) => {
+                self.objects.push(Object::Neigh(Neigh { link, address, mac }));
+            }
+            _ => {}
         }
     }
 
@@ -82,7 +91,8 @@ impl<'a> OwnReader<'a> {
         let Self { owner, name_of, names, links, objects, .. } = self;
         let read = RouteView::parse(message, |view| {
             let six = family == AF_INET6;
-            if view.table != u32::from(RT_TABLE_MAIN) || view.cloned || view.dst.is_ipv6() != six {
+            let elsewhere = view.table != u32::from(RT_TABLE_MAIN) || view.tos != 0;
+            if elsewhere || view.cloned || view.dst.is_ipv6() != six {
                 return;
             }
             let ours = links.get(&view.link).copied();
@@ -112,18 +122,12 @@ impl<'a> OwnReader<'a> {
     }
 }
 
-fn entry(family: u8, link: IfName, address: IpAddr, mac: Mac) -> Object {
-    match family {
-        AF_BRIDGE => Object::Fdb(Fdb { link, mac, dst: address }),
-        _ => Object::Neigh(Neigh { link, address, mac }),
-    }
-}
-
 fn route(view: &RouteView, link: Option<IfName>) -> Route {
     Route {
         dst: view.dst,
         metric: if view.metric == 0 { default_metric(&view.dst) } else { view.metric },
         kind: match view.kind {
+            RTN_UNICAST if view.special => RouteKind::Special,
             RTN_UNICAST => RouteKind::Unicast,
             RTN_BLACKHOLE => RouteKind::Blackhole,
             other => RouteKind::Other(other),
@@ -156,6 +160,7 @@ fn vxlan(view: &LinkView<'_>) -> Link {
         mtu: view.mtu,
         mac: view.mac.unwrap_or_default(),
         tag,
+        master: view.master.unwrap_or(0),
     }
 }
 

@@ -10,9 +10,12 @@ use serde_json::{Value, json};
 /// A key below flannel's prefix, and its value.
 pub(crate) type Record = (String, String);
 
-/// The leases from the `from`-th to before the `to`-th peer. At most 15,000, which 10.65.0.0 to 10.127.0.0 hold.
+/// As many peers as 10.65.0.0 to 10.127.0.0 hold. After the last one come the first ones again.
+const PEERS: usize = 15_000;
+
+/// The leases from the `from`-th to before the `to`-th peer.
 pub(crate) fn leases(backend: Backend, family: Family, from: usize, to: usize) -> Result<Vec<Record>> {
-    (from..to).map(|n| lease(backend, family, u16::try_from(n)?)).collect()
+    (from..to).map(|n| lease(backend, family, u16::try_from(n % PEERS)?)).collect()
 }
 
 fn lease(backend: Backend, family: Family, n: u16) -> Result<Record> {

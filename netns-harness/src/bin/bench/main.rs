@@ -14,6 +14,7 @@ mod compare;
 mod figures;
 mod large;
 mod leases;
+mod repair;
 mod scale;
 mod soak;
 
@@ -72,20 +73,26 @@ fn main() -> ExitCode {
 /// Whether everything was reached that is to be reached.
 fn run(flags: &Flags, screen: Screen) -> Result<bool> {
     match &flags.what {
-        None => both(&flags.compare.common, screen, |products| compare::measure(products, &flags.compare)),
-        Some(What::Scale(scale)) => both(&scale.common, screen, |products| scale::measure(products, scale)),
+        None => both(&flags.compare.common, screen, |products, _| compare::measure(products, &flags.compare)),
+        Some(What::Scale(scale)) => {
+            both(&scale.common, screen, |products, ours| scale::measure(products, ours, scale))
+        }
         Some(What::Soak(soak)) => soak::measure(&Products::find()?, soak, screen),
     }
 }
 
-/// Our daemon, and the other one if there is one.
-fn both(common: &Common, screen: Screen, measure: impl Fn(&Products) -> Result<Figures>) -> Result<bool> {
+/// Our daemon, and the other one if there is one; `measure` is told which of them it is.
+fn both(
+    common: &Common,
+    screen: Screen,
+    measure: impl Fn(&Products, bool) -> Result<Figures>,
+) -> Result<bool> {
     let ours = Products::find()?;
-    let own = measure(&ours)?;
+    let own = measure(&ours, true)?;
     let other = match &common.against {
         Some(path) => {
             let theirs = Products { flanneld: path.clone(), ..ours.clone() };
-            Some(measure(&theirs)?)
+            Some(measure(&theirs, false)?)
         }
         None => None,
     };

@@ -12,6 +12,7 @@ use netns_harness::flannel::Products;
 use crate::Common;
 use crate::figures::Figures;
 use crate::large::{Large, Size};
+use crate::repair;
 
 #[derive(Debug, Args)]
 pub(crate) struct Flags {
@@ -58,14 +59,18 @@ const CASES: [(Backend, Family, usize, Case); 7] = [
     (HostGw, V6, 10_000, Case { cold: Some(0.6), ..NONE }),
 ];
 
+/// How many peers there are where everything is broken that can be.
+const REPAIRS: [u16; 2] = [100, 1_000];
+
 /// Hosts that join at once.
 const JOINS: usize = 100;
 
-pub(crate) fn measure(products: &Products, flags: &Flags) -> Result<Figures> {
+pub(crate) fn measure(products: &Products, ours: bool, flags: &Flags) -> Result<Figures> {
     let mut figures = Figures::default();
+    let skipped = |name: &str| flags.only.as_ref().is_some_and(|only| !name.contains(only.as_str()));
     for (backend, family, peers, case) in CASES {
         let name = format!("{peers} {backend} IP{family}");
-        if flags.only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
+        if skipped(&name) {
             continue;
         }
         for round in 0..flags.rounds {
@@ -78,6 +83,10 @@ pub(crate) fn measure(products: &Products, flags: &Flags) -> Result<Figures> {
             }
             run.events(&case, peers)?;
         }
+    }
+    // Another flannel repairs nothing.
+    for peers in REPAIRS.into_iter().filter(|peers| ours && !skipped(&format!("{peers} repair"))) {
+        repair::measure(products, peers, &mut figures)?;
     }
     Ok(figures)
 }

@@ -25,24 +25,32 @@ pub(crate) struct Flags {
 
 /// Hosts that join, and others that leave, in one round.
 const CHANGES: usize = 100;
-/// Peers have numbers, and these end.
-const MOST_ROUNDS: usize = 140;
-/// Every so many rounds the store is lost.
-const STORE: usize = 10;
+/// A flap so often is a disturbance; five in ten seconds would be a fight, and answered with a pause.
+const FLAP: Duration = Duration::from_secs(3);
+/// The store is lost so often.
+const LOSS: Duration = Duration::from_secs(5);
+
+/// What was done so far.
+#[derive(Debug, Default, Clone, Copy)]
+struct Done {
+    changes: usize,
+    flaps: u32,
+    losses: u32,
+}
 
 pub(crate) fn measure(products: &Products, flags: &Flags, screen: Screen) -> Result<bool> {
     let size = Size { backend: Backend::Vxlan, family: Family::V4, peers: flags.peers.into() };
     let mut large = Large::build(products, size, true)?;
     large.start()?;
     let time = Duration::from_secs(flags.seconds.into());
-    let mut rounds = rounds(&mut large, time / 4)?;
+    disturb(&mut large, time / 4)?;
     let (before, begin) = (large.memory("VmRSS")?, Instant::now());
-    let warm = rounds;
-    rounds += self::rounds(&mut large, time)?;
+    let done = disturb(&mut large, time)?;
     let (after, took) = (large.memory("VmRSS")?, begin.elapsed().as_secs_f64());
     let mut figures = Figures::default();
-    let events = u32::try_from((rounds - warm) * (2 * CHANGES + 1))?;
-    figures.add("joins, leaves and flaps", "", None, events.into());
+    figures.add("joins and leaves", "", None, f64::from(u32::try_from(done.changes)?));
+    figures.add("flaps of the tunnel device", "", None, done.flaps.into());
+    figures.add("losses of the store", "", None, done.losses.into());
     figures.add("resident memory after the warm-up", "MiB", None, before / 1024.0);
     figures.add("growth of resident memory", "KiB", 1024.0, after - before);
     figures.add("growth a minute", "KiB", None, (after - before) / took * 60.0);
@@ -53,17 +61,21 @@ pub(crate) fn measure(products: &Products, flags: &Flags, screen: Screen) -> Res
 }
 
 /// Rounds of events until the time is over; each ends when the kernel shows all of it.
-fn rounds(large: &mut Large, time: Duration) -> Result<usize> {
-    let end = Instant::now() + time;
-    let mut count = 0;
-    while Instant::now() < end && count < MOST_ROUNDS {
-        count += 1;
+fn disturb(large: &mut Large, time: Duration) -> Result<Done> {
+    let begin = Instant::now();
+    let mut done = Done::default();
+    while begin.elapsed() < time {
         large.join(CHANGES)?;
         large.leave(CHANGES)?;
-        large.flap()?;
-        if count.is_multiple_of(STORE) {
+        done.changes += 2 * CHANGES;
+        if begin.elapsed() > FLAP * done.flaps {
+            large.flap()?;
+            done.flaps += 1;
+        }
+        if begin.elapsed() > LOSS * done.losses {
             large.lose_the_store()?;
+            done.losses += 1;
         }
     }
-    Ok(count)
+    Ok(done)
 }

@@ -55,7 +55,7 @@ async fn renew(session: &mut Session, claim: &Claim, held: &Held) -> Result<OwnL
         lease.ttl = Some(left);
         // Granted for less than is configured now.
         if left < session.ttl {
-            let (id, granted) = session.grant().await?;
+            let (id, granted) = session.grant(session.ttl).await?;
             (etcd_lease, lease.ttl) = (id, Some(granted));
         }
     }
@@ -84,7 +84,7 @@ async fn acquire(
     let mut etcd_lease = 0;
     // What an operator reserved stays reserved when the network's shape moves it.
     if old.is_none_or(|old| old.etcd_lease != 0) {
-        let (id, granted) = session.grant().await?;
+        let (id, granted) = session.grant(session.ttl).await?;
         (etcd_lease, lease.ttl) = (id, Some(granted));
     }
     let mut conditions = vec![Compare::version(key.clone(), CompareOp::Equal, 0)];

@@ -37,6 +37,11 @@ impl Keys {
         format!("{}/subnets0", self.prefix)
     }
 
+    /// What all keys of the network begin with, and the first key behind them.
+    pub(super) fn all(&self) -> (String, String) {
+        (format!("{}/", self.prefix), format!("{}0", self.prefix))
+    }
+
     /// The key of one lease.
     pub(super) fn lease(&self, subnets: &Subnets) -> String {
         format!("{}{subnets}", self.subnets())

@@ -170,7 +170,7 @@ async fn skip_one(
 }
 
 /// The smallest key after the last one of a page, if there are more.
-fn following(page: &GetResponse) -> Option<Vec<u8>> {
+pub(super) fn following(page: &GetResponse) -> Option<Vec<u8>> {
     let last = page.kvs().last().filter(|_| page.more())?;
     Some([last.key(), &[0]].concat())
 }

@@ -15,6 +15,7 @@
 
 mod claiming;
 mod config;
+mod copy;
 mod follow;
 mod keys;
 mod listing;
@@ -30,6 +31,7 @@ use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 
 pub use config::EtcdConfig;
+pub use copy::Entry;
 use session::Dialer;
 
 use crate::claim::Claim;
@@ -99,6 +101,19 @@ impl EtcdStore {
         });
         let leases = stream::iter(timed).buffered(AT_ONCE).collect().await;
         Ok((leases, unreadable))
+    }
+}
+
+impl EtcdStore {
+    /// Everything under the prefix, at one revision, with the time each key has left.
+    pub async fn export(&self) -> Result<Vec<Entry>, StoreError> {
+        copy::export(&self.dialer).await
+    }
+
+    /// Writes what was exported, a hundred keys in one step. Unless it may `replace`, a key that is there already stops
+    /// it, and nothing of that step is done.
+    pub async fn import(&self, entries: &[Entry], replace: bool) -> Result<(), StoreError> {
+        copy::import(&self.dialer, entries, replace).await
     }
 }
 

@@ -164,10 +164,10 @@ impl Session {
     }
 
     /// A new etcd lease: id and time granted.
-    pub(super) async fn grant(&mut self) -> Result<(i64, Duration), StoreError> {
-        let seconds = i64::try_from(self.ttl.as_secs()).unwrap_or(i64::MAX).max(1);
+    pub(super) async fn grant(&mut self, ttl: Duration) -> Result<(i64, Duration), StoreError> {
+        let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX).max(1);
         let granted = self.lease.grant(seconds, None).await.map_err(|error| self.told(&error))?;
-        Ok((granted.id(), seconds_of(granted.ttl()).unwrap_or(self.ttl)))
+        Ok((granted.id(), seconds_of(granted.ttl()).unwrap_or(ttl)))
     }
 
     /// Gives an etcd lease its whole time again. Returns that time; `None` if the lease has ended.

@@ -65,6 +65,7 @@ impl EventFilter {
         match message.kind {
             RTM_NEWLINK | RTM_DELLINK => LinkView::parse(message).map(|_| Some(KernelEvent::Host)),
             RTM_NEWADDR | RTM_DELADDR => Ok(Some(KernelEvent::Host)),
+            RTM_NEWNETCONF => Ok(forwarding(message).then_some(KernelEvent::Own)),
             RTM_NEWNEIGH | RTM_DELNEIGH if known.is_some() => Ok(None),
             RTM_NEWNEIGH | RTM_DELNEIGH => NeighView::parse(message).map(|view| self.neighbour(&view)),
             _ => self.route(message),
@@ -106,6 +107,11 @@ impl EventFilter {
     }
 }
 
+/// Whether a message about a link's or the host's settings names forwarding.
+fn forwarding(message: &RawMessage<'_>) -> bool {
+    Attrs::after(message.payload, NETCONFMSG).find(NETCONFA_FORWARDING).is_some()
+}
+
 /// Links and addresses, of which every change makes the host's facts stale.
 fn is_of_host(message: &RawMessage<'_>, netfilter: bool) -> bool {
     !netfilter && matches!(message.kind, RTM_NEWLINK | RTM_DELLINK | RTM_NEWADDR | RTM_DELADDR)
@@ -130,6 +136,11 @@ fn graver(a: Option<KernelEvent>, b: Option<KernelEvent>) -> Option<KernelEvent>
     };
     if weight(b) > weight(a) { b } else { a }
 }
+
+/// Size of `struct netconfmsg`.
+const NETCONFMSG: usize = 1;
+const RTM_NEWNETCONF: u16 = 80;
+const NETCONFA_FORWARDING: u16 = 2;
 
 /// Size of `struct nfgenmsg`.
 pub(super) const NFGENMSG: usize = 4;

@@ -30,7 +30,7 @@ pub struct Events {
 }
 
 impl Events {
-    /// Links, addresses, routes and neighbours of both families.
+    /// Links, addresses, routes, neighbours and forwarding of both families.
     pub fn route() -> Result<Self, NetlinkError> {
         let groups = [
             RTNLGRP_LINK,
@@ -39,6 +39,8 @@ impl Events {
             RTNLGRP_IPV4_ROUTE,
             RTNLGRP_IPV6_IFADDR,
             RTNLGRP_IPV6_ROUTE,
+            RTNLGRP_IPV4_NETCONF,
+            RTNLGRP_IPV6_NETCONF,
         ];
         Self::subscribe(libc::NETLINK_ROUTE, &groups)
     }
@@ -100,4 +102,6 @@ const RTNLGRP_IPV4_IFADDR: u32 = 5;
 const RTNLGRP_IPV4_ROUTE: u32 = 7;
 const RTNLGRP_IPV6_IFADDR: u32 = 9;
 const RTNLGRP_IPV6_ROUTE: u32 = 11;
+const RTNLGRP_IPV4_NETCONF: u32 = 24;
+const RTNLGRP_IPV6_NETCONF: u32 = 25;
 const NFNLGRP_NFTABLES: u32 = 7;

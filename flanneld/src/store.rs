@@ -1,0 +1,67 @@
+//! `flanneld store`: the embedded store as a program of its own.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Parser;
+use subnet_lease::server::{Server, ServerConfig, ServerError, TlsFiles};
+
+use crate::daemon::{block_on, refuse};
+use crate::exit::{Exit, Failure};
+use crate::{log, publish, signals};
+
+/// The embedded store: the etcd API (v3) on one file, in one process, without a quorum; for labs and small clusters.
+#[derive(Debug, Parser)]
+#[command(name = "flanneld store")]
+struct Arguments {
+    /// Directory of the store; made when missing.
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Address to listen on; may be repeated.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:2379")]
+    listen: Vec<SocketAddr>,
+    /// Listen without TLS on addresses that other machines reach: every client is believed.
+    #[arg(long)]
+    insecure: bool,
+    /// Certificate for TLS (PEM); read again when it changes.
+    #[arg(long, value_name = "FILE", requires = "key_file")]
+    cert_file: Option<PathBuf>,
+    /// Private key of that certificate (PEM).
+    #[arg(long, value_name = "FILE", requires = "cert_file")]
+    key_file: Option<PathBuf>,
+    /// Authority of the clients' certificates (PEM): one without such a certificate is turned away.
+    #[arg(long, value_name = "FILE", requires = "cert_file")]
+    trusted_ca_file: Option<PathBuf>,
+    /// More log.
+    #[arg(short)]
+    verbose: bool,
+}
+
+/// Runs the store until it is told to stop.
+pub(crate) fn run(arguments: &[String]) -> Result<Exit, Failure> {
+    let words = std::iter::once("flanneld store").chain(arguments.iter().map(String::as_str));
+    let arguments = match Arguments::try_parse_from(words) {
+        Ok(arguments) => arguments,
+        Err(error) => return Ok(refuse(&error)),
+    };
+    log::start(i64::from(arguments.verbose));
+    let files = arguments.cert_file.zip(arguments.key_file);
+    let tls = files.map(|(cert, key)| TlsFiles { cert, key, client_authority: arguments.trusted_ca_file });
+    let Arguments { data_dir, listen, insecure, .. } = arguments;
+    block_on(async {
+        let server = Server::bind(ServerConfig { data_dir, listen, insecure, tls }).await?;
+        publish::notify_ready();
+        server.run(signals::stop()).await?;
+        Ok(Exit::Done)
+    })
+}
+
+impl From<ServerError> for Failure {
+    fn from(error: ServerError) -> Self {
+        let exit = match error {
+            ServerError::Exposed(_) | ServerError::NoAddress | ServerError::Certificate { .. } => Exit::Invalid,
+            _ => Exit::Failed,
+        };
+        Self::new(exit, error)
+    }
+}

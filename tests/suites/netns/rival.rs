@@ -1,0 +1,174 @@
+//! One daemon per network and host: another one is found before the first write, refused by its pid, or waited for.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use netns_harness::disturb::{Picture, outage};
+use netns_harness::flannel::{Products, subnet_env, wait_for_subnet};
+use netns_harness::{Cluster, Family, Host, Process, Program, Spec, eventually};
+use nix::sys::signal::Signal;
+
+use crate::case::{Case, case, cluster, peer, products, spec};
+
+const SOON: Duration = Duration::from_secs(10);
+/// The documented codes.
+const RIVAL: i32 = 8;
+const NOT_READY: i32 = 9;
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases = vec![
+        case("a_second_daemon_of_ours_is_refused_by_pid_and_writes_nothing", || refused(false)),
+        case("a_daemon_beside_a_go_flannel_is_refused_by_pid_and_writes_nothing", || refused(true))
+            .with_peers(),
+        case("a_daemon_beside_k3s_is_refused_unless_its_flannel_is_off", beside_k3s),
+        case("two_networks_on_one_host_are_allowed", || two_networks(false)),
+        case("a_network_beside_that_of_a_go_flannel_is_allowed", || two_networks(true)).with_peers(),
+        case("status_says_how_the_node_is", status),
+    ];
+    for (word, go) in [("ours", false), ("go_flannel", true)] {
+        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+            let name = format!(
+                "takeover_waits_for_{word}_until_{}_and_loses_no_packet",
+                signal.as_str().to_lowercase()
+            );
+            let there = case(name, move || takeover(go, signal));
+            cases.push(if go { there.with_peers() } else { there });
+        }
+    }
+    cases
+}
+
+/// The Go daemon, where asked for; everything else is ours.
+fn programs(go: bool) -> Result<Products> {
+    let ours = products()?;
+    Ok(if go { Products { flanneld: peer("flanneld")?, ..ours } } else { ours })
+}
+
+/// A cluster whose first host runs the daemon in question.
+fn with_first(go: bool) -> Result<(Cluster, Host, Process)> {
+    let cluster = cluster(Spec { hosts: 2, ..spec(Family::V4) })?;
+    let host = cluster.net.host(0).clone();
+    let mut running = cluster.daemons[0].clone();
+    if go {
+        running.stop()?;
+        running = host.spawn(&programs(true)?.daemon(&cluster.store).named("go"))?;
+        eventually(SOON, || {
+            ensure!(running.log().contains("Running backend"), "{}", running.log());
+            Ok(())
+        })?;
+    }
+    Ok((cluster, host, running))
+}
+
+fn refused(go: bool) -> Result<()> {
+    let (cluster, host, running) = with_first(go)?;
+    let picture = Picture::of(&host)?;
+    let leases = cluster.store.list("subnets/")?;
+    let daemon = products()?.daemon(&cluster.store).named("second");
+    let (status, said) = ends(&host, &daemon)?;
+    ensure!(status == Some(RIVAL), "{status:?}: {said}");
+    let pid = format!("(pid {})", running.pid());
+    for part in [pid.as_str(), "--takeover", "kill "] {
+        ensure!(said.contains(part), "{part} is not in: {said}");
+    }
+    ensure!(Picture::of(&host)? == picture, "it changed the host");
+    ensure!(cluster.store.list("subnets/")? == leases, "it wrote to the store");
+    ensure!(running.status().is_none(), "the first one ended");
+    // What ends is no longer in the way.
+    running.kill();
+    let next = host.spawn(&daemon.named("third"))?;
+    is_ready(&next)
+}
+
+fn ends(host: &Host, program: &Program) -> Result<(Option<i32>, String)> {
+    let process = host.spawn(program)?;
+    let status = process.wait(SOON)?;
+    Ok((status.code(), process.log()))
+}
+
+fn is_ready(process: &Process) -> Result<()> {
+    let wait = eventually(SOON, || {
+        ensure!(process.log().contains(" ready\n"), "{}", process.log());
+        Ok(())
+    });
+    wait.map(drop)
+}
+
+fn beside_k3s() -> Result<()> {
+    let cluster = cluster(Spec { hosts: 2, ..spec(Family::V4) })?;
+    let host = cluster.net.host(0);
+    cluster.daemons[0].stop()?;
+    let k3s = host.spawn(&Program::new("sleep").called("k3s-server").arg("infinity"))?;
+    let daemon = products()?.daemon(&cluster.store);
+    let (status, said) = ends(host, &daemon.clone().named("second"))?;
+    ensure!(
+        status == Some(RIVAL) && said.contains(&format!("k3s with its own flannel (pid {})", k3s.pid())),
+        "{said}"
+    );
+    // An agent that runs without flannel leaves no configuration for it.
+    std::fs::create_dir_all(host.path("/var/lib/rancher/k3s/agent/etc"))?;
+    is_ready(&host.spawn(&daemon.named("third"))?)
+}
+
+fn two_networks(go: bool) -> Result<()> {
+    let (cluster, host, first) = with_first(go)?;
+    let other = "--etcd-prefix=/other";
+    let conf =
+        r#"{"Network": "10.99.0.0/16", "EnableNFTables": true, "Backend": {"Type": "vxlan", "VNI": 2}}"#;
+    std::fs::write(host.path("/run/other.json"), conf)?;
+    let set = products()?.control(&cluster.store).args(["network", "set", "/run/other.json", other]);
+    host.exec(&set)?;
+    let daemon = Program::new(products()?.flanneld).args([
+        &format!("--etcd-endpoints={}", cluster.store.endpoint()),
+        other,
+        "--iface=eth0",
+        "--subnet-file=/run/other/subnet.env",
+        "--iptables-forward-rules=false",
+    ]);
+    let second = host.spawn(&daemon.named("other"))?;
+    is_ready(&second)?;
+    ensure!(first.status().is_none(), "{}", first.log());
+    ensure!(host.netlink()?.routes("flannel.1")?.len() > 1, "the first network's routes are gone");
+    cluster.wait_for_pings(SOON).map(drop)
+}
+
+fn takeover(go: bool, signal: Signal) -> Result<()> {
+    let (cluster, host, running) = with_first(go)?;
+    let before = subnet_env(&host);
+    let daemon = products()?.daemon(&cluster.store).arg("--takeover").named("next");
+    let report = outage(&cluster.pods[0], &cluster.pods[1], Family::V4, SOON, || {
+        let next = host.spawn(&daemon)?;
+        eventually(SOON, || {
+            ensure!(next.log().contains(&format!("(pid {}) to end", running.pid())), "{}", next.log());
+            Ok(())
+        })?;
+        running.signal(signal);
+        running.wait(SOON)?;
+        wait_for_subnet(&host, &next, SOON)?;
+        is_ready(&next)
+    })?;
+    ensure!(report.lost() == 0, "{report:?}");
+    ensure!(subnet_env(&host) == before, "another subnet");
+    cluster.wait_for_pings(SOON).map(drop)
+}
+
+fn status() -> Result<()> {
+    let cluster = cluster(Spec { hosts: 2, ..spec(Family::Dual) })?;
+    let host = cluster.net.host(0);
+    let ask = products()?.control_on_host(&cluster.store).arg("status");
+    let said = host.exec(&ask)?;
+    for part in ["READY", "yes", "10.42.0.0/16, fd42::/48, backend vxlan", "eth0, MTU", "1, refused 0"] {
+        ensure!(said.contains(part), "{part} is not in:\n{said}");
+    }
+    ensure!(said.lines().all(|line| line.chars().count() <= 100), "{said}");
+    // Anybody else is told nothing.
+    let nobody = host.output(&Program::new("setpriv").args(["--reuid=65534", "--clear-groups"]).args(
+        ["python3", "-c", "import socket; s = socket.socket(socket.AF_UNIX); s.connect('\\0selvage//coreos.com/network'); s.sendall(b'status\\n'); print(s.recv(9))"],
+    ))?;
+    ensure!(!String::from_utf8_lossy(&nobody.stdout).contains('{'), "a stranger is answered");
+    cluster.daemons[0].stop()?;
+    let output = host.output(&ask)?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(NOT_READY) && said.contains("no flanneld of network"), "{said}");
+    Ok(())
+}
