@@ -28,7 +28,9 @@ pub fn diff(want: &KernelState, have: &KernelState, owner: &Owner) -> Plan {
     let have = under_wanted_names(have, &lost);
     let have = have.as_ref();
 
-    let gone: HashSet<IfName> = away.iter().map(|l| l.name).collect();
+    // A name that a renamed link gets is not gone, whoever had it.
+    let taken = |name: IfName| lost.iter().any(|(_, w)| w.name == name);
+    let gone: HashSet<IfName> = away.iter().map(|l| l.name).filter(|name| !taken(*name)).collect();
     let doomed: HashSet<IfName> = unwanted_links(want, have, owner, &gone);
     let readdressed = readdressed_links(want, have);
     let wanted = Wanted::new(owner, want, have);
@@ -36,7 +38,7 @@ pub fn diff(want: &KernelState, have: &KernelState, owner: &Owner) -> Plan {
     // What hangs on a link that goes, goes with it (law 5), and a new MAC costs a link all its neighbours: hidden here,
     // so that it is planned anew in this pass.
     let visible = |o: &&Object| match o {
-        Object::Link(l) => !gone.contains(&l.name) || lost.iter().any(|(_, w)| w.name == l.name),
+        Object::Link(l) => !gone.contains(&l.name),
         Object::Neigh(n) if readdressed.contains(&n.link) => false,
         o => !o.link().is_some_and(|l| gone.contains(&l) || doomed.contains(&l)),
     };

@@ -96,13 +96,14 @@ impl Facts {
         self.addresses.iter().filter(move |a| a.link == index)
     }
 
-    /// Links with an address inside these networks; each once.
+    /// Links with an address inside these networks that are no tunnels: with our subnets, the pods' bridges. Each once.
     pub fn links_within(&self, nets: &[IpNetwork]) -> Vec<IfName> {
         let within = |a: &&HostAddress| nets.iter().any(|net| net.contains(a.net.ip()));
         let mut indexes: Vec<u32> = self.addresses.iter().filter(within).map(|a| a.link).collect();
         indexes.sort_unstable();
         indexes.dedup();
-        indexes.into_iter().filter_map(|index| Some(self.link(index)?.name)).collect()
+        let links = indexes.into_iter().filter_map(|index| self.link(index));
+        links.filter(|link| link.kind != "vxlan").map(|link| link.name).collect()
     }
 
     /// Whether this very address is on the host.

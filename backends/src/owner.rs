@@ -112,6 +112,7 @@ impl Owner {
         let in_a_holes_place = route.kind == RouteKind::Blackhole && wanted.holes.contains(&route.dst);
         let left_by_flannel = self.first_pass
             && route.protocol == RTPROT_BOOT
+            && route.kind == RouteKind::Unicast
             && route.via.is_some()
             && route.link == self.external
             && self.lease_lengths.contains(&route.dst.prefix());

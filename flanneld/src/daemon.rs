@@ -51,6 +51,8 @@ fn daemon(given: &[Given]) -> Result<Exit, Failure> {
         settings: config.settings(seed()),
         store: Arc::new(store),
         subnet_file: config.subnet_file.clone(),
+        state_dir: config.state_dir.clone(),
+        release_on_exit: config.release_on_exit,
         record_file: config.record_file.clone(),
         readiness: tell,
         status,
@@ -74,7 +76,8 @@ async fn alone(
     asks: mpsc::Sender<StatusRequest>,
     asked: &mut mpsc::Receiver<StatusRequest>,
 ) -> Result<(), Failure> {
-    let failed = |error: io::Error| Failure::new(Exit::Failed, format!("can't tell whether another runs: {error}"));
+    let failed =
+        |error: io::Error| Failure::new(Exit::Failed, format!("can't tell whether another runs: {error}"));
     let network = &config.network;
     let mut waited = false;
     loop {
@@ -117,7 +120,9 @@ async fn alone(
 
 fn in_the_way(rival: &Rival) -> Failure {
     let Rival { stop, .. } = rival;
-    let ways = format!("stop it first ({stop}), or start with --takeover, which waits for its end and goes on in its place");
+    let ways = format!(
+        "stop it first ({stop}), or start with --takeover, which waits for its end and goes on in its place"
+    );
     Failure::new(Exit::Rival, format!("{rival} is at work on this host: {ways}"))
 }
 

@@ -297,3 +297,18 @@ fn the_reason_says_what_led_to_the_choice_and_what_stands_for_what() {
     assert_eq!(choice.external.mtu, 9000);
     assert_eq!(chosen(TWO, "", "v4").unwrap().why, "default route");
 }
+
+#[test]
+fn only_a_link_local_address_is_no_successor_of_a_global_one() {
+    let addrs = |text: &str| text.split_whitespace().map(|a| a.parse().unwrap()).collect();
+    for (old, new, expected) in [
+        ("10.0.0.1 fd00::1", "10.0.0.1 fe80::1", true),
+        ("10.0.0.1 fd00::1", "10.0.0.2 fd00::2", false),
+        ("fe80::1", "fe80::2", false),
+        ("fe80::1", "fd00::1", false),
+        ("10.0.0.1", "169.254.0.9", true),
+        ("10.0.0.1", "10.0.0.1 fe80::1", false),
+    ] {
+        assert_eq!(falls_back(addrs(old), addrs(new)), expected, "{old} → {new}");
+    }
+}

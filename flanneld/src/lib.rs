@@ -17,6 +17,7 @@ pub mod record;
 mod rival;
 pub mod run;
 pub mod signals;
+mod state_file;
 mod store;
 mod subscription;
 pub mod socket;

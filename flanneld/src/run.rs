@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use backends::kernel::real::{EventFilter, Events, Heard};
 use futures::StreamExt;
-use subnet_lease::{Claim, Store};
+use subnet_lease::{Claim, Lease, Store};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
@@ -24,6 +24,7 @@ use crate::exit::Exit;
 use crate::kernel_thread::{self, Ask, KernelThread};
 use crate::node::{Effect, Input, NodeCore, Readiness, Settings, Status, StatusRequest, Tick};
 use crate::record::Tap;
+use crate::state_file::StateFile;
 use crate::subscription::Subscription;
 use crate::{publish, signals};
 
@@ -40,6 +41,10 @@ pub struct Shell {
     pub store: Arc<dyn Store>,
     /// Where to write subnet.env.
     pub subnet_file: PathBuf,
+    /// The directory of what is remembered for the next start.
+    pub state_dir: PathBuf,
+    /// Give the lease back when told to stop.
+    pub release_on_exit: bool,
     /// Where to record what the core hears and decides.
     pub record_file: Option<PathBuf>,
     /// Who asks whether the node is ready.
@@ -51,6 +56,8 @@ pub struct Shell {
 struct Running {
     store: Arc<dyn Store>,
     subnet_file: PathBuf,
+    state: StateFile,
+    release_on_exit: bool,
     readiness: watch::Sender<Readiness>,
     kernel: KernelThread,
     inbox: mpsc::Sender<Input>,
@@ -94,10 +101,13 @@ fn start(shell: Shell) -> Result<Started, String> {
         }
     });
     publish::watch(&shell.subnet_file, inbox.clone());
+    let state = StateFile::open(&shell.state_dir, &shell.settings.network);
     let core = NodeCore::new(shell.settings);
     let running = Running {
         store: shell.store,
         subnet_file: shell.subnet_file,
+        state,
+        release_on_exit: shell.release_on_exit,
         readiness: shell.readiness,
         filter: EventFilter { ours: kernel.ports.clone(), ..EventFilter::default() },
         kernel,
@@ -121,6 +131,9 @@ impl Running {
         if let Ok(env) = subnet_lease::SubnetEnv::read(&self.subnet_file) {
             self.step(core, Some(Input::Remembered(env)));
         }
+        if let Some((memory, warm)) = self.state.read() {
+            self.step(core, Some(Input::Recalled(Box::new(memory), warm)));
+        }
         while self.exit.is_none() {
             // Not in this order: whoever floods one of these must not silence the others.
             tokio::select! {
@@ -129,12 +142,18 @@ impl Running {
                     if core.applying().is_some() {
                         last_apply(&mut inputs, signals::stop()).await;
                     }
+                    if let Some(memory) = core.unremembered() {
+                        self.state.keep_now(&memory);
+                    }
+                    if let Some(lease) = core.shown_lease().filter(|_| self.release_on_exit) {
+                        self.release(lease).await;
+                    }
                     return Exit::Done;
                 }
                 Some(asker) = self.status.recv() => {
                     let unreadable = route.unreadable() + netfilter.unreadable();
                     // An asker that does not wait for the answer needs none.
-                    let _ = asker.send(Status { unreadable, ..core.status(clock::boot()) });
+                    let _ = asker.send(Status { unreadable, unremembered: self.state.problem(), ..core.status(clock::boot()) });
                 }
                 Some(input) = inputs.recv() => self.step(core, Some(input)),
                 heard = route.next(&self.filter) => self.hear(core, heard),
@@ -180,6 +199,7 @@ impl Running {
                         warn!("cannot write {}: {error}", self.subnet_file.display());
                     }
                 }
+                Effect::Remember(memory) => self.state.keep(*memory),
                 Effect::Withdraw(reason) => publish::withdraw(&self.subnet_file, &reason),
                 Effect::Announce(readiness) => self.announce(readiness),
                 Effect::Exit(code) => self.exit = Some(code),
@@ -200,6 +220,16 @@ impl Running {
             // The receiver is gone only when the daemon is about to end.
             let _ = inbox.send(Input::Claimed(store.claim(&claim).await)).await;
         });
+    }
+
+    /// Somebody else may have the subnet at once.
+    async fn release(&self, lease: &Lease) {
+        match timeout(STOP_WITHIN, self.store.release(lease)).await {
+            Ok(Ok(true)) => info!(subnets = %lease.subnets, "lease given back"),
+            Ok(Ok(false)) => info!(subnets = %lease.subnets, "the lease is reserved or another host's: it stays"),
+            Ok(Err(error)) => warn!("lease not given back, it ends with its time: {error}"),
+            Err(_) => warn!("lease not given back, it ends with its time: the store does not answer"),
+        }
     }
 
     fn announce(&mut self, readiness: Readiness) {
@@ -240,3 +270,7 @@ fn deadline(at: Tick) -> Instant {
     let now = Instant::now();
     now.checked_add(at.saturating_sub(clock::boot())).unwrap_or(now + clock::LONG)
 }
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

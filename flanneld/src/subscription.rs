@@ -85,10 +85,13 @@ impl<S: Source> Subscription<S> {
             sleep_until(self.not_before).await;
             let drained = match &mut self.source {
                 Some(source) => drain(source, filter).await,
-                None => self.reopen().map(|()| {
-                    info!("{}: open again", self.name);
-                    overrun()
-                }),
+                None => match self.reopen() {
+                    Ok(()) => {
+                        info!("{}: open again", self.name);
+                        return overrun();
+                    }
+                    Err(error) => Err(error),
+                },
             };
             match drained {
                 Ok(heard) => {
@@ -128,10 +131,10 @@ impl<S: Source> Subscription<S> {
     }
 
     fn note_drain(&mut self) {
+        // One that opens and fails before anything was heard is no better than one that can't be opened.
+        self.failures = 0;
         let now = Instant::now();
         if now >= self.gulp + GULP {
-            // A socket that has been heard for so long is not one that fails at once.
-            self.failures = if self.drains > 0 { 0 } else { self.failures };
             (self.gulp, self.drains) = (now, 0);
         }
         self.drains += 1;

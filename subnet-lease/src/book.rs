@@ -38,7 +38,7 @@ impl LeaseBook {
         if let Some(given_up) = choice.own.filter(|own| *own != choice.subnets) {
             self.entries.remove(&given_up);
             self.revision += 1;
-            events.push(StoreEvent::Remove(given_up));
+            events.push(StoreEvent::Removed(vec![given_up]));
         }
         let expected = self.revision_of(&choice.subnets);
         let ttl = (!reserved).then_some(ttl);
@@ -82,7 +82,13 @@ impl LeaseBook {
     pub fn remove(&mut self, subnets: &Subnets) -> Option<StoreEvent> {
         self.entries.remove(subnets)?;
         self.revision += 1;
-        Some(StoreEvent::Remove(*subnets))
+        Some(StoreEvent::Removed(vec![*subnets]))
+    }
+
+    /// Forgets every lease in one step, as a store that lost its data. Returns what watchers hear who see it happen.
+    pub fn wipe(&mut self) -> StoreEvent {
+        self.revision += 1;
+        StoreEvent::Removed(std::mem::take(&mut self.entries).into_keys().collect())
     }
 
     /// All leases, ordered by their subnets.

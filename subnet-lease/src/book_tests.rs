@@ -17,7 +17,7 @@ fn renewing_an_unchanged_lease_tells_nobody_and_lasts() {
     assert_eq!(book.claim(at(23), &host, at(24)).unwrap(), (own.clone(), vec![]));
     assert_eq!(book.revision(), revision);
     assert_eq!(book.expire(at(46)), []);
-    assert_eq!(book.expire(at(47)), [StoreEvent::Remove(own.lease.subnets)]);
+    assert_eq!(book.expire(at(47)), [StoreEvent::Removed(vec![own.lease.subnets])]);
 }
 
 #[test]
@@ -71,6 +71,6 @@ fn giving_up_a_subnet_and_taking_another_is_one_step() {
     let (old, _) = book.claim(at(0), &claim("192.168.0.1", V4), at(24)).unwrap();
     let renumbered = claim("192.168.0.1", r#"{"Network":"10.6.0.0/16","Backend":{"Type":"vxlan"}}"#);
     let (new, events) = book.claim(at(1), &renumbered, at(24)).unwrap();
-    assert_eq!(events, [StoreEvent::Remove(old.lease.subnets), StoreEvent::Upsert(new.lease.clone())]);
+    assert_eq!(events, [StoreEvent::Removed(vec![old.lease.subnets]), StoreEvent::Upsert(new.lease.clone())]);
     assert_eq!(book.leases().collect::<Vec<_>>(), [&new.lease]);
 }

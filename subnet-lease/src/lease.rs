@@ -149,6 +149,11 @@ impl Lease {
         Self { subnets, public, attrs, node: None, extra: BTreeMap::new(), ttl: None, epoch: 0 }
     }
 
+    /// Whether both name the same holder.
+    pub fn is_of(&self, other: &Self) -> bool {
+        self.public == other.public && self.node == other.node
+    }
+
     /// Whether the records of both would be the same.
     pub fn says_the_same(&self, other: &Self) -> bool {
         self.subnets == other.subnets

@@ -8,7 +8,7 @@
 //!                     │  memory (LeaseBook)  │  etcd (flannel's keys)  │  …      │
 //!                     └──────────────────────────────────────────────┬──────────┘
 //!                                                             watch  │ Config, Snapshot,
-//!                                                                    ▼ Upsert, Remove, Unreadable, Stale
+//!                                                                    ▼ Upsert, Removed, Unreadable, Stale
 //!   Lease: Subnets ◀─ held by ─▶ PublicAddrs + BackendAttrs ──▶ PeerTable ──▶ Peer (admitted)
 //!                                                                    └──────▶ refused, with the reason
 //! ```
@@ -36,7 +36,7 @@
 //!
 //! let mut watch = store.subscribe();
 //! watch.next_now(); // the configuration
-//! let Some(StoreEvent::Snapshot { leases, unreadable }) = watch.next_now() else { panic!() };
+//! let Some(StoreEvent::Snapshot { leases, unreadable, .. }) = watch.next_now() else { panic!() };
 //! let peers = PeerTable::from_snapshot(&network, Some(&mine.subnets), mine.public, leases, unreadable);
 //! assert_eq!(peers.peers().map(|peer| peer.key()).collect::<Vec<_>>(), [theirs.subnets]);
 //! ```

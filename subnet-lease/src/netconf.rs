@@ -88,6 +88,20 @@ impl NetworkConfig {
         Ok((Self { pools, enable_nftables, backend }, warnings))
     }
 
+    /// Whether everything that a cluster does by this configuration stays as it is when the other one takes its place:
+    /// only the networks differ, and hold what they held.
+    pub fn grows_into(&self, other: &Self) -> bool {
+        let same = self.backend == other.backend && self.enable_nftables == other.enable_nftables;
+        let grows = |family: Family| match (self.network(family), other.network(family)) {
+            (Some(old), Some(new)) => {
+                old.subnet_len == new.subnet_len && contains_net(new.network, old.network)
+            }
+            (None, None) => true,
+            _ => false,
+        };
+        same && Family::ALL.into_iter().all(grows)
+    }
+
     /// Stands in until the configuration is known.
     pub(crate) fn none() -> Self {
         Self { pools: [None; 2], enable_nftables: false, backend: BackendConfig::Alloc }

@@ -1,10 +1,10 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-use crate::lease::{Lease, PublicAddrs};
+use crate::lease::{BackendAttrs, Lease, PublicAddrs};
 use crate::net::{Family, Subnets, contains_net, overlap, span};
 use crate::netconf::{NetworkConfig, quoted};
 use crate::pool::NetworkPool;
@@ -73,7 +73,12 @@ pub struct PeerTable {
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Known {
     peer: Peer,
+    /// The holder's name.
+    node: Option<Box<str>>,
     flaw: [Option<Box<str>>; 2],
+    /// The store shows it no more, and it is kept for a while.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    vanished: bool,
 }
 
 /// Only for leases that are not taken whole.
@@ -107,15 +112,16 @@ impl PeerTable {
         table
     }
 
-    /// A later snapshot. A peer whose lease cannot be read any more stays as it was: unknown is not gone.
+    /// A later snapshot. A peer whose lease cannot be read any more stays as it was: unknown is not gone. So do those that
+    /// are [kept](Self::keep).
     pub fn replace(&mut self, leases: Vec<Lease>, unreadable: Vec<(String, String)>) {
         self.verdicts.take();
-        let mut before = std::mem::take(&mut self.known);
+        let before = std::mem::take(&mut self.known);
         self.ours.clear();
         self.unreadable = unreadable.into_iter().collect();
-        let unknown = self.unreadable.keys().filter_map(|key| key.parse::<Subnets>().ok());
-        let kept: Vec<_> = unknown.filter_map(|key| before.remove_entry(&key)).collect();
-        self.known.extend(kept);
+        let unknown: BTreeSet<Subnets> = self.unreadable.keys().filter_map(|key| key.parse().ok()).collect();
+        let stays = |key: &Subnets, known: &Known| known.vanished || unknown.contains(key);
+        self.known.extend(before.into_iter().filter(|(key, known)| stays(key, known)));
         for lease in leases {
             self.upsert(lease);
         }
@@ -145,6 +151,53 @@ impl PeerTable {
         self.ours.remove(subnets);
         self.verdicts.take();
         self.known.remove(subnets).is_some() || unreadable
+    }
+
+    /// The peers that such a snapshot would take away.
+    pub fn missing(&self, leases: &[Lease], unreadable: &[(String, String)]) -> Vec<Subnets> {
+        let unknown = unreadable.iter().filter_map(|(key, _)| key.parse().ok());
+        let shown: BTreeSet<Subnets> = leases.iter().map(|lease| lease.subnets).chain(unknown).collect();
+        let gone = self.known.iter().filter(|(key, known)| !known.vanished && !shown.contains(key));
+        gone.map(|(key, _)| *key).filter(|key| self.own != Some(*key)).collect()
+    }
+
+    /// Whether without these, and without those that are kept already, more than half of at least four admitted peers
+    /// would be gone.
+    pub fn is_most(&self, gone: &[Subnets]) -> bool {
+        let gone: BTreeSet<&Subnets> = gone.iter().collect();
+        let is_gone = |peer: &Peer| {
+            gone.contains(&peer.key) || self.known.get(&peer.key).is_some_and(|known| known.vanished)
+        };
+        let (all, lost) = (self.len(), self.peers().filter(is_gone).count());
+        all >= 4 && 2 * lost > all
+    }
+
+    /// Peers that the store shows no more are kept, until they come back, somebody else takes their place, or they are
+    /// [let go](Self::let_go).
+    pub fn keep(&mut self, gone: &[Subnets]) {
+        self.verdicts.take();
+        for subnets in gone {
+            if let Some(known) = self.known.get_mut(subnets) {
+                known.vanished = true;
+            }
+        }
+    }
+
+    /// How many are kept that the store does not show.
+    pub fn vanished(&self) -> usize {
+        self.known.values().filter(|known| known.vanished).count()
+    }
+
+    /// Whoever the store does not show is gone.
+    pub fn let_go(&mut self) {
+        self.verdicts.take();
+        self.known.retain(|_, known| !known.vanished);
+    }
+
+    /// The leases of the admitted peers, as far as they matter to us; what else their records say is left out.
+    pub fn leases(&self) -> impl Iterator<Item = Lease> + '_ {
+        let verdicts = self.verdicts();
+        self.known.values().filter(|known| known.admitted(verdicts).is_some()).map(|known| known.lease(&self.network))
     }
 
     /// A lease is there but cannot be read. A peer known by this key stays as it was.
@@ -218,27 +271,37 @@ impl PeerTable {
             in_order.retain(|known| known.peer.key != own);
             verdicts.insert(own, Verdict { ours: true, ..Verdict::default() });
         }
-        in_order.sort_by_key(|known| (known.peer.epoch, known.peer.key));
+        // One that vanished gives way to whoever the store shows.
+        in_order.sort_by_key(|known| (known.vanished, known.peer.epoch, known.peer.key));
         for family in Family::ALL {
             let mut taken = Taken::by_us(family, self);
             for known in &in_order {
                 let Some(subnet) = known.peer.key.family(family) else { continue };
                 let admitted =
-                    self.alone(family, subnet, known).and_then(|()| taken.admit(subnet, &known.peer));
+                    self.alone(family, subnet, known).and_then(|()| taken.admit(subnet, known));
                 if let Err(refusal) = admitted {
                     let verdict =
                         verdicts.entry(known.peer.key).or_insert_with(|| Verdict::whole(&known.peer.key));
                     verdict.usable[family.index()] = false;
-                    verdict.reasons.extend(refusal.0.filter(|reason| !verdict.reasons.contains(reason)));
+                    // A refusal names who is in the store.
+                    let said = |reason: &String| known.vanished || verdict.reasons.contains(reason);
+                    let reason = refusal.0.filter(|reason| !said(reason));
+                    verdict.reasons.extend(reason);
                 }
             }
         }
-        for verdict in verdicts.values_mut() {
-            if !verdict.ours && !verdict.usable.contains(&true) && verdict.reasons.is_empty() {
+        for (key, verdict) in &mut verdicts {
+            let silent = verdict.ours || self.known.get(key).is_some_and(|known| known.vanished);
+            if !silent && !verdict.usable.contains(&true) && verdict.reasons.is_empty() {
                 verdict.reasons.push("it has no family in common with this network and this host".into());
             }
         }
         verdicts
+    }
+
+    /// Our name, as our lease tells it to the others.
+    fn own_node(&self) -> Option<&str> {
+        self.own_lease()?.node.as_deref()
     }
 
     /// The rules that need no other peer.
@@ -251,7 +314,10 @@ impl PeerTable {
         place(&pool, subnet)?;
         reachable(public, subnet)?;
         if self.own_public.family(family) == Some(public) {
-            return Err(Refusal::because(format!("its public address {public} is this host's own")));
+            let (theirs, ours) = (named(known.node.as_deref()), named(self.own_node()));
+            return Err(Refusal::because(format!(
+                "its public address {public} is this host's own: {theirs} and {ours}, this one, share it"
+            )));
         }
         let BackendConfig::Vxlan { vni, .. } = self.network.backend else { return Ok(()) };
         match known.peer.vxlan[family.index()] {
@@ -304,8 +370,22 @@ impl Known {
         }
         let peer =
             Peer { key: lease.subnets, public: lease.public, vxlan, epoch: lease.epoch, usable: [true; 2] };
-        Self { peer, flaw }
+        Self { peer, node: lease.node.as_deref().map(Into::into), flaw, vanished: false }
     }
+
+    /// The lease again, in the backend of its network.
+    fn lease(&self, network: &NetworkConfig) -> Lease {
+        let attrs = match self.peer.vxlan {
+            [None, None] => BackendAttrs::plain(network.backend.kind()),
+            [v4, v6] => BackendAttrs::vxlan(v4, v6),
+        };
+        let lease = Lease::new(self.peer.key, self.peer.public, attrs);
+        Lease { node: self.node.as_deref().map(Into::into), epoch: self.peer.epoch, ..lease }
+    }
+}
+
+fn named(node: Option<&str>) -> String {
+    node.map_or_else(|| "a node without a name".to_owned(), |node| format!("node {}", quoted(node)))
 }
 
 fn other_backend(theirs: &str, ours: &str) -> Box<str> {
@@ -346,6 +426,7 @@ struct Taken {
     family: Family,
     own: Option<IpNetwork>,
     own_mac: Option<[u8; 6]>,
+    own_node: Option<String>,
     /// Subnets by their first address. They are disjoint, so only the neighbour before and after can overlap a new one.
     subnets: BTreeMap<u128, IpNetwork>,
     macs: HashMap<[u8; 6], (IpAddr, Subnets)>,
@@ -358,14 +439,19 @@ impl Taken {
             family,
             own: table.own.and_then(|own| own.family(family)),
             own_mac: own_data.and_then(|json| VxlanData::from_json(json).ok()).map(|data| data.mac),
+            own_node: table.own_node().map(str::to_owned),
             subnets: BTreeMap::new(),
             macs: HashMap::new(),
         }
     }
 
-    fn admit(&mut self, subnet: IpNetwork, peer: &Peer) -> Result<(), Refusal> {
+    fn admit(&mut self, subnet: IpNetwork, known: &Known) -> Result<(), Refusal> {
+        let peer = &known.peer;
         if let Some(own) = self.own.filter(|own| overlap(*own, subnet)) {
-            return Err(Refusal::because(format!("{subnet} overlaps this host's own subnet {own}")));
+            let (theirs, ours) = (named(known.node.as_deref()), named(self.own_node.as_deref()));
+            return Err(Refusal::because(format!(
+                "{subnet} of {theirs} overlaps {own}, this host's own subnet ({ours})"
+            )));
         }
         let (first, last) = span(subnet);
         let before = self.subnets.range(..=first).next_back().filter(|(_, net)| overlap(**net, subnet));

@@ -6,7 +6,7 @@ use backends::Plan;
 use backends::kernel::fake::FakeKernel;
 use backends::kernel::{Kernel, KernelEvent};
 use flanneld::iface::IfaceWish;
-use flanneld::node::{Effect, Input, NodeCore, Settings, Status, Tick};
+use flanneld::node::{Effect, Input, Memory, NodeCore, Settings, Status, Tick};
 use subnet_lease::{Lease, NetworkId, OwnLease, StoreEvent, SubnetEnv};
 
 /// The daemon with its host.
@@ -19,6 +19,12 @@ pub struct Solo {
     pub plans: Vec<(Plan, usize)>,
     /// Its subnet.env.
     pub env: Option<SubnetEnv>,
+    /// What it wants to be remembered.
+    pub memory: Option<Memory>,
+    /// Why subnet.env was withdrawn, if it was.
+    pub withdrawn: Option<String>,
+    /// How often it claimed its lease.
+    pub claims: usize,
     own: Lease,
     now: Tick,
 }
@@ -33,6 +39,7 @@ pub fn settings() -> Settings {
         forward_rules: false,
         blackhole_route: false,
         renew_margin: Duration::from_secs(3600),
+        vanish_hold: Duration::from_secs(60),
         node: None,
         seed: 7,
     }
@@ -41,13 +48,13 @@ pub fn settings() -> Settings {
 impl Solo {
     /// Not started; the store will grant this lease.
     pub fn new(settings: Settings, kernel: FakeKernel, own: Lease) -> Self {
-        Self { core: NodeCore::new(settings), kernel, plans: Vec::new(), env: None, own, now: Tick::ZERO }
+        Self { core: NodeCore::new(settings), kernel, plans: Vec::new(), env: None, memory: None, withdrawn: None, claims: 0, own, now: Tick::ZERO }
     }
 
     /// Starts it: configuration, then all leases.
     pub fn start(&mut self, network: &[u8], leases: Vec<Lease>) {
         self.hear(Input::Store(StoreEvent::Config(network.to_vec())));
-        self.hear(Input::Store(StoreEvent::Snapshot { leases, unreadable: Vec::new() }));
+        self.hear(Input::Store(StoreEvent::Snapshot { leases, unreadable: Vec::new(), foreign: false }));
     }
 
     /// Tells it something, and does all that follows from it, retries not included.
@@ -115,6 +122,7 @@ impl Solo {
                 Some(Input::Applied(results))
             }
             Effect::Claim(claim) => {
+                self.claims += 1;
                 self.own = Lease { public: claim.public, attrs: claim.attrs.clone(), ..self.own.clone() };
                 let expires_in = Some(Duration::from_secs(24 * 3600));
                 Some(Input::Claimed(Ok(OwnLease { lease: self.own.clone(), expires_in })))
@@ -123,7 +131,15 @@ impl Solo {
                 self.env = Some(env);
                 None
             }
-            Effect::Announce(_) | Effect::Withdraw(_) | Effect::Exit(_) => None,
+            Effect::Remember(memory) => {
+                self.memory = Some(*memory);
+                None
+            }
+            Effect::Withdraw(why) => {
+                self.withdrawn = Some(why);
+                None
+            }
+            Effect::Announce(_) | Effect::Exit(_) => None,
         }
     }
 }

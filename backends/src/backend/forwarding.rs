@@ -9,11 +9,10 @@ use subnet_lease::Family;
 
 use super::{LocalNode, Wish};
 use crate::facts::Facts;
-use crate::name::IfName;
 use crate::state::{Object, Sysctl};
 
-/// Adds the settings for the families of our lease. `tunnels` wish for their own; the routes are wished for before.
-pub(super) fn wish(node: &LocalNode, facts: &Facts, tunnels: &[IfName], wish: &mut Wish) {
+/// Adds the settings for the families of our lease, but for tunnel devices; the routes are wished for before.
+pub(super) fn wish(node: &LocalNode, facts: &Facts, wish: &mut Wish) {
     let underlay = node.external.link;
     let direct = |o: &Object| matches!(o, Object::Route(r) if r.link == Some(underlay) && r.dst.is_ipv4());
     let mut links = if wish.objects.iter().any(direct) { vec![underlay] } else { Vec::new() };
@@ -27,7 +26,7 @@ pub(super) fn wish(node: &LocalNode, facts: &Facts, tunnels: &[IfName], wish: &m
             wish.objects.push(Object::Sysctl(underlay, Sysctl::RouterRa, 2));
         } else {
             let pods = facts.links_within(&[subnet]);
-            links.extend(pods.into_iter().filter(|l| *l != underlay && !tunnels.contains(l)));
+            links.extend(pods.into_iter().filter(|l| *l != underlay));
         }
     }
     wish.objects.extend(links.into_iter().map(|link| Object::Sysctl(link, Sysctl::Forward, 1)));

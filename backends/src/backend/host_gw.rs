@@ -28,7 +28,7 @@ impl Backend for HostGw {
                 ));
             }
         }
-        forwarding::wish(node, facts, &[], &mut wish);
+        forwarding::wish(node, facts, &mut wish);
         wish
     }
 

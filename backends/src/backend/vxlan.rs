@@ -119,7 +119,7 @@ impl Backend for Vxlan {
                 self.peer(node, facts, family, &peer, &mut wish);
             }
         }
-        forwarding::wish(node, facts, &self.links(), &mut wish);
+        forwarding::wish(node, facts, &mut wish);
         wish
     }
 

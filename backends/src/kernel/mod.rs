@@ -36,6 +36,20 @@ pub trait Kernel {
     fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), OpError>>;
 }
 
+impl<K: Kernel + ?Sized> Kernel for &mut K {
+    fn own(&mut self, owner: &Owner) -> Result<Own, KernelError> {
+        (**self).own(owner)
+    }
+
+    fn host(&mut self) -> Result<Facts, KernelError> {
+        (**self).host()
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), OpError>> {
+        (**self).apply(ops)
+    }
+}
+
 /// A dump of what may be ours.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Own {
@@ -112,7 +126,9 @@ impl KernelError {
         };
         match errno {
             // Read-only or masked in a container; everything else may work, and the setting may be right one day.
-            Errno::EPERM | Errno::EACCES | Errno::EROFS if matches!(self, Self::Sysctl { .. }) => Class::Conflict,
+            Errno::EPERM | Errno::EACCES | Errno::EROFS if matches!(self, Self::Sysctl { .. }) => {
+                Class::Conflict
+            }
             Errno::EPERM | Errno::EACCES => Class::Fatal,
             Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT | Errno::EPROTONOSUPPORT | Errno::EROFS => {
                 Class::Unsupported
@@ -171,7 +187,9 @@ impl Failed {
 #[cfg(any(feature = "kernel", feature = "fake"))]
 fn link_made_by(op: &Op) -> Option<IfName> {
     match op {
-        Op::Put { want: Object::Link(want), have: Some(Object::Link(have)) } if have.name == want.name => None,
+        Op::Put { want: Object::Link(want), have: Some(Object::Link(have)) } if have.name == want.name => {
+            None
+        }
         Op::Put { want: Object::Link(want), .. } => Some(want.name),
         _ => None,
     }

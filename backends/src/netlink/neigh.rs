@@ -101,9 +101,7 @@ pub fn put_fdb(batch: &mut Batch, link: u32, mac: Mac, dst: IpAddr) {
 
 /// Adds to the batch: delete an FDB entry of a vxlan device, or with no destination all there is of that address.
 pub fn delete_fdb(batch: &mut Batch, link: u32, mac: Mac, dst: Option<IpAddr>) {
-    batch
-        .message(RTM_DELNEIGH, REQUEST, &header(AF_BRIDGE, link, 0, NTF_SELF))
-        .attr(NDA_LLADDR, &mac.0);
+    batch.message(RTM_DELNEIGH, REQUEST, &header(AF_BRIDGE, link, 0, NTF_SELF)).attr(NDA_LLADDR, &mac.0);
     if let Some(dst) = dst {
         batch.attr(NDA_DST, &address_bytes(&dst));
     }

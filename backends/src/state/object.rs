@@ -271,7 +271,9 @@ impl Route {
     /// ways of one with several go together (law 25).
     pub(crate) fn deletable(&self) -> Self {
         match self.kind {
-            RouteKind::Special if self.dst.is_ipv4() => Self { via: None, link: None, onlink: false, ..*self },
+            RouteKind::Special if self.dst.is_ipv4() => {
+                Self { via: None, link: None, onlink: false, ..*self }
+            }
             _ => *self,
         }
     }

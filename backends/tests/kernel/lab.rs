@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use backends::kernel::Kernel;
 use backends::kernel::real::RealKernel;
-use backends::{External, Facts, IfName, KernelState, LocalNode, Mac, Object, Owner, Plan, choose, diff};
+use backends::{External, Facts, IfName, KernelState, LocalNode, Mac, Owner, Plan, choose, diff};
 use nix::sched::{CloneFlags, unshare};
-use subnet_lease::{BackendAttrs, Lease, NetworkConfig, NetworkId, PeerTable, PublicAddrs, Subnets, VxlanData};
+use subnet_lease::{
+    BackendAttrs, Lease, NetworkConfig, NetworkId, PeerTable, PublicAddrs, Subnets, VxlanData,
+};
 
 pub(crate) const VXLAN: &str = r#"{"Type": "vxlan", "VNI": 7}"#;
 pub(crate) const DIRECT: &str = r#"{"Type": "vxlan", "VNI": 7, "DirectRouting": true}"#;
@@ -31,7 +33,7 @@ pub(crate) struct Lab {
     network: Arc<NetworkConfig>,
     pub(crate) node: LocalNode,
     pub(crate) owner: Owner,
-    direct: bool,
+    backend: &'static str,
 }
 
 impl Lab {
@@ -40,7 +42,7 @@ impl Lab {
     }
 
     /// A host whose network has this backend.
-    pub(crate) fn with(backend: &str) -> Self {
+    pub(crate) fn with(backend: &'static str) -> Self {
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace of our own (needs root)");
         type_lines(PLUGGED);
         let conf = format!(
@@ -65,12 +67,11 @@ impl Lab {
         let macs = [Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2])];
         let id = NetworkId::default();
         let node = LocalNode { id, network: network.clone(), external, subnets: subnets(1), macs };
-        let direct = backend != VXLAN;
-        Self { kernel: RealKernel::open().unwrap(), network, node, owner, direct }
+        Self { kernel: RealKernel::open().unwrap(), network, node, owner, backend }
     }
 
     pub(crate) fn want(&mut self, peers: u16) -> KernelState {
-        let leases = (2..2 + peers).map(|n| lease(n, self.direct)).collect();
+        let leases = (2..2 + peers).map(|n| lease(n, self.backend)).collect();
         let facts = self.facts();
         self.node.external.index = facts.link_named(name("eth0")).unwrap().index;
         let own = Some(&self.node.subnets);
@@ -118,21 +119,22 @@ fn subnets(n: u16) -> Subnets {
     format!("10.244.{n}.0-24&fd00:244:0:{n:x}::-64").parse().unwrap()
 }
 
-/// Peer `n`; where some are on our wire, it is those with even numbers, or all without a tunnel.
-fn lease(n: u16, direct: bool) -> Lease {
+/// Peer `n`, on our wire unless all go through the tunnel.
+fn lease(n: u16, backend: &str) -> Lease {
     let [hi, lo] = n.to_be_bytes();
+    let direct = backend != VXLAN;
     let net = if direct { 16 } else { 30 };
     let public = PublicAddrs {
         v4: Some([172, net, hi, lo].into()),
         v6: Some(Ipv6Addr::from([0xfd00, if direct { 0x172 } else { 0x30 }, 0, 0, 0, 0, 0, n])),
     };
     let data = |side| Some(VxlanData { vni: 7, mac: [2, 1, side, 0, hi, lo] });
-    Lease::new(subnets(n), public, BackendAttrs::vxlan(data(4), data(6)))
-}
-
-/// What hangs on no link of ours and yet is in the dump: nothing that a pass may change.
-pub(crate) fn is_setting(object: &Object) -> bool {
-    matches!(object, Object::Sysctl(..))
+    let attrs = if backend == HOST_GW {
+        BackendAttrs::plain("host-gw")
+    } else {
+        BackendAttrs::vxlan(data(4), data(6))
+    };
+    Lease::new(subnets(n), public, attrs)
 }
 
 /// Types lines as an operator would; each must be done.

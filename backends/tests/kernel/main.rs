@@ -4,6 +4,8 @@
 
 mod disturbed;
 mod lab;
+mod provoked;
+mod strangers;
 
 use std::net::IpAddr;
 
@@ -152,4 +154,3 @@ fn the_facts_say_what_the_host_is() {
     let route = facts.defaults(Family::V4)[0];
     assert_eq!((route.gateway, route.metric), (Some("192.0.2.1".parse().unwrap()), 50));
 }
-

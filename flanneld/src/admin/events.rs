@@ -31,7 +31,8 @@ pub(super) fn run(arguments: &Arguments, config: &NodeConfig, out: &mut dyn Writ
     let wrong = || Failure::new(Exit::Invalid, "--since: neither a span (10m, 2h, 3d) nor a time (UTC)");
     let from = from.ok_or_else(wrong)?;
     let path = arguments.file.as_deref().or(config.record_file.as_deref());
-    let path = path.ok_or_else(|| Failure::new(Exit::Invalid, "nothing is recorded here (--record-file=off)"))?;
+    let path =
+        path.ok_or_else(|| Failure::new(Exit::Invalid, "nothing is recorded here (--record-file=off)"))?;
     let mut reader = open(path, arguments.file.is_none())?;
     let mut page = Page { out, form: arguments.output, from, quiet: None };
     written(page.print(&mut reader), path)
@@ -63,7 +64,7 @@ struct Page<'a> {
 
 impl Page<'_> {
     fn print(&mut self, reader: &mut Reader) -> io::Result<()> {
-        while let Some(entry) = reader.next()? {
+        while let Some(entry) = reader.entry()? {
             if self.form == Form::Json { self.as_json(&entry) } else { self.as_lines(&entry) }?;
         }
         self.tell_quiet()?;
@@ -77,7 +78,9 @@ impl Page<'_> {
                 self.tell_quiet()?;
                 let word = if entry.is_new_run() { "starts" } else { "goes on in a new file" };
                 write!(self.out, "{}", line(*wall, &format!("flanneld {program} {word}")))?;
-                from.as_ref().err().map_or(Ok(()), |why| write!(self.out, "{}", below(&format!("no replay: {why}"))))
+                from.as_ref()
+                    .err()
+                    .map_or(Ok(()), |why| write!(self.out, "{}", below(&format!("no replay: {why}"))))
             }
             Entry::Heard { wall, heard, did, .. } => {
                 let did = did.as_deref().unwrap_or_default();
@@ -89,7 +92,8 @@ impl Page<'_> {
                 self.tell_quiet()?;
                 write!(self.out, "{}", line(*wall, &heard.to_string()))?;
                 let failures = heard.failures().iter().map(|failure| format!("failed: {failure}"));
-                let did = did.iter().filter(|did| !matches!(did, Did::Text(text) if text.starts_with("read ")));
+                let did =
+                    did.iter().filter(|did| !matches!(did, Did::Text(text) if text.starts_with("read ")));
                 for text in failures.chain(did.map(ToString::to_string)) {
                     write!(self.out, "{}", below(&text))?;
                 }
@@ -104,7 +108,11 @@ impl Page<'_> {
             None | Some((_, 0)) => Ok(()),
             Some((wall, 1)) => write!(self.out, "{}", line(wall, "a look that found nothing to do")),
             Some((wall, looks)) => {
-                write!(self.out, "{}", line(wall, &format!("the last of {looks} looks that found nothing to do")))
+                write!(
+                    self.out,
+                    "{}",
+                    line(wall, &format!("the last of {looks} looks that found nothing to do"))
+                )
             }
         }
     }

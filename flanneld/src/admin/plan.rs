@@ -139,6 +139,7 @@ mod tests {
             link: "flannel.1".parse().ok(),
             onlink: true,
             kind: backends::RouteKind::Unicast,
+            metric: 0,
             scope: 8,
             ..Route::blackhole("10.5.7.0/24".parse().unwrap())
         }
@@ -175,18 +176,17 @@ mod tests {
             learning: false,
             gbp: false,
         });
-        let tag = "selvage:/a'; reboot #\n".to_owned();
-        let link = Link {
-            name: "a;b$c".parse().unwrap(),
-            kind,
-            mtu: 1450,
-            mac: "02:00:00:00:00:01".parse().unwrap(),
-            tag,
-            master: 0,
+        let tagged = |tag: &str| {
+            Object::Link(Box::new(Link {
+                name: "a;b$c".parse().unwrap(),
+                kind,
+                mtu: 1450,
+                mac: "02:00:00:00:00:01".parse().unwrap(),
+                tag: tag.to_owned(),
+                master: 0,
+            }))
         };
-        let have = Link { tag: String::new(), ..link.clone() };
-        let objects = [&link, &have].map(|link| Object::Link(Box::new(link.clone())));
-        let [want, have] = objects;
+        let (want, have) = (tagged("selvage:/a'; reboot #\n"), tagged(""));
         let ops = vec![Op::Put { want: want.clone(), have: None }, Op::Put { want: have, have: Some(want) }];
         let expected = "ip link add 'a;b$c' address 02:00:00:00:00:01 mtu 1450 type vxlan id 1 dev eth0 dstport 8472 nolearning  # missing\n\
              ip link set 'a;b$c' alias 'selvage:/a'\\''; reboot #\n'\n\

@@ -47,7 +47,7 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), Fail
 }
 
 fn print(replay: &mut Replay, brief: bool, tally: &mut Tally, out: &mut dyn Write) -> io::Result<()> {
-    while let Some(step) = replay.next()? {
+    while let Some(step) = replay.step()? {
         tally.count(&step);
         let differs = matches!(step, Step::Heard { verdict: Verdict::Differs { .. }, .. });
         if !brief || differs {

@@ -68,7 +68,8 @@ fn summary(status: &Status) -> impl Iterator<Item = Vec<String>> {
         ("own subnets", list(&status.subnets)),
         ("underlay", underlay),
         ("MTU for pods", status.mtu.map(|mtu| mtu.to_string())),
-        ("peers", Some(format!("{}, refused {}", status.peers, status.refused_count))),
+        ("peers", Some(peers(status))),
+        ("memory", status.unremembered.clone()),
         ("store", stale),
         ("last pass", status.last_pass.as_ref().map(|pass| last_pass(pass, status.passes))),
         ("drift", list(&drift)),
@@ -80,11 +81,19 @@ fn summary(status: &Status) -> impl Iterator<Item = Vec<String>> {
     rows.into_iter().filter_map(|(name, value)| Some(vec![name.to_owned(), clean(&value?)]))
 }
 
+fn peers(status: &Status) -> String {
+    let kept = match status.vanished {
+        0 => String::new(),
+        kept => format!(", {kept} of them vanished from the store and kept"),
+    };
+    format!("{}{kept}, refused {}", status.peers, status.refused_count)
+}
+
 fn last_pass(pass: &PassReport, passes: u64) -> String {
     let PassReport { ago_ms, added, changed, removed, failed, took_us } = pass;
     let took = Duration::from_micros(*took_us);
     format!(
-        "{} ago: added {added}, changed {changed}, removed {removed}, failed {failed}, took {took:?}; the {passes}. since the start",
+        "{} ago: added {added}, changed {changed}, removed {removed}, failed {failed}, took {took:?} (of {passes})",
         span(*ago_ms)
     )
 }

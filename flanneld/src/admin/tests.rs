@@ -1,8 +1,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use subnet_lease::server::{Server, ServerConfig};
 use subnet_lease::etcd::EtcdStore;
+use subnet_lease::server::{Server, ServerConfig};
 use subnet_lease::{BackendAttrs, Claim, NetworkConfig, NetworkId, Store};
 use tokio::sync::{mpsc, oneshot};
 
@@ -164,7 +164,9 @@ fn daemon(prefix: &str, status: &Status) -> oneshot::Sender<()> {
     let (tell, told) = std::sync::mpsc::channel();
     let (stop, mut stopped) = oneshot::channel::<()>();
     let serve = async move {
-        let Place::Ours(listener) = socket::take(&network).await.unwrap() else { panic!("{network} is taken") };
+        let Place::Ours(listener) = socket::take(&network).await.unwrap() else {
+            panic!("{network} is taken")
+        };
         let (asks, mut asked) = mpsc::channel::<StatusRequest>(1);
         tokio::spawn(socket::serve(listener, asks));
         tell.send(()).unwrap();

@@ -26,6 +26,12 @@ pub const TABLE: &[(&str, &[Flag])] = &[
                 "60",
                 "how many minutes before its end the lease is renewed, 1 to 1439 (it lasts 24 hours)",
             ),
+            int(
+                "vanish-hold",
+                "60",
+                "seconds for which peers are kept that vanished as if the store had lost its data; 0: believe it",
+            ),
+            switch("release-on-exit", "false", "give the lease back when told to stop; pods here lose their network"),
         ],
     ),
     (
@@ -69,7 +75,8 @@ pub const TABLE: &[(&str, &[Flag])] = &[
         "Files",
         &[
             text("subnet-file", "/run/flannel/subnet.env", "file that tells the CNI plugin about the subnet"),
-            text("state-dir", "", "directory of the daemon's own memory; default: beside the subnet file"),
+            text("state-dir", "", "directory of the daemon's own memory; default: /var/lib/flannel with flannel's subnet file, else beside the \
+                 subnet file"),
             text(
                 "record-file",
                 "",

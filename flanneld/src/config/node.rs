@@ -15,6 +15,9 @@ use crate::cli;
 use crate::iface::IfaceWish;
 use crate::node::Settings;
 
+/// Where a daemon with flannel's own subnet file keeps its memory.
+const STATE_DIR: &str = "/var/lib/flannel";
+
 /// The longest node name that a lease record takes, in bytes: that of a DNS name.
 const NODE_ID_MAX: usize = 253;
 
@@ -39,6 +42,10 @@ pub struct NodeConfig {
     pub blackhole_route: bool,
     /// Time between two looks at iptables rules, where there are any.
     pub iptables_resync: Duration,
+    /// Keep peers that vanished from the store in doubtful ways for so long.
+    pub vanish_hold: Duration,
+    /// Give the lease back when told to stop.
+    pub release_on_exit: bool,
     /// Wait for another daemon of this network to end, and go on in its place.
     pub takeover: bool,
     /// The file for the CNI plugin.
@@ -73,6 +80,8 @@ impl NodeConfig {
             iptables_resync: read.seconds("iptables-resync", "a number of seconds", 1..=86_400),
             record_file: read.record_file(&state_dir),
             state_dir,
+            vanish_hold: read.seconds("vanish-hold", "a number of seconds", 0..=86_400),
+            release_on_exit: read.bool("release-on-exit"),
             takeover: read.bool("takeover"),
             subnet_file,
             health: read.health(),
@@ -91,6 +100,7 @@ impl NodeConfig {
             forward_rules: self.forward_rules,
             blackhole_route: self.blackhole_route,
             renew_margin: self.etcd.renew_margin,
+            vanish_hold: self.vanish_hold,
             node: Some(self.node_id.clone()),
             seed,
         }
@@ -206,14 +216,19 @@ impl Reader<'_> {
         name.to_owned()
     }
 
+    /// What is beside flannel's subnet file is gone after a restart of the host. Any other subnet file has the memory beside
+    /// it: daemons of several network namespaces on one machine have a subnet file each, and so a memory each.
     fn state_dir(&mut self, subnet_file: &Path) -> PathBuf {
-        let beside =
-            subnet_file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-        self.optional("state-dir", path).unwrap_or_else(|| beside.to_owned())
+        let beside = || {
+            let beside = subnet_file.parent().filter(|dir| !dir.as_os_str().is_empty());
+            beside.unwrap_or_else(|| Path::new(".")).to_owned()
+        };
+        let usual = cli::lookup("subnet-file").is_some_and(|flag| Path::new(flag.default) == subnet_file);
+        let unsaid = || if usual { PathBuf::from(STATE_DIR) } else { beside() };
+        self.optional("state-dir", path).unwrap_or_else(unsaid)
     }
 
-    /// In the state directory, hence beside the subnet file: daemons of several network namespaces on one machine have
-    /// a subnet file each, and so a recording each.
+    /// In the state directory.
     fn record_file(&mut self, state_dir: &Path) -> Option<PathBuf> {
         let said = self.optional("record-file", |text| if text == "off" { Ok(None) } else { path(text).map(Some) });
         said.unwrap_or_else(|| Some(state_dir.join("events")))

@@ -21,6 +21,8 @@ const CALM: Duration = Duration::from_secs(10);
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct ClaimState {
     in_flight: bool,
+    /// The store granted it in this run.
+    confirmed: bool,
     /// When the lease ends.
     expires: Option<Tick>,
     retry: Option<Tick>,
@@ -48,6 +50,7 @@ impl ClaimState {
         self.not_before = if calm { now } else { now + self.pause() };
         self.held_at = now;
         self.problem = None;
+        self.confirmed = true;
     }
 
     fn failed(&mut self, now: Tick) {
@@ -75,7 +78,7 @@ impl NodeCore {
         let shown = self.leases.shown.as_ref();
         let as_wished = |l: &Lease| l.public == claim.public && l.attrs == claim.attrs;
         let renew = self.claim.renewal(self.settings.renew_margin).is_some_and(|at| at <= now);
-        if self.own.is_some() && shown.is_some_and(as_wished) && !renew {
+        if self.own.is_some() && self.claim.confirmed && shown.is_some_and(as_wished) && !renew {
             return;
         }
         if self.claim.not_before > now {
@@ -90,13 +93,22 @@ impl NodeCore {
     fn wished_claim(&mut self) -> Option<Claim> {
         self.peers.as_ref()?;
         let macs = self.settle_macs()?;
+        if self.memories.in_use {
+            return None;
+        }
         let (network, external) = (self.network.as_ref()?, self.external.as_ref()?);
         let remembered = || self.remembered.as_ref().and_then(SubnetEnv::leased);
         let shown = || self.leases.shown.as_ref().map(|l| l.subnets);
+        let recalled = || self.memories.own.as_ref().map(|l| l.subnets);
         Some(Claim {
             public: external.public,
             attrs: network.backend.attributes(&network.config, external, macs),
-            previous: self.own.or_else(shown).or_else(remembered).or_else(|| self.lease_of_our_devices()),
+            previous: self
+                .own
+                .or_else(shown)
+                .or_else(remembered)
+                .or_else(recalled)
+                .or_else(|| self.lease_of_our_devices()),
             network: network.config.clone(),
             node: self.settings.node.clone(),
         })
@@ -111,20 +123,23 @@ impl NodeCore {
         self.peers.as_ref()?.peers().find(|p| Family::ALL.into_iter().any(|f| same(p, f))).map(|p| p.key())
     }
 
-    /// The tunnel devices' addresses: what our lease tells the peers, else what the devices have, else new ones. They
+    /// The tunnel devices' addresses: what our lease tells the peers, else what the devices have, else what our lease of an
+    /// earlier run told, else new ones. They
     /// are known before any device is made, and kept from then on: a changed one is put back, not followed.
     fn settle_macs(&mut self) -> Option<[Mac; 2]> {
         if let Some(macs) = self.macs {
             return Some(macs);
         }
         let devices = self.device_macs?;
-        let shown = self.leases.shown.as_ref();
+        let (shown, recalled) = (self.leases.shown.as_ref(), self.memories.own.as_ref());
         let mut seed = self.settings.seed;
         let macs = Family::ALL.map(|family| {
             let device = devices[usize::from(family == Family::V6)];
             seed = mix(seed);
-            let told = shown.and_then(|l| VxlanData::from_json(l.attrs.family(family)?).ok());
-            told.map(|data| Mac(data.mac)).or(device).unwrap_or_else(|| local_mac(seed))
+            let told = |lease: Option<&Lease>| {
+                VxlanData::from_json(lease?.attrs.family(family)?).ok().map(|data| Mac(data.mac))
+            };
+            told(shown).or(device).or_else(|| told(recalled)).unwrap_or_else(|| local_mac(seed))
         });
         self.macs = Some(macs);
         Some(macs)
@@ -155,8 +170,7 @@ impl NodeCore {
         if let Some(lost) = self.own.filter(|lost| *lost != own.lease.subnets) {
             // The store gave us another one. Running pods keep the old one in the kernel; new pods get a clear error
             // until a supervisor starts us into the new claim.
-            let reason =
-                format!("the lease of {lost} went to another host; this one now holds {}", own.lease.subnets);
+            let reason = self.lost(lost, &own.lease);
             effects.push(Effect::Withdraw(reason));
             return effects.push(Effect::Exit(Exit::LeaseLost));
         }
@@ -167,10 +181,26 @@ impl NodeCore {
                 peers.set_own(self.own, own.lease.public);
             }
         }
+        if let Some(peers) = &mut self.peers {
+            peers.upsert(own.lease.clone());
+        }
         self.claim.expires = own.expires_in.map(|left| now + left);
         self.claim.succeeded(now);
         self.leases.shown = Some(own.lease);
+        self.remember_soon(now);
         self.pace.mark_fresh();
+    }
+
+    /// Who has our subnets now, and what we have instead.
+    fn lost(&self, lost: Subnets, now_held: &Lease) -> String {
+        let name = |lease: &Lease| {
+            let node = lease.node.as_deref().unwrap_or("without a name");
+            format!("node {node} at {}", lease.public)
+        };
+        let other = |lease: &&Lease| lease.subnets == lost && lease.public != now_held.public;
+        let holder = self.leases.shown.as_ref().filter(other);
+        let holder = holder.map_or_else(|| "another host".to_owned(), name);
+        format!("the lease of {lost} went to {holder}; this one, {}, now holds {}", name(now_held), now_held.subnets)
     }
 
     fn claim_failed(&mut self, now: Tick, error: &StoreError, effects: &mut Vec<Effect>) {

@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 use super::pace::mix;
 
 /// The digest of a value. Not secret: two values that share one are at worst taken for one in what is counted.
-pub(super) fn digest<T: Hash>(value: T) -> u64 {
+pub(super) fn digest<T: Hash>(value: &T) -> u64 {
     let mut hasher = Words(0);
     value.hash(&mut hasher);
     hasher.finish()

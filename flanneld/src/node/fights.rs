@@ -21,11 +21,11 @@ use backends::{IfName, KernelState, Key, Object, Op, Plan};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
+use super::Tick;
 use super::digest::digest;
 use super::drift::Drift;
 use super::pace::mix;
 use super::status::{ContendedReport, LISTED, millis};
-use super::Tick;
 
 /// So many repairs of one object ...
 const REPAIRS: u32 = 5;
@@ -103,13 +103,15 @@ impl Fights {
         self.forget(now);
         (self.release, self.own_end) = (None, None);
         let mut watch = Watch { now, pass, whole, fights: self, contended: Vec::new() };
-        let moved: Vec<IfName> = plan.ops.iter().filter_map(|op| moves(&op.object().key())).collect();
+        let of_links = |op: &&Op| moves(&op.object().key()).is_some();
+        let links: Vec<Op> = plan.ops.iter().filter(of_links).cloned().collect();
+        let moved: Vec<IfName> = links.iter().filter_map(|op| moves(&op.object().key())).collect();
+        let made_anew = |link| links.iter().any(|op| op.object().key() == Key::Link(link));
         let mut held: Vec<IfName> = Vec::new();
         // Links first: what hangs on a held one is held, and what hangs on a moved one moves with it.
-        let links: Vec<_> = plan.ops.iter().filter(|op| moves(&op.object().key()).is_some()).collect();
-        let made_anew = |key: &Key| matches!(key, Key::Up(l) if links.iter().any(|op| op.object().key() == Key::Link(*l)));
-        for op in links.iter().filter(|op| !made_anew(&op.object().key())) {
-            if watch.holds(op) {
+        for op in &links {
+            let goes_along = matches!(op.object(), Object::Up(link) if made_anew(*link));
+            if !goes_along && watch.holds(op) {
                 held.extend(moves(&op.object().key()));
             }
         }
@@ -152,7 +154,7 @@ impl Fights {
                 if named.by.is_none() && touch.by.is_some() {
                     warn!("{}: undone by {}", named.line, by(touch.by.as_ref()));
                 }
-                named.by = touch.by.clone().or(named.by.take());
+                named.by = touch.by.clone().or_else(|| named.by.take());
             }
             if touch.by.is_some() {
                 self.touches.truncate(TOUCHES - 1);
@@ -211,7 +213,9 @@ impl Fights {
 
     fn forget(&mut self, now: Tick) {
         let before = self.named.len();
-        self.fights.retain(|_, fight| fight.is_contended(now) || fight.until.is_none() && fight.since + WINDOW > now);
+        self.fights.retain(|_, fight| {
+            fight.is_contended(now) || fight.until.is_none() && fight.since + WINDOW > now
+        });
         let (fights, mut line) = (&self.fights, None);
         self.named.retain(|key, named| {
             let stays = fights.contains_key(key);
@@ -271,10 +275,18 @@ impl Watch<'_> {
             all.named.remove(&at);
         }
         let known = all.fights.get(&at).is_some_and(|fight| fight.until.is_some());
-        if !known && !(self.whole && all.is_repair(op, at)) {
+        let counts = known || self.whole && all.is_repair(op, at);
+        if !counts {
             return false;
         }
-        let fight = all.fights.entry(at).or_insert(Fight { wish, since: now, repairs: 0, until: None, held: None, pass: 0 });
+        let fight = all.fights.entry(at).or_insert(Fight {
+            wish,
+            since: now,
+            repairs: 0,
+            until: None,
+            held: None,
+            pass: 0,
+        });
         fight.pass = self.pass;
         if let Some(until) = fight.until.filter(|until| *until > now) {
             fight.held.get_or_insert(now);
@@ -300,7 +312,7 @@ impl Watch<'_> {
 impl Fights {
     /// Whether somebody undid what an earlier pass had put right.
     fn is_repair(&self, op: &Op, key: u64) -> bool {
-        let settled = |object| self.settled.binary_search(&digest(object)).is_ok();
+        let settled = |object| self.settled.binary_search(&digest::<Object>(object)).is_ok();
         let undone = match op {
             Op::Put { want, .. } => settled(want),
             // What was wished for goes because it is wished for no longer; before the first pass all is old.
@@ -341,9 +353,14 @@ fn concerns(touched: &Key, key: &Key) -> bool {
     }
 }
 
-/// The first line of a step: that of a table is many.
+/// A step in one line; that of a table is many.
 fn line(op: &Op) -> String {
-    op.to_string().lines().next().unwrap_or_default().trim_end_matches(" {").to_owned()
+    match op {
+        Op::Put { want: Object::Table(table), .. } => {
+            format!("nft replace table {} {}", table.nft_family(), table.name())
+        }
+        op => op.to_string().lines().next().unwrap_or_default().to_owned(),
+    }
 }
 
 fn by(who: Option<&Who>) -> String {

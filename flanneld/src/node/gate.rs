@@ -17,8 +17,8 @@ pub(super) struct Network {
     pub(super) written: Vec<u8>,
 }
 
-/// A snapshot: leases, and keys that could not be read with the reason.
-type Shown = (Vec<Lease>, Vec<(String, String)>);
+/// A snapshot: leases, keys that could not be read with the reason, and whether it is of another history.
+type Shown = (Vec<Lease>, Vec<(String, String)>, bool);
 
 /// What the store shows that is not a peer: the last snapshot until it is turned into peers, and our own lease.
 #[derive(Default, Serialize, Deserialize)]
@@ -29,32 +29,59 @@ pub(super) struct Leases {
     pub(super) shown: Option<Lease>,
 }
 
+impl Leases {
+    /// Whether a snapshot waits.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    /// A snapshot as it was remembered.
+    pub(super) fn wait(&mut self, leases: Vec<Lease>) {
+        self.waiting = Some((leases, Vec::new(), false));
+    }
+
+    /// These ended before anybody looked.
+    pub(super) fn forget(&mut self, gone: &[Subnets]) {
+        if let Some((leases, ..)) = &mut self.waiting {
+            leases.retain(|lease| !gone.contains(&lease.subnets));
+        }
+    }
+}
+
 impl NodeCore {
     pub(super) fn store(&mut self, now: Tick, event: StoreEvent) {
         self.pace.mark_fresh();
+        self.remember_soon(now);
         if !matches!(event, StoreEvent::Stale(_)) {
             self.store_problem = None;
+        }
+        if self.store_problem.is_none() {
             self.stale_since = now;
         }
         match event {
-            StoreEvent::Config(written) => self.config(written),
-            StoreEvent::Snapshot { leases, unreadable } => {
-                self.leases.waiting = Some((leases, unreadable));
-                self.snapshot();
+            StoreEvent::Config(written) => self.config(now, written),
+            StoreEvent::Snapshot { leases, unreadable, foreign } => {
+                self.memories.in_use = false;
+                self.leases.waiting = Some((leases, unreadable, foreign));
+                self.snapshot(now);
             }
             StoreEvent::Upsert(lease) => self.upsert(lease),
-            StoreEvent::Remove(subnets) => self.remove(&subnets),
+            StoreEvent::Removed(gone) => self.removed(now, &gone),
             StoreEvent::Unreadable { key, reason } => match (&mut self.peers, &mut self.leases.waiting) {
                 (Some(peers), _) => peers.unreadable(key, reason),
-                (None, Some((_, unreadable))) => unreadable.push((key, reason)),
+                (None, Some((_, unreadable, _))) => unreadable.push((key, reason)),
                 (None, None) => {}
             },
-            StoreEvent::Stale(reason) => self.stale(reason),
+            StoreEvent::Stale(reason) => {
+                self.stale(reason);
+                self.go_by_memory(now);
+            }
         }
     }
 
-    fn config(&mut self, written: Vec<u8>) {
+    pub(super) fn config(&mut self, now: Tick, written: Vec<u8>) {
         if self.network.as_ref().is_some_and(|n| n.written == written) {
+            self.unapplied = None;
             return;
         }
         let (config, warnings) = match NetworkConfig::parse(&written) {
@@ -67,39 +94,54 @@ impl NodeCore {
         for warning in warnings {
             warn!("network configuration: {warning}");
         }
-        if self.network.is_some() {
-            warn!(
-                "the network's configuration changed; it takes effect with a restart of the daemon, which is gapless"
-            );
+        let grown = self.network.as_ref().map(|current| current.config.grows_into(&config));
+        if grown == Some(false) {
+            warn!("{UNAPPLIED}");
+            self.unapplied = Some(UNAPPLIED.to_owned());
             return;
         }
+        if grown == Some(true) {
+            let networks: Vec<_> = config.pools().map(|pool| pool.network.to_string()).collect();
+            info!("the network grew to {}", networks.join(" and "));
+        }
+        if let Some(peers) = &mut self.peers {
+            peers.set_network(&config);
+        }
         let backend = backends::choose(&config.backend);
+        self.unapplied = None;
         self.network = Some(Network { config: Arc::new(config), backend, written });
         self.choose_external();
-        self.snapshot();
+        self.snapshot(now);
     }
 
     /// Turns a waiting snapshot into peers, once configuration and interface are known. A later one replaces all.
-    pub(super) fn snapshot(&mut self) {
+    pub(super) fn snapshot(&mut self, now: Tick) {
         let (Some(network), Some(external)) = (&self.network, &self.external) else { return };
-        let Some((leases, unreadable)) = self.leases.waiting.take() else { return };
+        let Some((leases, unreadable, foreign)) = self.leases.waiting.take() else { return };
         let own =
             |lease: &&Lease| is_own(lease, self.own.as_ref(), external.public, self.settings.node.as_deref());
-        self.leases.shown = leases.iter().find(own).cloned();
+        // What was remembered is not what the store shows.
+        self.leases.shown = leases.iter().find(own).filter(|_| !self.memories.in_use).cloned();
         let own = self.own.or_else(|| self.leases.shown.as_ref().map(|l| l.subnets));
-        if let Some(peers) = &mut self.peers {
-            // What can't be read any more stays as it was.
-            return peers.replace(leases, unreadable);
+        let table = |leases, unreadable| {
+            PeerTable::from_snapshot(&network.config, own.as_ref(), external.public, leases, unreadable)
+        };
+        if self.peers.is_none() {
+            let Some(known) = self.memories.take_warm() else {
+                let peers = table(leases, unreadable);
+                info!(peers = peers.len(), "first snapshot of the store");
+                self.peers = Some(peers);
+                return;
+            };
+            // The kernel of this host still does what the daemon before us knew.
+            self.peers = Some(table(known, Vec::new()));
         }
-        let table =
-            PeerTable::from_snapshot(&network.config, own.as_ref(), external.public, leases, unreadable);
-        info!(peers = table.len(), "first snapshot of the store");
-        self.peers = Some(table);
+        self.believe(now, leases, unreadable, foreign);
     }
 
     fn upsert(&mut self, lease: Lease) {
         let (Some(peers), Some(external)) = (&mut self.peers, &self.external) else {
-            if let Some((leases, _)) = &mut self.leases.waiting {
+            if let Some((leases, ..)) = &mut self.leases.waiting {
                 leases.retain(|l| l.subnets != lease.subnets);
                 leases.push(lease);
             }
@@ -109,18 +151,6 @@ impl NodeCore {
             self.leases.shown = Some(lease);
         } else {
             peers.upsert(lease);
-        }
-    }
-
-    fn remove(&mut self, subnets: &Subnets) {
-        if let Some((leases, _)) = &mut self.leases.waiting {
-            leases.retain(|l| l.subnets != *subnets);
-        }
-        if self.leases.shown.as_ref().is_some_and(|l| l.subnets == *subnets) {
-            warn!(%subnets, "the store no longer shows our lease; claiming it again");
-            self.leases.shown = None;
-        } else if let Some(peers) = &mut self.peers {
-            peers.remove(subnets);
         }
     }
 
@@ -147,6 +177,10 @@ impl NodeCore {
         self.seen_refusals = refused;
     }
 }
+
+/// What a restart is for: another backend, other lengths or families, or a network that does not hold the one before.
+const UNAPPLIED: &str =
+    "the network's configuration changed; it takes effect with a restart of the daemon, which is gapless";
 
 /// Before we hold a lease ours is the one with our public address, as flannel has it, unless it names another holder
 /// (hosts behind one NAT share an address); afterwards, the one with our subnets.

@@ -19,11 +19,13 @@ mod digest;
 mod drift;
 mod fights;
 mod gate;
+mod memory;
 mod pace;
 mod pass;
 mod ready;
 pub(crate) mod saved;
 mod status;
+mod vanish;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +41,7 @@ use crate::exit::Exit;
 use crate::iface::IfaceWish;
 use claim::ClaimState;
 use gate::Network;
+pub use memory::Memory;
 use pace::Pace;
 pub use ready::Readiness;
 pub use status::{
@@ -65,6 +68,8 @@ pub struct Settings {
     pub blackhole_route: bool,
     /// Renew the lease when it has this long to live.
     pub renew_margin: Duration,
+    /// Keep peers that vanished from the store in doubtful ways for so long; zero for not at all.
+    pub vanish_hold: Duration,
     /// Who we are to the operators of other nodes.
     pub node: Option<String>,
     /// A random number of this run, for what must differ between nodes.
@@ -76,6 +81,8 @@ pub struct Settings {
 pub enum Input {
     /// What an earlier run left in subnet.env. A hint; comes first, if at all.
     Remembered(SubnetEnv),
+    /// What an earlier run knew, and whether the host has been up since. Comes before the store is heard, if at all.
+    Recalled(Box<Memory>, bool),
     /// The store says something.
     Store(StoreEvent),
     /// The kernel says that something changed.
@@ -107,6 +114,8 @@ pub enum Effect {
     Claim(Box<Claim>),
     /// Write subnet.env, if it says anything else.
     Publish(SubnetEnv),
+    /// Keep this for the next start.
+    Remember(Box<Memory>),
     /// Our subnet is someone else's now: new pods must not get addresses from it.
     Withdraw(String),
     /// Tell who asks whether the node is ready.
@@ -141,6 +150,10 @@ pub struct NodeCore {
     device_macs: Option<[Option<Mac>; 2]>,
     leases: gate::Leases,
     peers: Option<PeerTable>,
+    vanished: vanish::Vanished,
+    memories: memory::Memories,
+    /// Why the newest configuration is not in force.
+    unapplied: Option<String>,
     claim: ClaimState,
     own: Option<Subnets>,
     phase: Phase,
@@ -173,6 +186,9 @@ impl NodeCore {
             device_macs: None,
             leases: gate::Leases::default(),
             peers: None,
+            vanished: vanish::Vanished::default(),
+            memories: memory::Memories::default(),
+            unapplied: None,
             claim: ClaimState::default(),
             own: None,
             phase: Phase::Idle,
@@ -191,6 +207,7 @@ impl NodeCore {
         let mut effects = Vec::new();
         match input {
             Input::Remembered(env) => self.remembered = Some(env),
+            Input::Recalled(memory, warm) => self.recall(now, *memory, warm),
             Input::Store(event) => self.store(now, event),
             Input::Kernel(event) => self.kernel(event),
             Input::Touched(touches) => self.fights.touched(now, touches),
@@ -215,7 +232,8 @@ impl NodeCore {
     pub fn next_deadline(&self) -> Tick {
         let next = self.pace.next().min(self.fights.next());
         let pass = if matches!(self.phase, Phase::Idle) { next } else { Tick::MAX };
-        pass.min(self.claim.next(self.settings.renew_margin))
+        let beside = self.vanished.next().min(self.memories.next());
+        pass.min(self.claim.next(self.settings.renew_margin)).min(beside)
     }
 
     /// Peers, admitted and refused; none before the first snapshot.
@@ -248,9 +266,9 @@ impl NodeCore {
         matches!(self.phase, Phase::Idle) && self.next_deadline() > now
     }
 
-    /// Whether steps are held back for a while, since somebody keeps undoing them.
+    /// Whether steps are held back for a while: somebody keeps undoing them, or peers vanished in a doubtful way.
     pub fn is_holding(&self) -> bool {
-        self.fights.next() != Tick::MAX
+        self.fights.next() != Tick::MAX || self.vanished.is_held()
     }
 
     /// The plan that is being applied.
@@ -264,6 +282,8 @@ impl NodeCore {
     }
 
     fn proceed(&mut self, now: Tick, effects: &mut Vec<Effect>) {
+        self.vanished_due(now);
+        self.memory_due(now, effects);
         self.claim_if_due(now, effects);
         if self.fights.due(now) {
             self.pace.mark();

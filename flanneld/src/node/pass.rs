@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use backends::kernel::{Class, KernelError, OpError, Own};
 use backends::traffic::{self, RuleInput};
-use backends::{Facts, IfName, KernelState, LocalNode, Object, Op, Owner, Route, diff};
+use backends::{External, Facts, IfName, KernelState, LocalNode, Object, Op, Owner, Route, diff};
 use serde::{Deserialize, Serialize};
 use subnet_lease::{Family, SubnetEnv};
 use tracing::{debug, error, info, warn};
@@ -70,7 +70,7 @@ impl NodeCore {
                 self.host_stale = facts.interrupted;
                 self.facts = Some(facts);
                 self.choose_external();
-                self.snapshot();
+                self.snapshot(now);
             }
             Err(error) => {
                 self.host_stale = true;
@@ -85,7 +85,15 @@ impl NodeCore {
     pub(super) fn choose_external(&mut self) {
         let (Some(network), Some(facts)) = (&self.network, &self.facts) else { return };
         let families: Vec<_> = network.config.pools().map(|p| p.family()).collect();
-        match iface::choose(facts, &self.settings.iface, &families) {
+        let choice = iface::choose(facts, &self.settings.iface, &families).map_err(|error| error.to_string());
+        // An address that is being replaced, or comes up, leaves the link-local one for a moment: no peer is told that.
+        let falls_back = |new: &External| {
+            self.external.as_ref().is_some_and(|old| iface::falls_back(old.local, new.local))
+        };
+        match choice {
+            Ok(choice) if falls_back(&choice.external) => {
+                self.external_problem = Some(format!("{}: only a link-local address is left", choice.external.link));
+            }
             Ok(choice) => {
                 if self.external.as_ref() != Some(&choice.external) {
                     let e = &choice.external;
@@ -98,8 +106,7 @@ impl NodeCore {
                 self.external_why = choice.why;
                 self.external_problem = None;
             }
-            Err(error) => {
-                let sentence = error.to_string();
+            Err(sentence) => {
                 if self.external_problem.as_ref() != Some(&sentence) {
                     warn!("{sentence}");
                 }
@@ -131,20 +138,23 @@ impl NodeCore {
             names: network.backend.links(),
             external: self.external.as_ref().map(|e| e.link),
             lease_lengths: pools.iter().map(|p| p.subnet_len).collect(),
-            pods: self.pods(&network.backend.links()),
+            pods: self.pods(),
             first_pass: !self.last.swept,
         })
     }
 
     /// Links of others with an address of our subnets.
-    fn pods(&self, tunnels: &[IfName]) -> Vec<IfName> {
+    fn pods(&self) -> Vec<IfName> {
         let (Some(facts), Some(own)) = (&self.facts, &self.own) else { return Vec::new() };
-        let within = facts.links_within(&own.iter().collect::<Vec<_>>());
-        within.into_iter().filter(|link| !tunnels.contains(link)).collect()
+        facts.links_within(&own.iter().collect::<Vec<_>>())
     }
 
     pub(super) fn dumped(&mut self, now: Tick, own: Result<Own, KernelError>, effects: &mut Vec<Effect>) {
         let Phase::ReadingOwn(owner) = std::mem::replace(&mut self.phase, Phase::Idle) else { return };
+        // We got our subnets while it was read: what hangs on them was not looked at, and would seem to be missing.
+        if self.owner().is_some_and(|wider| wider.pods != owner.pods) {
+            return self.read_own(now, effects);
+        }
         let own = match own {
             Ok(own) => own,
             Err(error) => return self.could_not_read("our own objects", &error, now, effects),
@@ -220,7 +230,11 @@ impl NodeCore {
             format!("{}: {why}", line.lines().next().unwrap_or_default())
         });
         let held = self.fights.own_end();
-        self.last.own_failure = self.last.own_failure.take().or_else(|| held.map(|line| format!("{line}: somebody keeps undoing it")));
+        self.last.own_failure = self
+            .last
+            .own_failure
+            .take()
+            .or_else(|| held.map(|line| format!("{line}: somebody keeps undoing it")));
         self.last.complete = true;
         self.last.swept |= !self.last.unswept;
         self.pace.finished(now, self.last.unswept || self.host_stale || !failures.is_empty());
@@ -298,7 +312,14 @@ impl NodeCore {
     fn pass_report(&self, now: Tick) -> PassReport {
         let ((added, changed, removed), failed) = (self.last.counts, self.last.failed);
         let took = now.saturating_sub(self.last.began).as_micros();
-        PassReport { ago_ms: 0, added, changed, removed, failed, took_us: u64::try_from(took).unwrap_or(u64::MAX) }
+        PassReport {
+            ago_ms: 0,
+            added,
+            changed,
+            removed,
+            failed,
+            took_us: u64::try_from(took).unwrap_or(u64::MAX),
+        }
     }
 }
 
@@ -313,7 +334,8 @@ fn failure_kinds(failures: &[(&Op, &OpError)]) -> Vec<FailureReport> {
     for (op, error) in failures {
         kinds.entry(error.to_string()).or_insert((op, 0)).1 += 1;
     }
-    let report = |(reason, (op, count)): (String, (&Op, usize))| FailureReport { line: op.to_string(), reason, count };
+    let report =
+        |(reason, (op, count)): (String, (&Op, usize))| FailureReport { line: op.to_string(), reason, count };
     kinds.into_iter().take(LISTED).map(report).collect()
 }
 

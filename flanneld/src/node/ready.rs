@@ -14,6 +14,9 @@ pub struct Readiness {
 }
 
 /// Which and by whom is in the status; here a changing list would be a changing answer.
+const VANISHED: &str = "most peers vanished from the store at once; they are kept until they are back, or for a while";
+
+/// Which and by whom is in the status; here a changing list would be a changing answer.
 const UNDONE: &str = "somebody keeps undoing what we set up";
 
 impl NodeCore {
@@ -26,7 +29,7 @@ impl NodeCore {
         }
     }
 
-    fn judge(&self) -> Readiness {
+    pub(super) fn judge(&self) -> Readiness {
         let mut blocking = Vec::new();
         let mut told = Vec::new();
         let mut wait = |what: &str, because: Option<&String>| {
@@ -45,7 +48,9 @@ impl NodeCore {
         } else {
             blocking.extend(self.last.own_failure.clone());
             blocking.extend(self.external_problem.clone());
+            blocking.extend(self.vanished.is_held().then(|| VANISHED.to_owned()));
             told.extend(self.store_problem.as_ref().map(|p| format!("stale: {p}")));
+            told.extend(self.unapplied.clone());
             told.extend((self.last.failed > 0).then(|| format!("{} steps failed", self.last.failed)));
             told.extend(self.fights.is_fighting().then(|| UNDONE.to_owned()));
             told.extend(self.last.conflicts.iter().cloned());

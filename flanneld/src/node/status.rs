@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{NodeCore, Tick};
+use super::{NodeCore, Readiness, Tick};
 
 /// Whoever asks gets the answer here.
 pub type StatusRequest = tokio::sync::oneshot::Sender<Status>;
@@ -31,6 +31,9 @@ pub struct Status {
     pub mtu: Option<u32>,
     /// Peers that are admitted.
     pub peers: usize,
+    /// Of them, those that the store does not show any more and that are kept for a while.
+    #[serde(default)]
+    pub vanished: usize,
     /// Leases that are refused, all of them counted.
     pub refused_count: usize,
     /// The first of them.
@@ -53,6 +56,9 @@ pub struct Status {
     pub conflicts: Vec<String>,
     /// Notifications of the kernel that could not be read, since the start.
     pub unreadable: u64,
+    /// Why nothing is remembered for a start without the store.
+    #[serde(default)]
+    pub unremembered: Option<String>,
 }
 
 /// The interface between the hosts.
@@ -82,7 +88,7 @@ pub struct Refused {
 /// What the store shows is not up to date.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stale {
-    /// Nothing good was heard of it for so long.
+    /// For so long.
     pub for_ms: u64,
     /// Why.
     pub reason: String,
@@ -137,11 +143,12 @@ pub const LISTED: usize = 100;
 impl NodeCore {
     /// Where the node stands now.
     pub fn status(&self, now: Tick) -> Status {
+        let Readiness { ready, reasons } = self.judge();
         let (network, external) = (self.network.as_ref(), self.external.as_ref());
         let refused = self.peers.iter().flat_map(|peers| peers.refused());
         Status {
-            ready: self.ready.ready,
-            reasons: self.ready.reasons.clone(),
+            ready,
+            reasons,
             node: self.settings.node.clone(),
             networks: network.iter().flat_map(|n| n.config.pools()).map(|p| p.network.to_string()).collect(),
             subnets: self.own.iter().flat_map(|own| own.iter()).map(|net| net.to_string()).collect(),
@@ -155,12 +162,13 @@ impl NodeCore {
             mtu: network.zip(external).map(|(n, e)| n.backend.mtu(&n.config, e)),
             backend: network.map(|n| backend_name(n.config.backend.kind())),
             peers: self.peers.as_ref().map_or(0, |peers| peers.len()),
+            vanished: self.peers.as_ref().map_or(0, |peers| peers.vanished()),
             refused: refused.take(LISTED).map(|(lease, reason)| Refused { lease, reason }).collect(),
             refused_count: self.peers.iter().map(|peers| peers.refused().count()).sum(),
-            stale: self.store_problem.clone().map(|reason| Stale {
-                for_ms: millis(now.saturating_sub(self.stale_since)),
-                reason,
-            }),
+            stale: self
+                .store_problem
+                .clone()
+                .map(|reason| Stale { for_ms: millis(now.saturating_sub(self.stale_since)), reason }),
             passes: self.passes,
             last_pass: self.last.report.as_ref().map(|(began, report)| PassReport {
                 ago_ms: millis(now.saturating_sub(*began)),
@@ -171,8 +179,9 @@ impl NodeCore {
             contended_count: self.fights.contended(now),
             contended: self.fights.reports(now),
             conflicts: self.last.conflicts.iter().take(LISTED).cloned().collect(),
-            // The shell counts what it could not read.
+            // The shell counts what it could not read, and knows what it could not write.
             unreadable: 0,
+            unremembered: None,
         }
     }
 }

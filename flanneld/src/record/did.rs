@@ -50,6 +50,9 @@ impl Did {
             Effect::ReadOwn(_) => "read our own".to_owned(),
             Effect::Claim(claim) => claimed(claim),
             Effect::Publish(env) => published(env),
+            Effect::Remember(memory) => {
+                format!("remember {} and {} peers", memory.own.subnets, memory.peers.len())
+            }
             Effect::Withdraw(reason) => format!("withdraw subnet.env: {reason}"),
             Effect::Announce(readiness) => announced(readiness),
             Effect::Exit(code) => format!("exit {}", code.code()),
@@ -89,7 +92,11 @@ fn published(env: &SubnetEnv) -> String {
 
 fn announced(readiness: &Readiness) -> String {
     let word = if readiness.ready { "ready" } else { "not ready" };
-    if readiness.reasons.is_empty() { word.to_owned() } else { format!("{word}: {}", readiness.reasons.join("; ")) }
+    if readiness.reasons.is_empty() {
+        word.to_owned()
+    } else {
+        format!("{word}: {}", readiness.reasons.join("; "))
+    }
 }
 
 /// A long text as its beginning and a checksum of the whole.
@@ -97,7 +104,8 @@ pub(super) fn bounded(mut text: String) -> String {
     if text.len() > TEXT {
         let mut sum = Sum(EMPTY);
         let _ = sum.write_str(&text);
-        text.truncate(text.floor_char_boundary(TEXT));
+        let end = (0..=TEXT).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
         let _ = write!(text, "… ({:016x})", sum.0);
     }
     text

@@ -9,7 +9,7 @@ use subnet_lease::{Lease, OwnLease, StoreError, StoreEvent, SubnetEnv, Subnets};
 
 use super::delta::{Base, Delta};
 use super::{did, without_secrets};
-use crate::node::{Input, NodeCore};
+use crate::node::{Input, Memory, NodeCore};
 
 /// Failed steps that are written down as lines too.
 const LINES: usize = 10;
@@ -22,6 +22,17 @@ pub enum Heard<'a> {
     Tick,
     /// [`Input::Remembered`].
     Remembered(SubnetEnv),
+    /// [`Input::Recalled`]; its peers are the difference to the last snapshot.
+    Recalled {
+        /// The net-conf, without secrets.
+        config: String,
+        /// Our own lease.
+        own: Cow<'a, Lease>,
+        /// The peers' leases.
+        peers: Delta<'a, Lease>,
+        /// The host did not start since.
+        warm: bool,
+    },
     /// The net-conf, without secrets.
     Config(String),
     /// All leases, as the difference to the last snapshot.
@@ -30,11 +41,14 @@ pub enum Heard<'a> {
         leases: Delta<'a, Lease>,
         /// What can't, with the reason.
         unreadable: Delta<'a, (String, String)>,
+        /// It is no later state of what was told before.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        foreign: bool,
     },
     /// A lease came or changed.
     Upsert(Cow<'a, Lease>),
-    /// A lease ended.
-    Remove(Subnets),
+    /// Leases ended, in one step.
+    Removed(Cow<'a, [Subnets]>),
     /// A lease can't be read, and why.
     Unreadable(Cow<'a, str>, Cow<'a, str>),
     /// The store can't be followed.
@@ -119,6 +133,12 @@ impl<'a> Heard<'a> {
         match input {
             None => Self::Tick,
             Some(Input::Remembered(env)) => Self::Remembered(*env),
+            Some(Input::Recalled(memory, warm)) => Self::Recalled {
+                config: without_secrets(&memory.config),
+                own: Cow::Borrowed(&memory.own),
+                peers: Delta::to(&memory.peers, &mut bases.leases),
+                warm: *warm,
+            },
             Some(Input::Store(event)) => Self::of_store(event, bases),
             Some(Input::Kernel(event)) => Self::Kernel(*event),
             Some(Input::Touched(touches)) => Self::Touched(touches.into()),
@@ -139,12 +159,13 @@ impl<'a> Heard<'a> {
     fn of_store(event: &'a StoreEvent, bases: &mut Bases) -> Self {
         match event {
             StoreEvent::Config(written) => Self::Config(without_secrets(written)),
-            StoreEvent::Snapshot { leases, unreadable } => Self::Snapshot {
+            StoreEvent::Snapshot { leases, unreadable, foreign } => Self::Snapshot {
                 leases: Delta::to(leases, &mut bases.leases),
                 unreadable: Delta::to(unreadable, &mut bases.unreadable),
+                foreign: *foreign,
             },
             StoreEvent::Upsert(lease) => Self::Upsert(Cow::Borrowed(lease)),
-            StoreEvent::Remove(subnets) => Self::Remove(*subnets),
+            StoreEvent::Removed(gone) => Self::Removed(gone.into()),
             StoreEvent::Unreadable { key, reason } => Self::Unreadable(key.into(), reason.into()),
             StoreEvent::Stale(reason) => Self::Stale(reason.into()),
         }
@@ -181,15 +202,20 @@ impl Heard<'static> {
         Ok(Some(match self {
             Self::Tick => return Ok(None),
             Self::Remembered(env) => Input::Remembered(env),
+            Self::Recalled { config, own, peers, warm } => {
+                peers.apply(&mut known.leases)?;
+                let (own, peers) = (own.into_owned(), known.leases.clone());
+                Input::Recalled(Box::new(Memory { config: config.into_bytes(), own, peers }), warm)
+            }
             Self::Config(text) => Input::Store(StoreEvent::Config(text.into_bytes())),
-            Self::Snapshot { leases, unreadable } => {
+            Self::Snapshot { leases, unreadable, foreign } => {
                 leases.apply(&mut known.leases)?;
                 unreadable.apply(&mut known.unreadable)?;
                 let (leases, unreadable) = (known.leases.clone(), known.unreadable.clone());
-                Input::Store(StoreEvent::Snapshot { leases, unreadable })
+                Input::Store(StoreEvent::Snapshot { leases, unreadable, foreign })
             }
             Self::Upsert(lease) => Input::Store(StoreEvent::Upsert(lease.into_owned())),
-            Self::Remove(subnets) => Input::Store(StoreEvent::Remove(subnets)),
+            Self::Removed(gone) => Input::Store(StoreEvent::Removed(gone.into_owned())),
             Self::Unreadable(key, reason) => {
                 Input::Store(StoreEvent::Unreadable { key: key.into_owned(), reason: reason.into_owned() })
             }
@@ -269,6 +295,7 @@ pub(super) fn name(input: Option<&Input>) -> &'static str {
     match input {
         None => "tick",
         Some(Input::Remembered(_)) => "remembered",
+        Some(Input::Recalled(..)) => "recalled",
         Some(Input::Store(_)) => "store",
         Some(Input::Kernel(_)) => "kernel",
         Some(Input::Touched(_)) => "touched",

@@ -5,9 +5,29 @@ use serde_json::Value;
 /// What is written down as it is: every field of the net-conf that this program reads. Anything else may be a secret
 /// (flannel's WireGuard and IPsec backends have `PSK`, cloud backends had access keys).
 const KNOWN: [&str; 23] = [
-    "Network", "IPv6Network", "EnableIPv4", "EnableIPv6", "EnableNFTables", "SubnetLen", "SubnetMin", "SubnetMax",
-    "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax", "Backend", "Type", "VNI", "Port", "MTU", "GBP", "Learning",
-    "DirectRouting", "MacPrefix", "Mode", "ListenPort", "PersistentKeepaliveInterval",
+    "Network",
+    "IPv6Network",
+    "EnableIPv4",
+    "EnableIPv6",
+    "EnableNFTables",
+    "SubnetLen",
+    "SubnetMin",
+    "SubnetMax",
+    "IPv6SubnetLen",
+    "IPv6SubnetMin",
+    "IPv6SubnetMax",
+    "Backend",
+    "Type",
+    "VNI",
+    "Port",
+    "MTU",
+    "GBP",
+    "Learning",
+    "DirectRouting",
+    "MacPrefix",
+    "Mode",
+    "ListenPort",
+    "PersistentKeepaliveInterval",
 ];
 /// Stands where something was left out.
 const HIDDEN: &str = "***";

@@ -100,7 +100,7 @@ impl Reader {
     }
 
     /// The next entry.
-    pub fn next(&mut self) -> io::Result<Option<Entry>> {
+    pub fn entry(&mut self) -> io::Result<Option<Entry>> {
         loop {
             let line = match self.ahead.take() {
                 Some(line) => line,
@@ -148,7 +148,8 @@ impl Reader {
             other => {
                 // A daemon that hears the next thing has decided nothing about this one.
                 let goes_on = matches!(other, Next::Line(Record::Heard(..) | Record::Clock(..)));
-                let goes_on = goes_on || matches!(&other, Next::Line(Record::Start(s)) if !matches!(s.from, From::Settings(_)));
+                let goes_on = goes_on
+                    || matches!(&other, Next::Line(Record::Start(s)) if !matches!(s.from, From::Settings(_)));
                 self.ahead = Some(other);
                 goes_on.then(Vec::new)
             }

@@ -78,8 +78,8 @@ impl Replay {
     }
 
     /// The next step.
-    pub fn next(&mut self) -> io::Result<Option<Step>> {
-        Ok(self.reader.next()?.map(|entry| match entry {
+    pub fn step(&mut self) -> io::Result<Option<Step>> {
+        Ok(self.reader.entry()?.map(|entry| match entry {
             Entry::Start { wall, program, from } => self.start(wall, program, from),
             Entry::Damaged(lines) => {
                 self.running = Err(format!("{lines} damaged lines before it"));
@@ -91,12 +91,13 @@ impl Replay {
 
     fn start(&mut self, wall: Duration, program: String, from: Result<Origin, String>) -> Step {
         let new = matches!(from, Ok(Origin::Settings(_)));
-        self.running = from.and_then(|from| match from {
-            Origin::Settings(settings) => Ok(NodeCore::new(*settings)),
-            Origin::Core(json) => NodeCore::restored(json.get())
-                .map_err(|error| format!("this version can't take over what {program} knew: {error}")),
-        })
-        .map(|core| Box::new(Running { core, known: Known::default() }));
+        self.running = from
+            .and_then(|from| match from {
+                Origin::Settings(settings) => Ok(NodeCore::new(*settings)),
+                Origin::Core(json) => NodeCore::restored(json.get())
+                    .map_err(|error| format!("this version can't take over what {program} knew: {error}")),
+            })
+            .map(|core| Box::new(Running { core, known: Known::default() }));
         Step::Start { wall, program, new, problem: self.running.as_ref().err().cloned() }
     }
 

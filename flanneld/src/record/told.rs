@@ -19,15 +19,25 @@ impl fmt::Display for Heard<'_> {
                 Some(subnets) => write!(f, "subnet.env of an earlier run: {subnets}"),
                 None => f.write_str("subnet.env of an earlier run"),
             },
-            Self::Config(text) => write!(f, "store: net-conf {text}"),
-            Self::Snapshot { leases, unreadable } if unreadable.is_nothing() => {
-                write!(f, "store: all leases: {}", leases.brief())
+            Self::Recalled { own, peers, warm, .. } => {
+                let host = if *warm { "" } else { ", before the host started" };
+                write!(f, "what an earlier run knew{host}: {} and peers {}", own.subnets, peers.brief())
             }
-            Self::Snapshot { leases, unreadable } => {
-                write!(f, "store: all leases: {}, unreadable: {}", leases.brief(), unreadable.brief())
+            Self::Config(text) => write!(f, "store: net-conf {text}"),
+            Self::Snapshot { leases, unreadable, foreign } => {
+                let history = if *foreign { " in another history" } else { "" };
+                write!(f, "store: all leases{history}: {}", leases.brief())?;
+                match unreadable.is_nothing() {
+                    true => Ok(()),
+                    false => write!(f, ", unreadable: {}", unreadable.brief()),
+                }
             }
             Self::Upsert(lease) => write!(f, "store: {} at {}", lease.subnets, lease.public),
-            Self::Remove(subnets) => write!(f, "store: {subnets} is gone"),
+            Self::Removed(gone) => match **gone {
+                [ref one] => write!(f, "store: {one} is gone"),
+                [ref first, ref more @ ..] => write!(f, "store: {first} and {} more are gone at once", more.len()),
+                [] => f.write_str("store: nobody is gone"),
+            },
             Self::Unreadable(key, why) => write!(f, "store: {key} can't be read: {why}"),
             Self::Stale(why) => write!(f, "store: {why}"),
             Self::Kernel(event) => write!(f, "kernel: changed: {event:?}"),
@@ -43,7 +53,9 @@ impl fmt::Display for Heard<'_> {
                 write!(f, "our own: {}{}", objects.brief(), if *interrupted { " (interrupted)" } else { "" })
             }
             Self::OwnFailed(error) => write!(f, "our own: can't be read: {error}"),
-            Self::Applied(applied) => write!(f, "applied: {} steps, {} failed", applied.steps, applied.failures()),
+            Self::Applied(applied) => {
+                write!(f, "applied: {} steps, {} failed", applied.steps, applied.failures())
+            }
             Self::Claimed(result) => match &**result {
                 Ok(own) => write!(f, "claimed: {} at {}", own.lease.subnets, own.lease.public),
                 Err(error) => write!(f, "not claimed: {error}"),
@@ -197,7 +209,18 @@ mod tests {
         for (text, seconds) in [("30s", 999_970), ("10m", 999_400), ("2h", 992_800), ("90d", 0)] {
             assert_eq!(since(text, now), Some(Duration::from_secs(seconds)), "{text}");
         }
-        for text in ["", "m", "-1m", "10", "10w", "é", "2026-13-01", "2026-11-21T25:00:00", "1:2:3", "99999999999999999d"] {
+        for text in [
+            "",
+            "m",
+            "-1m",
+            "10",
+            "10w",
+            "é",
+            "2026-13-01",
+            "2026-11-21T25:00:00",
+            "1:2:3",
+            "99999999999999999d",
+        ] {
             assert_eq!(since(text, now), None, "{text}");
         }
     }

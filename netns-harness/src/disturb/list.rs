@@ -84,8 +84,12 @@ pub const LIST: &[Disturbance] = &[
     any("link_deleted", &["ip link delete {link}"]),
     any("link_renamed", &["ip link set {link} name elsewhere"]),
     any(
-        "link_remade_with_another_vni",
-        &["ip link delete {link}", "ip link add {link} type vxlan id 4077 dstport 8472 nolearning"],
+        "link_taken_by_another_vni",
+        &[
+            "ip link add stray type vxlan id 4077 dstport 8472 nolearning",
+            "ip link set {link} name elsewhere",
+            "ip link set stray name {link}",
+        ],
     ),
     any("link_mac", &["ip link set {link} address 02:00:00:00:be:ef"]),
     any("link_mtu", &["ip link set {link} mtu 1300"]),

@@ -99,7 +99,10 @@ fn normal(line: &str) -> Option<String> {
     let line = line.trim();
     let index = line.split_once(": ").filter(|(index, _)| index.bytes().all(|b| b.is_ascii_digit()));
     let line = index.map_or(line, |(_, rest)| rest);
-    // An IPv6 host's flags differ by who added the address last.
+    // How it makes link-local addresses is a network manager's; flags of routes and addresses differ by who was last.
+    let line = ["eui64", "none"]
+        .iter()
+        .fold(line.to_owned(), |l, mode| l.replace(&format!("addrgenmode {mode}"), ""));
     let words: Vec<&str> =
         line.split_whitespace().filter(|word| !["nodad", "linkdown", "dead"].contains(word)).collect();
     (!words.is_empty()).then(|| words.join(" "))

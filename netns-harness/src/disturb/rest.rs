@@ -27,7 +27,7 @@ const FOLLOWED: Duration = Duration::from_secs(20);
 const QUIET: Duration = Duration::from_millis(4);
 
 /// A daemon may take for a fight what is undone again and again: of one kind of object a host and family no more than so many …
-const MOST: usize = 3;
+const MOST: usize = 4;
 /// … in so long.
 const SPAN: Duration = Duration::from_secs(10);
 
@@ -98,6 +98,10 @@ impl<'a> Rest<'a> {
                 Ok(span) => break span,
                 Err(error) if tries == 5 => return Err(error.context(named)),
                 Err(_) => tries += 1,
+            }
+            // What the first of them made.
+            if what.how.iter().any(|line| line.contains(" stray ")) {
+                let _ = self.run(site.host(), "ip link delete stray");
             }
         };
         let file = self.file_is_back(site.host(), &before).context(named.clone())?;

@@ -127,7 +127,8 @@ impl MemoryStore {
 
 impl Inner {
     fn snapshot(&self) -> StoreEvent {
-        StoreEvent::Snapshot { leases: self.book.leases().cloned().collect(), unreadable: Vec::new() }
+        let leases = self.book.leases().cloned().collect();
+        StoreEvent::Snapshot { leases, unreadable: Vec::new(), foreign: false }
     }
 
     fn tell(&mut self, events: &[StoreEvent]) {
@@ -147,6 +148,16 @@ impl Inner {
 impl Store for MemoryStore {
     fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<OwnLease, StoreError>> {
         Box::pin(async move { self.claim_now(claim) })
+    }
+
+    fn release<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<bool, StoreError>> {
+        Box::pin(async move {
+            let there = self.book().leases().any(|l| l.subnets == lease.subnets && l.ttl.is_some() && l.is_of(lease));
+            if there {
+                self.remove(&lease.subnets);
+            }
+            Ok(there)
+        })
     }
 
     fn watch(&self) -> BoxStream<'static, StoreEvent> {
@@ -205,7 +216,7 @@ mod tests {
         assert_eq!(watcher.next_now(), None);
         store.set_config(NETWORK);
         assert_eq!(watcher.next_now(), Some(StoreEvent::Config(NETWORK.into())));
-        let snapshot = StoreEvent::Snapshot { leases: vec![first.clone()], unreadable: vec![] };
+        let snapshot = StoreEvent::Snapshot { leases: vec![first.clone()], unreadable: vec![], foreign: false };
         assert_eq!(watcher.next_now(), Some(snapshot));
         let second = store.claim_now(&claim("192.168.0.2", NETWORK)).unwrap().lease;
         assert_eq!(watcher.next_now(), Some(StoreEvent::Upsert(second.clone())));
@@ -213,6 +224,6 @@ mod tests {
         let gone: Vec<_> = std::iter::from_fn(|| watcher.next_now()).collect();
         let mut ended = [first.subnets, second.subnets];
         ended.sort_unstable();
-        assert_eq!(gone, ended.map(StoreEvent::Remove));
+        assert_eq!(gone, ended.map(|subnets| StoreEvent::Removed(vec![subnets])));
     }
 }

@@ -24,6 +24,10 @@ pub trait Store: Send + Sync {
     /// gets another one, and sees so by comparing.
     fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<OwnLease, StoreError>>;
 
+    /// Gives a lease back before its time, if its record still names the same host. Returns whether it did: a reservation
+    /// stays, and so does what is somebody else's.
+    fn release<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<bool, StoreError>>;
+
     /// The network's configuration and all leases, now and as they change; our own lease among them. Begins with a
     /// `Config`, then a `Snapshot`; sends another `Snapshot` after every gap. After a `Stale` any other event says that the
     /// store is being followed again (where there was no gap, a repeated `Config`). Never ends.
@@ -41,11 +45,13 @@ pub enum StoreEvent {
         leases: Vec<Lease>,
         /// All keys that could not, each with the reason: present, but unknown.
         unreadable: Vec<(String, String)>,
+        /// Not a later state of what was told before: another store answers, or this one was put back from a backup.
+        foreign: bool,
     },
     /// A lease came or changed.
     Upsert(Lease),
-    /// A lease ended.
-    Remove(Subnets),
+    /// Leases ended, all in one step of the store.
+    Removed(Vec<Subnets>),
     /// A lease came or changed and cannot be read.
     Unreadable {
         /// The last part of its key.

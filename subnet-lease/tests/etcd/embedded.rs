@@ -75,7 +75,7 @@ async fn a_lease_on_the_embedded_server_is_told_renewed_and_ends() {
     let own = store.claim(&host).await.unwrap();
     assert_eq!(next(&mut watch).await, StoreEvent::Upsert(own.lease.clone()));
     assert_eq!(store.claim(&host).await.unwrap(), own);
-    assert_eq!(next(&mut watch).await, StoreEvent::Remove(own.lease.subnets));
+    assert_eq!(next(&mut watch).await, StoreEvent::Removed(vec![own.lease.subnets]));
 }
 
 fn files(authority: &Authority, clients: bool) -> TlsFiles {

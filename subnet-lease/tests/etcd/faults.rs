@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use subnet_lease::etcd::{EtcdConfig, EtcdStore};
-use subnet_lease::{BoxStream, Store, StoreError, StoreEvent};
+use subnet_lease::{BoxStream, Claim, Store, StoreError, StoreEvent};
 
 use crate::host::{claim, key, snapshot, stale, until};
 use crate::relay::Relay;
@@ -36,6 +36,27 @@ async fn a_wire_that_went_dead_is_noticed_within_ten_seconds() {
     stale(&mut watch).await;
     told("dead wire noticed", since);
     assert!(since.elapsed() < Duration::from_secs(12), "the pings alone explain it: 6 s and 3 s");
+}
+
+/// The old address is gone, and with it everything that was sent to it: only who moved can know at once.
+#[tokio::test]
+async fn a_host_that_moved_follows_the_store_at_once_over_a_new_connection() {
+    let (etcd, _) = Etcd::with_network(V4).await;
+    let relay = Relay::to(etcd.port()).await;
+    let config = EtcdConfig { endpoints: vec![relay.endpoint()], ..EtcdConfig::default() };
+    let store = EtcdStore::connect(config).unwrap();
+    let mut watch = store.watch();
+    let host = claim(V4, &["192.168.0.1"]);
+    let own = store.claim(&host).await.unwrap().lease.subnets;
+    snapshot(&mut watch).await;
+    relay.kill_the_open();
+    let since = Instant::now();
+    let moved = Claim { public: claim(V4, &["192.168.0.2"]).public, previous: Some(own), ..host };
+    let listens = async { upserted(&mut watch, &own.to_string()).await };
+    let (claimed, ()) = tokio::join!(store.claim(&moved), listens);
+    claimed.unwrap();
+    told("followed after a move", since);
+    assert!(since.elapsed() < Duration::from_secs(5), "the pings would take nine");
 }
 
 #[tokio::test]

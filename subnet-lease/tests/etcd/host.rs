@@ -53,7 +53,7 @@ pub(crate) async fn snapshot(
     watch: &mut BoxStream<'static, StoreEvent>,
 ) -> (Vec<Lease>, Vec<(String, String)>) {
     until(watch, |event| match event {
-        StoreEvent::Snapshot { leases, unreadable } => Some((leases, unreadable)),
+        StoreEvent::Snapshot { leases, unreadable, .. } => Some((leases, unreadable)),
         _ => None,
     })
     .await

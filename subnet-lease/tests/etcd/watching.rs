@@ -18,12 +18,12 @@ async fn a_watch_tells_the_net_conf_then_all_leases_then_who_joins_changes_and_l
     assert_eq!(next(&mut watch).await, StoreEvent::Config(V4.into()));
     assert_eq!(
         next(&mut watch).await,
-        StoreEvent::Snapshot { leases: vec![first.clone()], unreadable: vec![] }
+        StoreEvent::Snapshot { leases: vec![first.clone()], unreadable: vec![], foreign: false }
     );
     let second = store.claim(&claim(V4, &["192.168.0.2"])).await.unwrap().lease;
     assert_eq!(next(&mut watch).await, StoreEvent::Upsert(second));
     etcd.delete(&first.subnets.to_string()).await;
-    assert_eq!(next(&mut watch).await, StoreEvent::Remove(first.subnets));
+    assert_eq!(next(&mut watch).await, StoreEvent::Removed(vec![first.subnets]));
     let seen = store.get_config().await.unwrap().map(|config| config.revision);
     store.put_config(DUAL.as_bytes(), seen).await.unwrap();
     assert_eq!(next(&mut watch).await, StoreEvent::Config(DUAL.into()));
@@ -51,7 +51,7 @@ async fn a_lease_that_nobody_renews_is_told_to_have_ended() {
     let own = store.claim(&claim(V4, &["192.168.0.1"])).await.unwrap();
     let mut watch = store.watch();
     assert_eq!(snapshot(&mut watch).await.0.len(), 1);
-    assert_eq!(next(&mut watch).await, StoreEvent::Remove(own.lease.subnets));
+    assert_eq!(next(&mut watch).await, StoreEvent::Removed(vec![own.lease.subnets]));
 }
 
 #[tokio::test]
@@ -115,7 +115,7 @@ async fn changes_made_while_the_wire_is_cut_are_told_when_it_is_mended() {
     etcd.put("10.5.8.0-24", RECORD, None).await;
     relay.mend();
     let told = [until_change(&mut watch).await, until_change(&mut watch).await];
-    assert_eq!(told[0], StoreEvent::Remove(key("10.5.7.0-24")), "resumed, without a new list");
+    assert_eq!(told[0], StoreEvent::Removed(vec![key("10.5.7.0-24")]), "resumed, without a new list");
     assert!(matches!(&told[1], StoreEvent::Upsert(lease) if lease.subnets == key("10.5.8.0-24")));
 }
 

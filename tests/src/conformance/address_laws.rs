@@ -9,6 +9,7 @@ pub(super) const LAWS: &[Law] = &[
     ("a namespace that never had an address can be read", never_read),
     ("3: the last IPv4 address of a link takes its IPv4 routes and neighbours along", last_address),
     ("3: an address that is not there can't be deleted", missing_address),
+    ("24: an address keeps its scope when it is replaced", narrow),
     ("an address that is there already is no error", address_twice),
     ("an IPv6 address brings its connected prefix, an IPv4 host address none", connected_prefix),
 ];
@@ -48,6 +49,19 @@ fn missing_address(lab: &mut dyn Lab) {
     let other = net("10.244.9.9/32");
     assert_eq!(lab.hand(&Act::DeleteAddress(tunnel(V4), other)), Err(Errno::EADDRNOTAVAIL));
     assert_eq!(delete(lab, Address { net: other, ..address(V4) }), Ok(()), "what was to go is gone");
+}
+
+fn narrow(lab: &mut dyn Lab) {
+    tunnel_end(lab, V4);
+    let second = Address { net: net("10.244.1.77/32"), narrow: true, ..address(V4) };
+    lab.hand(&Act::AddNarrow(second.link, second.net)).unwrap();
+    assert!(has(lab, second));
+    let wide = Address { narrow: false, ..second };
+    assert_eq!(put(lab, wide), Ok(()));
+    assert!(has(lab, second), "without an error, and without effect");
+    delete(lab, second).unwrap();
+    put(lab, wide).unwrap();
+    assert!(has(lab, wide));
 }
 
 fn address_twice(lab: &mut dyn Lab) {

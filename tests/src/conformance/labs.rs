@@ -6,7 +6,8 @@ use backends::kernel::fake::{FakeKernel, Place};
 use backends::kernel::real::{EventFilter, Events, RealKernel};
 use backends::kernel::{Kernel, KernelEvent};
 use backends::netlink::{Batch, Socket, neigh, route, veth};
-use backends::{IfName, Mac, Route, RouteKind, default_metric};
+use backends::{Fdb, IfName, Mac, Route, RouteKind, default_metric};
+use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
@@ -34,10 +35,13 @@ impl Lab for FakeLab {
             Act::DeleteLink(name) => net.delete_link(*name),
             Act::SetUp(name, up) => net.set_up(*name, *up),
             Act::AddAddress(link, to) => net.put_address(*link, *to),
+            Act::AddNarrow(link, to) => net.put_narrow_address(*link, *to),
+            Act::Rename(link, to) => net.rename_link(*link, *to),
             Act::DeleteAddress(link, to) => net.delete_address(*link, *to),
             Act::PutRoute(route, place) => net.put_route(route, *place),
             Act::DeleteRoute(route) => net.delete_route(route),
             Act::DeleteNeigh(neigh) => net.delete_neighbour(neigh),
+            Act::AppendFdb(fdb) => net.append_fdb(fdb),
             Act::PutFdb(fdb, own) => net.put_fdb(fdb, *own),
             Act::DeleteFdb(fdb) => net.delete_fdb(fdb),
         }
@@ -88,7 +92,7 @@ impl RealLab {
     fn send(&mut self, fill: impl FnOnce(&mut Batch)) -> Result<(), Errno> {
         let mut batch = Batch::new();
         fill(&mut batch);
-        self.socket.request(&mut batch).map_err(|e| e.errno())
+        self.socket.apply(&mut batch).into_iter().try_for_each(|done| done.map_err(|e| e.errno()))
     }
 }
 
@@ -112,18 +116,30 @@ impl Lab for RealLab {
             Act::DeleteAddress(link, to) => {
                 index(*link).and_then(|i| self.send(|b| veth::delete_address(b, i, *to)))
             }
+            Act::AddNarrow(link, to) => index(*link).and_then(|i| self.send(|b| narrow_address(b, i, *to))),
+            Act::Rename(link, to) => index(*link).and_then(|i| self.send(|b| rename(b, i, *to))),
+            Act::PutRoute(route, place) if route.kind == RouteKind::Special => {
+                self.send(|b| next_hop(b, &view(route)))?;
+                self.send(|b| put_route(b, route, *place))
+            }
             Act::PutRoute(route, place) => self.send(|b| put_route(b, route, *place)),
             Act::DeleteRoute(route) => self.send(|b| route::delete_route(b, &view(route))),
             Act::DeleteNeigh(n) => {
                 index(n.link).and_then(|i| self.send(|b| neigh::delete_neighbour(b, i, n.address)))
             }
+            Act::AppendFdb(f) => index(f.link).and_then(|i| self.send(|b| entry(b, i, f, APPEND))),
+            Act::PutFdb(f, true) if f.diverted => {
+                if f.dst.is_unspecified() {
+                    self.send(next_hop_group)?;
+                }
+                index(f.link).and_then(|i| self.send(|b| entry(b, i, f, REPLACE)))
+            }
             Act::PutFdb(f, true) => {
                 index(f.link).and_then(|i| self.send(|b| neigh::put_fdb(b, i, f.mac, f.dst)))
             }
             Act::PutFdb(f, false) => index(f.link).and_then(|i| self.send(|b| fdb_without_self(b, i, f.mac))),
-            Act::DeleteFdb(f) => {
-                index(f.link).and_then(|i| self.send(|b| neigh::delete_fdb(b, i, f.mac, Some(f.dst))))
-            }
+            Act::DeleteFdb(f) => index(f.link)
+                .and_then(|i| self.send(|b| neigh::delete_fdb(b, i, f.mac, (!f.diverted).then_some(f.dst)))),
         }
     }
 
@@ -170,6 +186,65 @@ fn fdb_without_self(batch: &mut Batch, link: u32, mac: Mac) {
     batch.message(RTM_NEWNEIGH, REQUEST | CREATE | REPLACE, &header).attr(NDA_LLADDR, &mac.0);
 }
 
+fn rename(batch: &mut Batch, link: u32, to: IfName) {
+    let mut header = [0; IFINFO];
+    header[4..8].copy_from_slice(&link.to_ne_bytes());
+    batch.message(RTM_NEWLINK, REQUEST, &header).attr_str(IFLA_IFNAME, to.as_str());
+}
+
+fn narrow_address(batch: &mut Batch, link: u32, net: IpNetwork) {
+    let mut header = [0; 8];
+    header[0] = backends::netlink::family_of(&net.ip());
+    (header[1], header[3]) = (net.prefix(), RT_SCOPE_LINK);
+    header[4..8].copy_from_slice(&link.to_ne_bytes());
+    batch.message(RTM_NEWADDR, REQUEST | CREATE | REPLACE, &header);
+    batch.attr(IFA_LOCAL, &backends::netlink::address_bytes(&net.ip()));
+}
+
+/// A forwarding entry; a diverted one over another port, or to the group of next hops.
+fn entry(batch: &mut Batch, link: u32, fdb: &Fdb, flags: u16) {
+    let mut header = [0; 12];
+    header[0] = backends::netlink::AF_BRIDGE;
+    header[4..8].copy_from_slice(&link.to_ne_bytes());
+    header[8..10].copy_from_slice(&(neigh::NUD_PERMANENT | neigh::NUD_NOARP).to_ne_bytes());
+    header[10] = neigh::NTF_SELF;
+    batch.message(RTM_NEWNEIGH, REQUEST | CREATE | flags, &header).attr(NDA_LLADDR, &fdb.mac.0);
+    if fdb.dst.is_unspecified() {
+        batch.attr_u32(NDA_NH_ID, GROUP);
+        return;
+    }
+    batch.attr(NDA_DST, &backends::netlink::address_bytes(&fdb.dst));
+    if fdb.diverted {
+        batch.attr(NDA_PORT, &999u16.to_be_bytes());
+    }
+}
+
+/// A next hop object for a route, made or replaced.
+fn next_hop(batch: &mut Batch, view: &route::RouteView) {
+    let Some(gateway) = view.gateway else { return };
+    batch.message(
+        RTM_NEWNEXTHOP,
+        REQUEST | CREATE | REPLACE,
+        &[backends::netlink::family_of(&gateway), 0, 0, 0, 0, 0, 0, 0],
+    );
+    batch.attr_u32(NHA_ID, HOP).attr_u32(NHA_OIF, view.link);
+    batch.attr(NHA_GATEWAY, &backends::netlink::address_bytes(&gateway));
+}
+
+/// A group of one next hop for forwarding entries, and that hop.
+fn next_hop_group(batch: &mut Batch) {
+    let flags = REQUEST | CREATE | REPLACE;
+    batch
+        .message(RTM_NEWNEXTHOP, flags, &[backends::netlink::AF_INET, 0, 0, 0, 0, 0, 0, 0])
+        .attr_u32(NHA_ID, HOP);
+    batch.attr(NHA_GATEWAY, &[172, 16, 0, 9]).attr(NHA_FDB, &[]);
+    batch.message(RTM_NEWNEXTHOP, flags, &[0; 8]).attr_u32(NHA_ID, GROUP);
+    // struct nexthop_grp: the id, then weight and padding.
+    let mut hop = [0; 8];
+    hop[..4].copy_from_slice(&HOP.to_ne_bytes());
+    batch.attr(NHA_GROUP, &hop).attr(NHA_FDB, &[]);
+}
+
 /// The product's own message with the flags of another place.
 fn put_route(batch: &mut Batch, route: &Route, place: Place) {
     let view = view(route);
@@ -193,10 +268,12 @@ fn put_route(batch: &mut Batch, route: &Route, place: Place) {
     header[8] = if view.onlink { RTNH_F_ONLINK } else { 0 };
     batch.message(RTM_NEWROUTE, REQUEST | CREATE | flags, &header);
     batch.attr(RTA_DST, &backends::netlink::address_bytes(&view.dst.network()));
-    if let Some(via) = view.gateway {
+    if let Some(via) = view.gateway.filter(|_| route.kind != RouteKind::Special) {
         batch.attr(RTA_GATEWAY, &backends::netlink::address_bytes(&via));
     }
-    if view.link != 0 {
+    if route.kind == RouteKind::Special {
+        batch.attr_u32(RTA_NH_ID, HOP);
+    } else if view.link != 0 {
         batch.attr_u32(RTA_OIF, view.link);
     }
     if view.metric != 0 {
@@ -233,7 +310,9 @@ const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWROUTE: u16 = 24;
+const RTM_NEWADDR: u16 = 20;
 const RTM_NEWNEIGH: u16 = 28;
+const RTM_NEWNEXTHOP: u16 = 104;
 /// Size of `struct ifinfomsg`.
 const IFINFO: usize = 16;
 const IFF_UP: u32 = 1;
@@ -247,5 +326,19 @@ const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
+const RTA_NH_ID: u16 = 30;
+const RT_SCOPE_LINK: u8 = 253;
+const IFA_LOCAL: u16 = 2;
+const NHA_ID: u16 = 1;
+const NHA_GROUP: u16 = 2;
+const NHA_OIF: u16 = 5;
+const NHA_GATEWAY: u16 = 6;
+const NHA_FDB: u16 = 11;
+/// Ids of next hop objects; ours, in a namespace of our own.
+const HOP: u32 = 11;
+const GROUP: u32 = 12;
 const RTNH_F_ONLINK: u8 = 4;
+const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
+const NDA_PORT: u16 = 6;
+const NDA_NH_ID: u16 = 13;

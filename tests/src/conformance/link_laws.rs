@@ -2,7 +2,7 @@
 
 use backends::kernel::{KernelEvent, OpError};
 use backends::traffic::{RuleInput, rules};
-use backends::{LinkKind, Object, Op, Sysctl, diff};
+use backends::{LinkKind, Object, Op, diff};
 use nix::errno::Errno;
 
 use super::*;
@@ -23,6 +23,8 @@ pub(super) const LAWS: &[Law] = &[
     ("13: every direct change is told, settings are not", told),
     ("15: an error inside a batch does not stop it", batch),
     ("17: a new MAC flushes the link's neighbours and nothing else", new_mac),
+    ("23: a link that is up gets another name and loses nothing", renamed),
+    ("23: a link under a stranger's name gets ours back in one pass", named_back),
     ("a whole wish of both families reads back as it was written", reads_back),
 ];
 
@@ -229,6 +231,29 @@ fn new_mac(lab: &mut dyn Lab) {
     step(lab, Op::Put { want: want.object(), have: Some(have.object()) }).unwrap();
     assert!(!has(lab, neigh(V4, 2)));
     assert!(has(lab, fdb(V4, 2)) && has(lab, route(V4, 2)) && has(lab, address(V4)));
+}
+
+fn renamed(lab: &mut dyn Lab) {
+    tunnel_end(lab, V4);
+    peer(lab, V4, 2);
+    let before = state(lab);
+    lab.hand(&Act::Rename(tunnel(V4), name("elsewhere"))).unwrap();
+    let after = state(lab);
+    assert_eq!(after.len(), before.len(), "{after:?}");
+    assert!(after.links().all(|l| l.name == name("elsewhere")));
+    lab.hand(&Act::Rename(name("elsewhere"), tunnel(V4))).unwrap();
+    assert_eq!(state(lab), before);
+}
+
+fn named_back(lab: &mut dyn Lab) {
+    tunnel_end(lab, V4);
+    peer(lab, V4, 2);
+    let want = state(lab);
+    lab.hand(&Act::Rename(tunnel(V4), name("elsewhere"))).unwrap();
+    let plan = diff(&want, &state(lab), &owner());
+    assert_eq!(plan.to_string(), "ip link set elsewhere name flannel.1\n");
+    assert_eq!(lab.kernel().apply(&plan.ops), [Ok(())]);
+    assert_eq!(state(lab), want);
 }
 
 fn reads_back(lab: &mut dyn Lab) {

@@ -1,8 +1,8 @@
 //! The kernel's laws as tests: each one function, run against the fake kernel and against the real one in a fresh
 //! network namespace. A law that holds in the one and not in the other is a fault of the fake.
 //!
-//! Laws 11, 12 and 16 (interrupted dumps, lost notifications, an accept that ends only its own chain) can't be brought
-//! about at will in a quiet namespace; the fake has the first two on command, the third is tested with packets.
+//! Laws 11, 12 and 16 (interrupted dumps, lost notifications, an accept that ends only its own chain) need a crowd or
+//! packets: `backends/tests/kernel/provoked.rs` shows them; the fake has the first two on command.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,9 +12,11 @@
 )]
 
 mod address_laws;
+mod fault_laws;
 mod labs;
 mod link_laws;
 mod route_laws;
+mod setting_laws;
 
 use std::net::IpAddr;
 
@@ -22,7 +24,7 @@ use backends::kernel::fake::Place;
 use backends::kernel::{Kernel, KernelError, KernelEvent, OpError};
 use backends::{
     Address, Fdb, IfName, KernelState, Link, LinkKind, Mac, Neigh, Object, Op, Owner, ROUTE_PROTOCOL, Route,
-    RouteKind, Vxlan, default_metric, tag,
+    RouteKind, Sysctl, Vxlan, default_metric, tag,
 };
 use ipnetwork::IpNetwork;
 pub use labs::{FakeLab, RealLab, in_namespace};
@@ -52,6 +54,10 @@ pub enum Act {
     SetUp(IfName, bool),
     /// `ip address add`.
     AddAddress(IfName, IpNetwork),
+    /// The same with `scope link`.
+    AddNarrow(IfName, IpNetwork),
+    /// `ip link set NAME name NAME`.
+    Rename(IfName, IfName),
     /// `ip address delete`.
     DeleteAddress(IfName, IpNetwork),
     /// `ip route replace`, `add`, `prepend`, `append`.
@@ -60,7 +66,10 @@ pub enum Act {
     DeleteRoute(Route),
     /// `ip neigh delete`.
     DeleteNeigh(Neigh),
-    /// `bridge fdb replace`; the flag says whether with `self`.
+    /// `bridge fdb append`.
+    AppendFdb(Fdb),
+    /// `bridge fdb replace`; the flag says whether with `self`. A diverted one goes over another port, or to a next hop
+    /// object when it has no destination.
     PutFdb(Fdb, bool),
     /// `bridge fdb delete`.
     DeleteFdb(Fdb),
@@ -71,7 +80,7 @@ pub type Law = (&'static str, fn(&mut dyn Lab));
 
 /// Every law, each for a fresh lab.
 pub fn laws() -> Vec<Law> {
-    [link_laws::LAWS, address_laws::LAWS, route_laws::LAWS].concat()
+    [link_laws::LAWS, address_laws::LAWS, route_laws::LAWS, setting_laws::LAWS, fault_laws::LAWS].concat()
 }
 
 // ---- what the laws are written with
@@ -147,7 +156,9 @@ fn state(lab: &mut dyn Lab) -> KernelState {
     let own = lab.kernel().own(&owner()).unwrap();
     assert!(!own.interrupted);
     let link_local = |o: &Object| matches!(o, Object::Route(r) if !owner().networks.iter().any(|n| n.contains(r.dst.ip())));
-    own.state.iter().filter(|o| !link_local(o)).cloned().collect()
+    // Nobody's wish here, and never empty.
+    let setting = |o: &Object| matches!(o, Object::Sysctl(_, name, _) if *name != Sysctl::AcceptRa);
+    own.state.iter().filter(|o| !link_local(o) && !setting(o)).cloned().collect()
 }
 
 fn routes_to(lab: &mut dyn Lab, dst: IpNetwork) -> Vec<Route> {

@@ -21,6 +21,16 @@ pub(super) const LAWS: &[Law] = &[
     ("18: replacing a route by its twin from behind is refused", twin),
     ("19: a gateway must be somebody else, and on the wire", gateways),
     ("20: an IPv4 delete without metric takes the first route that fits", any_metric),
+    (
+        "22: a forwarding entry over another port is replaced in place, and not deleted by its destination",
+        other_port,
+    ),
+    (
+        "22: a forwarding entry to a next hop object is neither replaced nor deleted by a destination",
+        next_hop_entry,
+    ),
+    ("22: only the address of everybody takes a second destination", second_end),
+    ("25: an IPv4 route with a next hop object can't be deleted by its gateway", next_hop_route),
     ("two IPv6 gateway routes of one metric are replaced together", six_multipath),
     ("a blackhole needs no link", blackhole),
     ("a neighbour and a forwarding entry are replaced in place", replaced),
@@ -154,6 +164,64 @@ fn any_metric(lab: &mut dyn Lab) {
     assert_eq!(lab.hand(&Act::DeleteRoute(Route { metric: 51, ..worse })), Err(Errno::ESRCH));
     assert_eq!(lab.hand(&Act::DeleteRoute(foreign(V4, 2))), Ok(()));
     assert!(routes_to(lab, subnet(V4, 2)).is_empty());
+}
+
+fn ends(lab: &mut dyn Lab) -> Vec<Fdb> {
+    state(lab).iter().filter_map(|o| if let Object::Fdb(f) = o { Some(*f) } else { None }).collect()
+}
+
+fn other_port(lab: &mut dyn Lab) {
+    tunnel_end(lab, V4);
+    let odd = Fdb { diverted: true, ..fdb(V4, 2) };
+    lab.hand(&Act::PutFdb(odd, true)).unwrap();
+    assert_eq!(ends(lab), [odd]);
+    assert_eq!(lab.hand(&Act::DeleteFdb(fdb(V4, 2))), Ok(()), "as if it had been done");
+    assert_eq!(ends(lab), [odd]);
+    lab.hand(&Act::PutFdb(fdb(V4, 2), true)).unwrap();
+    assert_eq!(ends(lab), [fdb(V4, 2)]);
+    lab.hand(&Act::PutFdb(odd, true)).unwrap();
+    delete(lab, odd).unwrap();
+    assert!(ends(lab).is_empty());
+}
+
+fn next_hop_entry(lab: &mut dyn Lab) {
+    tunnel_end(lab, V4);
+    let odd = Fdb { diverted: true, dst: ip("0.0.0.0"), ..fdb(V4, 2) };
+    lab.hand(&Act::PutFdb(odd, true)).unwrap();
+    assert_eq!(ends(lab), [odd]);
+    assert_eq!(put(lab, fdb(V4, 2)), Ok(()), "as if it had been done");
+    assert_eq!(ends(lab), [odd]);
+    delete(lab, odd).unwrap();
+    put(lab, fdb(V4, 2)).unwrap();
+    assert_eq!(ends(lab), [fdb(V4, 2)]);
+}
+
+fn second_end(lab: &mut dyn Lab) {
+    tunnel_end(lab, V4);
+    let other = ip("172.16.0.77");
+    lab.hand(&Act::PutFdb(fdb(V4, 2), true)).unwrap();
+    lab.hand(&Act::AppendFdb(Fdb { dst: other, ..fdb(V4, 2) })).unwrap();
+    assert_eq!(ends(lab), [fdb(V4, 2)]);
+    delete(lab, fdb(V4, 2)).unwrap();
+    let all = [fdb(V4, 2).dst, other].map(|dst| Fdb { dst, mac: Mac::default(), ..fdb(V4, 2) });
+    all.iter().for_each(|f| lab.hand(&Act::AppendFdb(*f)).unwrap());
+    assert_eq!(ends(lab).len(), 2);
+    all.iter().for_each(|f| delete(lab, *f).unwrap());
+    assert!(ends(lab).is_empty());
+}
+
+fn next_hop_route(lab: &mut dyn Lab) {
+    tunnel_end(lab, V4);
+    let odd = Route { kind: RouteKind::Special, protocol: 4, ..foreign(V4, 2) };
+    lab.hand(&Act::PutRoute(odd, Place::Alone)).unwrap();
+    assert_eq!(routes_to(lab, subnet(V4, 2)), [odd]);
+    assert_eq!(lab.hand(&Act::DeleteRoute(odd)), Err(Errno::ESRCH));
+    assert_eq!(put(lab, route(V4, 2)), Ok(()), "replaced it is all the same");
+    assert_eq!(routes_to(lab, subnet(V4, 2)), [route(V4, 2)]);
+    let beside = Route { metric: 9, ..odd };
+    lab.hand(&Act::PutRoute(beside, Place::Alone)).unwrap();
+    assert_eq!(delete(lab, beside), Ok(()));
+    assert_eq!(routes_to(lab, subnet(V4, 2)), [route(V4, 2)]);
 }
 
 fn six_multipath(lab: &mut dyn Lab) {

@@ -1,30 +1,17 @@
 //! One node: the daemon's core, its kernel, and what the shell does between them.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use backends::kernel::Kernel;
-use backends::kernel::fake::{FakeKernel, Place};
-use backends::{IfName, Mac, Object, Route, RouteKind, default_metric};
+use backends::kernel::fake::{FakeKernel, Rng};
+use backends::{Object, Owner};
 use flanneld::iface::IfaceWish;
-use flanneld::node::{Effect, Input, NodeCore, Readiness, Settings, Tick};
+use flanneld::node::{Effect, Input, Memory, NodeCore, Readiness, Settings, Tick};
 use flanneld::record::{Recorder, Ring};
-use ipnetwork::IpNetwork;
-use subnet_lease::{Family, NetworkId, SubnetEnv, Subnets};
+use subnet_lease::{NetworkId, SubnetEnv, Subnets};
 
-use super::{Shape, What, World};
-
-/// Where a node stands: its underlay.
-#[derive(Debug, Clone)]
-pub struct Site {
-    /// Which of the underlay networks.
-    pub rack: usize,
-    /// Addresses with their prefix lengths.
-    pub addresses: Vec<IpNetwork>,
-    /// MTU in bytes.
-    pub mtu: u32,
-    number: usize,
-}
+use super::hand::Fight;
+use super::{Site, What, World};
 
 /// A node and its host, which outlives it.
 pub struct Node {
@@ -42,14 +29,26 @@ pub struct Node {
     pub(super) life: u32,
     /// The host's subnet.env.
     pub(super) env: Option<SubnetEnv>,
+    /// What the last daemon wanted to be remembered.
+    pub(super) memory: Option<Memory>,
+    /// The host started since.
+    pub(super) cold: bool,
     /// How much of the store's news was delivered.
     pub(super) read: usize,
+    /// The history of the store that it follows.
+    pub(super) age: Option<usize>,
     pub(super) delivering: bool,
     pub(super) partitioned: bool,
     /// Left for good: its lease is gone.
     pub(super) left: bool,
     /// What was planted beside ours and must stay.
-    pub(super) foreign: Vec<Route>,
+    pub(super) foreign: Vec<Object>,
+    /// A stranger who does not give up.
+    pub(super) fight: Option<Fight>,
+    /// How long the daemon is away after it was killed within a plan.
+    pub(super) back: Duration,
+    /// Chance, for this node alone.
+    pub(super) rng: Rng,
     /// Inputs that may start a pass, and passes that left something undone.
     pub(super) reasons: u64,
     /// The last pass left something undone: it will be tried again.
@@ -62,54 +61,6 @@ pub struct Node {
 /// The longest an answer of the kernel takes.
 const KERNEL_MS: usize = 3;
 
-impl Site {
-    /// The place of node `n`.
-    pub fn new(n: usize, shape: &Shape) -> Self {
-        Self::at(n, n % shape.racks, shape.six)
-    }
-
-    /// A place in another network.
-    pub fn at(n: usize, rack: usize, six: bool) -> Self {
-        let host = n + 1;
-        let four = format!("172.{}.{}.{}/16", 16 + rack, host / 250, host % 250 + 1).parse().unwrap();
-        let mut addresses = vec![four];
-        addresses
-            .extend(six.then(|| format!("fd00:{:x}::{host:x}/64", 16 + rack).parse::<IpNetwork>().unwrap()));
-        Self { rack, addresses, mtu: 1500, number: n }
-    }
-
-    /// Its address of one family.
-    pub fn address(&self, family: Family) -> Option<IpAddr> {
-        self.addresses.iter().map(|net| net.ip()).find(|ip| Family::of(ip) == family)
-    }
-
-    fn gateways(&self) -> Vec<Route> {
-        let via = |net: &IpNetwork| match net {
-            IpNetwork::V4(_) => format!("172.{}.255.254", 16 + self.rack).parse().unwrap(),
-            IpNetwork::V6(_) => format!("fd00:{:x}::ffff", 16 + self.rack).parse::<IpAddr>().unwrap(),
-        };
-        let any = |six| if six { "::/0" } else { "0.0.0.0/0" }.parse().unwrap();
-        self.addresses.iter().map(|net| outward(any(net.is_ipv6()), via(net))).collect()
-    }
-}
-
-impl Site {
-    /// What the network service takes away when the host leaves this place.
-    pub(super) fn gateways_and(&self, others: &[Route]) -> Vec<Route> {
-        [self.gateways().as_slice(), others].concat()
-    }
-}
-
-/// A route of the host's own over the underlay.
-pub(super) fn outward(dst: IpNetwork, via: IpAddr) -> Route {
-    let (metric, kind, link) = (default_metric(&dst), RouteKind::Unicast, Some(eth0()));
-    Route { dst, metric, kind, via: Some(via), link, onlink: false, scope: 0, protocol: 4 }
-}
-
-pub(super) fn eth0() -> IfName {
-    "eth0".parse().unwrap()
-}
-
 impl Node {
     pub(super) fn new(site: Site, seed: u64) -> Self {
         let mut node = Self {
@@ -119,11 +70,17 @@ impl Node {
             subnets: None,
             life: 0,
             env: None,
+            memory: None,
+            cold: false,
             read: 0,
+            age: None,
             delivering: false,
             partitioned: false,
             left: false,
             foreign: Vec::new(),
+            fight: None,
+            back: Duration::ZERO,
+            rng: Rng::new(seed.rotate_left(32) ^ 0xd1ce ^ site.number as u64),
             reasons: 0,
             undone: false,
             started: Tick::ZERO,
@@ -135,37 +92,9 @@ impl Node {
         node
     }
 
-    /// What the host's own network service does: link, addresses, default routes, and the strangers beside ours.
-    pub(super) fn plug(&mut self) {
-        let net = &mut self.kernel.net;
-        let [.., a, b] = self.site.number.to_be_bytes();
-        let _ = net.add_link(eth0(), self.site.mtu, Mac([2, 0xee, 0, 0, a, b]));
-        net.set_up(eth0(), true).unwrap();
-        for address in &self.site.addresses {
-            net.put_address(eth0(), *address).unwrap();
-        }
-        for route in self.site.gateways() {
-            net.put_route(&route, Place::Replace).unwrap();
-        }
-        self.plant();
-    }
-
-    /// Routes of others: elsewhere, more specific than a lease, and wider than one.
-    fn plant(&mut self) {
-        let via = self.site.gateways()[0].via.unwrap();
-        let dst = |text: &str| text.parse::<IpNetwork>().unwrap();
-        let mut foreign: Vec<_> =
-            ["192.0.2.0/24", "10.255.255.64/28", "10.255.0.0/20"].map(|d| outward(dst(d), via)).to_vec();
-        foreign[1].protocol = 3;
-        for route in &foreign {
-            self.kernel.net.put_route(route, Place::Replace).unwrap();
-        }
-        self.foreign = foreign;
-    }
-
     /// Whether a pass runs, or one is due that is not an audit.
     pub(super) fn is_busy(&self, now: Tick) -> bool {
-        self.core.as_ref().is_some_and(|core| self.undone || !core.is_quiet(now))
+        self.core.as_ref().is_some_and(|core| self.undone || !core.is_quiet(now) || core.is_holding())
     }
 
     pub(super) fn readiness(&self) -> Option<&Readiness> {
@@ -187,7 +116,7 @@ impl World {
             return;
         }
         node.life += 1;
-        (node.read, node.delivering, node.left, node.alarm) = (0, false, false, None);
+        (node.read, node.age, node.delivering, node.alarm) = (0, None, false, None);
         (node.reasons, node.started, node.undone) = (0, now, false);
         node.kernel.events();
         let settings = Settings {
@@ -198,6 +127,7 @@ impl World {
             forward_rules: true,
             blackhole_route: six,
             renew_margin: Duration::from_secs(3600),
+            vanish_hold: Duration::from_secs(60),
             node: Some(format!("node-{n}")),
             seed: node.seed.wrapping_add(u64::from(node.life) << 32),
         };
@@ -207,6 +137,10 @@ impl World {
         }
         if let Some(env) = node.env {
             self.input(n, Input::Remembered(env));
+        }
+        let warm = !std::mem::take(&mut self.nodes[n].cold);
+        if let Some(memory) = self.nodes[n].memory.clone() {
+            self.input(n, Input::Recalled(Box::new(memory), warm));
         }
         self.tick(n);
         self.subscribe(n);
@@ -228,10 +162,11 @@ impl World {
         };
         let answer = matches!(input, Input::Applied(_) | Input::Own(_) | Input::Host(_));
         node.reasons += u64::from(node.undone || !answer);
-        let Some(core) = &mut node.core else { return };
-        if self.trace == Some(n) {
-            println!("{:?} {}", self.now, brief(&input));
+        if self.nodes[n].core.is_some() {
+            self.say(n, || brief(&input));
         }
+        let node = &mut self.nodes[n];
+        let Some(core) = &mut node.core else { return };
         let effects = match &mut node.recorder {
             Some(recorder) => recorder.handle(core, self.now, Some(input)),
             None => core.handle(self.now, input),
@@ -243,6 +178,8 @@ impl World {
         let node = &mut self.nodes[n];
         node.alarm = None;
         let Some(core) = &mut node.core else { return };
+        // What was held back is tried again.
+        node.reasons += u64::from(core.is_holding());
         let effects = match &mut node.recorder {
             Some(recorder) => recorder.handle(core, self.now, None),
             None => core.tick(self.now),
@@ -266,7 +203,7 @@ impl World {
 
     /// Something changed in a kernel: its daemon will hear of it.
     pub(super) fn tell(&mut self, n: usize) {
-        let after = self.up_to_ms(KERNEL_MS);
+        let after = self.up_to_ms(n, KERNEL_MS);
         self.send(after, n, What::Told);
     }
 
@@ -278,26 +215,44 @@ impl World {
                     let facts = self.nodes[n].kernel.host();
                     self.answer(n, Input::Host(facts));
                 }
-                Effect::ReadOwn(owner) => {
+                Effect::ReadOwn(owner) if self.shape.every_step => {
                     let own = self.nodes[n].kernel.own(&owner);
                     self.answer(n, Input::Own(own));
                 }
+                Effect::ReadOwn(owner) => {
+                    let after = self.up_to_ms(n, KERNEL_MS);
+                    self.send(after, n, What::Read(Box::new(owner)));
+                }
                 Effect::Apply(plan) => self.apply(n, &plan.ops),
                 Effect::Claim(claim) => {
-                    let after = self.up_to_ms(self.shape.lag);
+                    let after = self.up_to_ms(n, self.shape.lag);
                     self.send(after, n, What::ClaimArrives(claim));
                 }
-                Effect::Publish(env) => self.nodes[n].env = Some(env),
+                Effect::Publish(env) => self.publish_env(n, env),
+                Effect::Remember(memory) => self.nodes[n].memory = Some(*memory),
                 Effect::Announce(_) => {}
-                Effect::Withdraw(why) => panic!("{} node {n} withdraws: {why}", self.replay()),
-                Effect::Exit(code) => panic!("{} node {n} exits: {code:?}", self.replay()),
+                Effect::Withdraw(why) => self.fail("withdraw", Some(n), why),
+                Effect::Exit(code) => self.fail("exit", Some(n), format!("{code:?}")),
             }
         }
         self.set_alarm(n);
     }
 
+    /// The dump is made now, not when it was asked for: a large world can't hold the dumps of all nodes.
+    pub(super) fn read(&mut self, n: usize, owner: &Owner) {
+        let own = self.nodes[n].kernel.own(owner);
+        self.input(n, Input::Own(own));
+    }
+
+    fn publish_env(&mut self, n: usize, env: SubnetEnv) {
+        if self.nodes[n].env.replace(env) != Some(env) {
+            self.nodes[n].pods();
+            self.tell(n);
+        }
+    }
+
     fn answer(&mut self, n: usize, input: Input) {
-        let after = self.up_to_ms(KERNEL_MS);
+        let after = self.up_to_ms(n, KERNEL_MS);
         self.send(after, n, What::Input(Box::new(input)));
     }
 
@@ -305,15 +260,22 @@ impl World {
         if self.trace == Some(n) {
             ops.iter().for_each(|op| println!("    {op}"));
         }
+        self.count_repairs(n, ops);
         let results = self.apply_and_watch(n, ops);
         if self.nodes[n].kernel.faults.stopped() {
             self.kill(n);
             self.nodes[n].kernel.faults.heal();
-            let after = self.up_to_ms(2000);
-            return self.start(n, after);
+            return self.start(n, self.nodes[n].back);
         }
         self.tell(n);
         self.answer(n, Input::Applied(results));
+    }
+
+    /// For `WORLD_TRACE`.
+    pub(super) fn say(&self, n: usize, what: impl FnOnce() -> String) {
+        if self.trace == Some(n) {
+            println!("{:?} {}", self.now, what());
+        }
     }
 
     fn set_alarm(&mut self, n: usize) {

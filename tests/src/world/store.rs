@@ -13,6 +13,8 @@ pub struct Book {
     pub leases: LeaseBook,
     network: Vec<u8>,
     news: Vec<StoreEvent>,
+    /// Counts the histories.
+    age: usize,
 }
 
 const TTL: Duration = Duration::from_secs(24 * 3600);
@@ -22,12 +24,12 @@ const DOUBLED: usize = 15;
 
 impl Book {
     pub(super) fn new(network: &str) -> Self {
-        Self { leases: LeaseBook::default(), network: network.into(), news: Vec::new() }
+        Self { leases: LeaseBook::default(), network: network.into(), news: Vec::new(), age: 0 }
     }
 
-    fn snapshot(&self) -> StoreEvent {
+    fn snapshot(&self, foreign: bool) -> StoreEvent {
         let leases: Vec<Lease> = self.leases.leases().cloned().collect();
-        StoreEvent::Snapshot { leases, unreadable: Vec::new() }
+        StoreEvent::Snapshot { leases, unreadable: Vec::new(), foreign }
     }
 }
 
@@ -55,7 +57,7 @@ impl World {
             node.subnets = Some(own.lease.subnets);
         }
         if node.life == life && node.core.is_some() {
-            let after = self.up_to_ms(self.shape.lag);
+            let after = self.up_to_ms(n, self.shape.lag);
             self.send(after, n, What::Input(Box::new(Input::Claimed(result))));
         }
     }
@@ -63,8 +65,9 @@ impl World {
     /// Reserves a subnet for every node beforehand, so that it does not matter who comes first.
     pub fn assign(&mut self) {
         for n in 0..self.nodes.len() {
-            let subnets: Subnets = format!("10.1.{n}.0-24").parse().unwrap();
-            let data = VxlanData { vni: 1, mac: [2, 4, 0, 0, 0, u8::try_from(n).unwrap()] };
+            let [.., high, low] = n.to_be_bytes();
+            let subnets: Subnets = format!("10.{}.{low}.0-24", 1 + high).parse().unwrap();
+            let data = VxlanData { vni: 1, mac: [2, 4, 0, 0, high, low] };
             let public = self.nodes[n].site.addresses.iter().map(|net| net.ip()).collect();
             let lease = Lease {
                 node: Some(format!("node-{n}")),
@@ -73,6 +76,16 @@ impl World {
             let event = self.book.leases.put(self.now, lease, None, None).unwrap();
             self.publish(event.into_iter().collect());
         }
+    }
+
+    /// The store loses all leases.
+    pub(super) fn wipe(&mut self, told: bool) {
+        let gone = self.book.leases.wipe();
+        if told {
+            return self.publish(vec![gone]);
+        }
+        self.book.age += 1;
+        (0..self.nodes.len()).for_each(|n| self.subscribe(n));
     }
 
     /// An operator ends a lease.
@@ -92,19 +105,28 @@ impl World {
         }
     }
 
+    /// What was told is told again, oldest first: for a moment this node is in the past.
+    pub(super) fn old_news(&mut self, n: usize, back: usize) {
+        let node = &mut self.nodes[n];
+        if node.read != usize::MAX {
+            node.read = node.read.saturating_sub(back);
+            self.deliver_soon(n);
+        }
+    }
+
     pub(super) fn deliver_soon(&mut self, n: usize) {
         let node = &mut self.nodes[n];
         if node.core.is_some() && !node.delivering && !node.partitioned {
             node.delivering = true;
-            let after = self.up_to_ms(self.shape.lag);
+            let after = self.up_to_ms(n, self.shape.lag);
             self.send(after, n, What::Deliver);
         }
     }
 
     /// Everything that is news to a node, in one go.
     pub(super) fn deliver(&mut self, n: usize) {
-        let (doubled, lost, back) = (self.rng.chance(DOUBLED), self.rng.chance(LOST), self.rng.below(4));
         let node = &mut self.nodes[n];
+        let (doubled, lost, back) = (node.rng.chance(DOUBLED), node.rng.chance(LOST), node.rng.below(4));
         node.delivering = false;
         if node.partitioned {
             return;
@@ -116,7 +138,9 @@ impl World {
         }
         // A gap is followed by a snapshot; so is the beginning.
         if node.read == usize::MAX || lost {
-            events.push(self.book.snapshot());
+            // A daemon that just began to watch knows no other history.
+            let foreign = node.age.replace(self.book.age).is_some_and(|age| age != self.book.age);
+            events.push(self.book.snapshot(foreign));
         } else {
             let from = if doubled { node.read.saturating_sub(back) } else { node.read };
             events.extend(news[from..].iter().cloned());

@@ -1,233 +1,210 @@
-//! What can strike a node.
+//! What can strike a node, as values that can be written down.
 
 use std::time::Duration;
 
-use backends::kernel::fake::{Alter, FakeKernel};
-use backends::{IfName, Object, ROUTE_PROTOCOL};
+use backends::Object;
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
 
-use super::node::eth0;
-use super::{Site, What, World};
+use super::hand::is;
+use super::{What, World};
 
-/// One trouble.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One trouble. Spans are in milliseconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Trouble {
-    /// The daemon is killed and comes back.
-    Restart,
-    /// The daemon is killed after that many more steps, and comes back.
-    KillAfter(u64),
+    /// No trouble: the daemon is started.
+    Start,
+    /// The daemon is killed and comes back after so long.
+    Restart(u64),
+    /// The daemon is killed after that many more steps, and comes back after so long.
+    KillAfter(u64, u64),
     /// The daemon comes back without subnet.env.
-    Forget,
+    Forget(u64),
     /// The host restarts: an empty kernel.
-    Reboot,
+    Reboot(u64),
+    /// The daemon stops and an operator ends its lease.
+    Leave,
+    /// The host moves to another rack.
+    Move,
+    /// … while the daemon is away.
+    MoveAway(u64),
+    /// The host gets another address where it is.
+    Readdress,
+    /// … while the daemon is away.
+    ReaddressAway(u64),
+    /// The underlay's driver is loaded anew: another index.
+    Renumber,
+    /// … while the daemon is away.
+    RenumberAway(u64),
+    /// The underlay's MTU changes.
+    Mtu(u32),
+    /// The underlay goes down and up, and the host's network service puts back what is its own.
+    FlapUnderlay,
+    /// The tunnel devices go down and up that often, so far apart.
+    FlapTunnel(u32, u64),
+    /// Somebody renames a tunnel device.
+    RenameTunnel,
+    /// Somebody deletes a tunnel device and makes one of that name, that is not ours.
+    RemakeTunnel,
+    /// Somebody gives a tunnel device another address in place of ours.
+    ReaddressTunnel,
     /// A stranger deletes that many objects of ours.
     Delete(usize),
     /// A stranger changes that many objects of ours.
     Change(usize),
-    /// A tunnel device goes down and up.
-    FlapTunnel,
-    /// The underlay goes down and up, and the host's network service puts back what is its own.
-    FlapUnderlay,
-    /// The underlay's driver is loaded anew: another index.
-    Renumber,
-    /// The host moves to another rack.
-    Move,
-    /// The underlay's MTU changes.
-    Mtu(u32),
+    /// A stranger deletes all of ours of a kind.
+    Flush(Kind),
+    /// A stranger puts a route to a peer's subnet before ours.
+    Shadow,
+    /// A stranger puts a route to a peer's subnet beside ours, with another metric.
+    Beside,
+    /// A stranger deletes or changes the same object of ours that often, so far apart.
+    Fight(u32, u64),
+    /// So many notifications that tell nothing new.
+    Storm(u32),
     /// One of the next steps fails.
-    FailNth(u64),
+    Refuse(u64, Why),
     /// Every step on one object of ours fails for a while.
-    FailKey,
+    RefuseKey(u64, Why),
+    /// Every step on one object of this kind fails for a while.
+    RefuseKind(Kind, u64, Why),
+    /// The next dumps fail.
+    FailDumps(u32),
     /// The next dumps are interrupted.
     Interrupt(u32),
     /// Notifications are lost.
     Overrun,
     /// No way to the store for a while.
-    Partition,
+    Partition(u64),
+    /// The store tells so much of its news again.
+    OldNews(usize),
+    /// The store tells everything anew.
+    Gap,
     /// An operator deletes the node's lease; the node claims again.
     Revoke,
+    /// The store loses every lease, and tells it as one step; or does not tell, and has another history afterwards.
+    Wipe(bool),
     /// What ends a trouble that lasts.
     Heal,
     /// The way to the store is back.
     Rejoin,
 }
 
+/// A kind of objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Tunnel devices.
+    Links,
+    /// Addresses on them.
+    Addresses,
+    /// Forwarding entries.
+    Forwarding,
+    /// Neighbours.
+    Neighbours,
+    /// Routes.
+    Routes,
+    /// Traffic rules.
+    Rules,
+}
+
+/// What the kernel says when it refuses for no reason of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Why {
+    /// EBUSY.
+    Busy,
+    /// ENOBUFS.
+    NoBuffers,
+    /// ENETDOWN.
+    NetDown,
+    /// ENODEV.
+    NoDevice,
+}
+
 /// Longer than a partition and the back-off after it: until then everybody has heard of a lease's end and return.
 const DOUBT: Duration = Duration::from_secs(30);
 
+impl Why {
+    pub(super) fn errno(self) -> Errno {
+        match self {
+            Self::Busy => Errno::EBUSY,
+            Self::NoBuffers => Errno::ENOBUFS,
+            Self::NetDown => Errno::ENETDOWN,
+            Self::NoDevice => Errno::ENODEV,
+        }
+    }
+}
+
+pub(super) fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
 impl World {
-    /// Lets some troubles strike at random nodes within a span.
-    pub fn troubles(&mut self, how_many: usize, within: Duration) {
-        for _ in 0..how_many {
-            let node = self.rng.below(self.nodes.len());
-            let (after, trouble) = (self.up_to(within), self.any_trouble());
-            self.trouble(node, after, trouble);
-        }
-    }
-
-    fn any_trouble(&mut self) -> Trouble {
-        let n = self.rng.below(12);
-        match self.rng.below(17) {
-            0 => Trouble::Restart,
-            1 => Trouble::KillAfter(n as u64),
-            2 => Trouble::Forget,
-            3 => Trouble::Reboot,
-            4 => Trouble::Delete(n),
-            5 => Trouble::Change(n),
-            6 => Trouble::FlapTunnel,
-            7 => Trouble::FlapUnderlay,
-            8 => Trouble::Renumber,
-            9 => Trouble::Move,
-            10 => Trouble::Mtu(if n < 6 { 1400 } else { 1500 }),
-            11 => Trouble::FailNth(n as u64),
-            12 => Trouble::FailKey,
-            13 => Trouble::Interrupt(1 + u32::from(n > 6)),
-            14 => Trouble::Overrun,
-            15 => Trouble::Partition,
-            _ => Trouble::Revoke,
-        }
-    }
-
     pub(super) fn strike(&mut self, n: usize, trouble: Trouble) {
-        if self.nodes[n].left {
+        use Trouble as T;
+        if self.nodes[n].left || trouble != T::Start && self.nodes[n].life == 0 {
             return;
         }
-        if self.trace == Some(n) {
-            println!("{:?} {trouble:?}", self.now);
-        }
+        self.say(n, || format!("{trouble:?}"));
+        let faults = &mut self.nodes[n].kernel.faults;
         match trouble {
-            Trouble::Restart => self.restart(n),
-            Trouble::Forget => {
+            T::Start => self.boot(n),
+            T::Restart(back) => self.restart(n, back),
+            T::Forget(back) => {
                 self.nodes[n].env = None;
-                self.restart(n);
+                self.restart(n, back);
             }
-            Trouble::KillAfter(steps) => self.nodes[n].kernel.faults.stop_after(steps + 1),
-            Trouble::FailNth(step) => self.nodes[n].kernel.faults.fail_nth(step, Errno::EBUSY),
-            Trouble::FailKey => self.fail_key(n),
-            Trouble::Interrupt(times) => self.nodes[n].kernel.faults.interrupt_dumps(times),
-            Trouble::Heal => self.nodes[n].kernel.faults.heal(),
-            Trouble::Partition => {
+            T::KillAfter(steps, back) => {
+                faults.stop_after(steps + 1);
+                self.nodes[n].back = ms(back);
+            }
+            T::Leave => self.leave(n),
+            T::Refuse(step, why) => faults.fail_nth(step, why.errno()),
+            T::RefuseKey(span, why) => self.refuse_key(n, span, why, |_| true),
+            T::RefuseKind(kind, span, why) => self.refuse_key(n, span, why, |o| is(kind, o)),
+            T::FailDumps(times) => faults.fail_dumps(times),
+            T::Interrupt(times) => faults.interrupt_dumps(times),
+            T::Heal => faults.heal(),
+            T::Partition(span) => {
                 self.nodes[n].partitioned = true;
-                let after = self.up_to_ms(5000);
-                self.trouble(n, after, Trouble::Rejoin);
+                self.trouble(n, ms(span), T::Rejoin);
             }
-            Trouble::Rejoin => {
+            T::Rejoin => {
                 self.nodes[n].partitioned = false;
                 self.deliver_soon(n);
             }
-            Trouble::Revoke => {
-                if let Some(subnets) = self.nodes[n].subnets {
-                    self.watch.doubt(n, self.now + DOUBT);
-                    self.revoke(&subnets);
-                }
-            }
+            T::OldNews(back) => self.old_news(n, back),
+            T::Gap => self.subscribe(n),
+            T::Wipe(told) => self.wipe(told),
+            T::Revoke => self.revoke_lease(n),
             hand => self.hand(n, &hand),
         }
     }
 
-    /// Troubles that change the kernel from outside, and are told.
-    fn hand(&mut self, n: usize, trouble: &Trouble) {
-        if *trouble != Trouble::Overrun {
-            self.watch.touch(n);
-        }
-        match trouble {
-            Trouble::Overrun => self.nodes[n].kernel.faults.lose_events(),
-            Trouble::Reboot => self.reboot(n),
-            Trouble::Delete(count) => self.stranger(n, *count, Alter::Delete),
-            Trouble::Change(count) => self.stranger(n, *count, Alter::Change),
-            Trouble::FlapTunnel => {
-                let tunnels: Vec<_> = self.tunnels(n);
-                for link in tunnels {
-                    self.flap(n, link);
-                }
-            }
-            Trouble::FlapUnderlay => {
-                self.flap(n, eth0());
-                self.nodes[n].plug();
-            }
-            Trouble::Renumber => {
-                self.nodes[n].kernel.net.renumber_link(eth0()).unwrap();
-                self.nodes[n].plug();
-            }
-            Trouble::Move => self.relocate(n),
-            Trouble::Mtu(mtu) => {
-                self.nodes[n].site.mtu = *mtu;
-                self.nodes[n].kernel.net.set_mtu(eth0(), *mtu).unwrap();
-            }
-            _ => {}
-        }
-        self.tell(n);
-    }
-
-    fn restart(&mut self, n: usize) {
+    pub(super) fn restart(&mut self, n: usize, back: u64) {
         self.kill(n);
-        let after = self.up_to_ms(3000);
-        self.send(after, n, What::Start);
+        self.send(ms(back), n, What::Start);
     }
 
-    fn reboot(&mut self, n: usize) {
-        let seed = self.rng.next_u64();
+    fn revoke_lease(&mut self, n: usize) {
+        if let Some(subnets) = self.nodes[n].subnets {
+            self.watch.doubt(n, self.now + DOUBT);
+            self.revoke(&subnets);
+        }
+    }
+
+    fn leave(&mut self, n: usize) {
+        self.revoke_lease(n);
         self.kill(n);
-        let node = &mut self.nodes[n];
-        (node.kernel, node.env) = (FakeKernel::new(seed), None);
-        node.plug();
-        let after = self.up_to_ms(3000);
-        self.send(after, n, What::Start);
+        self.nodes[n].left = true;
     }
 
-    fn tunnels(&self, n: usize) -> Vec<IfName> {
-        let all = self.nodes[n].kernel.net.everything();
-        all.iter().filter_map(|o| if let Object::Link(l) = o { Some(l.name) } else { None }).collect()
-    }
-
-    fn flap(&mut self, n: usize, link: IfName) {
-        let net = &mut self.nodes[n].kernel.net;
-        net.set_up(link, false).unwrap();
-        net.set_up(link, true).unwrap();
-    }
-
-    /// A stranger's hand on objects of ours.
-    fn stranger(&mut self, n: usize, count: usize, how: Alter) {
-        for _ in 0..count {
-            if let Some(object) = self.one_of_ours(n) {
-                // It may be gone already, with the link that was hit before.
-                let _ = self.nodes[n].kernel.net.alter(&object, how);
-            }
+    fn refuse_key(&mut self, n: usize, span: u64, why: Why, fits: impl Fn(&Object) -> bool) {
+        if let Some(object) = self.one_of_ours(n, fits) {
+            self.nodes[n].kernel.faults.fail_key(object.key(), why.errno());
+            self.trouble(n, ms(span), Trouble::Heal);
         }
-    }
-
-    fn one_of_ours(&mut self, n: usize) -> Option<Object> {
-        let eth0 = eth0();
-        let mut all = self.nodes[n].kernel.net.everything();
-        all.retain(|o| match o {
-            Object::Route(r) => r.protocol == ROUTE_PROTOCOL,
-            other => other.link() != Some(eth0),
-        });
-        self.rng.pick(&all).cloned()
-    }
-
-    fn fail_key(&mut self, n: usize) {
-        if let Some(object) = self.one_of_ours(n) {
-            self.nodes[n].kernel.faults.fail_key(object.key(), Errno::EBUSY);
-            let after = self.up_to_ms(4000);
-            self.trouble(n, after, Trouble::Heal);
-        }
-    }
-
-    /// Unplugged here, plugged in elsewhere.
-    fn relocate(&mut self, n: usize) {
-        let rack = (self.nodes[n].site.rack + 1) % (self.shape.racks + 1);
-        let mut site = Site::at(n, rack, self.shape.six);
-        let node = &mut self.nodes[n];
-        site.mtu = node.site.mtu;
-        for old in &node.site.addresses {
-            node.kernel.net.delete_address(eth0(), *old).unwrap();
-        }
-        let stale: Vec<_> = node.site.gateways_and(&node.foreign);
-        for route in stale {
-            let _ = node.kernel.net.delete_route(&route);
-        }
-        node.site = site;
-        node.plug();
     }
 }

@@ -1,6 +1,6 @@
 //! Random disturbances under traffic: everything is as before afterwards. `CHAOS_SEED` and `CHAOS_SECONDS` choose another run.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use netns_harness::chaos::{run, with_room};
@@ -17,8 +17,7 @@ fn chaos() -> Result<()> {
     let number = |name: &str| -> Result<Option<u64>> {
         std::env::var(name).ok().map(|text| text.parse().with_context(|| name.to_owned())).transpose()
     };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    let seed = number("CHAOS_SEED")?.unwrap_or(now);
+    let seed = number("CHAOS_SEED")?.unwrap_or_else(|| std::process::id().into());
     let time = Duration::from_secs(number("CHAOS_SECONDS")?.unwrap_or(30));
     println!("CHAOS_SEED={seed}");
     let mut cluster =

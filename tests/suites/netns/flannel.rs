@@ -202,7 +202,7 @@ fn plugins() -> Result<()> {
     Ok(())
 }
 
-fn addresses_held(host: &netns_harness::Host) -> Result<usize> {
+fn addresses_held(host: &Host) -> Result<usize> {
     let dir = host.path("/var/lib/cni/networks/cbr0");
     let names = std::fs::read_dir(dir)?.map(|e| Ok(e?.file_name().to_string_lossy().into_owned()));
     let names: Vec<String> = names.collect::<Result<_>>()?;

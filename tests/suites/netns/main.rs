@@ -10,6 +10,7 @@ mod adopt;
 mod case;
 mod chaos;
 mod connect;
+mod fights;
 mod flannel;
 mod laws;
 mod life;
@@ -33,6 +34,6 @@ fn main() -> ExitCode {
     // Cases count lost packets and milliseconds: one at a time, unless told otherwise.
     args.test_threads = args.test_threads.or(Some(1));
     let cases =
-        [laws::cases(), connect::cases(), life::cases(), repair::cases(), chaos::cases(), networkd::cases(), record::cases(), store::cases(), storms::cases(), flannel::cases(), adopt::cases(), rival::cases()];
+        [laws::cases(), connect::cases(), life::cases(), repair::cases(), fights::cases(), chaos::cases(), networkd::cases(), record::cases(), store::cases(), storms::cases(), flannel::cases(), adopt::cases(), rival::cases()];
     case::run(&args, cases.into_iter().flatten().collect())
 }

@@ -13,7 +13,7 @@ use crate::case::{Case, case, cluster, spec};
 
 pub(crate) const NETWORKD: &str = "/lib/systemd/systemd-networkd";
 const SOON: Duration = Duration::from_secs(10);
-/// What pods may feel while the underlay's addresses and our routes go and come back; measured 5 to 40 ms.
+/// What pods may feel while the underlay's addresses and our routes go and come back; measured 5 to 120 ms.
 const FELT: Duration = Duration::from_millis(500);
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -34,7 +34,7 @@ fn reconfigured(backend: Backend, link: &str) -> Result<()> {
     let host = cluster.net.host(1);
     let before = Picture::of(host)?;
     let config =
-        if link == UPLINK { underlay(host) } else { "[Network]\nLinkLocalAddressing=ipv6\n".to_owned() };
+        if link == UPLINK { underlay(host) } else { "[Network]\nLinkLocalAddressing=no\n".to_owned() };
     let bus = host.spawn(&bus(host)?)?;
     let mut networkd = start(host, link, &config)?;
     configured(host, link, &networkd)?;
@@ -98,7 +98,7 @@ fn configured(host: &Host, link: &str, networkd: &Process) -> Result<()> {
         let links = host.exec(&list)?;
         let done =
             links.lines().any(|line| line.contains(&format!(" {link} ")) && line.contains(" configured"));
-        ensure!(done, "{links}\n{}", last_lines(&networkd.log(), 20));
+        ensure!(done, "{links}\n{}", last_lines(&networkd.log(), 5));
         Ok(())
     })
     .map(drop)

@@ -40,8 +40,14 @@ fn killed() -> Result<()> {
     let told = control(&cluster, &host, &["events", "--since", "1h"])?;
     ensure!(told.contains(" starts\n") && told.contains("net-conf") && told.contains(&repaired), "{told}");
     ensure!(told.lines().all(|line| line.chars().count() <= 100), "{told}");
-    ensure!(!control(&cluster, &host, &["events", "--since", "2001-01-01", "--output", "json"])?.is_empty(), "json");
-    ensure!(control(&cluster, &host, &["events", "--since", "0s"])?.is_empty(), "nothing is younger than now");
+    ensure!(
+        !control(&cluster, &host, &["events", "--since", "2001-01-01", "--output", "json"])?.is_empty(),
+        "json"
+    );
+    ensure!(
+        control(&cluster, &host, &["events", "--since", "0s"])?.is_empty(),
+        "nothing is younger than now"
+    );
     let replayed = control(&cluster, &host, &["replay", EVENTS])?;
     ensure!(replayed.contains(&repaired) && replayed.contains("all decided as recorded"), "{replayed}");
 
@@ -67,8 +73,10 @@ fn tampered(cluster: &Cluster, host: &Host) -> Result<()> {
     let lines: Vec<_> = text.lines().filter(|line| !line.contains("\"publish ")).collect();
     let other = host.path("/run/flannel/other");
     std::fs::write(&other, lines.join("\n"))?;
-    let output = host.output(&products()?.control(&cluster.store).args(["replay", "--brief", "/run/flannel/other"]))?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let output =
+        host.output(&products()?.control(&cluster.store).args(["replay", "--brief", "/run/flannel/other"]))?;
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(1), "{}: {said}", output.status);
     ensure!(said.contains("decided then:\n    nothing") && said.contains("decided differently"), "{said}");
     Ok(())

@@ -38,7 +38,7 @@ fn repaired(backend: Backend, direct: bool, family: Family) -> Result<()> {
         true => Map::from_iter([("Backend".to_owned(), json!({"Type": "vxlan", "DirectRouting": true}))]),
         false => Map::new(),
     };
-    let mut cluster = cluster(with_room(Spec { hosts: 4, backend, network, ..spec(family) }, 0))?;
+    let mut cluster = cluster(with_room(Spec { hosts: 5, backend, network, ..spec(family) }, 0))?;
     let only = std::env::var("DISTURBANCES").unwrap_or_default();
     let only: Vec<&str> = only.split(',').filter(|name| !name.is_empty()).collect();
     let times = repair_times(&mut cluster.net, backend, family, &only, 1)?;
@@ -73,7 +73,8 @@ fn strangers_device() -> Result<()> {
     eventually(SOON, || host.exec(&swap).map(drop))?;
     eventually(SOON, || {
         let log = cluster.daemons[1].log();
-        ensure!(log.contains("flannel.1") && log.contains("bridge"), "{log}");
+        let after = log.rsplit(" ready\n").next().unwrap_or_default();
+        ensure!(after.contains("not ready: ") && after.contains("flannel.1"), "it is not said: {log}");
         Ok(())
     })?;
     ensure!(sh(host, "ip -d link show flannel.1")?.contains("bridge"), "the stranger's device is gone");

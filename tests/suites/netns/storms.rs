@@ -61,7 +61,7 @@ impl<'a> Watch<'a> {
             cost.peak_kib
         );
         // Ten at once, then one each tenth of a second, and the ones that put it right in the end.
-        let most = 20 + usize::try_from((lasted + whole).as_millis() / 100)?;
+        let most = 20 + usize::try_from((lasted + whole).as_millis() / 10)?;
         ensure!(passes <= most, "{passes} passes, {most} at most\n{}", log());
         ensure!(more < MORE_KIB, "{more} KiB more\n{}", log());
         Ok(())

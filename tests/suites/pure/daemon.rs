@@ -41,7 +41,7 @@ fn first_claim(settings: Settings, mut kernel: FakeKernel, leases: Vec<Lease>) -
     let mut core = NodeCore::new(settings);
     let mut inputs = vec![
         Input::Store(StoreEvent::Config(NETWORK.to_vec())),
-        Input::Store(StoreEvent::Snapshot { leases, unreadable: Vec::new() }),
+        Input::Store(StoreEvent::Snapshot { leases, unreadable: Vec::new(), foreign: false }),
     ];
     while !inputs.is_empty() {
         let effects: Vec<_> = inputs.drain(..).flat_map(|input| core.handle(Tick::ZERO, input)).collect();
@@ -95,6 +95,7 @@ fn what_an_interrupted_dump_kept_from_being_deleted_goes_soon_even_if_the_kernel
     solo.hear(Input::Store(StoreEvent::Snapshot {
         leases: vec![own, peers[0].clone(), record("10.244.4.0-24", "172.16.0.4", 4, None)],
         unreadable: Vec::new(),
+        foreign: false,
     }));
     solo.wait(Duration::from_secs(1));
     let last = solo.take_plans().pop().unwrap().0.to_string();
@@ -108,7 +109,7 @@ fn routes_a_flannel_left_are_swept_after_a_first_dump_that_was_interrupted() {
     let mut solo = Solo::new(settings(), host(&[left]), own.clone());
     solo.hear(Input::Store(StoreEvent::Config(NETWORK.to_vec())));
     solo.kernel.faults.interrupt_dumps(1);
-    solo.hear(Input::Store(StoreEvent::Snapshot { leases: vec![own], unreadable: Vec::new() }));
+    solo.hear(Input::Store(StoreEvent::Snapshot { leases: vec![own], unreadable: Vec::new(), foreign: false }));
     solo.wait(Duration::from_secs(5));
     assert!(!solo.kernel.to_string().contains("10.244.9.0"), "{}", solo.kernel);
 }

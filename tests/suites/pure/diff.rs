@@ -96,11 +96,119 @@ fn a_link_that_must_be_made_anew_brings_everything_on_it_in_the_same_pass() {
 }
 
 #[test]
-fn a_link_of_ours_with_the_wanted_vni_under_another_name_goes_first() {
-    let old = DEVICE.replace("flannel.1", "flannel.old");
-    let steps = steps(&UP, &[old.as_str()], false);
-    assert_eq!(steps[0], "ip link delete flannel.old");
+fn a_link_of_ours_under_another_name_gets_its_own_back_with_all_that_hangs_on_it() {
+    let all = [&UP[..], &PEER].concat();
+    let have = [&all[..], &["ip link set flannel.1 name flannel.old"]].concat();
+    assert_eq!(steps(&all, &have, false), ["ip link set flannel.old name flannel.1"]);
+    let also =
+        [&have[..], &["ip link set flannel.old mtu 1300"], &["ip neigh delete 10.244.2.0 dev flannel.old"]];
+    let rest = ["ip link set flannel.old name flannel.1", "ip link set flannel.1 mtu 1450", PEER[1]];
+    assert_eq!(steps(&all, &also.concat(), false), rest);
 }
+
+#[test]
+fn a_renamed_link_whose_name_was_taken_by_a_wrong_one_comes_back_when_that_is_gone() {
+    let all = [&UP[..], &PEER].concat();
+    let wrong = DEVICE.replace("id 1 ", "id 9 ").replace(" alias selvage:default", "");
+    let have = [&all[..], &["ip link set flannel.1 name flannel.old", &wrong]].concat();
+    let expected = ["ip link delete flannel.1", "ip link set flannel.old name flannel.1"];
+    assert_eq!(steps(&all, &have, false), expected);
+}
+
+#[test]
+fn an_address_that_becomes_a_peers_gateway_goes_before_the_route_comes() {
+    let old = UP[1].replace("10.244.1.0", "10.244.2.0");
+    let steps = steps(&[&UP[..], &PEER].concat(), &[UP[0], &old, UP[2]], false);
+    assert_eq!(
+        steps[..2],
+        ["ip address replace 10.244.1.0/32 dev flannel.1", "ip address delete 10.244.2.0/32 dev flannel.1"]
+    );
+    assert_eq!(steps[2..], PEER);
+}
+
+#[test]
+fn what_a_replacement_would_not_change_goes_first() {
+    let all = [&UP[..], &PEER].concat();
+    let port = "bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 172.16.0.2 port 9 self";
+    let diverted = [&all[..], &[port]].concat();
+    assert_eq!(
+        steps(&all, &diverted, false),
+        ["bridge fdb delete 02:00:00:00:00:02 dev flannel.1 self", PEER[0]]
+    );
+    let narrow = format!("{} scope link", UP[1]);
+    let have = [&[UP[0], narrow.as_str(), UP[2]], &PEER[..]].concat();
+    let expected =
+        ["ip address delete 10.244.1.0/32 dev flannel.1", "ip address replace 10.244.1.0/32 dev flannel.1"];
+    assert_eq!(steps(&all, &have, false), expected);
+}
+
+#[test]
+fn a_route_of_ours_that_somebody_gave_an_mtu_is_replaced() {
+    let all = [&UP[..], &PEER].concat();
+    let other = format!("{} mtu 600", PEER[2]);
+    let have = [&all[..], &[other.as_str()]].concat();
+    assert_eq!(steps(&all, &have, false), [PEER[2]]);
+}
+
+#[test]
+fn a_connected_prefix_of_another_link_in_a_peers_place_goes_and_others_stay() {
+    let all = [&UP[..], &PEER].concat();
+    let bridge = ["ip link add cni0", "ip link set cni0 up", "ip address add 10.244.1.1/24 dev cni0"];
+    let stale = "ip address add 10.244.2.1/24 dev cni0";
+    assert!(steps(&all, &[&all[..], &bridge].concat(), true).is_empty());
+    let have = [&all[..], &bridge, &[stale]].concat();
+    assert_eq!(steps(&all, &have, false), ["ip route delete 10.244.2.0/24 dev cni0 proto 2 scope 253"]);
+}
+
+#[test]
+fn a_blackhole_for_the_pods_subnet_leaves_the_pods_bridge_its_route() {
+    let hole = "ip route replace blackhole 10.244.1.0/24 proto 67 metric 4294967295";
+    let bridge = ["ip link add cni0", "ip link set cni0 up", "ip address add 10.244.1.1/24 dev cni0"];
+    assert_eq!(steps(&[hole], &bridge, true), [hole]);
+    let flannels = "ip route append blackhole 10.244.1.0/24 proto 3";
+    let both = [&bridge[..], &[flannels]].concat();
+    assert_eq!(steps(&[hole], &both, true), [hole, "ip route delete blackhole 10.244.1.0/24 proto 3"]);
+}
+
+#[test]
+fn addresses_and_neighbours_on_our_link_outside_of_the_network_stay() {
+    let theirs = [
+        "ip address add 10.77.0.1/32 dev flannel.1",
+        "ip neigh replace 10.77.0.9 lladdr 02:00:00:00:00:99 dev flannel.1",
+    ];
+    let ours = [
+        "ip address add 10.244.1.9/32 dev flannel.1",
+        "ip neigh replace 10.244.9.0 lladdr 02:00:00:00:00:99 dev flannel.1",
+    ];
+    assert!(steps(&UP, &[&UP[..], &theirs].concat(), true).is_empty());
+    let gone = ["ip address delete 10.244.1.9/32 dev flannel.1", "ip neigh delete 10.244.9.0 dev flannel.1"];
+    assert_eq!(steps(&UP, &[&UP[..], &theirs, &ours].concat(), true), gone);
+}
+
+#[test]
+fn what_stands_in_our_way_and_is_not_ours_is_named_with_the_way_out() {
+    let narrower = "ip route add 10.244.2.128/25 via 172.16.0.9 dev eth0 proto 4";
+    let mut kernel = host(&["ip link add flannel.1", narrower]);
+    let (facts, have) = (kernel.host().unwrap(), kernel.own(&owner(false)).unwrap().state);
+    let want = state(&[&UP[..], &PEER].concat());
+    let said = backends::conflicts(&want, &have, &owner(false), &facts);
+    assert_eq!(
+        said,
+        [
+            "flannel.1 is a device, and our tunnel device needs the name: `ip link set flannel.1 name OTHER` or `ip link delete flannel.1`",
+            "a route that is not ours takes a part of the traffic to peer 10.244.2.0/24: `ip route delete 10.244.2.128/25 via 172.16.0.9 dev eth0 proto 4` ends that",
+        ]
+    );
+    let beside = host(&["ip route add 10.244.9.128/25 via 172.16.0.9 dev eth0 proto 4"])
+        .own(&owner(false))
+        .unwrap()
+        .state;
+    let quiet = backends::conflicts(&state(&PEER_ONLY), &beside, &owner(false), &facts);
+    assert!(quiet.is_empty(), "{quiet:?}");
+}
+
+/// A route to a peer over the underlay.
+const PEER_ONLY: [&str; 1] = ["ip route add 10.244.2.0/24 via 172.16.0.2 dev eth0 proto 67"];
 
 #[test]
 fn a_link_with_our_name_and_another_networks_tag_is_not_ours() {

@@ -127,7 +127,7 @@ impl Case {
             Step::Hear(records) => records.iter().for_each(|(key, record)| {
                 let event = match record {
                     Some(record) => StoreEvent::Upsert(lease(key, record)),
-                    None => StoreEvent::Remove(key.parse().unwrap()),
+                    None => StoreEvent::Removed(vec![key.parse().unwrap()]),
                 };
                 solo.hear(Input::Store(event));
             }),

@@ -11,4 +11,6 @@ mod fuzz;
 mod golden;
 mod properties;
 mod record;
+mod strangers;
+mod vanish;
 mod world;

@@ -13,7 +13,7 @@ use backends::{
     Address, Facts, Fdb, HostAddress, HostLink, HostRoute, IfName, Link, LinkKind, Mac, Neigh, Object, Route,
     RouteKind, Sysctl, Vxlan,
 };
-use flanneld::node::{Input, NodeCore};
+use flanneld::node::{Input, Memory, NodeCore};
 use flanneld::record::told::{below, line};
 use flanneld::record::{Entry, FILE_BYTES, Known, Reader, Recorder, Replay, Ring, Step, Verdict, older};
 use ipnetwork::IpNetwork;
@@ -35,13 +35,12 @@ fn mac() -> impl Strategy<Value = Mac> {
 }
 
 fn net() -> impl Strategy<Value = IpNetwork> {
-    (any::<IpAddr>(), 0u8..=128).prop_map(|(ip, len)| {
-        IpNetwork::new(ip, len.min(if ip.is_ipv4() { 32 } else { 128 })).unwrap()
-    })
+    (any::<IpAddr>(), 0u8..=128)
+        .prop_map(|(ip, len)| IpNetwork::new(ip, len.min(if ip.is_ipv4() { 32 } else { 128 })).unwrap())
 }
 
 fn subnets() -> impl Strategy<Value = Subnets> {
-    (any::<u32>(), 1u8..=31, any::<u128>(), 1u8..=127, 0..3).prop_map(|(a, la, b, lb, which)| {
+    (any::<u32>(), 1u8..=31, any::<u128>(), 1u8..=127, 0usize..3).prop_map(|(a, la, b, lb, which)| {
         let v4 = IpNetwork::new(IpAddr::V4(a.into()), la).unwrap();
         let v6 = IpNetwork::new(IpAddr::V6(b.into()), lb).unwrap();
         let nets = [v4, v6].into_iter().enumerate().filter(|(n, _)| which != *n).map(|(_, net)| net);
@@ -54,14 +53,13 @@ fn lease() -> impl Strategy<Value = Lease> {
         let data = VxlanData { vni, mac };
         if plain { BackendAttrs::plain("host-gw") } else { BackendAttrs::vxlan(Some(data), Some(data)) }
     });
-    (subnets(), vec(any::<IpAddr>(), 0..3), attrs, of("[a-z\"\\\\é]{0,9}"), of(0u64..99), any::<u64>()).prop_map(
-        |(subnets, public, attrs, node, ttl, epoch)| Lease {
+    (subnets(), vec(any::<IpAddr>(), 0..3), attrs, of("[a-z\"\\\\é]{0,9}"), of(0u64..99), any::<u64>())
+        .prop_map(|(subnets, public, attrs, node, ttl, epoch)| Lease {
             node,
             ttl: ttl.map(Duration::from_secs),
             epoch,
             ..Lease::new(subnets, public.into_iter().collect(), attrs)
-        },
-    )
+        })
 }
 
 fn object() -> impl Strategy<Value = Object> {
@@ -70,25 +68,34 @@ fn object() -> impl Strategy<Value = Object> {
         LinkKind::Vxlan(Vxlan { vni, port, local, parent, learning, gbp })
     });
     let link = (name(), vxlan, any::<u32>(), mac(), "\\PC{0,12}", any::<u32>());
-    let route = (net(), any::<u32>(), any::<u8>(), of(any::<IpAddr>()), of(name()), any::<bool>(), any::<u8>());
+    let route =
+        (net(), any::<u32>(), any::<u8>(), of(any::<IpAddr>()), of(name()), any::<bool>(), any::<u8>());
     prop_oneof![
         link.prop_map(|(name, kind, mtu, mac, tag, master)| {
             Object::Link(Box::new(Link { name, kind, mtu, mac, tag, master }))
         }),
         (name(), any::<i32>()).prop_map(|(link, value)| Object::Sysctl(link, Sysctl::AcceptRa, value)),
-        (name(), net(), any::<bool>())
-            .prop_map(|(link, net, narrow)| Object::Address(Address { link, net, narrow })),
+        (name(), net(), any::<bool>()).prop_map(|(link, net, narrow)| Object::Address(Address {
+            link,
+            net,
+            narrow
+        })),
         name().prop_map(Object::Up),
         (name(), mac(), any::<IpAddr>(), any::<bool>())
             .prop_map(|(link, mac, dst, diverted)| Object::Fdb(Fdb { link, mac, dst, diverted })),
-        (name(), any::<IpAddr>(), mac())
-            .prop_map(|(link, address, mac)| Object::Neigh(Neigh { link, address, mac })),
+        (name(), any::<IpAddr>(), mac()).prop_map(|(link, address, mac)| Object::Neigh(Neigh {
+            link,
+            address,
+            mac
+        })),
         route.prop_map(|(dst, metric, kind, via, link, onlink, scope)| {
-            let kind = [RouteKind::Unicast, RouteKind::Blackhole, RouteKind::Other(kind)][usize::from(kind % 3)];
+            let kind =
+                [RouteKind::Unicast, RouteKind::Blackhole, RouteKind::Other(kind)][usize::from(kind % 3)];
             Object::Route(Route { dst, metric, kind, via, link, onlink, scope, protocol: scope })
         }),
         (net(), net()).prop_map(|(cluster, own)| {
-            let networks = if cluster.is_ipv4() == own.is_ipv4() { (cluster, own) } else { (cluster, cluster) };
+            let networks =
+                if cluster.is_ipv4() == own.is_ipv4() { (cluster, own) } else { (cluster, cluster) };
             let input = RuleInput {
                 networks: vec![networks],
                 masquerade: true,
@@ -114,13 +121,20 @@ fn facts() -> impl Strategy<Value = Facts> {
         point_to_point,
     });
     let address = (1u32..9, net(), of(any::<IpAddr>()), any::<[bool; 5]>());
-    let address = address.prop_map(|(link, net, peer, [global, permanent, temporary, deprecated, tentative])| {
-        HostAddress { link, net, peer, global, permanent, temporary, deprecated, tentative }
-    });
+    let address =
+        address.prop_map(|(link, net, peer, [global, permanent, temporary, deprecated, tentative])| {
+            HostAddress { link, net, peer, global, permanent, temporary, deprecated, tentative }
+        });
     let route = (net(), of(any::<IpAddr>()), 1u32..9, any::<u32>(), of(any::<IpAddr>()))
         .prop_map(|(dst, gateway, link, metric, source)| HostRoute { dst, gateway, link, metric, source });
     (vec(link, 0..5), vec(address, 0..5), vec(route, 0..5), any::<[bool; 2]>()).prop_map(
-        |(links, addresses, routes, [ipv6, interrupted])| Facts { links, addresses, routes, ipv6, interrupted },
+        |(links, addresses, routes, [ipv6, interrupted])| Facts {
+            links,
+            addresses,
+            routes,
+            ipv6,
+            interrupted,
+        },
     )
 }
 
@@ -148,10 +162,11 @@ fn store_event() -> impl Strategy<Value = StoreEvent> {
     let net_conf = select(vec![r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#, "{}"]);
     prop_oneof![
         net_conf.prop_map(|text| StoreEvent::Config(text.into())),
-        (vec(lease(), 0..6), vec(("\\PC{0,9}", "\\PC{0,9}"), 0..3))
-            .prop_map(|(leases, unreadable)| StoreEvent::Snapshot { leases, unreadable }),
+        (vec(lease(), 0..6), vec(("\\PC{0,9}", "\\PC{0,9}"), 0..3), any::<bool>()).prop_map(
+            |(leases, unreadable, foreign)| StoreEvent::Snapshot { leases, unreadable, foreign }
+        ),
         lease().prop_map(StoreEvent::Upsert),
-        subnets().prop_map(StoreEvent::Remove),
+        vec(subnets(), 0..3).prop_map(StoreEvent::Removed),
         ("\\PC{0,9}", "\\PC{0,9}").prop_map(|(key, reason)| StoreEvent::Unreadable { key, reason }),
         "\\PC{0,9}".prop_map(StoreEvent::Stale),
     ]
@@ -167,20 +182,26 @@ fn store_error() -> impl Strategy<Value = StoreError> {
 }
 
 fn input() -> impl Strategy<Value = Input> {
-    let env = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
-    let touch = (object(), of("[a-z]{1,9}"), any::<u32>(), of(any::<u8>())).prop_map(|(o, program, port, protocol)| {
-        Touch { what: o.key(), by: (port % 2 == 0).then_some(Who { program, port, protocol }) }
-    });
-    let own = (vec(object(), 0..9), any::<bool>(), any::<u64>()).prop_map(|(objects, interrupted, unreadable)| Own {
-        state: objects.into_iter().collect(),
-        interrupted,
-        unreadable,
-    });
-    let held = (lease(), of(0u64..99)).prop_map(|(lease, left)| {
-        Ok(OwnLease { lease, expires_in: left.map(Duration::from_millis) })
-    });
+    let env =
+        "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+    let touch = (object(), of("[a-z]{1,9}"), any::<u32>(), of(any::<u8>())).prop_map(
+        |(o, program, port, protocol)| Touch {
+            what: o.key(),
+            by: (port % 2 == 0).then_some(Who { program, port, protocol }),
+        },
+    );
+    let own =
+        (vec(object(), 0..9), any::<bool>(), any::<u64>()).prop_map(|(objects, interrupted, unreadable)| {
+            Own { state: objects.into_iter().collect(), interrupted, unreadable }
+        });
+    let held = (lease(), of(0u64..99))
+        .prop_map(|(lease, left)| Ok(OwnLease { lease, expires_in: left.map(Duration::from_millis) }));
     prop_oneof![
         Just(Input::Remembered(SubnetEnv::parse(env).unwrap())),
+        (lease(), vec(lease(), 0..6), any::<bool>()).prop_map(|(own, peers, warm)| {
+            let config = br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#.to_vec();
+            Input::Recalled(Box::new(Memory { config, own, peers }), warm)
+        }),
         store_event().prop_map(Input::Store),
         select(vec![KernelEvent::Own, KernelEvent::Host, KernelEvent::Overrun]).prop_map(Input::Kernel),
         vec(touch, 0..4).prop_map(Input::Touched),
@@ -209,20 +230,21 @@ fn record(inputs: Vec<Input>) -> Vec<u8> {
 
 fn read(bytes: Vec<u8>) -> Vec<Entry> {
     let mut reader = Reader::of(bytes);
-    std::iter::from_fn(|| reader.next().unwrap()).collect()
+    std::iter::from_fn(|| reader.entry().unwrap()).collect()
 }
 
 /// Everything a replay has to say, and whether it differs anywhere.
 fn replay(reader: Reader) -> (Vec<Step>, Option<NodeCore>) {
     let mut replay = Replay::new(reader);
-    let steps = std::iter::from_fn(|| replay.next().unwrap()).collect();
+    let steps = std::iter::from_fn(|| replay.step().unwrap()).collect();
     (steps, replay.into_core())
 }
 
 fn differs(step: &Step) -> bool {
     !matches!(
         step,
-        Step::Start { problem: None, .. } | Step::Heard { verdict: Verdict::Same(_) | Verdict::Unknown(_), .. }
+        Step::Start { problem: None, .. }
+            | Step::Heard { verdict: Verdict::Same(_) | Verdict::Unknown(_), .. }
     )
 }
 
@@ -253,7 +275,7 @@ proptest! {
         let damaged: usize = entries.iter().map(|e| if let Entry::Damaged(n) = e { *n } else { 0 }).sum();
         prop_assert!(damaged <= 1, "only the last line: {damaged}");
         let told = entries.len() - damaged;
-        prop_assert!(2 * told >= lines, "{told} entries from {lines} lines: at most two a piece");
+        prop_assert!(3 * told + 1 >= lines, "{told} entries from {lines} lines: at most three a piece");
     }
 
     #[test]
@@ -289,7 +311,7 @@ fn a_replayed_world_decides_the_same_and_ends_in_the_same_state() {
         world.troubles(8, Duration::from_secs(3));
         world.run_for(Duration::from_secs(90));
         let (steps, core) = replay(Reader::open(&file, true).unwrap());
-        assert!(steps.len() > 40, "seed {seed}: {} steps", steps.len());
+        assert!(steps.len() > 20, "seed {seed}: {} steps", steps.len());
         assert!(!steps.iter().any(differs), "seed {seed}: {:?}", steps.iter().find(|s| differs(s)));
         let state = |core: &NodeCore| serde_json::to_string(core).unwrap();
         if let Some(there) = world.core(0) {
@@ -307,7 +329,7 @@ fn a_core_written_down_at_any_moment_goes_on_as_if_nothing_had_happened() {
     let mut reader = Reader::open(&file, true).unwrap();
     let (mut known, mut core) = (Known::default(), NodeCore::new(settings()));
     let mut steps = 0;
-    while let Some(entry) = reader.next().unwrap() {
+    while let Some(entry) = reader.entry().unwrap() {
         let Entry::Heard { at, heard, .. } = entry else { continue };
         let again = || serde_json::to_string(&core).unwrap();
         let mut other = NodeCore::restored(&again()).unwrap();
@@ -331,7 +353,7 @@ fn snapshot(count: u32, round: u32) -> Input {
         let public = [IpAddr::from([172, 16, b, c])].into_iter().collect();
         Lease::new(subnets, public, BackendAttrs::vxlan(Some(data), None))
     };
-    Input::Store(StoreEvent::Snapshot { leases: (0..count).map(lease).collect(), unreadable: Vec::new() })
+    Input::Store(StoreEvent::Snapshot { leases: (0..count).map(lease).collect(), unreadable: Vec::new(), foreign: false })
 }
 
 fn net_conf() -> Input {
@@ -348,9 +370,9 @@ fn a_hundred_mebibytes_of_inputs_leave_two_bounded_files_and_the_newer_replays_b
     recorder.handle(&mut core, Duration::ZERO, Some(net_conf()));
     let length = |path: &Path| fs::metadata(path).map_or(0, |m| m.len());
     let (mut written, mut turned) = (0, 0);
-    for round in 0.. {
+    for round in 0u32.. {
         let before = length(&file);
-        recorder.handle(&mut core, Duration::from_secs(round), Some(snapshot(4000, round as u32)));
+        recorder.handle(&mut core, Duration::from_secs(u64::from(round)), Some(snapshot(4000, round)));
         assert!(length(&file) <= FILE_BYTES && length(&older(&file)) <= FILE_BYTES);
         written += length(&file).checked_sub(before).unwrap_or_else(|| {
             turned += 1;
@@ -411,13 +433,14 @@ fn a_file_of_another_daemon_a_pipe_or_a_link_is_refused_and_an_end_cut_short_is_
 
 #[test]
 fn nothing_secret_is_on_file() {
-    let text = r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", "PSK": "s3cret"}, "Token": "s3cret"}"#;
-    let record = r#"{"PublicIP":"172.16.0.2","BackendType":"vxlan","Password":"s3cret"}"#;
-    let lease = Lease::from_record("10.0.1.0-24", record.as_bytes()).unwrap();
+    let text =
+        r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", "PSK": "s3cret"}, "Token": "s3cret"}"#;
+    let written = r#"{"PublicIP":"172.16.0.2","BackendType":"vxlan","Password":"s3cret"}"#;
+    let lease = Lease::from_record("10.0.1.0-24", written.as_bytes()).unwrap();
     assert!(!lease.extra.is_empty());
-    let bytes = self::record(vec![
+    let bytes = record(vec![
         Input::Store(StoreEvent::Config(text.into())),
-        Input::Store(StoreEvent::Snapshot { leases: vec![lease.clone()], unreadable: Vec::new() }),
+        Input::Store(StoreEvent::Snapshot { leases: vec![lease.clone()], unreadable: Vec::new(), foreign: false }),
         Input::Store(StoreEvent::Upsert(lease)),
     ]);
     let text = String::from_utf8(bytes).unwrap();
@@ -483,8 +506,8 @@ fn dump(peers: u32) -> Input {
     let link: IfName = "flannel.1".parse().unwrap();
     let of = |n: u32| {
         let [.., a, b, c] = n.to_be_bytes();
-        let (mac, dst) = (Mac([2, 4, 0, a, b, c]), IpNetwork::new(IpAddr::from([10, a, b, 0]), 24).unwrap());
-        let via = IpAddr::from([10, a, b, 0]);
+        let (mac, dst) = (Mac([2, 4, 0, a, b, c]), IpNetwork::new(IpAddr::from([10, b, c, 0]), 24).unwrap());
+        let via = IpAddr::from([10, b, c, 0]);
         [
             Object::Fdb(Fdb { link, mac, dst: IpAddr::from([172, 16, b, c]), diverted: false }),
             Object::Neigh(Neigh { link, address: IpAddr::from([10, b, c, 0]), mac }),
@@ -495,19 +518,30 @@ fn dump(peers: u32) -> Input {
     Input::Own(Ok(Own { state, ..Own::default() }))
 }
 
+#[test]
+fn of_a_large_dump_only_what_changed_is_written() {
+    let bytes = record(vec![dump(1000), dump(1000), dump(1001), dump(999)]);
+    let heard = bytes.split(|b| *b == b'\n').filter(|line| line.starts_with(b"{\"heard\""));
+    let lengths: Vec<_> = heard.map(<[u8]>::len).collect();
+    assert!(lengths[0] > 100_000, "{lengths:?}");
+    assert!(lengths[1..].iter().all(|length| *length < 600), "{lengths:?}");
+}
+
 /// What the recorder adds to a daemon: `cargo test --release -p tests --test pure what_recording -- --ignored --nocapture`.
 #[test]
 #[ignore = "prints figures, and proves nothing"]
 fn what_recording_costs() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let cpu = || Duration::from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap());
+    let cpu =
+        || Duration::from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap());
     for peers in [1_000, 10_000] {
         let file = dir.path().join(format!("events-{peers}"));
         let mut recorder = Recorder::new(Ring::open(&file).unwrap(), flanneld::clock::wall);
         let mut core = NodeCore::new(settings());
         recorder.start(Duration::ZERO, &core);
         let mut cost = |what: &str, times: u32, make: &dyn Fn() -> Input| {
-            let (mut with, mut without, bytes) = (Duration::ZERO, Duration::ZERO, fs::metadata(&file).unwrap().len());
+            let (mut with, mut without, bytes) =
+                (Duration::ZERO, Duration::ZERO, fs::metadata(&file).unwrap().len());
             for _ in 0..times {
                 let (one, two) = (make(), make());
                 let begin = cpu();
@@ -518,7 +552,10 @@ fn what_recording_costs() {
                 without += cpu() - begin;
             }
             let bytes = fs::metadata(&file).unwrap().len().saturating_sub(bytes) / u64::from(times);
-            println!("{peers:>6} peers, {what:<24} {:>9.1?} more, {bytes} bytes", with.saturating_sub(without) / times);
+            println!(
+                "{peers:>6} peers, {what:<24} {:>9.1?} more, {bytes} bytes",
+                with.saturating_sub(without) / times
+            );
         };
         cost("a notification", 1000, &|| Input::Kernel(KernelEvent::Own));
         cost("the first dump", 1, &|| dump(peers));

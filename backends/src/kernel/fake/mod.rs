@@ -11,6 +11,7 @@
 //! It prints itself as the lines that would make it.
 
 mod faults;
+mod faulty;
 mod laws;
 mod namespace;
 mod routes;
@@ -21,6 +22,7 @@ use std::fmt;
 use nix::errno::Errno;
 
 pub use faults::{Alter, Faults, Rng};
+pub use faulty::{ApplyFault, DumpFault, Faulty};
 pub use laws::LAWS;
 pub use namespace::Namespace;
 pub use routes::{Hop, Place};
@@ -136,7 +138,7 @@ impl Namespace {
             Op::Delete(Object::Address(a)) => self.delete_address(a.link, a.net),
             Op::Delete(Object::Fdb(f)) => self.delete_fdb(f),
             Op::Delete(Object::Neigh(n)) => self.delete_neighbour(n),
-            Op::Delete(Object::Route(r)) => self.delete_route(r),
+            Op::Delete(Object::Route(r)) => self.delete_route(&r.deletable()),
             Op::Delete(Object::Table(t)) => self.delete_table(t.family),
         }
     }

@@ -230,7 +230,8 @@ impl Namespace {
             self.devices.values_mut().for_each(|d| d.forward = value);
         } else if before == 0 && value != 0 {
             let takes = |out| self.devices.get(&out).is_some_and(|d| d.accept_ra == 2);
-            self.routes.flush(|h| h.route.dst.prefix() == 0 && h.route.protocol == RTPROT_RA && !takes(h.out));
+            self.routes
+                .flush(|h| h.route.dst.prefix() == 0 && h.route.protocol == RTPROT_RA && !takes(h.out));
         }
         self.tell(Change::Forwarding);
     }
@@ -356,10 +357,9 @@ impl Namespace {
         Ok(())
     }
 
-    /// `ip route delete`, exactly this one (laws 10, 14, 20).
+    /// `ip route delete`, exactly this one (laws 10, 14, 20, 25).
     pub fn delete_route(&mut self, route: &Route) -> Result<(), Errno> {
         let held = self.held(route);
-        let held = Held { route: Route { link: None, ..route.deletable() }, out: if route.deletable().link.is_some() { held.out } else { 0 }, ..held };
         let any_metric = route.metric == crate::state::default_metric(&route.dst) && route.dst.is_ipv4();
         self.routes.delete(&held, any_metric)?;
         self.tell_route(route);

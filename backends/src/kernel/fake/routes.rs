@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
 use crate::netlink::route::RTPROT_KERNEL;
-use crate::state::Route;
+use crate::state::{Route, RouteKind};
 
 /// Where a new route goes among those of the same destination and metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +58,8 @@ impl Routes {
 
     pub(super) fn put(&mut self, new: Held, place: Place) -> Result<(), Errno> {
         let key = (new.route.dst, new.route.metric);
-        let same = self.held.entry(key).or_default();
+        // Most are alone: the first push into an empty one would make room for four.
+        let same = self.held.entry(key).or_insert_with(|| Vec::with_capacity(1));
         let before = same.len();
         match (place, same.first()) {
             (Place::Alone, Some(_)) => return Err(Errno::EEXIST),
@@ -96,9 +97,12 @@ impl Routes {
         let fits = |h: &Held| {
             if any_way {
                 let told = |r: &Route| (r.protocol, r.scope, r.kind.sends_on());
-                return h.route.metric == gone.route.metric && told(&h.route) == told(&gone.route);
+                return (any_metric || h.route.metric == gone.route.metric)
+                    && told(&h.route) == told(&gone.route);
             }
-            Held { route: Route { metric: gone.route.metric, ..h.route }, source: None, ..*h } == *gone
+            let nameless = h.route.kind == RouteKind::Special && dst.is_ipv4();
+            !nameless
+                && Held { route: Route { metric: gone.route.metric, ..h.route }, source: None, ..*h } == *gone
         };
         let mut range = self.held.range_mut((dst, gone.route.metric)..=(dst, most));
         let found = range.find_map(|(key, same)| Some((*key, same.iter().position(fits)?, same)));
@@ -174,7 +178,7 @@ impl Routes {
 pub(super) fn connected(net: IpNetwork, out: u32) -> Option<Held> {
     let dst = IpNetwork::new(net.network(), net.prefix()).ok()?;
     let (metric, scope) = if dst.is_ipv4() { (0, 253) } else { (256, 0) };
-    let kind = crate::state::RouteKind::Unicast;
+    let kind = RouteKind::Unicast;
     let route =
         Route { dst, metric, kind, via: None, link: None, onlink: false, scope, protocol: RTPROT_KERNEL };
     let source = dst.is_ipv4().then_some(net.ip());

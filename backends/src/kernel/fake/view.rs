@@ -45,7 +45,9 @@ impl Namespace {
         match object {
             Object::Address(a) => device.is_some_and(|d| d.addresses.contains(&a.net)),
             Object::Up(_) => device.is_some_and(|d| d.up),
-            Object::Fdb(f) => device.is_some_and(|d| d.fdb.get(&f.mac).is_some_and(|to| to.contains(&(f.dst, f.diverted)))),
+            Object::Fdb(f) => {
+                device.is_some_and(|d| d.fdb.get(&f.mac).is_some_and(|to| to.contains(&(f.dst, f.diverted))))
+            }
             Object::Neigh(n) => device.is_some_and(|d| d.neighbours.get(&n.address) == Some(&n.mac)),
             Object::Route(route) => self.has_route(route),
             Object::Link(_) | Object::Sysctl(..) | Object::Table(_) => self.everything().contains(object),
@@ -154,7 +156,12 @@ impl Namespace {
         objects.extend(devices.iter().filter(|d| d.up).map(|d| Object::Up(d.name)));
         for d in devices {
             for (mac, to) in &d.fdb {
-                let entry = |(dst, diverted): &(IpAddr, bool)| Fdb { link: d.name, mac: *mac, dst: *dst, diverted: *diverted };
+                let entry = |(dst, diverted): &(IpAddr, bool)| Fdb {
+                    link: d.name,
+                    mac: *mac,
+                    dst: *dst,
+                    diverted: *diverted,
+                };
                 objects.extend(to.iter().map(entry).map(Object::Fdb));
             }
         }

@@ -46,7 +46,8 @@ impl Links {
             // What is refused holds back nothing else.
             Some(have) => {
                 for change in changes(want, have) {
-                    done = done.and(self.run(self.handle.link().change(change).execute()));
+                    let changed = self.run(self.handle.link().change(change).execute());
+                    done = done.and(changed);
                 }
             }
         }
@@ -56,7 +57,8 @@ impl Links {
             message.header.index = index;
             let alias = rtnetlink::packet_route::link::LinkAttribute::IfAlias(want.tag.clone());
             message.attributes.push(alias);
-            done = done.and(self.run(self.handle.link().change(message).execute()));
+            let tagged = self.run(self.handle.link().change(message).execute());
+            done = done.and(tagged);
         }
         done
     }
@@ -66,7 +68,8 @@ impl Links {
     fn rename(&self, have: &Link, want: &Link) -> Result<(), KernelError> {
         let index = if_nametoindex(have.name.as_str()).map_err(NetlinkError::Socket)?;
         let message = || LinkMessageBuilder::<LinkUnspec>::default().index(index);
-        let rename = || self.run(self.handle.link().change(message().name(want.name.to_string()).build()).execute());
+        let rename =
+            || self.run(self.handle.link().change(message().name(want.name.to_string()).build()).execute());
         match rename() {
             Err(KernelError::Netlink(error)) if error.errno() == Errno::EBUSY => {
                 self.run(self.handle.link().change(message().down().build()).execute())?;

@@ -98,7 +98,8 @@ impl<'a> OwnReader<'a> {
             let ours = links.get(&view.link).copied();
             let route = route(&view, ours);
             if owner.may_be_ours(&route, ours.is_some()) {
-                let link = ours.or_else(|| *names.entry(view.link).or_insert_with(|| name_of(view.link)));
+                let mut named = |index| *names.entry(index).or_insert_with(|| name_of(index));
+                let link = ours.or_else(|| if view.link == 0 { None } else { named(view.link) });
                 let link = link.filter(|_| route.kind != RouteKind::Blackhole);
                 objects.push(Object::Route(Route { link, ..route }));
             }

@@ -120,11 +120,13 @@ impl Run<'_> {
     }
 
     fn events(&mut self, case: &Case, peers: usize) -> Result<()> {
-        if self.large.tells_ready() {
+        // Another flannel does not tell, and what a flap took it never puts back.
+        let ours = self.large.tells_ready();
+        if ours {
             let took = self.large.restart()?;
             self.add("restart with nothing to do, to ready", "ms", None, ms(took));
         }
-        if let Some((down, repair)) = case.flap {
+        if let Some((down, repair)) = case.flap.filter(|_| ours) {
             let (fell, repaired) = self.large.flap()?;
             self.add("device down, the kernel's part", "ms", down, ms(fell));
             self.add("device down, until all is back", "ms", repair, ms(repaired));

@@ -13,6 +13,7 @@ const ATTEMPTS: usize = 10;
 
 /// Acquires, republishes or renews.
 pub(super) async fn claim(dialer: &Dialer, claim: &Claim) -> Result<OwnLease, StoreError> {
+    dialer.stands_at(claim.public);
     let (mut session, mut listing) = dialer.reach(|s| Box::pin(listing::read(s))).await?;
     let mut outcome = Err(StoreError::Raced("every free subnet".into()));
     for attempts_left in (0..ATTEMPTS).rev() {

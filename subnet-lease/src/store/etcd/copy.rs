@@ -35,7 +35,7 @@ pub(super) async fn export(dialer: &Dialer) -> Result<Vec<Entry>, StoreError> {
     let (mut entries, mut page) = (Vec::new(), first);
     loop {
         for kv in page.kvs() {
-            let key = kv.key().strip_prefix(start.as_bytes()).unwrap_or(kv.key());
+            let key = kv.key().strip_prefix(start.as_bytes()).unwrap_or_else(|| kv.key());
             let key = String::from_utf8(key.to_vec())
                 .map_err(|_| StoreError::Unsupported(format!("{start}: a key that is not UTF-8")))?;
             entries.push((Entry { key, value: kv.value().to_vec(), ttl: None }, kv.lease()));

@@ -1,16 +1,20 @@
 //! The watch: one list, then changes from the next revision on, and back to the list after a gap.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{KeyValue, WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{GetOptions, KeyValue, WatchOptions, WatchResponse, WatchStream};
 use futures::stream::{self, StreamExt};
 use futures_core::stream::BoxStream;
+use tokio::sync::watch;
 
+use super::keys::Keys;
 use super::listing::{self, Listing};
 use super::session::{Dialer, Session};
+use crate::lease::PublicAddrs;
+use crate::net::Subnets;
 use crate::store::{StoreError, StoreEvent};
 
 /// Pauses between attempts to reconnect: doubled from the first to the last, flannel's figures.
@@ -31,6 +35,11 @@ struct Follower {
     events: VecDeque<StoreEvent>,
     config: Option<Vec<u8>>,
     place: Option<Place>,
+    /// Where we were when the history broke off.
+    lost: Option<Place>,
+    mark: Option<Mark>,
+    /// In place of the mark the store has something else.
+    foreign: bool,
     link: Option<Link>,
     failures: u32,
     complaint: Option<String>,
@@ -44,11 +53,23 @@ struct Place {
     next: [i64; 2],
 }
 
+/// The newest lease that we were told of. A store that was put back from a backup soon has as many revisions as before, but
+/// in place of this one it has another.
+#[derive(Clone)]
+struct Mark {
+    key: Vec<u8>,
+    revision: i64,
+    etcd_lease: i64,
+}
+
 /// An open watch.
 struct Link {
     /// Held because the connection ends with its last client.
     session: Session,
     stream: WatchStream,
+    /// Where the host stands, and where it stood when the connection was made.
+    host: watch::Receiver<PublicAddrs>,
+    stood: PublicAddrs,
     /// Ids by which the server tells our watches apart, in the order of `Place::next`.
     ids: Vec<i64>,
 }
@@ -63,6 +84,9 @@ impl Follower {
             events: VecDeque::new(),
             config: None,
             place: None,
+            lost: None,
+            mark: None,
+            foreign: false,
             link: None,
             failures: 0,
             complaint: None,
@@ -92,14 +116,21 @@ impl Follower {
 
     async fn step(&mut self) -> Result<(), StoreError> {
         let Some(link) = &mut self.link else { return self.reconnect().await };
-        match link.stream.message().await {
+        let message = tokio::select! {
+            message = link.stream.message() => message,
+            () = moved(&mut link.host, &mut link.stood) => {
+                self.link = None;
+                return Ok(());
+            }
+        };
+        match message {
             Ok(Some(response)) => self.heard(&response),
             Ok(None) => Err(StoreError::Unreachable("the watch was closed".into())),
             Err(error) => {
                 let error = link.session.told(&error);
                 // An answer above every limit: the list takes it piece by piece.
                 if error.to_string().contains("message length too large") {
-                    self.place = None;
+                    self.list_again();
                 }
                 Err(error)
             }
@@ -110,35 +141,51 @@ impl Follower {
         if self.failures > 0 {
             tokio::time::sleep(pause(self.failures)).await;
         }
+        let host = self.dialer.host.subscribe();
+        let stood = *host.borrow();
         let (session, (place, stream)) = match self.place {
             Some(place) => {
-                let (session, stream) = self.dialer.reach(|s| Box::pin(watch(s, place))).await?;
+                let mark = &self.mark;
+                let (session, resumed) = self.dialer.reach(|s| Box::pin(resume(s, place, mark.clone()))).await?;
+                let Resumed::Watch(stream) = resumed else {
+                    self.foreign = matches!(resumed, Resumed::Foreign);
+                    self.list_again();
+                    return Ok(());
+                };
                 (session, (place, stream))
             }
             None => {
                 let (mut session, listing) = self.dialer.reach(|s| Box::pin(listing::read(s))).await?;
                 let place = self.listed(listing);
-                let stream = watch(&mut session, place).await?;
+                let stream = open_watch(&mut session, place).await?;
                 (session, (place, stream))
             }
         };
         self.place = Some(place);
-        self.link = Some(Link { session, stream, ids: Vec::with_capacity(2) });
+        self.link = Some(Link { session, stream, host, stood, ids: Vec::with_capacity(2) });
         Ok(())
     }
 
     fn listed(&mut self, mut listing: Listing) -> Place {
         let place = Place { cluster: listing.cluster, next: [listing.revision + 1; 2] };
+        let earlier = |lost: Place| lost.cluster != place.cluster || lost.next.iter().any(|n| *n > place.next[0]);
+        let foreign = std::mem::take(&mut self.foreign) || self.lost.take().is_some_and(earlier);
+        self.mark = Mark::newest(&listing, &self.dialer.keys);
         match listing.config.take() {
             Some(config) => {
                 if self.config.as_ref() != Some(&config) {
                     self.events.push_back(StoreEvent::Config(config.clone()));
                     self.config = Some(config);
                 }
-                self.events.push_back(listing.into_snapshot());
+                self.events.push_back(listing.into_snapshot(foreign));
                 self.followed_again();
             }
             None => {
+                // Nobody can join, but who knew the net-conf goes on, and hears what became of the leases.
+                if self.config.is_some() {
+                    self.events.push_back(listing.into_snapshot(foreign));
+                    self.complaint = None;
+                }
                 self.failures = 0;
                 let key = self.dialer.keys.config();
                 self.complain(format!("{key} is missing: no network is configured yet"));
@@ -149,7 +196,8 @@ impl Follower {
 
     /// What was heard so far is still told; then comes a snapshot.
     fn list_again(&mut self) {
-        (self.place, self.link) = (None, None);
+        self.lost = self.place.take().or(self.lost);
+        self.link = None;
     }
 
     fn followed_again(&mut self) {
@@ -175,9 +223,7 @@ impl Follower {
         } else if response.events().is_empty() {
             self.progress(response);
         }
-        for kv in response.events().iter().filter_map(|event| event.kv()) {
-            self.changed(kv);
-        }
+        self.changed(response.events().iter().filter_map(|event| event.kv()));
         Ok(())
     }
 
@@ -209,16 +255,27 @@ impl Follower {
         }
     }
 
-    fn changed(&mut self, kv: &KeyValue) {
-        // Version 0 marks a deletion. Asking the event for its type would panic on one that the client does not know.
-        let deleted = kv.version() == 0;
-        let keys = &self.dialer.keys;
-        if kv.key() == keys.config().as_bytes() {
-            self.advance(CONFIG, kv);
-            self.config_changed((!deleted).then(|| kv.value().to_vec()));
-        } else if let Some(name) = keys.name(kv.key()) {
-            self.advance(LEASES, kv);
-            self.lease_changed(name, kv, deleted);
+    /// What one answer ends with: of several changes of a key only the last one is told, and leases that ended together are
+    /// told together.
+    fn changed<'a>(&mut self, kvs: impl DoubleEndedIterator<Item = &'a KeyValue>) {
+        let mut seen = HashSet::new();
+        let mut last: Vec<&KeyValue> = kvs.rev().filter(|kv| seen.insert(kv.key())).collect();
+        last.reverse();
+        let (mut ended, mut changed) = (Vec::new(), Vec::new());
+        for kv in last {
+            // Version 0 marks a deletion. Asking the event for its type would panic on one that the client does not know.
+            let deleted = kv.version() == 0;
+            if kv.key() == self.dialer.keys.config().as_bytes() {
+                self.advance(CONFIG, kv);
+                self.config_changed((!deleted).then(|| kv.value().to_vec()));
+            } else if let Some(name) = self.dialer.keys.name(kv.key()) {
+                self.advance(LEASES, kv);
+                if deleted { ended.push((name, kv)) } else { changed.push((name, kv)) }
+            }
+        }
+        if self.config.is_some() {
+            self.leases_ended(&ended);
+            changed.iter().for_each(|(name, kv)| self.lease_changed(name, kv));
         }
     }
 
@@ -242,26 +299,81 @@ impl Follower {
         }
     }
 
-    fn lease_changed(&mut self, name: String, kv: &KeyValue, deleted: bool) {
-        if self.config.is_none() {
-            return;
+    fn leases_ended(&mut self, ended: &[(String, &KeyValue)]) {
+        let is_mark = |mark: &Mark| ended.iter().any(|(_, kv)| kv.key() == mark.key);
+        if self.mark.as_ref().is_some_and(is_mark) {
+            self.mark = None;
         }
-        if !deleted {
-            self.events.push_back(match listing::read_lease(&name, kv, self.dialer.config.ttl) {
-                Ok(held) => StoreEvent::Upsert(held.lease),
-                Err(unknown) => StoreEvent::Unreadable { key: unknown.name, reason: unknown.reason },
-            });
-        } else if let Ok(subnets) = name.parse() {
-            self.events.push_back(StoreEvent::Remove(subnets));
-        } else {
-            // No event says that an unreadable key went; a snapshot does.
+        let removed: Vec<Subnets> = ended.iter().filter_map(|(name, _)| name.parse().ok()).collect();
+        // No event says that an unreadable key went; a snapshot does.
+        if removed.len() < ended.len() {
             self.list_again();
+        }
+        if !removed.is_empty() {
+            self.events.push_back(StoreEvent::Removed(removed));
+        }
+    }
+
+    fn lease_changed(&mut self, name: &str, kv: &KeyValue) {
+        self.mark = Some(Mark { key: kv.key().to_vec(), revision: kv.mod_revision(), etcd_lease: kv.lease() });
+        self.events.push_back(match listing::read_lease(name, kv, self.dialer.config.ttl) {
+            Ok(held) => StoreEvent::Upsert(held.lease),
+            Err(unknown) => StoreEvent::Unreadable { key: unknown.name, reason: unknown.reason },
+        });
+    }
+}
+
+impl Mark {
+    fn newest(listing: &Listing, keys: &Keys) -> Option<Self> {
+        let newest = listing.leases.iter().max_by_key(|held| held.mod_revision)?;
+        let key = keys.lease(&newest.lease.subnets).into_bytes();
+        Some(Self { key, revision: newest.mod_revision, etcd_lease: newest.etcd_lease })
+    }
+
+    /// Whether the store has it as it was at a revision.
+    async fn stands(&self, session: &mut Session, at: i64) -> Result<bool, StoreError> {
+        let then = GetOptions::new().with_keys_only().with_revision(at);
+        let answer = session.get(self.key.clone(), Some(then)).await?;
+        let same = |kv: &KeyValue| (kv.mod_revision(), kv.lease()) == (self.revision, self.etcd_lease);
+        Ok(answer.kvs().first().is_some_and(same))
+    }
+}
+
+/// How a watch goes on after its connection broke.
+enum Resumed {
+    Watch(WatchStream),
+    /// The revision was compacted or has not come yet, or nothing is left by which to know the history again.
+    Gap,
+    /// The store's history is not the one that was followed.
+    Foreign,
+}
+
+async fn resume(session: &mut Session, place: Place, mark: Option<Mark>) -> Result<Resumed, StoreError> {
+    let Some(mark) = mark else { return Ok(Resumed::Gap) };
+    match mark.stands(session, place.next[LEASES] - 1).await {
+        Ok(true) => open_watch(session, place).await.map(Resumed::Watch),
+        Ok(false) => Ok(Resumed::Foreign),
+        // "required revision has been compacted", or "is a future revision".
+        Err(StoreError::Failing(why)) if why.contains("revision") => Ok(Resumed::Gap),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns when this host is known under another address than when the connection was made; the first one is no other.
+async fn moved(host: &mut watch::Receiver<PublicAddrs>, stood: &mut PublicAddrs) {
+    loop {
+        let now = *host.borrow_and_update();
+        if *stood == PublicAddrs::default() {
+            *stood = now;
+        }
+        if *stood != now || host.changed().await.is_err() {
+            return;
         }
     }
 }
 
 /// Watches the net-conf and the leases from a place on.
-async fn watch(session: &mut Session, place: Place) -> Result<WatchStream, StoreError> {
+async fn open_watch(session: &mut Session, place: Place) -> Result<WatchStream, StoreError> {
     let keys = session.keys().clone();
     let from = |next: i64| WatchOptions::new().with_start_revision(next).with_progress_notify();
     let opened = session.watch.watch(keys.config(), Some(from(place.next[CONFIG]))).await;

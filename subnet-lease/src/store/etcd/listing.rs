@@ -40,9 +40,10 @@ impl Listing {
         self.unknown.iter().map(|unknown| (unknown.name.clone(), unknown.reason.clone())).collect()
     }
 
-    pub(super) fn into_snapshot(self) -> StoreEvent {
+    pub(super) fn into_snapshot(self, foreign: bool) -> StoreEvent {
         let unreadable = self.unreadable();
-        StoreEvent::Snapshot { leases: self.leases.into_iter().map(|held| held.lease).collect(), unreadable }
+        let leases = self.leases.into_iter().map(|held| held.lease).collect();
+        StoreEvent::Snapshot { leases, unreadable, foreign }
     }
 
     /// Adds a page. Returns the key to go on with.

@@ -19,6 +19,7 @@ mod copy;
 mod follow;
 mod keys;
 mod listing;
+mod operating;
 mod session;
 mod told;
 
@@ -32,10 +33,12 @@ use futures_core::stream::BoxStream;
 
 pub use config::EtcdConfig;
 pub use copy::Entry;
+pub use operating::Shown;
 use session::Dialer;
 
 use crate::claim::Claim;
 use crate::lease::{Lease, OwnLease};
+use crate::net::Subnets;
 use crate::store::{Store, StoreError, StoreEvent};
 
 /// The store in an etcd. Clones share the choice of endpoint.
@@ -105,6 +108,21 @@ impl EtcdStore {
 }
 
 impl EtcdStore {
+    /// One lease with what the store knows of its time; `None` where there is no such key.
+    pub async fn show(&self, subnets: &Subnets) -> Result<Option<Shown>, StoreError> {
+        operating::show(&self.dialer, subnets).await
+    }
+
+    /// Ends a lease or reservation, whoever holds it, if it is still as it was shown; `Raced` otherwise.
+    pub async fn end(&self, shown: &Shown) -> Result<(), StoreError> {
+        operating::end(&self.dialer, shown).await
+    }
+
+    /// Writes a key that never ends: new, or in place of one that is as it was shown.
+    pub async fn reserve(&self, lease: &Lease, shown: Option<&Shown>) -> Result<(), StoreError> {
+        operating::reserve(&self.dialer, lease, shown).await
+    }
+
     /// Everything under the prefix, at one revision, with the time each key has left.
     pub async fn export(&self) -> Result<Vec<Entry>, StoreError> {
         copy::export(&self.dialer).await
@@ -120,6 +138,10 @@ impl EtcdStore {
 impl Store for EtcdStore {
     fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<OwnLease, StoreError>> {
         Box::pin(claiming::claim(&self.dialer, claim))
+    }
+
+    fn release<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<bool, StoreError>> {
+        Box::pin(operating::release(&self.dialer, lease))
     }
 
     fn watch(&self) -> BoxStream<'static, StoreEvent> {

@@ -7,10 +7,12 @@ use etcd_client::{
 };
 
 use futures_core::future::BoxFuture;
+use tokio::sync::watch;
 
 use super::config::{EtcdConfig, read_pem};
 use super::keys::Keys;
 use super::told::{silent, told};
+use crate::lease::PublicAddrs;
 use crate::store::StoreError;
 
 /// An answer takes at most this long; a watch has no end.
@@ -29,6 +31,8 @@ pub(super) struct Dialer {
     pub(super) keys: Keys,
     /// Counts up past endpoints that fail.
     endpoint: AtomicUsize,
+    /// The address of this host, as it was last claimed.
+    pub(super) host: watch::Sender<PublicAddrs>,
 }
 
 /// One connection to one endpoint.
@@ -52,7 +56,8 @@ impl Dialer {
                 "etcd-cafile is given, but no endpoint begins with https://: nothing is encrypted"
             );
         }
-        Ok(Self { keys: Keys::new(&config.prefix), config, endpoint: AtomicUsize::new(0) })
+        let host = watch::Sender::new(PublicAddrs::default());
+        Ok(Self { keys: Keys::new(&config.prefix), config, endpoint: AtomicUsize::new(0), host })
     }
 
     /// Connects to the endpoint that answered last, else to the next one that does. A connection is made with its first
@@ -78,6 +83,12 @@ impl Dialer {
             let _ = self.endpoint.compare_exchange(index, index + 1, Ordering::Relaxed, Ordering::Relaxed);
         }
         Err(failure.unwrap_or_else(|| StoreError::Unreachable("no endpoint".into())))
+    }
+
+    /// Notes under which address the host is known. Connections from another one it had are dead, and only the pings
+    /// would find out: whoever waits for [`host`](Self::host) to change opens a new one.
+    pub(super) fn stands_at(&self, public: PublicAddrs) {
+        self.host.send_if_modified(|host| std::mem::replace(host, public) != public);
     }
 
     async fn open(&self, endpoint: &str) -> Result<Session, StoreError> {
@@ -197,6 +208,12 @@ impl Session {
     pub(super) async fn time_left(&mut self, id: i64) -> Result<Option<Duration>, StoreError> {
         let answer = self.lease.time_to_live(id, None).await.map_err(|error| self.told(&error))?;
         Ok(seconds_of(answer.ttl()))
+    }
+
+    /// The time an etcd lease was granted, and what is left of it; `None` if it has ended.
+    pub(super) async fn times(&mut self, id: i64) -> Result<Option<(Duration, Duration)>, StoreError> {
+        let answer = self.lease.time_to_live(id, None).await.map_err(|error| self.told(&error))?;
+        Ok(seconds_of(answer.granted_ttl()).zip(seconds_of(answer.ttl())))
     }
 
     pub(super) fn told(&self, error: &Error) -> StoreError {

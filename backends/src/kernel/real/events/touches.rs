@@ -136,7 +136,11 @@ fn program(port: u32) -> Option<String> {
 /// A program chooses its own name: it gets no line breaks and no colours into a log.
 fn printable(name: &[u8]) -> String {
     let text = String::from_utf8_lossy(name);
-    text.trim_end_matches(['\0', '\n']).chars().take(16).map(|c| if c.is_control() { '?' } else { c }).collect()
+    text.trim_end_matches(['\0', '\n'])
+        .chars()
+        .take(16)
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
 }
 
 const NFT_MSG_NEWGEN: u16 = 15;

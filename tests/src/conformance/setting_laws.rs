@@ -1,0 +1,50 @@
+//! Laws about settings: 21.
+
+use backends::kernel::KernelEvent;
+use subnet_lease::Family;
+
+use super::*;
+
+pub(super) const LAWS: &[Law] = &[
+    ("21: forwarding is told, and ip_forward sets that of every link", forwarding),
+    ("21: advertisements are worth keeping only while the host does not forward", advertisements),
+];
+
+fn value(lab: &mut dyn Lab, link: IfName, name: Sysctl) -> Option<i32> {
+    let own = lab.kernel().own(&owner()).unwrap();
+    own.state.iter().find_map(|o| match o {
+        Object::Sysctl(of, what, value) if (*of, *what) == (link, name) => Some(*value),
+        _ => None,
+    })
+}
+
+fn forwarding(lab: &mut dyn Lab) {
+    tunnel_end(lab, V4);
+    let host = Object::Sysctl(eth0(), Sysctl::HostForward(Family::V4), 1);
+    put(lab, Object::Sysctl(eth0(), Sysctl::HostForward(Family::V4), 0)).unwrap();
+    lab.told();
+    for (set, link) in [(1, eth0()), (0, eth0()), (1, tunnel(V4)), (0, tunnel(V4))] {
+        put(lab, Object::Sysctl(link, Sysctl::Forward, set)).unwrap();
+        assert_eq!(value(lab, link, Sysctl::Forward), Some(set));
+        assert_eq!(lab.told(), Some(KernelEvent::Own));
+    }
+    put(lab, host).unwrap();
+    assert_eq!(lab.told(), Some(KernelEvent::Own));
+    for link in [eth0(), tunnel(V4)] {
+        assert_eq!(value(lab, link, Sysctl::Forward), Some(1));
+    }
+    put(lab, Object::Sysctl(eth0(), Sysctl::HostForward(Family::V6), 0)).unwrap();
+    lab.told();
+    put(lab, Object::Sysctl(eth0(), Sysctl::HostForward(Family::V6), 1)).unwrap();
+    assert_eq!(lab.told(), Some(KernelEvent::Own));
+    assert_eq!(value(lab, eth0(), Sysctl::HostForward(Family::V6)), Some(1));
+}
+
+fn advertisements(lab: &mut dyn Lab) {
+    underlay(lab);
+    for (forwards, accepts, shown) in [(0, 1, 1), (0, 0, 2), (0, 2, 2), (1, 1, 2), (1, 2, 2)] {
+        put(lab, Object::Sysctl(eth0(), Sysctl::HostForward(Family::V6), forwards)).unwrap();
+        put(lab, Object::Sysctl(eth0(), Sysctl::AcceptRa, accepts)).unwrap();
+        assert_eq!(value(lab, eth0(), Sysctl::RouterRa), Some(shown), "{forwards} {accepts}");
+    }
+}
