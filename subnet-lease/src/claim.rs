@@ -66,12 +66,12 @@ impl Claim {
     ) -> Result<Choice, StoreError> {
         let (mine, others): (Vec<&Lease>, Vec<&Lease>) = leases.partition(|lease| self.owns(lease));
         let own = mine.into_iter().min_by_key(|lease| {
-            let misfit = !self.fits(&lease.subnets);
+            let misfit = !self.network.leases(&lease.subnets);
             (misfit, self.previous != Some(lease.subnets), lease.epoch, lease.subnets)
         });
         let own = own.map(|lease| lease.subnets);
         let taken = others.iter().map(|lease| &lease.subnets).chain(unknown);
-        if let Some(kept) = own.filter(|own| self.fits(own)) {
+        if let Some(kept) = own.filter(|own| self.network.leases(own)) {
             return Ok(Choice { subnets: kept, own });
         }
         let taken: Vec<Subnets> = taken.copied().collect();
@@ -91,15 +91,6 @@ impl Claim {
             theirs.zip(mine.family(pool.family())).is_some_and(|(theirs, mine)| overlap(theirs, mine))
         };
         self.network.pools().any(of)
-    }
-
-    /// Whether subnets are exactly what this network gives out, in exactly its families.
-    pub(crate) fn fits(&self, subnets: &Subnets) -> bool {
-        Family::ALL.into_iter().all(|family| match (self.network.network(family), subnets.family(family)) {
-            (Some(pool), Some(subnet)) => pool.index(subnet).is_some(),
-            (None, None) => true,
-            _ => false,
-        })
     }
 
     fn pick(

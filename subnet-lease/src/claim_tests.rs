@@ -131,7 +131,7 @@ proptest! {
         let claim = claim(&format!("192.168.0.{host}"), V4);
         match claim.choose(leases.iter(), &[]) {
             Ok(choice) => {
-                prop_assert!(claim.fits(&choice.subnets));
+                prop_assert!(claim.network.leases(&choice.subnets));
                 prop_assert!(leases.iter().all(|lease| !lease.subnets.overlaps(&choice.subnets)));
             }
             Err(_) => {

@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::backend::BackendConfig;
 use crate::json::Fields;
-use crate::net::{Family, address, contains_net, masked, number, parse_network, span, step};
+use crate::net::{Family, Subnets, address, contains_net, masked, number, parse_network, span, step};
 use crate::pool::NetworkPool;
 
 /// No net-conf is larger (bytes); etcd's own limit for a value is 1.5 MiB.
@@ -86,6 +86,15 @@ impl NetworkConfig {
         let warnings = file.unknown.iter().map(|key| format!("{key} is not known and ignored")).collect();
         let enable_nftables = file.enable_nftables.unwrap_or(false);
         Ok((Self { pools, enable_nftables, backend }, warnings))
+    }
+
+    /// Whether subnets are exactly what this network gives out, in exactly its families.
+    pub fn leases(&self, subnets: &Subnets) -> bool {
+        Family::ALL.into_iter().all(|family| match (self.network(family), subnets.family(family)) {
+            (Some(pool), Some(subnet)) => pool.index(subnet).is_some(),
+            (None, None) => true,
+            _ => false,
+        })
     }
 
     /// Whether everything that a cluster does by this configuration stays as it is when the other one takes its place:

@@ -75,7 +75,8 @@ struct Known {
     peer: Peer,
     /// The holder's name.
     node: Option<Box<str>>,
-    flaw: [Option<Box<str>>; 2],
+    /// What is wrong with it, by family; rare.
+    flaws: Option<Box<[Option<Box<str>>; 2]>>,
     /// The store shows it no more, and it is kept for a while.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     vanished: bool,
@@ -197,7 +198,10 @@ impl PeerTable {
     /// The leases of the admitted peers, as far as they matter to us; what else their records say is left out.
     pub fn leases(&self) -> impl Iterator<Item = Lease> + '_ {
         let verdicts = self.verdicts();
-        self.known.values().filter(|known| known.admitted(verdicts).is_some()).map(|known| known.lease(&self.network))
+        self.known
+            .values()
+            .filter(|known| known.admitted(verdicts).is_some())
+            .map(|known| known.lease(&self.network))
     }
 
     /// A lease is there but cannot be read. A peer known by this key stays as it was.
@@ -277,8 +281,7 @@ impl PeerTable {
             let mut taken = Taken::by_us(family, self);
             for known in &in_order {
                 let Some(subnet) = known.peer.key.family(family) else { continue };
-                let admitted =
-                    self.alone(family, subnet, known).and_then(|()| taken.admit(subnet, known));
+                let admitted = self.alone(family, subnet, known).and_then(|()| taken.admit(subnet, known));
                 if let Err(refusal) = admitted {
                     let verdict =
                         verdicts.entry(known.peer.key).or_insert_with(|| Verdict::whole(&known.peer.key));
@@ -308,15 +311,15 @@ impl PeerTable {
     fn alone(&self, family: Family, subnet: IpNetwork, known: &Known) -> Result<(), Refusal> {
         let pool = self.network.network(family).ok_or(Refusal::ABSENT)?;
         let public = known.peer.public.family(family).ok_or(Refusal::ABSENT)?;
-        if let Some(flaw) = &known.flaw[family.index()] {
+        if let Some(flaw) = known.flaws.as_ref().and_then(|flaws| flaws[family.index()].as_ref()) {
             return Err(Refusal::because(flaw.to_string()));
         }
         place(&pool, subnet)?;
         reachable(public, subnet)?;
         if self.own_public.family(family) == Some(public) {
-            let (theirs, ours) = (named(known.node.as_deref()), named(self.own_node()));
+            let (theirs, ours) = (of(known.node.as_deref()), of(self.own_node()));
             return Err(Refusal::because(format!(
-                "its public address {public} is this host's own: {theirs} and {ours}, this one, share it"
+                "its public address {public}{theirs} is this host's own{ours}"
             )));
         }
         let BackendConfig::Vxlan { vni, .. } = self.network.backend else { return Ok(()) };
@@ -370,7 +373,8 @@ impl Known {
         }
         let peer =
             Peer { key: lease.subnets, public: lease.public, vxlan, epoch: lease.epoch, usable: [true; 2] };
-        Self { peer, node: lease.node.as_deref().map(Into::into), flaw, vanished: false }
+        let flaws = flaw.iter().any(Option::is_some).then(|| Box::new(flaw));
+        Self { peer, node: lease.node.as_deref().map(Into::into), flaws, vanished: false }
     }
 
     /// The lease again, in the backend of its network.
@@ -384,8 +388,9 @@ impl Known {
     }
 }
 
-fn named(node: Option<&str>) -> String {
-    node.map_or_else(|| "a node without a name".to_owned(), |node| format!("node {}", quoted(node)))
+/// Whose something is, where a name is known.
+fn of(node: Option<&str>) -> String {
+    node.map_or_else(String::new, |node| format!(" (node {})", quoted(node)))
 }
 
 fn other_backend(theirs: &str, ours: &str) -> Box<str> {
@@ -448,9 +453,9 @@ impl Taken {
     fn admit(&mut self, subnet: IpNetwork, known: &Known) -> Result<(), Refusal> {
         let peer = &known.peer;
         if let Some(own) = self.own.filter(|own| overlap(*own, subnet)) {
-            let (theirs, ours) = (named(known.node.as_deref()), named(self.own_node.as_deref()));
+            let (theirs, ours) = (of(known.node.as_deref()), of(self.own_node.as_deref()));
             return Err(Refusal::because(format!(
-                "{subnet} of {theirs} overlaps {own}, this host's own subnet ({ours})"
+                "{subnet}{theirs} overlaps this host's own subnet {own}{ours}"
             )));
         }
         let (first, last) = span(subnet);

@@ -1,21 +1,64 @@
 //! `flannelctl lease`: who has which subnets, as the store says.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use clap::Subcommand;
 use serde_json::{Value, json};
-use subnet_lease::etcd::EtcdStore;
-use subnet_lease::{Family, Lease};
+use subnet_lease::etcd::{EtcdStore, Shown};
+use subnet_lease::{BackendAttrs, Family, IpNetwork, Lease, NetworkConfig, Subnets};
 
 use super::{Form, Output};
 use crate::config::NodeConfig;
 use crate::daemon::block_on;
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub(super) enum Verb {
     /// List the leases in the store.
     List(Output),
+    /// Print one lease and its record, as the store has it.
+    Show(Which),
+    /// Keep subnets for one host for ever: a key without an end. The host takes them when it claims.
+    Reserve {
+        #[command(flatten)]
+        which: Which,
+        /// Address by which the host is known; once per family.
+        #[arg(long = "for", value_name = "ADDRESS", required = true)]
+        public: Vec<IpAddr>,
+        /// Its name; without one every host of that address may take it.
+        #[arg(long)]
+        node: Option<String>,
+    },
+    /// End a lease or reservation, so that somebody else may have the subnets at once.
+    Release {
+        #[command(flatten)]
+        which: Which,
+        /// Also the lease of a host that may run. One that does claims it again at once, if nobody is faster; until then
+        /// its pods are cut off.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Which {
+    /// The lease's subnets, one per family: 10.5.7.0/24, or 10.5.7.0/24 fc00:0:0:7::/64.
+    #[arg(required = true, num_args = 1..=2, value_name = "SUBNET")]
+    subnets: Vec<IpNetwork>,
+}
+
+impl Which {
+    fn subnets(&self) -> Result<Subnets, Failure> {
+        let exact = Subnets::of(self.subnets.iter().copied());
+        let exact = exact.filter(|found| found.iter().count() == self.subnets.len());
+        let aligned = exact.filter(|found| self.subnets.iter().all(|net| found.iter().any(|own| own == *net)));
+        aligned.ok_or_else(|| wrong("subnets are written with their first address, at most one of each family".to_owned()))
+    }
+}
+
+fn wrong(why: String) -> Failure {
+    Failure::new(Exit::Invalid, why)
 }
 
 /// A lease with the time it has left; none for one that never ends.
@@ -25,8 +68,102 @@ type Held = (Lease, Option<Duration>);
 type Unreadable = (String, String);
 
 pub(super) fn run(verb: Verb, config: NodeConfig) -> Result<String, Failure> {
-    let Verb::List(Output { output }) = verb;
+    let margin = config.etcd.renew_margin;
     let store = EtcdStore::connect(config.etcd)?;
+    match verb {
+        Verb::List(Output { output }) => list(&store, output),
+        Verb::Show(which) => block_on(async { Ok(tell(&found(&store, which.subnets()?).await?)) }),
+        Verb::Reserve { which, public, node } => {
+            let lease = Lease {
+                node,
+                ..Lease::new(which.subnets()?, public.into_iter().collect(), BackendAttrs::default())
+            };
+            block_on(reserve(&store, lease))
+        }
+        Verb::Release { which, force } => block_on(async {
+            let shown = found(&store, which.subnets()?).await?;
+            if let Some(why) = alive(&shown, margin).filter(|_| !force) {
+                return Err(Failure::new(Exit::Failed, why));
+            }
+            store.end(&shown).await?;
+            Ok(format!("{}, held by {}: released\n", shown.lease.subnets, holder(&shown.lease)))
+        }),
+    }
+}
+
+async fn found(store: &EtcdStore, subnets: Subnets) -> Result<Shown, Failure> {
+    let shown = store.show(&subnets).await?;
+    shown.ok_or_else(|| Failure::new(Exit::Failed, format!("{subnets}: there is no lease of exactly these subnets")))
+}
+
+/// Why the holder may well run. A host renews when its lease has the margin left to live, once a day: nobody can tell one
+/// that runs from one that stopped since it last did so, until it does not do so again.
+fn alive(shown: &Shown, margin: Duration) -> Option<String> {
+    let (granted, left) = shown.time.filter(|(_, left)| *left > margin)?;
+    let Lease { subnets, .. } = shown.lease;
+    Some(format!(
+        "{subnets}: {} renewed it {} ago and need not do so again for {}, so it may run; if it surely does not, --force \
+         releases the lease (if it runs after all, it claims it again at once, and its pods are cut off until then)",
+        holder(&shown.lease),
+        time(granted.saturating_sub(left)),
+        time(left.saturating_sub(margin)),
+    ))
+}
+
+/// A name of the store is whatever somebody wrote.
+fn holder(lease: &Lease) -> String {
+    let name = lease.node.as_ref().map_or_else(|| "a node without a name".to_owned(), |node| format!("node {node:?}"));
+    format!("{name} at {}", lease.public)
+}
+
+async fn reserve(store: &EtcdStore, lease: Lease) -> Result<String, Failure> {
+    let subnets = lease.subnets;
+    let config = store.get_config().await?.ok_or_else(|| {
+        Failure::new(Exit::Failed, "the store has no net-conf; flannelctl network set FILE writes one")
+    })?;
+    let lines = |errors: Vec<_>| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    let (network, _) = NetworkConfig::parse(&config.json).map_err(|errors| wrong(lines(errors)))?;
+    if !network.leases(&subnets) {
+        let pools: Vec<_> = network.pools().map(|p| format!("/{} of {} to {}", p.subnet_len, p.min, p.max)).collect();
+        return Err(wrong(format!("{subnets} is no subnet that this network leases ({})", pools.join(" and "))));
+    }
+    let (others, _) = store.list().await?;
+    let overlaps = |other: &&Lease| other.subnets != subnets && other.subnets.overlaps(&subnets);
+    if let Some(other) = others.iter().map(|(other, _)| other).find(overlaps) {
+        let who = holder(other);
+        return Err(Failure::new(Exit::Failed, format!("{subnets} overlaps {}, which is held by {who}", other.subnets)));
+    }
+    let shown = store.show(&subnets).await?;
+    let same = |shown: &Shown| {
+        shown.lease.public.meets(&lease.public) && (lease.node.is_none() || lease.node == shown.lease.node)
+    };
+    match shown {
+        None => store.reserve(&lease, None).await?,
+        // What it says stays; only its end goes.
+        Some(shown) if same(&shown) => store.reserve(&shown.lease, Some(&shown)).await?,
+        Some(shown) => {
+            let who = holder(&shown.lease);
+            return Err(Failure::new(Exit::Failed, format!("{subnets} is held by {who}")));
+        }
+    }
+    Ok(format!("{subnets}: reserved for {}\n", holder(&lease)))
+}
+
+fn tell(shown: &Shown) -> String {
+    let left = shown.time.map_or_else(
+        || "for ever".to_owned(),
+        |(granted, left)| format!("{} of {}", time(left), time(granted)),
+    );
+    let rows = [
+        ("subnets", shown.lease.subnets.iter().map(|net| net.to_string()).collect::<Vec<_>>().join(" ")),
+        ("held by", holder(&shown.lease)),
+        ("left", left),
+        ("record", String::from_utf8_lossy(&shown.record).chars().filter(|c| !c.is_control()).collect()),
+    ];
+    rows.iter().map(|(name, value)| format!("{name:8} {value}\n")).collect()
+}
+
+fn list(store: &EtcdStore, output: Form) -> Result<String, Failure> {
     let (mut leases, unreadable) = block_on(async { Ok(store.list().await?) })?;
     leases.sort_by_key(|(lease, _)| lease.subnets);
     if output == Form::Json {
@@ -96,7 +233,7 @@ mod tests {
 
     fn held(subnets: &str, public: &[&str], node: Option<&str>, left: Option<u64>) -> Held {
         let subnets: Subnets = subnets.parse().unwrap();
-        let public = public.iter().map(|address| address.parse::<std::net::IpAddr>().unwrap()).collect();
+        let public = public.iter().map(|address| address.parse::<IpAddr>().unwrap()).collect();
         let lease = Lease {
             node: node.map(str::to_owned),
             ..Lease::new(subnets, public, BackendAttrs::plain("vxlan"))

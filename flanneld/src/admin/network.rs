@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use subnet_lease::etcd::EtcdStore;
-use subnet_lease::{NetworkConfig, NetworkPool};
+use subnet_lease::{Lease, NetworkConfig, NetworkPool};
 
 use crate::config::NodeConfig;
 use crate::daemon::block_on;
@@ -64,6 +64,11 @@ fn set(config: NodeConfig, json: &[u8], network: &NetworkConfig) -> Result<Strin
     let store = EtcdStore::connect(config.etcd)?;
     let written = block_on(async {
         let seen = store.get_config().await?;
+        let current = seen.as_ref().and_then(|seen| NetworkConfig::parse(&seen.json).ok());
+        let (leases, _) = store.list().await?;
+        // What is no lease of the network as it stands is nobody's.
+        let held = leases.iter().map(|(lease, _)| lease);
+        fits(network, held.filter(|lease| current.as_ref().is_none_or(|(old, _)| holds(old, lease))))?;
         if seen.as_ref().is_some_and(|seen| seen.json == json) {
             return Ok(format!("{key}: unchanged\n"));
         }
@@ -71,6 +76,32 @@ fn set(config: NodeConfig, json: &[u8], network: &NetworkConfig) -> Result<Strin
         Ok(format!("{key}: written (revision {revision})\n"))
     })?;
     Ok(format!("{written}{}", room(network)))
+}
+
+/// A network that does not hold what is leased would cut those hosts off, at their next start at the latest.
+fn fits<'a>(network: &NetworkConfig, leases: impl Iterator<Item = &'a Lease>) -> Result<(), Failure> {
+    const NAMED: usize = 10;
+    let (held, outside): (Vec<_>, Vec<_>) = leases.partition(|lease| holds(network, lease));
+    if network.room() < held.len() as u128 {
+        let why = format!("{} leases are held, and this network has room for {}", held.len(), network.room());
+        return Err(Failure::new(Exit::Failed, why));
+    }
+    if outside.is_empty() {
+        return Ok(());
+    }
+    let name = |lease: &&Lease| {
+        let node = lease.node.as_deref().map(|node| format!(" ({node:?})")).unwrap_or_default();
+        format!("  {}{node}\n", lease.subnets)
+    };
+    let more = outside.len().saturating_sub(NAMED);
+    let more = if more > 0 { format!("  and {more} more\n") } else { String::new() };
+    let names: String = outside.iter().take(NAMED).map(name).collect();
+    let why = format!("these leases would be outside of the network; it is not written:\n{names}{more}");
+    Err(Failure::new(Exit::Failed, why.trim_end()))
+}
+
+fn holds(network: &NetworkConfig, lease: &Lease) -> bool {
+    lease.subnets.iter().all(|net| network.pools().any(|pool| pool.could_lease(net)))
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, Failure> {

@@ -92,8 +92,13 @@ impl NodeCore {
     /// None while what it takes is not known.
     fn wished_claim(&mut self) -> Option<Claim> {
         self.peers.as_ref()?;
+        let settled = self.macs.is_some();
         let macs = self.settle_macs()?;
         if self.memories.in_use {
+            // There is nobody to ask; with the addresses known, all is known that a pass needs.
+            if !settled {
+                self.pace.mark_fresh();
+            }
             return None;
         }
         let (network, external) = (self.network.as_ref()?, self.external.as_ref()?);
@@ -171,6 +176,7 @@ impl NodeCore {
             // The store gave us another one. Running pods keep the old one in the kernel; new pods get a clear error
             // until a supervisor starts us into the new claim.
             let reason = self.lost(lost, &own.lease);
+            self.claim.failed(now);
             effects.push(Effect::Withdraw(reason));
             return effects.push(Effect::Exit(Exit::LeaseLost));
         }

@@ -53,7 +53,7 @@ struct Earlier {
 
 impl Memories {
     pub(super) fn next(&self) -> Tick {
-        let use_at = self.earlier.as_ref().filter(|_| !self.in_use).map(|earlier| earlier.at);
+        let use_at = self.earlier.as_ref().map(|earlier| earlier.at);
         [use_at, self.due].into_iter().flatten().min().unwrap_or(Tick::MAX)
     }
 
@@ -94,7 +94,9 @@ impl NodeCore {
     }
 
     pub(super) fn memory_due(&mut self, now: Tick, effects: &mut Vec<Effect>) {
-        if self.memories.earlier.as_ref().is_some_and(|earlier| earlier.at <= now) {
+        if let Some(earlier) = self.memories.earlier.as_mut().filter(|earlier| earlier.at <= now) {
+            // Once: where a snapshot came and waits for an interface, nothing older is needed.
+            earlier.at = Tick::MAX;
             self.go_by_memory(now);
         }
         if self.memories.due.is_some_and(|due| due <= now) {

@@ -166,6 +166,68 @@ async fn another_etcd_at_the_same_address_is_noticed_by_its_younger_history() {
     assert!(leases.len() <= 1);
 }
 
+/// An etcd put back from a backup counts on from there, and soon has as many revisions as it had.
+#[tokio::test]
+async fn another_history_that_grew_as_long_as_the_one_before_is_noticed_by_what_it_lacks() {
+    let (mut etcd, _) = Etcd::with_network(V4).await;
+    for host in 1..5 {
+        etcd.put(&format!("10.5.{host}.0-24"), RECORD, None).await;
+    }
+    let relay = Relay::to(etcd.port()).await;
+    let config = EtcdConfig { endpoints: vec![relay.endpoint()], ..EtcdConfig::default() };
+    let mut watch = EtcdStore::connect(config).unwrap().watch();
+    assert_eq!(snapshot(&mut watch).await.0.len(), 4);
+    relay.cut();
+    stale(&mut watch).await;
+    etcd.replace_by_empty();
+    let store = etcd.store();
+    store.put_config(V4.as_bytes(), None).await.unwrap();
+    for host in 11..20 {
+        etcd.put(&format!("10.5.{host}.0-24"), RECORD, None).await;
+    }
+    relay.mend();
+    let (leases, foreign) = until(&mut watch, |event| match event {
+        StoreEvent::Snapshot { leases, foreign, .. } => Some((leases.len(), foreign)),
+        StoreEvent::Upsert(lease) => panic!("took the new history for the old one: {lease:?}"),
+        _ => None,
+    })
+    .await;
+    assert_eq!((leases, foreign), (9, true));
+}
+
+#[tokio::test]
+async fn leases_deleted_together_are_told_together_and_of_a_key_its_last_state() {
+    let (etcd, store) = Etcd::with_network(V4).await;
+    for host in 1..4 {
+        etcd.put(&format!("10.5.{host}.0-24"), RECORD, None).await;
+    }
+    let mut watch = store.watch();
+    assert_eq!(snapshot(&mut watch).await.0.len(), 3);
+    let all = etcd_client::DeleteOptions::new().with_prefix();
+    etcd.client().await.delete(server::key(""), Some(all)).await.unwrap();
+    let gone = (1..4).map(|host| key(&format!("10.5.{host}.0-24"))).collect();
+    assert_eq!(next(&mut watch).await, StoreEvent::Removed(gone));
+}
+
+/// Without a net-conf nobody can join; those who knew it still hear what became of the leases.
+#[tokio::test]
+async fn a_store_that_lost_everything_says_that_all_leases_are_gone() {
+    let (mut etcd, store) = Etcd::with_network(V4).await;
+    for host in 1..5 {
+        etcd.put(&format!("10.5.{host}.0-24"), RECORD, None).await;
+    }
+    let mut watch = store.watch();
+    assert_eq!(snapshot(&mut watch).await.0.len(), 4);
+    etcd.replace_by_empty();
+    let (leases, foreign) = until(&mut watch, |event| match event {
+        StoreEvent::Snapshot { leases, foreign, .. } => Some((leases.len(), foreign)),
+        _ => None,
+    })
+    .await;
+    assert_eq!((leases, foreign), (0, true));
+    assert!(stale(&mut watch).await.contains("no network is configured yet"));
+}
+
 #[tokio::test]
 async fn thousands_of_leases_come_in_one_snapshot() {
     let (etcd, store) = Etcd::with_network(V4).await;

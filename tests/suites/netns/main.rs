@@ -13,6 +13,7 @@ mod connect;
 mod fights;
 mod flannel;
 mod laws;
+mod lease;
 mod life;
 mod networkd;
 mod record;
@@ -34,6 +35,6 @@ fn main() -> ExitCode {
     // Cases count lost packets and milliseconds: one at a time, unless told otherwise.
     args.test_threads = args.test_threads.or(Some(1));
     let cases =
-        [laws::cases(), connect::cases(), life::cases(), repair::cases(), fights::cases(), chaos::cases(), networkd::cases(), record::cases(), store::cases(), storms::cases(), flannel::cases(), adopt::cases(), rival::cases()];
+        [laws::cases(), connect::cases(), life::cases(), repair::cases(), fights::cases(), chaos::cases(), networkd::cases(), record::cases(), store::cases(), lease::cases(), storms::cases(), flannel::cases(), adopt::cases(), rival::cases()];
     case::run(&args, cases.into_iter().flatten().collect())
 }
