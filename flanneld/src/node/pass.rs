@@ -170,6 +170,10 @@ impl NodeCore {
         if own.interrupted {
             plan.ops.retain(|op| !matches!(op, Op::Delete(_)));
         }
+        if self.memories.in_use {
+            // What is remembered may be older than what the kernel has: what is there stays as it is.
+            plan.ops.retain(|op| matches!(op, Op::Put { have: None, .. }));
+        }
         self.fights.wish(&want);
         self.fights.hold(now, self.passes, &mut plan, !own.interrupted && own.unreadable == 0);
         self.report_conflicts(conflicts);

@@ -24,7 +24,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case("a_host_told_so_gives_its_lease_back_when_it_stops", released_on_exit),
         case("a_network_that_grows_is_followed_without_a_lost_packet_and_none_shrinks_over_leases", growth),
         case("the_last_subnet_is_leased_and_then_the_shortage_is_said_until_one_is_free", last_subnet),
-        case("eighteen_kinds_of_bad_record_change_no_kernel_and_lose_no_packet", poison),
+        case("seventeen_kinds_of_bad_record_change_no_kernel_and_lose_no_packet", poison),
         case("a_state_directory_that_cannot_be_written_is_said_and_stops_nobody", no_memory),
     ];
     for store in [StoreKind::Etcd, StoreKind::Embedded] {
@@ -150,7 +150,6 @@ fn bad_records(cluster: &Cluster) -> Result<Vec<(String, String, &'static str)>>
     let within = |length: &str| own.replace("0-24", length);
     let theirs = cluster.store.list("subnets/")?[&key].clone();
     let mac = theirs.split("VtepMAC\":\"").nth(1).and_then(|rest| rest.get(..17)).context("a MAC")?.to_owned();
-    let address = cluster.net.host(0).address(Family::V4)?.to_string();
     let bad = [
         ("not-a-key", sane(1), "the key is not"),
         ("10.42.201.1-24", sane(2), "spelled unlike"),
@@ -163,7 +162,6 @@ fn bad_records(cluster: &Cluster) -> Result<Vec<(String, String, &'static str)>>
         (&within("128-25"), sane(5), "overlaps"),
         ("10.42.206.0-24", vxlan("127.0.0.1", 1, "02:00:00:00:00:06"), "not that of a host"),
         ("10.42.207.0-24", vxlan("224.0.0.7", 1, "02:00:00:00:00:07"), "not that of a host"),
-        ("10.42.208.0-24", vxlan(&address, 1, "02:00:00:00:00:08"), "public address"),
         ("10.42.209.0-24", vxlan("10.42.209.9", 1, "02:00:00:00:00:09"), "inside its own subnet"),
         ("10.42.210.0-24", vxlan("172.30.9.10", 1, "01:00:5e:00:00:0a"), "VtepMAC"),
         ("10.42.211.0-24", vxlan("172.30.9.11", 1, "00:00:00:00:00:00"), "VtepMAC"),

@@ -231,6 +231,22 @@ fn a_daemon_that_restarts_while_the_store_loses_its_data_keeps_what_the_one_befo
     assert!(solo.take_plans().is_empty(), "the kernel was not touched");
 }
 
+/// The daemon before this one heard of a move a moment before it was killed.
+#[test]
+fn what_is_remembered_takes_nothing_away_that_the_kernel_has() {
+    let mut solo = ready(5);
+    let memory = solo.memory.take().unwrap();
+    let moved = record("10.244.2.0-24", "172.16.0.22", 2, None);
+    solo.hear(Input::Store(StoreEvent::Upsert(moved)));
+    solo.hear(Input::Store(StoreEvent::Upsert(peer(9))));
+    solo.take_plans();
+    solo.restart(settings());
+    solo.hear(Input::Recalled(Box::new(memory), true));
+    solo.hear(away());
+    assert!(solo.take_plans().is_empty(), "the kernel knows better");
+    assert!(solo.status().ready);
+}
+
 #[test]
 fn a_node_by_memory_whose_subnet_was_given_away_ends_and_names_the_other() {
     let mut solo = Solo::new(settings(), host(&[]), record("10.244.9.0-24", "172.16.0.1", 1, None));

@@ -152,7 +152,7 @@ impl Follower {
                     self.list_again();
                     return Ok(());
                 };
-                (session, (place, stream))
+                (session, (place, *stream))
             }
             None => {
                 let (mut session, listing) = self.dialer.reach(|s| Box::pin(listing::read(s))).await?;
@@ -341,7 +341,7 @@ impl Mark {
 
 /// How a watch goes on after its connection broke.
 enum Resumed {
-    Watch(WatchStream),
+    Watch(Box<WatchStream>),
     /// The revision was compacted or has not come yet, or nothing is left by which to know the history again.
     Gap,
     /// The store's history is not the one that was followed.
@@ -351,7 +351,7 @@ enum Resumed {
 async fn resume(session: &mut Session, place: Place, mark: Option<Mark>) -> Result<Resumed, StoreError> {
     let Some(mark) = mark else { return Ok(Resumed::Gap) };
     match mark.stands(session, place.next[LEASES] - 1).await {
-        Ok(true) => open_watch(session, place).await.map(Resumed::Watch),
+        Ok(true) => open_watch(session, place).await.map(|stream| Resumed::Watch(Box::new(stream))),
         Ok(false) => Ok(Resumed::Foreign),
         // "required revision has been compacted", or "is a future revision".
         Err(StoreError::Failing(why)) if why.contains("revision") => Ok(Resumed::Gap),
