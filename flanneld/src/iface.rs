@@ -263,7 +263,9 @@ impl Search<'_> {
 /// Whether a host that had an address for more than its own link would be left with one for that alone.
 pub(crate) fn falls_back(old: PublicAddrs, new: PublicAddrs) -> bool {
     let narrow = |address: Option<IpAddr>| address.is_some_and(is_link_local);
-    Family::ALL.into_iter().any(|f| old.family(f).is_some() && !narrow(old.family(f)) && narrow(new.family(f)))
+    Family::ALL
+        .into_iter()
+        .any(|f| old.family(f).is_some() && !narrow(old.family(f)) && narrow(new.family(f)))
 }
 
 fn is_link_local(address: IpAddr) -> bool {

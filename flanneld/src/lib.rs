@@ -17,7 +17,7 @@ pub mod record;
 mod rival;
 pub mod run;
 pub mod signals;
+pub mod socket;
 mod state_file;
 mod store;
 mod subscription;
-pub mod socket;

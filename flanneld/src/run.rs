@@ -226,7 +226,9 @@ impl Running {
     async fn release(&self, lease: &Lease) {
         match timeout(STOP_WITHIN, self.store.release(lease)).await {
             Ok(Ok(true)) => info!(subnets = %lease.subnets, "lease given back"),
-            Ok(Ok(false)) => info!(subnets = %lease.subnets, "the lease is reserved or another host's: it stays"),
+            Ok(Ok(false)) => {
+                info!(subnets = %lease.subnets, "the lease is reserved or another host's: it stays")
+            }
             Ok(Err(error)) => warn!("lease not given back, it ends with its time: {error}"),
             Err(_) => warn!("lease not given back, it ends with its time: the store does not answer"),
         }

@@ -63,7 +63,11 @@ fn a_file_of_another_version_or_network_or_a_damaged_one_is_refused_with_the_rea
 #[test]
 fn a_peer_that_is_no_lease_is_left_out() {
     let (_directory, path) = written();
-    let body = fs::read_to_string(&path).unwrap().split_once('\n').unwrap().1.replacen("10.5.2.0-24", "10.5.2.1-24", 1);
+    let body = fs::read_to_string(&path).unwrap().split_once('\n').unwrap().1.replacen(
+        "10.5.2.0-24",
+        "10.5.2.1-24",
+        1,
+    );
     fs::write(&path, format!("{HEAD}{}\n{body}", checksum(&body))).unwrap();
     let (read, _) = read(&path, &NetworkId::default(), BOOT).unwrap();
     assert_eq!(read.peers, [lease_of(3)]);

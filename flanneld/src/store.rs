@@ -59,7 +59,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<Exit, Failure> {
 impl From<ServerError> for Failure {
     fn from(error: ServerError) -> Self {
         let exit = match error {
-            ServerError::Exposed(_) | ServerError::NoAddress | ServerError::Certificate { .. } => Exit::Invalid,
+            ServerError::Exposed(_) | ServerError::NoAddress | ServerError::Certificate { .. } => {
+                Exit::Invalid
+            }
             _ => Exit::Failed,
         };
         Self::new(exit, error)

@@ -1,6 +1,7 @@
 //! The etcd store against a real etcd, started by each test on a free loopback port with a directory of its own.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a step that fails fails its test")]
+#![allow(clippy::disallowed_methods, reason = "it measures how soon a fault is noticed")]
 
 #[path = "etcd/authority.rs"]
 mod authority;

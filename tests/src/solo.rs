@@ -48,7 +48,17 @@ pub fn settings() -> Settings {
 impl Solo {
     /// Not started; the store will grant this lease.
     pub fn new(settings: Settings, kernel: FakeKernel, own: Lease) -> Self {
-        Self { core: NodeCore::new(settings), kernel, plans: Vec::new(), env: None, memory: None, withdrawn: None, claims: 0, own, now: Tick::ZERO }
+        Self {
+            core: NodeCore::new(settings),
+            kernel,
+            plans: Vec::new(),
+            env: None,
+            memory: None,
+            withdrawn: None,
+            claims: 0,
+            own,
+            now: Tick::ZERO,
+        }
     }
 
     /// Starts it: configuration, then all leases.

@@ -52,8 +52,11 @@ impl Which {
     fn subnets(&self) -> Result<Subnets, Failure> {
         let exact = Subnets::of(self.subnets.iter().copied());
         let exact = exact.filter(|found| found.iter().count() == self.subnets.len());
-        let aligned = exact.filter(|found| self.subnets.iter().all(|net| found.iter().any(|own| own == *net)));
-        aligned.ok_or_else(|| wrong("subnets are written with their first address, at most one of each family".to_owned()))
+        let aligned =
+            exact.filter(|found| self.subnets.iter().all(|net| found.iter().any(|own| own == *net)));
+        aligned.ok_or_else(|| {
+            wrong("subnets are written with their first address, at most one of each family".to_owned())
+        })
     }
 }
 
@@ -93,7 +96,9 @@ pub(super) fn run(verb: Verb, config: NodeConfig) -> Result<String, Failure> {
 
 async fn found(store: &EtcdStore, subnets: Subnets) -> Result<Shown, Failure> {
     let shown = store.show(&subnets).await?;
-    shown.ok_or_else(|| Failure::new(Exit::Failed, format!("{subnets}: there is no lease of exactly these subnets")))
+    shown.ok_or_else(|| {
+        Failure::new(Exit::Failed, format!("{subnets}: there is no lease of exactly these subnets"))
+    })
 }
 
 /// Why the holder may well run. A host renews when its lease has the margin left to live, once a day: nobody can tell one
@@ -112,7 +117,10 @@ fn alive(shown: &Shown, margin: Duration) -> Option<String> {
 
 /// A name of the store is whatever somebody wrote.
 fn holder(lease: &Lease) -> String {
-    let name = lease.node.as_ref().map_or_else(|| "a node without a name".to_owned(), |node| format!("node {node:?}"));
+    let name = lease
+        .node
+        .as_ref()
+        .map_or_else(|| "a node without a name".to_owned(), |node| format!("node {node:?}"));
     format!("{name} at {}", lease.public)
 }
 
@@ -124,14 +132,21 @@ async fn reserve(store: &EtcdStore, lease: Lease) -> Result<String, Failure> {
     let lines = |errors: Vec<_>| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
     let (network, _) = NetworkConfig::parse(&config.json).map_err(|errors| wrong(lines(errors)))?;
     if !network.leases(&subnets) {
-        let pools: Vec<_> = network.pools().map(|p| format!("/{} of {} to {}", p.subnet_len, p.min, p.max)).collect();
-        return Err(wrong(format!("{subnets} is no subnet that this network leases ({})", pools.join(" and "))));
+        let pools: Vec<_> =
+            network.pools().map(|p| format!("/{} of {} to {}", p.subnet_len, p.min, p.max)).collect();
+        return Err(wrong(format!(
+            "{subnets} is no subnet that this network leases ({})",
+            pools.join(" and ")
+        )));
     }
     let (others, _) = store.list().await?;
     let overlaps = |other: &&Lease| other.subnets != subnets && other.subnets.overlaps(&subnets);
     if let Some(other) = others.iter().map(|(other, _)| other).find(overlaps) {
         let who = holder(other);
-        return Err(Failure::new(Exit::Failed, format!("{subnets} overlaps {}, which is held by {who}", other.subnets)));
+        return Err(Failure::new(
+            Exit::Failed,
+            format!("{subnets} overlaps {}, which is held by {who}", other.subnets),
+        ));
     }
     let shown = store.show(&subnets).await?;
     let same = |shown: &Shown| {

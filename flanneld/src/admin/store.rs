@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
-use subnet_lease::etcd::{Entry, EtcdStore};
 use subnet_lease::StoreError;
+use subnet_lease::etcd::{Entry, EtcdStore};
 
 use crate::config::NodeConfig;
 use crate::daemon::block_on;

@@ -31,7 +31,11 @@ pub const TABLE: &[(&str, &[Flag])] = &[
                 "60",
                 "seconds for which peers are kept that vanished as if the store had lost its data; 0: believe it",
             ),
-            switch("release-on-exit", "false", "give the lease back when told to stop; pods here lose their network"),
+            switch(
+                "release-on-exit",
+                "false",
+                "give the lease back when told to stop; pods here lose their network",
+            ),
         ],
     ),
     (
@@ -75,8 +79,12 @@ pub const TABLE: &[(&str, &[Flag])] = &[
         "Files",
         &[
             text("subnet-file", "/run/flannel/subnet.env", "file that tells the CNI plugin about the subnet"),
-            text("state-dir", "", "directory of the daemon's own memory; default: /var/lib/flannel with flannel's subnet file, else beside the \
-                 subnet file"),
+            text(
+                "state-dir",
+                "",
+                "directory of the daemon's own memory; default: /var/lib/flannel with flannel's subnet file, else beside the \
+                 subnet file",
+            ),
             text(
                 "record-file",
                 "",

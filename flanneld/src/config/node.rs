@@ -230,7 +230,8 @@ impl Reader<'_> {
 
     /// In the state directory.
     fn record_file(&mut self, state_dir: &Path) -> Option<PathBuf> {
-        let said = self.optional("record-file", |text| if text == "off" { Ok(None) } else { path(text).map(Some) });
+        let said =
+            self.optional("record-file", |text| if text == "off" { Ok(None) } else { path(text).map(Some) });
         said.unwrap_or_else(|| Some(state_dir.join("events")))
     }
 }

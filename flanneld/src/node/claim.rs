@@ -206,7 +206,11 @@ impl NodeCore {
         let other = |lease: &&Lease| lease.subnets == lost && lease.public != now_held.public;
         let holder = self.leases.shown.as_ref().filter(other);
         let holder = holder.map_or_else(|| "another host".to_owned(), name);
-        format!("the lease of {lost} went to {holder}; this one, {}, now holds {}", name(now_held), now_held.subnets)
+        format!(
+            "the lease of {lost} went to {holder}; this one, {}, now holds {}",
+            name(now_held),
+            now_held.subnets
+        )
     }
 
     fn claim_failed(&mut self, now: Tick, error: &StoreError, effects: &mut Vec<Effect>) {

@@ -92,7 +92,8 @@ impl NodeCore {
         };
         match choice {
             Ok(choice) if falls_back(&choice.external) => {
-                self.external_problem = Some(format!("{}: only a link-local address is left", choice.external.link));
+                self.external_problem =
+                    Some(format!("{}: only a link-local address is left", choice.external.link));
             }
             Ok(choice) => {
                 if self.external.as_ref() != Some(&choice.external) {

@@ -14,7 +14,8 @@ pub struct Readiness {
 }
 
 /// Which and by whom is in the status; here a changing list would be a changing answer.
-const VANISHED: &str = "most peers vanished from the store at once; they are kept until they are back, or for a while";
+const VANISHED: &str =
+    "most peers vanished from the store at once; they are kept until they are back, or for a while";
 
 /// Which and by whom is in the status; here a changing list would be a changing answer.
 const UNDONE: &str = "somebody keeps undoing what we set up";

@@ -89,9 +89,14 @@ impl NodeCore {
     }
 
     fn hold_vanished(&mut self, now: Tick, how: &str) {
-        let Some(vanished) = self.peers.as_ref().map(|peers| peers.vanished()).filter(|n| *n > 0) else { return };
+        let Some(vanished) = self.peers.as_ref().map(|peers| peers.vanished()).filter(|n| *n > 0) else {
+            return;
+        };
         let hold = self.settings.vanish_hold;
-        warn!(vanished, "peers vanished from the store {how}: kept for {hold:?}, in which they can claim their leases again");
+        warn!(
+            vanished,
+            "peers vanished from the store {how}: kept for {hold:?}, in which they can claim their leases again"
+        );
         self.vanished.until = Some(now + hold);
     }
 

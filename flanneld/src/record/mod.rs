@@ -47,6 +47,7 @@ const FORMAT: u32 = 1;
 const CLOCK_SLACK: Duration = Duration::from_secs(1);
 
 /// One line. `C` is a core: one to write down, or the text of one.
+#[allow(clippy::large_enum_variant, reason = "one lives at a time, on its way to or from the file")]
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Record<'a, C> {

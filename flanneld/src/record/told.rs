@@ -35,7 +35,9 @@ impl fmt::Display for Heard<'_> {
             Self::Upsert(lease) => write!(f, "store: {} at {}", lease.subnets, lease.public),
             Self::Removed(gone) => match **gone {
                 [ref one] => write!(f, "store: {one} is gone"),
-                [ref first, ref more @ ..] => write!(f, "store: {first} and {} more are gone at once", more.len()),
+                [ref first, ref more @ ..] => {
+                    write!(f, "store: {first} and {} more are gone at once", more.len())
+                }
                 [] => f.write_str("store: nobody is gone"),
             },
             Self::Unreadable(key, why) => write!(f, "store: {key} can't be read: {why}"),

@@ -83,7 +83,7 @@ impl<'a> Rest<'a> {
     }
 
     /// Does it, and waits until every host concerned looks as before; the time from the harm's end to the kernel's last
-    /// word on the repair. What is asked for by many disturbances at once has to wait; see [`MOST`].
+    /// word on the repair. What is asked for by many disturbances at once has to wait; see `MOST`.
     ///
     /// # Errors
     /// Names the disturbance and what is still different after [`PATIENCE`].

@@ -152,7 +152,8 @@ impl Store for MemoryStore {
 
     fn release<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<bool, StoreError>> {
         Box::pin(async move {
-            let there = self.book().leases().any(|l| l.subnets == lease.subnets && l.ttl.is_some() && l.is_of(lease));
+            let there =
+                self.book().leases().any(|l| l.subnets == lease.subnets && l.ttl.is_some() && l.is_of(lease));
             if there {
                 self.remove(&lease.subnets);
             }
@@ -216,7 +217,8 @@ mod tests {
         assert_eq!(watcher.next_now(), None);
         store.set_config(NETWORK);
         assert_eq!(watcher.next_now(), Some(StoreEvent::Config(NETWORK.into())));
-        let snapshot = StoreEvent::Snapshot { leases: vec![first.clone()], unreadable: vec![], foreign: false };
+        let snapshot =
+            StoreEvent::Snapshot { leases: vec![first.clone()], unreadable: vec![], foreign: false };
         assert_eq!(watcher.next_now(), Some(snapshot));
         let second = store.claim_now(&claim("192.168.0.2", NETWORK)).unwrap().lease;
         assert_eq!(watcher.next_now(), Some(StoreEvent::Upsert(second.clone())));

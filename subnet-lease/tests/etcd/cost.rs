@@ -19,7 +19,7 @@ fn requests(etcd: &Etcd) -> u64 {
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     let lines = text.lines().filter(|line| line.starts_with("grpc_server_started_total{"));
-    lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64).sum()
+    lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
 }
 
 #[tokio::test]

@@ -46,7 +46,7 @@ async fn a_host_that_moved_follows_the_store_at_once_over_a_new_connection() {
     let config = EtcdConfig { endpoints: vec![relay.endpoint()], ..EtcdConfig::default() };
     let store = EtcdStore::connect(config).unwrap();
     let mut watch = store.watch();
-    let host = claim(V4, &["192.168.0.1"]);
+    let host = Claim { node: Some("mover".into()), ..claim(V4, &["192.168.0.1"]) };
     let own = store.claim(&host).await.unwrap().lease.subnets;
     snapshot(&mut watch).await;
     relay.kill_the_open();

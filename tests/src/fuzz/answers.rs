@@ -7,7 +7,7 @@ use nix::errno::Errno;
 
 use super::Target;
 
-/// A case is a script: each datagram behind its length (two bytes); lengths from [`ERRORS`] on are errors instead.
+/// A case is a script: each datagram behind its length (two bytes); lengths from `ERRORS` on are errors instead.
 pub fn target() -> Target {
     let mut seeds = Vec::new();
     for first in [1, 4, 6] {

@@ -12,7 +12,7 @@ use crate::case::{Case, case, cluster, spec};
 const TIMES: usize = 60;
 /// After the end: a quarter of the fight, and what a busy machine takes.
 const CONVERGED: Duration = Duration::from_secs(10);
-/// Processor time that the daemon may use meanwhile; what it uses is a twentieth of it.
+/// Processor time that the daemon may use meanwhile.
 const CPU: Duration = Duration::from_secs(2);
 
 /// One fight, on the first of three hosts. `PEER` stands for the second's subnet.

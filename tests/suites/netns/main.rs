@@ -34,7 +34,21 @@ fn main() -> ExitCode {
     let mut args = Arguments::from_args();
     // Cases count lost packets and milliseconds: one at a time, unless told otherwise.
     args.test_threads = args.test_threads.or(Some(1));
-    let cases =
-        [laws::cases(), connect::cases(), life::cases(), repair::cases(), fights::cases(), chaos::cases(), networkd::cases(), record::cases(), store::cases(), lease::cases(), storms::cases(), flannel::cases(), adopt::cases(), rival::cases()];
+    let cases = [
+        laws::cases(),
+        connect::cases(),
+        life::cases(),
+        repair::cases(),
+        fights::cases(),
+        chaos::cases(),
+        networkd::cases(),
+        record::cases(),
+        store::cases(),
+        lease::cases(),
+        storms::cases(),
+        flannel::cases(),
+        adopt::cases(),
+        rival::cases(),
+    ];
     case::run(&args, cases.into_iter().flatten().collect())
 }

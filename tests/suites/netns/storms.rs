@@ -1,5 +1,7 @@
 //! Storms of notifications: the daemon's work is bounded by time and not by what is told, and what is foreign stays.
 
+#![allow(clippy::disallowed_methods, reason = "it measures how long a storm lasted")]
+
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 

@@ -109,7 +109,11 @@ fn routes_a_flannel_left_are_swept_after_a_first_dump_that_was_interrupted() {
     let mut solo = Solo::new(settings(), host(&[left]), own.clone());
     solo.hear(Input::Store(StoreEvent::Config(NETWORK.to_vec())));
     solo.kernel.faults.interrupt_dumps(1);
-    solo.hear(Input::Store(StoreEvent::Snapshot { leases: vec![own], unreadable: Vec::new(), foreign: false }));
+    solo.hear(Input::Store(StoreEvent::Snapshot {
+        leases: vec![own],
+        unreadable: Vec::new(),
+        foreign: false,
+    }));
     solo.wait(Duration::from_secs(5));
     assert!(!solo.kernel.to_string().contains("10.244.9.0"), "{}", solo.kernel);
 }

@@ -229,7 +229,7 @@ fn a_link_that_flaps_at_twenty_hertz_is_held_and_all_is_back_within_a_second_of_
         // A pass takes no time here, so a storm gets one each ten milliseconds.
         assert!(solo.core.passes() - passes <= 30 + 100 * seconds, "{} passes", solo.core.passes() - passes);
         // Fed, it would be both objects of each peer at each beat.
-        assert!(steps <= 48 * 2 * (30 + beats as usize / 20), "{beats} beats, {steps} steps: it is fed");
+        assert!(steps as u64 <= 48 * 2 * (30 + beats / 20), "{beats} beats, {steps} steps: it is fed");
     }
 }
 

@@ -162,9 +162,8 @@ fn store_event() -> impl Strategy<Value = StoreEvent> {
     let net_conf = select(vec![r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#, "{}"]);
     prop_oneof![
         net_conf.prop_map(|text| StoreEvent::Config(text.into())),
-        (vec(lease(), 0..6), vec(("\\PC{0,9}", "\\PC{0,9}"), 0..3), any::<bool>()).prop_map(
-            |(leases, unreadable, foreign)| StoreEvent::Snapshot { leases, unreadable, foreign }
-        ),
+        (vec(lease(), 0..6), vec(("\\PC{0,9}", "\\PC{0,9}"), 0..3), any::<bool>())
+            .prop_map(|(leases, unreadable, foreign)| StoreEvent::Snapshot { leases, unreadable, foreign }),
         lease().prop_map(StoreEvent::Upsert),
         vec(subnets(), 0..3).prop_map(StoreEvent::Removed),
         ("\\PC{0,9}", "\\PC{0,9}").prop_map(|(key, reason)| StoreEvent::Unreadable { key, reason }),
@@ -353,7 +352,11 @@ fn snapshot(count: u32, round: u32) -> Input {
         let public = [IpAddr::from([172, 16, b, c])].into_iter().collect();
         Lease::new(subnets, public, BackendAttrs::vxlan(Some(data), None))
     };
-    Input::Store(StoreEvent::Snapshot { leases: (0..count).map(lease).collect(), unreadable: Vec::new(), foreign: false })
+    Input::Store(StoreEvent::Snapshot {
+        leases: (0..count).map(lease).collect(),
+        unreadable: Vec::new(),
+        foreign: false,
+    })
 }
 
 fn net_conf() -> Input {
@@ -440,7 +443,11 @@ fn nothing_secret_is_on_file() {
     assert!(!lease.extra.is_empty());
     let bytes = record(vec![
         Input::Store(StoreEvent::Config(text.into())),
-        Input::Store(StoreEvent::Snapshot { leases: vec![lease.clone()], unreadable: Vec::new(), foreign: false }),
+        Input::Store(StoreEvent::Snapshot {
+            leases: vec![lease.clone()],
+            unreadable: Vec::new(),
+            foreign: false,
+        }),
         Input::Store(StoreEvent::Upsert(lease)),
     ]);
     let text = String::from_utf8(bytes).unwrap();

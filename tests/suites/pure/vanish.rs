@@ -125,11 +125,8 @@ fn whoever_lacks_in_another_history_is_kept() {
 
 #[test]
 fn a_hold_of_zero_believes_everything() {
-    let mut solo = Solo::new(
-        flanneld::node::Settings { vanish_hold: Duration::ZERO, ..settings() },
-        host(&[]),
-        own(),
-    );
+    let mut solo =
+        Solo::new(flanneld::node::Settings { vanish_hold: Duration::ZERO, ..settings() }, host(&[]), own());
     solo.start(NETWORK, (1..=6).map(peer).collect());
     solo.wait(seconds(2));
     solo.hear(removed(&[2, 3, 4, 5, 6].map(peer)));
@@ -159,7 +156,12 @@ fn who_takes_the_subnet_of_one_that_vanished_has_it() {
     solo.hear(Input::Store(StoreEvent::Upsert(wider)));
     let plans: String = solo.take_plans().iter().map(|(plan, _)| plan.to_string()).collect();
     assert!(plans.contains("172.16.0.77") && plans.contains("10.244.4.0/23"), "{plans}");
-    assert_eq!(solo.status().refused_count, 0, "what vanished is not refused, it is not there: {:?}", solo.status());
+    assert_eq!(
+        solo.status().refused_count,
+        0,
+        "what vanished is not refused, it is not there: {:?}",
+        solo.status()
+    );
 }
 
 #[test]
@@ -191,7 +193,10 @@ fn without_the_store_the_network_goes_up_as_it_was_and_says_so() {
     solo.hear(away());
     assert_eq!(stands(&solo), (0, 5, true));
     let status = solo.status();
-    assert!(status.reasons.iter().any(|r| r.contains("no store answers")) && status.stale.is_some(), "{status:?}");
+    assert!(
+        status.reasons.iter().any(|r| r.contains("no store answers")) && status.stale.is_some(),
+        "{status:?}"
+    );
     assert_eq!(solo.env.and_then(|env| env.leased()), Some(own().subnets));
     assert_eq!(solo.claims, 0, "there is nobody to ask");
     let told = solo.take_plans().iter().map(|(plan, _)| plan.to_string()).collect::<String>();
@@ -279,7 +284,8 @@ fn a_world_whose_store_loses_everything_loses_no_packet_and_no_subnet() {
             let scenario = Scenario::new(&shape(20), seed).all_start(1000).act(troubles);
             let mut world = scenario.world();
             world.assign();
-            let world = scenario.run_in(world).unwrap_or_else(|failure| panic!("WORLD_SEED={seed} {told} {failure}"));
+            let world =
+                scenario.run_in(world).unwrap_or_else(|failure| panic!("WORLD_SEED={seed} {told} {failure}"));
             for n in 0..20 {
                 let subnets = world.core(n).and_then(|core| core.own_subnets()).map(|own| own.to_string());
                 assert_eq!(subnets, Some(format!("10.1.{n}.0-24")), "WORLD_SEED={seed}");

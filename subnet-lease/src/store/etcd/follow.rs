@@ -37,7 +37,8 @@ struct Follower {
     place: Option<Place>,
     /// Where we were when the history broke off.
     lost: Option<Place>,
-    mark: Option<Mark>,
+    /// The newest lease, and the net-conf.
+    marks: [Option<Mark>; 2],
     /// In place of the mark the store has something else.
     foreign: bool,
     link: Option<Link>,
@@ -53,7 +54,7 @@ struct Place {
     next: [i64; 2],
 }
 
-/// The newest lease that we were told of. A store that was put back from a backup soon has as many revisions as before, but
+/// The newest lease that we were told of, or the net-conf where there is none. A store that was put back from a backup soon has as many revisions as before, but
 /// in place of this one it has another.
 #[derive(Clone)]
 struct Mark {
@@ -85,7 +86,7 @@ impl Follower {
             config: None,
             place: None,
             lost: None,
-            mark: None,
+            marks: [None, None],
             foreign: false,
             link: None,
             failures: 0,
@@ -145,8 +146,10 @@ impl Follower {
         let stood = *host.borrow();
         let (session, (place, stream)) = match self.place {
             Some(place) => {
-                let mark = &self.mark;
-                let (session, resumed) = self.dialer.reach(|s| Box::pin(resume(s, place, mark.clone()))).await?;
+                let [lease, config] = &self.marks;
+                let mark = lease.as_ref().or(config.as_ref());
+                let (session, resumed) =
+                    self.dialer.reach(|s| Box::pin(resume(s, place, mark.cloned()))).await?;
                 let Resumed::Watch(stream) = resumed else {
                     self.foreign = matches!(resumed, Resumed::Foreign);
                     self.list_again();
@@ -168,9 +171,10 @@ impl Follower {
 
     fn listed(&mut self, mut listing: Listing) -> Place {
         let place = Place { cluster: listing.cluster, next: [listing.revision + 1; 2] };
-        let earlier = |lost: Place| lost.cluster != place.cluster || lost.next.iter().any(|n| *n > place.next[0]);
+        let earlier =
+            |lost: Place| lost.cluster != place.cluster || lost.next.iter().any(|n| *n > place.next[0]);
         let foreign = std::mem::take(&mut self.foreign) || self.lost.take().is_some_and(earlier);
-        self.mark = Mark::newest(&listing, &self.dialer.keys);
+        self.marks = Mark::newest(&listing, &self.dialer.keys);
         match listing.config.take() {
             Some(config) => {
                 if self.config.as_ref() != Some(&config) {
@@ -267,6 +271,7 @@ impl Follower {
             let deleted = kv.version() == 0;
             if kv.key() == self.dialer.keys.config().as_bytes() {
                 self.advance(CONFIG, kv);
+                self.marks[1] = (!deleted).then(|| Mark::of(kv));
                 self.config_changed((!deleted).then(|| kv.value().to_vec()));
             } else if let Some(name) = self.dialer.keys.name(kv.key()) {
                 self.advance(LEASES, kv);
@@ -301,8 +306,8 @@ impl Follower {
 
     fn leases_ended(&mut self, ended: &[(String, &KeyValue)]) {
         let is_mark = |mark: &Mark| ended.iter().any(|(_, kv)| kv.key() == mark.key);
-        if self.mark.as_ref().is_some_and(is_mark) {
-            self.mark = None;
+        if self.marks[0].as_ref().is_some_and(is_mark) {
+            self.marks[0] = None;
         }
         let removed: Vec<Subnets> = ended.iter().filter_map(|(name, _)| name.parse().ok()).collect();
         // No event says that an unreadable key went; a snapshot does.
@@ -315,7 +320,7 @@ impl Follower {
     }
 
     fn lease_changed(&mut self, name: &str, kv: &KeyValue) {
-        self.mark = Some(Mark { key: kv.key().to_vec(), revision: kv.mod_revision(), etcd_lease: kv.lease() });
+        self.marks[0] = Some(Mark::of(kv));
         self.events.push_back(match listing::read_lease(name, kv, self.dialer.config.ttl) {
             Ok(held) => StoreEvent::Upsert(held.lease),
             Err(unknown) => StoreEvent::Unreadable { key: unknown.name, reason: unknown.reason },
@@ -324,10 +329,18 @@ impl Follower {
 }
 
 impl Mark {
-    fn newest(listing: &Listing, keys: &Keys) -> Option<Self> {
-        let newest = listing.leases.iter().max_by_key(|held| held.mod_revision)?;
-        let key = keys.lease(&newest.lease.subnets).into_bytes();
-        Some(Self { key, revision: newest.mod_revision, etcd_lease: newest.etcd_lease })
+    fn of(kv: &KeyValue) -> Self {
+        Self { key: kv.key().to_vec(), revision: kv.mod_revision(), etcd_lease: kv.lease() }
+    }
+
+    fn newest(listing: &Listing, keys: &Keys) -> [Option<Self>; 2] {
+        let lease = listing.leases.iter().max_by_key(|held| held.mod_revision).map(|newest| Self {
+            key: keys.lease(&newest.lease.subnets).into_bytes(),
+            revision: newest.mod_revision,
+            etcd_lease: newest.etcd_lease,
+        });
+        let (key, revision) = (keys.config().into_bytes(), listing.config_revision);
+        [lease, (revision > 0).then_some(Self { key, revision, etcd_lease: 0 })]
     }
 
     /// Whether the store has it as it was at a revision.

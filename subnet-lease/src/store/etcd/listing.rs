@@ -14,6 +14,8 @@ const PAGE: i64 = 1000;
 #[derive(Default)]
 pub(super) struct Listing {
     pub(super) config: Option<Vec<u8>>,
+    /// When the net-conf was last written.
+    pub(super) config_revision: i64,
     pub(super) leases: Vec<Held>,
     pub(super) unknown: Vec<Unknown>,
     pub(super) revision: i64,
@@ -66,7 +68,9 @@ impl Listing {
     }
 
     fn take_config(&mut self, answer: &GetResponse) {
-        self.config = answer.kvs().first().map(|kv| kv.value().to_vec());
+        let kv = answer.kvs().first();
+        self.config = kv.map(|kv| kv.value().to_vec());
+        self.config_revision = kv.map_or(0, KeyValue::mod_revision);
     }
 }
 

@@ -41,7 +41,12 @@ pub(super) async fn show(dialer: &Dialer, subnets: &Subnets) -> Result<Option<Sh
 }
 
 /// The key goes only as it was read: its holder may have written it anew meanwhile.
-async fn delete(session: &mut Session, held: &Lease, revision: i64, etcd_lease: i64) -> Result<(), StoreError> {
+async fn delete(
+    session: &mut Session,
+    held: &Lease,
+    revision: i64,
+    etcd_lease: i64,
+) -> Result<(), StoreError> {
     let key = session.keys().lease(&held.subnets);
     let unchanged = Compare::mod_revision(key.clone(), CompareOp::Equal, revision);
     session.swap(&key, Txn::new().when([unchanged]).and_then([TxnOp::delete(key.clone(), None)])).await?;
