@@ -18,6 +18,7 @@ mod flannel;
 mod ipam;
 mod json;
 mod netns;
+mod plugin;
 mod random;
 #[cfg(test)]
 mod scratch;
@@ -28,45 +29,15 @@ use std::env;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use cni::{Attachment, Call, Code, Failure, Verb, Version};
-use json::{Json, Object, object};
+use cni::Version;
+use json::Object;
+use plugin::Plugin;
 
-/// What the program does under a name.
-struct Plugin {
-    name: &'static str,
-    /// The reference plugin whose behaviour it matches.
-    level: &'static str,
-    add: fn(&Call) -> Result<Attachment, Failure>,
-    del: fn(&Call) -> Result<(), Failure>,
-    check: fn(&Call) -> Result<(), Failure>,
-    status: fn(&Call) -> Result<(), Failure>,
-}
-
-const PLUGINS: [Plugin; 3] = [
-    Plugin {
-        name: "flannel",
-        level: "v1.9.1",
-        add: flannel::add,
-        del: flannel::del,
-        check: flannel::check,
-        status: flannel::status,
-    },
-    Plugin {
-        name: "bridge",
-        level: "v1.9.1",
-        add: |call| bridge::add(call, &call.conf),
-        del: |call| bridge::del(call, &call.conf),
-        check: |call| bridge::check(call, &call.conf),
-        status: |call| bridge::status(call, &call.conf),
-    },
-    Plugin {
-        name: "host-local",
-        level: "v1.9.1",
-        add: ipam::add,
-        del: ipam::del,
-        check: ipam::check,
-        status: ipam::status,
-    },
+/// Every name by which the program is called.
+const PLUGINS: &[Plugin] = &[
+    flannel::PLUGIN, //
+    bridge::PLUGIN,
+    ipam::PLUGIN,
 ];
 
 fn main() -> ExitCode {
@@ -80,43 +51,17 @@ fn main() -> ExitCode {
         about(plugin);
         return exit(true);
     };
-    match answer(plugin, name, &command) {
+    let answer = match plugin {
+        Some(plugin) => plugin::answer(plugin, &command, variable),
+        None => Err((plugin::unknown(name, &names()), Version::NEWEST)),
+    };
+    match answer {
         Ok(document) => exit(document.is_none_or(|document| print(&document))),
         Err((failure, version)) => {
             print(&failure.document(version));
             exit(false)
         }
     }
-}
-
-/// The document of a call, or its failure with the version to report it in.
-fn answer(plugin: Option<&Plugin>, name: &str, command: &str) -> Result<Option<Object>, (Failure, Version)> {
-    let early = |failure| (failure, Version::NEWEST);
-    let plugin = plugin.ok_or_else(|| early(unknown(name)))?;
-    let verb = Verb::parse(command).map_err(early)?;
-    if verb == Verb::Version {
-        return Ok(Some(versions()));
-    }
-    let call = Call::read(verb, variable, &mut io::stdin().lock()).map_err(early)?;
-    run(plugin, &call).map_err(|failure| (failure, call.version))
-}
-
-fn run(plugin: &Plugin, call: &Call) -> Result<Option<Object>, Failure> {
-    match call.verb {
-        Verb::Add => (plugin.add)(call)?.document(call.version).map(Some),
-        Verb::Del => (plugin.del)(call).map(|()| None),
-        Verb::Check => (plugin.check)(call).map(|()| None),
-        Verb::Status => (plugin.status)(call).map(|()| None).map_err(Failure::into_status),
-        Verb::Gc => Err(Failure::new(Code::Environment, "CNI_COMMAND GC is not supported yet")
-            .details("nothing was removed; a DEL of each attachment removes all that is its own")),
-        Verb::Version => Ok(Some(versions())),
-    }
-}
-
-/// The same for every configuration, which therefore is not waited for.
-fn versions() -> Object {
-    let all: Vec<Json> = Version::ALL.into_iter().map(|version| version.as_str().into()).collect();
-    object([("cniVersion", Version::NEWEST.as_str().into()), ("supportedVersions", all.into())])
 }
 
 /// For people, and for schedulers that read the first version in it.
@@ -129,13 +74,8 @@ fn about(plugin: Option<&Plugin>) {
     eprintln!("CNI protocol versions supported: {}", Version::list());
 }
 
-fn unknown(name: &str) -> Failure {
-    Failure::new(Code::Environment, format!("there is no plugin {name:?} in this program"))
-        .details(format!("it is called by one of the names {}", names()))
-}
-
 fn names() -> String {
-    PLUGINS.map(|plugin| plugin.name).join(", ")
+    PLUGINS.iter().map(|plugin| plugin.name).collect::<Vec<_>>().join(", ")
 }
 
 /// Environment variables of other encodings cannot be valid ones of ours.

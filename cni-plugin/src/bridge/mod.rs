@@ -26,6 +26,18 @@ use crate::cni::{Address, Attachment, Call, Code, Dns, During, Failure, Interfac
 use crate::ipam::{self, Lease};
 use crate::json::Object;
 use crate::netns::{Namespace, NoEntry};
+use crate::plugin::Plugin;
+
+/// The row of the table.
+pub(crate) const PLUGIN: Plugin = Plugin {
+    name: "bridge",
+    level: "v1.9.1",
+    add: |call| add(call, &call.conf),
+    del: |call| del(call, &call.conf),
+    check: |call| check(call, &call.conf),
+    status: |call| status(call, &call.conf),
+    gc: |call| gc(call, &call.conf),
+};
 
 /// ADD with the call's configuration or one made for a delegate.
 pub(crate) fn add(call: &Call, conf: &Object) -> Result<Attachment, Failure> {
@@ -58,6 +70,11 @@ pub(crate) fn del(call: &Call, conf: &Object) -> Result<(), Failure> {
 /// STATUS: whether an ADD would get its addresses.
 pub(crate) fn status(call: &Call, conf: &Object) -> Result<(), Failure> {
     Bridge::read(call, conf)?.ipam.map_or(Ok(()), |ipam| ipam.check_free())
+}
+
+/// GC: frees the addresses of what is no valid attachment.
+pub(crate) fn gc(call: &Call, conf: &Object) -> Result<(), Failure> {
+    ipam::collect(&ipam::folder(call, conf), &call.valid()?)
 }
 
 /// One ADD that has its addresses.
@@ -95,6 +112,7 @@ impl Attach<'_> {
             mac: Some(mac),
             mtu,
             sandbox: sandbox.to_owned(),
+            device: crate::cni::Device::default(),
         };
         let address =
             |lease: &Lease| Address { net: lease.net, gateway: Some(lease.gateway), interface: Some(2) };

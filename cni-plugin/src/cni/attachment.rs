@@ -26,6 +26,15 @@ pub(crate) struct Interface {
     pub(crate) mtu: u32,
     /// Path of the namespace that it is in; empty for the host's own.
     pub(crate) sandbox: String,
+    /// What plugins for devices say about it (1.1.0); passed on.
+    pub(crate) device: Device,
+}
+
+/// Where a device other than a network link is found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Device {
+    pub(crate) socket_path: String,
+    pub(crate) pci_id: String,
 }
 
 /// An address that the container has.
@@ -113,8 +122,21 @@ impl Attachment {
         Ok(())
     }
 
-    /// Reads a result of 0.3.0 or later.
+    /// Reads a result of any version.
     pub(crate) fn parse(result: &Object) -> Result<Self, Failure> {
+        let mut read = Self::parse_lists(result)?;
+        for key in ["ip4", "ip6"] {
+            let Some(family) = result.object(key)? else { continue };
+            let Some(net) = family.parsed("ip", "an address with its prefix length")? else { continue };
+            read.ips.push(Address { net, gateway: family.address("gateway")?, interface: None });
+            for route in family.objects("routes")? {
+                read.routes.push(Route::parse(route)?);
+            }
+        }
+        Ok(read)
+    }
+
+    fn parse_lists(result: &Object) -> Result<Self, Failure> {
         let each = |key, read: fn(&Object) -> Result<_, Failure>| -> Result<Vec<_>, Failure> {
             result.objects(key)?.into_iter().map(read).collect()
         };
@@ -139,6 +161,10 @@ impl Interface {
         if !self.sandbox.is_empty() {
             out.set("sandbox", self.sandbox.as_str());
         }
+        let device = [("socketPath", &self.device.socket_path), ("pciID", &self.device.pci_id)];
+        for (key, value) in device.into_iter().filter(|(_, v)| !v.is_empty() && version >= Version::V1_0_0) {
+            out.set(key, value.as_str());
+        }
         out
     }
 
@@ -148,6 +174,10 @@ impl Interface {
             mac: from.parsed("mac", "an Ethernet address")?,
             mtu: from.number("mtu")?.unwrap_or(0),
             sandbox: from.text("sandbox")?.unwrap_or_default().to_owned(),
+            device: Device {
+                socket_path: from.text("socketPath")?.unwrap_or_default().to_owned(),
+                pci_id: from.text("pciID")?.unwrap_or_default().to_owned(),
+            },
         })
     }
 }
@@ -255,6 +285,7 @@ mod tests {
             mac: Some(mac.parse().unwrap()),
             mtu: 1450,
             sandbox: sandbox.into(),
+            device: Device::default(),
         };
         let address = |net: &str, gateway: &str| Address {
             net: net.parse().unwrap(),
@@ -332,5 +363,8 @@ mod tests {
         }
         let older = Attachment::parse(&sample().document(Version::V0_4_0).unwrap()).unwrap();
         assert_eq!(older.ips, sample().ips);
+        let oldest = Attachment::parse(&sample().document(Version::V0_2_0).unwrap()).unwrap();
+        let ips = sample().ips.into_iter().map(|ip| Address { interface: None, ..ip });
+        assert_eq!((oldest.ips, oldest.routes.len()), (ips.collect(), 2));
     }
 }

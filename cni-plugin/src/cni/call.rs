@@ -1,11 +1,12 @@
 //! One call of the runtime: the verb, its variables, its configuration.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 
 use backends::IfName;
 
-use super::{Code, During, Failure, Version};
-use crate::json::Object;
+use super::{Attachment, Code, During, Failure, Version};
+use crate::json::{Object, wrong};
 
 /// What the runtime asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +78,12 @@ pub(crate) struct Call {
     pub(crate) own_allowed: bool,
     /// `CNI_ARGS` as given.
     pub(crate) args: String,
+    /// `CNI_PATH` as given: where other plugins are.
+    pub(crate) path: String,
 }
+
+/// One attachment: a container ID and an interface name.
+pub(crate) type Key = (String, String);
 
 impl Call {
     /// Checks the variables that the verb uses, then reads the configuration to its end.
@@ -112,8 +118,32 @@ impl Call {
         }
         let network = network_name(&conf)?;
         let own_allowed = matches!(value("CNI_NETNS_OVERRIDE").to_uppercase().as_str(), "1" | "TRUE");
-        let (netns, args) = (value("CNI_NETNS"), value("CNI_ARGS"));
-        Ok(Self { verb, version, conf, network, container, ifname, netns, own_allowed, args })
+        let (netns, args, path) = (value("CNI_NETNS"), value("CNI_ARGS"), value("CNI_PATH"));
+        Ok(Self { verb, version, conf, network, container, ifname, netns, own_allowed, args, path })
+    }
+
+    /// What the plugins before made: `prevResult`. A chained plugin's ADD cannot do without; a DEL may have none, and
+    /// one that is not understood is the same as none to it.
+    pub(crate) fn previous(&self) -> Result<Option<Attachment>, Failure> {
+        match self.conf.object("prevResult").and_then(|found| found.map(Attachment::parse).transpose()) {
+            Err(_) if self.verb == Verb::Del => Ok(None),
+            other => other,
+        }
+    }
+
+    /// The attachments that GC is to keep. Without the list nothing is known to be left over, so it is asked for.
+    pub(crate) fn valid(&self) -> Result<BTreeSet<Key>, Failure> {
+        let keys = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+        let Some(key) = keys.into_iter().find(|key| self.conf.get(key).is_some()) else {
+            let msg = format!("GC needs \"{}\": the attachments that are still in use", keys[0]);
+            return Err(Failure::new(Code::Config, msg).details("an empty list removes all of the network"));
+        };
+        let missing = || wrong(key, "a list of objects with \"containerID\" and \"ifname\"");
+        let read = |entry: &Object| {
+            let text = |name| entry.text(name)?.map(str::to_owned).ok_or_else(missing);
+            Ok((text("containerID")?, text("ifname")?))
+        };
+        self.conf.objects(key)?.into_iter().map(read).collect()
     }
 }
 
@@ -199,6 +229,30 @@ mod tests {
         }
         assert_eq!(read(Verb::Add, &[FULL[1], FULL[2]], CONF).unwrap_err(), Code::Container);
         assert_eq!(read(Verb::Add, &FULL, r#"{"cniVersion":"1.0.0"}"#).unwrap_err(), Code::Config);
+    }
+
+    #[test]
+    fn a_collection_without_a_list_is_refused_and_an_empty_list_is_one() {
+        let valid = |more: &str| {
+            let conf = CONF.replace("1.0.0", "1.1.0").replace('}', more);
+            read(Verb::Gc, &[("CNI_PATH", "x")], &conf).unwrap().valid().map_err(|f| f.code)
+        };
+        assert_eq!(valid("}"), Err(Code::Config));
+        assert_eq!(valid(r#","cni.dev/valid-attachments":null}"#), Err(Code::Config));
+        assert_eq!(valid(r#","cni.dev/valid-attachments":[{"containerID":"c1"}]}"#), Err(Code::Config));
+        assert_eq!(valid(r#","cni.dev/valid-attachments":[]}"#), Ok(BTreeSet::new()));
+        let one = BTreeSet::from([("c1".to_owned(), "eth0".to_owned())]);
+        for key in ["valid-attachments", "attachments"] {
+            let list = format!(r#","cni.dev/{key}":[{{"containerID":"c1","ifname":"eth0"}}]}}"#);
+            assert_eq!(valid(&list), Ok(one.clone()), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_previous_result_that_makes_no_sense_is_none_to_a_delete_and_a_failure_to_others() {
+        let conf = CONF.replace('}', r#","prevResult":{"ips":[{"address":7}]}}"#);
+        assert_eq!(read(Verb::Del, &[FULL[0], FULL[2]], &conf).unwrap().previous(), Ok(None));
+        assert!(read(Verb::Add, &FULL, &conf).unwrap().previous().is_err());
     }
 
     #[test]

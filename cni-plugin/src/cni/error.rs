@@ -28,6 +28,9 @@ pub(crate) enum Code {
     TryAgain = 11,
     /// STATUS: an ADD would fail.
     NotAvailable = 50,
+    /// STATUS: an ADD would fail, and containers that run may be affected.
+    #[allow(dead_code)]
+    Limited = 51,
     /// The kernel refused.
     Kernel = 100,
     /// CHECK found a difference.
@@ -57,7 +60,15 @@ impl Failure {
 
     /// The same as an answer to STATUS: whatever would fail an ADD makes the network not available.
     pub(crate) fn into_status(self) -> Self {
-        Self { code: Code::NotAvailable, ..self }
+        let code = if self.code == Code::Limited { self.code } else { Code::NotAvailable };
+        Self { code, ..self }
+    }
+
+    /// One failure for all that went wrong where one failure did not end the work.
+    pub(crate) fn all(failures: impl IntoIterator<Item = Self>) -> Result<(), Self> {
+        let mut failures = failures.into_iter();
+        let Some(first) = failures.next() else { return Ok(()) };
+        Err(failures.fold(first, |all, more| Self { msg: format!("{}; {more}", all.msg), ..all }))
     }
 
     /// The document for standard output.

@@ -13,7 +13,7 @@ mod error;
 mod version;
 
 pub(crate) use args::{CniArgs, address};
-pub(crate) use attachment::{Address, Attachment, Dns, Interface, Route};
-pub(crate) use call::{Call, Verb};
+pub(crate) use attachment::{Address, Attachment, Device, Dns, Interface, Route};
+pub(crate) use call::{Call, Key, Verb};
 pub(crate) use error::{Code, During, Failure};
 pub(crate) use version::Version;

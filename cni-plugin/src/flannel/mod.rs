@@ -19,6 +19,10 @@ use state::State;
 use crate::bridge;
 use crate::cni::{Attachment, Call, Code, Failure};
 use crate::json::{Json, Object, object, wrong};
+use crate::plugin::Plugin;
+
+/// The row of the table.
+pub(crate) const PLUGIN: Plugin = Plugin { name: "flannel", level: "v1.9.1", add, del, check, status, gc };
 
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 const DATA_DIR: &str = "/var/lib/cni/flannel";
@@ -76,6 +80,11 @@ pub(crate) fn status(call: &Call) -> Result<(), Failure> {
     let conf = compose(&call.conf, &Env::read(&subnet_file(call)?)?)?;
     refuse_other_type(&conf)?;
     bridge::status(call, &conf)
+}
+
+/// GC: what the delegate has to collect.
+pub(crate) fn gc(call: &Call) -> Result<(), Failure> {
+    bridge::gc(call, &call.conf)
 }
 
 /// The bridge plugin's configuration: the given `delegate` with what it leaves open, and addresses from `env`.

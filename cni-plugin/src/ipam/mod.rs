@@ -19,7 +19,11 @@ use range::RangeSet;
 pub(crate) use store::Holder;
 use store::Store;
 
-use crate::cni::{Address, Attachment, Call, Code, Dns, Failure, Route};
+use crate::cni::{Address, Attachment, Call, Code, Dns, Failure, Key, Route};
+use crate::plugin::Plugin;
+
+/// The row of the table.
+pub(crate) const PLUGIN: Plugin = Plugin { name: "host-local", level: "v1.9.1", add, del, check, status, gc };
 
 /// The address management of a network as its configuration has it.
 #[derive(Debug)]
@@ -148,6 +152,18 @@ pub(crate) fn release(folder: &std::path::Path, holder: &Holder) -> Result<(), F
     own.map(|(ip, _)| store.free(ip)).fold(Ok(()), Result::and)
 }
 
+/// Frees everything in a network's folder that no valid attachment holds.
+pub(crate) fn collect(folder: &std::path::Path, valid: &BTreeSet<Key>) -> Result<(), Failure> {
+    let Some(store) = Store::open(folder)? else { return Ok(()) };
+    let is_valid = |held: &Holder| {
+        valid.iter().any(|(container, ifname)| {
+            Holder { container: container.clone(), ifname: ifname.clone() }.owns(held)
+        })
+    };
+    let left = store.reservations()?.into_iter().filter(|(_, held)| !is_valid(held));
+    Failure::all(left.filter_map(|(ip, _)| store.free(ip).err()))
+}
+
 fn lease(ip: IpAddr, range: &range::Range) -> Result<Lease, Failure> {
     let net = IpNetwork::new(ip, range.subnet.prefix());
     net.map(|net| Lease { net, gateway: range.gateway })
@@ -182,4 +198,9 @@ pub(crate) fn check(call: &Call) -> Result<(), Failure> {
 /// STATUS as `host-local`.
 pub(crate) fn status(call: &Call) -> Result<(), Failure> {
     Ipam::read(call, &call.conf)?.ok_or_else(conf::missing)?.check_free()
+}
+
+/// GC as `host-local`.
+pub(crate) fn gc(call: &Call) -> Result<(), Failure> {
+    collect(&folder(call, &call.conf), &call.valid()?)
 }
