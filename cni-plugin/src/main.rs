@@ -13,12 +13,19 @@
 //! - No other program is run, and nothing waits without a bound.
 
 mod bridge;
+mod chained;
 mod cni;
 mod flannel;
+mod hash;
+mod host_route;
 mod ipam;
 mod json;
+mod link;
+mod loopback;
 mod netns;
+mod nft;
 mod plugin;
+mod portmap;
 mod random;
 #[cfg(test)]
 mod scratch;
@@ -38,6 +45,8 @@ const PLUGINS: &[Plugin] = &[
     flannel::PLUGIN, //
     bridge::PLUGIN,
     ipam::PLUGIN,
+    loopback::PLUGIN,
+    portmap::PLUGIN,
 ];
 
 fn main() -> ExitCode {

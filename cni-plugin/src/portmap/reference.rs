@@ -1,0 +1,68 @@
+//! What the reference plugin made for a container, with either of its backends: our DEL takes it away as well, so that
+//! a node can change to this plugin with containers running.
+//!
+//! Its rules name the container alone, neither network nor interface; so it, and we, remove all of a container's.
+
+use backends::netlink::Socket;
+use nix::errno::Errno;
+use subnet_lease::Family;
+
+use crate::cni::{Code, During, Failure};
+use crate::hash;
+use crate::nft::{Change, Reader};
+
+/// The table of its backend `nftables`.
+const TABLE: &str = "cni_hostport";
+/// Its chains that have rules of containers.
+const CHAINS: [&str; 3] = ["hostports", "hostip_hostports", "masquerading"];
+/// The table of its backend `iptables`, as nf_tables has it.
+const NAT: &str = "nat";
+/// Prefixes of a container's chains there, each with the chain that jumps to it.
+const ENTRIES: [(&str, &str); 2] = [("CNI-DN-", "CNI-HOSTPORT-DNAT"), ("CNI-SN-", "CNI-HOSTPORT-SNAT")];
+/// Longest name of a chain of iptables.
+const NAME: usize = 28;
+
+/// The name of a container's chain.
+pub(super) fn chain(prefix: &str, network: &str, container: &str) -> String {
+    hash::name(prefix, &format!("{network}{container}"), NAME)
+}
+
+/// Removes a container's rules; none there is fine.
+pub(super) fn remove(socket: &mut Socket, network: &str, container: &str) -> Result<(), Failure> {
+    let what = || format!("cannot remove the port maps that another plugin made for {container}");
+    let mut change = Change::of(TABLE);
+    let mut reader = Reader { socket, table: TABLE };
+    for family in Family::ALL {
+        for rule in reader.rules(family, None).during(Code::Kernel, what)? {
+            if rule.note == container && CHAINS.contains(&&*rule.chain) {
+                change.delete_rule(family, &rule.chain, rule.handle);
+            }
+        }
+    }
+    commit(change, socket).during(Code::Kernel, what)?;
+    let mut change = Change::of(NAT);
+    let mut reader = Reader { socket, table: NAT };
+    for family in Family::ALL {
+        for (prefix, entry) in ENTRIES {
+            let chain = chain(prefix, network, container);
+            if !reader.has_chain(family, &chain).during(Code::Kernel, what)? {
+                continue;
+            }
+            let rules = reader.rules(family, Some(entry)).during(Code::Kernel, what)?;
+            rules
+                .iter()
+                .filter(|r| r.jumps_to(&chain))
+                .for_each(|r| change.delete_rule(family, entry, r.handle));
+            change.delete_chain(family, &chain);
+        }
+    }
+    commit(change, socket).during(Code::Kernel, what)
+}
+
+/// What somebody else removed meanwhile is gone as well.
+fn commit(change: Change, socket: &mut Socket) -> Result<(), backends::netlink::NetlinkError> {
+    match change.commit(socket, None) {
+        Err(error) if error.errno() == Errno::ENOENT => Ok(()),
+        other => other,
+    }
+}
