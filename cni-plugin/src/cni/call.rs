@@ -79,6 +79,7 @@ pub(crate) struct Call {
     /// `CNI_ARGS` as given.
     pub(crate) args: String,
     /// `CNI_PATH` as given: where other plugins are.
+    #[allow(dead_code, reason = "for delegates")]
     pub(crate) path: String,
 }
 
