@@ -71,7 +71,7 @@ pub use enter::{enter, is_rootless};
 pub use host::Host;
 pub use lab::{Lab, Place};
 pub use namespace::Namespace;
-pub use pod::{Cni, Pod};
+pub use pod::{Cni, Pod, Sandbox};
 pub use process::{Cost, Process, Program};
 pub use screen::Screen;
 pub use topology::{Family, Net, Topology, UPLINK, eventually};

@@ -49,12 +49,43 @@ impl Cni {
     }
 }
 
-/// A pod on a host. Dropping it without [`Pod::delete`] is a pod whose node died: the plugin is not told.
+/// A container's network namespace, known on its host under /run/netns, to which no plugin has come yet.
 #[derive(Debug)]
-pub struct Pod {
+pub struct Sandbox {
     host: Host,
     space: Namespace,
     path: PathBuf,
+}
+
+impl Sandbox {
+    /// A new one with its loopback up. `name` is unique on its host.
+    pub fn new(host: &Host, name: &str) -> Result<Self> {
+        let space = Namespace::create(host.space().run_dir(), &format!("{}-{name}", host.name()))?;
+        let path = host.show_namespace(&space)?;
+        Ok(Self { host: host.clone(), space, path })
+    }
+
+    /// Where it is, as its host sees it.
+    pub fn path(&self) -> std::borrow::Cow<'_, str> {
+        self.path.to_string_lossy()
+    }
+
+    /// The namespace itself.
+    pub fn space(&self) -> &Namespace {
+        &self.space
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let _ = self.host.hide_namespace(&self.path);
+    }
+}
+
+/// A pod on a host. Dropping it without [`Pod::delete`] is a pod whose node died: the plugin is not told.
+#[derive(Debug)]
+pub struct Pod {
+    sandbox: Sandbox,
     cni: Cni,
     addresses: Vec<IpNetwork>,
     result: Value,
@@ -63,16 +94,8 @@ pub struct Pod {
 impl Pod {
     /// Makes a namespace and has the plugin connect it. `name` is the container's id, unique on its host.
     pub fn add(host: &Host, name: &str, cni: &Cni) -> Result<Self> {
-        let space = Namespace::create(host.space().run_dir(), &format!("{}-{name}", host.name()))?;
-        let path = host.show_namespace(&space)?;
-        let mut pod = Self {
-            host: host.clone(),
-            space,
-            path,
-            cni: cni.clone(),
-            addresses: Vec::new(),
-            result: Value::Null,
-        };
+        let sandbox = Sandbox::new(host, name)?;
+        let mut pod = Self { sandbox, cni: cni.clone(), addresses: Vec::new(), result: Value::Null };
         let answer = host.output(&pod.call("ADD"))?;
         pod.result = serde_json::from_slice(&answer.stdout).unwrap_or(Value::Null);
         if !answer.status.success() {
@@ -87,32 +110,32 @@ impl Pod {
 
     /// Has the plugin disconnect it, and ends it.
     pub fn delete(self) -> Result<()> {
-        self.host.exec(&self.call("DEL")).map(drop)
+        self.host().exec(&self.call("DEL")).map(drop)
     }
 
     /// A call of the plugin for this pod.
     pub fn call(&self, command: &str) -> Program {
-        self.cni.call(command, self.name(), &self.path.to_string_lossy())
+        self.cni.call(command, self.name(), &self.path())
     }
 
     /// Where its network namespace is, as its host sees it.
     pub fn path(&self) -> std::borrow::Cow<'_, str> {
-        self.path.to_string_lossy()
+        self.sandbox.path()
     }
 
     /// Host and container id, joined by a hyphen.
     pub fn name(&self) -> &str {
-        self.space.name()
+        self.space().name()
     }
 
     /// The host it is on.
     pub fn host(&self) -> &Host {
-        &self.host
+        &self.sandbox.host
     }
 
     /// Its network namespace.
     pub fn space(&self) -> &Namespace {
-        &self.space
+        self.sandbox.space()
     }
 
     /// What ADD answered.
@@ -134,13 +157,7 @@ impl Pod {
 
     /// Pings another pod's first address of a family.
     pub fn ping(&self, other: &Self, family: Family, patience: Duration) -> Result<Duration> {
-        probe::ping(&self.space, other.address(family)?, patience)
-    }
-}
-
-impl Drop for Pod {
-    fn drop(&mut self) {
-        let _ = self.host.hide_namespace(&self.path);
+        probe::ping(self.space(), other.address(family)?, patience)
     }
 }
 
