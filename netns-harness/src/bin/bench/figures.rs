@@ -68,11 +68,10 @@ impl Figures {
 
     /// One JSON line a measure.
     pub(crate) fn lines(&self, daemon: &Path) -> Vec<String> {
-        let cpus = thread::available_parallelism().map_or(0, usize::from);
         let line = |one: &Measure| {
             json!({
                 "measure": one.name, "unit": one.unit, "value": one.median(), "all": one.all,
-                "to_reach": one.goal, "daemon": daemon, "kernel": kernel(), "load": load(), "cpus": cpus,
+                "to_reach": one.goal, "daemon": daemon, "kernel": kernel(), "load": load(), "cpus": cpus(),
             })
             .to_string()
         };
@@ -81,15 +80,19 @@ impl Figures {
 }
 
 /// A figure means nothing without its kernel, and little on a machine that was busy.
-fn title() -> String {
+pub(crate) fn title() -> String {
     format!("Linux {}, load average {}", kernel(), load())
 }
 
-fn kernel() -> String {
+pub(crate) fn cpus() -> usize {
+    thread::available_parallelism().map_or(0, usize::from)
+}
+
+pub(crate) fn kernel() -> String {
     fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
 }
 
-fn load() -> String {
+pub(crate) fn load() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split_whitespace().next().unwrap_or_default().to_owned()
 }

@@ -4,12 +4,14 @@
 //!   bench [--against PATH]          four hosts and a thousand peers; the ratios to another daemon
 //!   bench scale [--against PATH]    1,000 to 10,000 peers, both backends, both families, against what is to be reached
 //!   bench soak                      a day's events in a minute: memory must end where it began
+//!   bench cni [--against FOLDER]    the CNI plugin, and the ratios to another's
 //! ```
 //!
 //! One JSON line a measure with `--json`, a table otherwise. Leases are kept in etcd, so that every daemon meets the
 //! same store; the daemon is known by its flags only, so any flannel fits.
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures time")]
 
+mod cni;
 mod compare;
 mod figures;
 mod large;
@@ -44,6 +46,8 @@ enum What {
     Scale(scale::Flags),
     /// Joins, leaves, flaps and lost stores, until it is seen whether memory grows
     Soak(soak::Flags),
+    /// The CNI plugin: ADD and DEL alone, many at once, with a full store, with a port map
+    Cni(cni::Flags),
 }
 
 /// What every kind of run understands.
@@ -77,6 +81,7 @@ fn run(flags: &Flags, screen: Screen) -> Result<bool> {
         Some(What::Scale(scale)) => {
             both(&scale.common, screen, |products, ours| scale::measure(products, ours, scale))
         }
+        Some(What::Cni(cni)) => cni::measure(cni, screen),
         Some(What::Soak(soak)) => soak::measure(&Products::find()?, soak, screen),
     }
 }

@@ -1,0 +1,278 @@
+//! One side: a host on which one folder's plugins are called, and timed.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use netns_harness::{Host, Program, Sandbox, eventually};
+use nix::errno::Errno;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
+use nix::sys::wait::wait;
+use serde_json::Value;
+
+/// Where host-local keeps the addresses of the network.
+const STORE: &str = "/var/lib/cni/networks/cbr0";
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Room for many addresses.
+const SUBNET_ENV: &str =
+    "FLANNEL_NETWORK=10.0.0.0/8\nFLANNEL_SUBNET=10.244.0.1/16\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+
+pub(super) struct Side {
+    folder: PathBuf,
+    host: Host,
+    sandboxes: Vec<Sandbox>,
+}
+
+/// Times of calls of one kind, in milliseconds.
+#[derive(Debug, Default)]
+pub(super) struct Timings {
+    wall: Vec<f64>,
+    cpu: Vec<f64>,
+}
+
+impl Timings {
+    pub(super) fn median(&self) -> f64 {
+        median(&self.wall)
+    }
+
+    pub(super) fn p99(&self) -> f64 {
+        let sorted = sorted(&self.wall);
+        // Of n values the one that a hundredth of them exceeds.
+        sorted.get(sorted.len() - 1 - sorted.len() / 100).copied().unwrap_or(f64::NAN)
+    }
+
+    /// The mean: short times are counted in steps by some kernels.
+    pub(super) fn cpu(&self) -> f64 {
+        let count = u32::try_from(self.cpu.len()).unwrap_or(u32::MAX);
+        self.cpu.iter().sum::<f64>() / f64::from(count)
+    }
+}
+
+pub(super) fn median(values: &[f64]) -> f64 {
+    let sorted = sorted(values);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn sorted(values: &[f64]) -> Vec<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted
+}
+
+impl Side {
+    /// A host with the daemon's file, and containers that nothing has connected.
+    pub(super) fn new(folder: &Path, host: &Host, containers: usize) -> Result<Self> {
+        fs::create_dir_all(host.path("/run/flannel"))?;
+        fs::write(host.path("/run/flannel/subnet.env"), SUBNET_ENV)?;
+        let sandboxes =
+            (0..containers).map(|one| Sandbox::new(host, &format!("c{one}"))).collect::<Result<_>>()?;
+        Ok(Self { folder: folder.to_owned(), host: host.clone(), sandboxes })
+    }
+
+    pub(super) fn host(&self) -> &Host {
+        &self.host
+    }
+
+    pub(super) fn has(&self, plugin: &str) -> bool {
+        self.folder.join(plugin).exists()
+    }
+
+    /// Does `work` on this side's host, and adds how long it took and all CPU time that followed from it.
+    pub(super) fn timed<T: Send>(
+        &self,
+        timings: &mut Timings,
+        work: impl Fn() -> Result<T> + Sync,
+    ) -> Result<T> {
+        let before = cpu()?;
+        let (result, wall) = self.host.run(|| {
+            let start = Instant::now();
+            (work(), start.elapsed())
+        })?;
+        settle()?;
+        timings.wall.push(wall.as_secs_f64() * 1e3);
+        timings.cpu.push((cpu()?.saturating_sub(before)).as_secs_f64() * 1e3);
+        result
+    }
+
+    /// The plugins one after the other, as a runtime calls them; returns the last one's result. On this side's host.
+    pub(super) fn add(&self, container: usize, plugins: &[Value]) -> Result<Value> {
+        let mut previous = Value::Null;
+        for conf in plugins {
+            previous = self.call("ADD", container, conf, &previous)?;
+        }
+        Ok(previous)
+    }
+
+    /// From the last one to the first.
+    pub(super) fn del(&self, container: usize, plugins: &[Value], result: &Value) -> Result<()> {
+        plugins.iter().rev().try_for_each(|conf| self.call("DEL", container, conf, result).map(drop))
+    }
+
+    fn call(&self, verb: &str, container: usize, conf: &Value, previous: &Value) -> Result<Value> {
+        let kind = conf["type"].as_str().context("a plugin has a type")?;
+        let mut conf = conf.clone();
+        if !previous.is_null() {
+            conf["prevResult"] = previous.clone();
+        }
+        let mut child = self.command(kind, verb, container)?.spawn().with_context(|| kind.to_owned())?;
+        // It may answer without having read all.
+        let _ = child.stdin.take().context("stdin")?.write_all(conf.to_string().as_bytes());
+        let mut text = String::new();
+        child.stdout.take().context("stdout")?.read_to_string(&mut text)?;
+        let status = child.wait()?;
+        ensure!(status.success(), "{verb} of {kind} in {}: {status} {text}", self.folder.display());
+        Ok(if text.trim().is_empty() { Value::Null } else { serde_json::from_str(&text)? })
+    }
+
+    fn command(&self, kind: &str, verb: &str, container: usize) -> Result<Command> {
+        let netns = self.sandboxes[container].path();
+        let mut command = Command::new(self.folder.join(kind));
+        command
+            .env_clear()
+            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", format!("container-{container}"))
+            .env("CNI_NETNS", netns.as_ref())
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", &self.folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        Ok(command)
+    }
+
+    /// How long it takes, in milliseconds, until `work` is done for all containers and nothing of it still runs.
+    pub(super) fn crowd(
+        &self,
+        count: usize,
+        at_a_time: usize,
+        work: impl Fn(usize) -> Result<()> + Sync,
+    ) -> Result<f64> {
+        let next = AtomicUsize::new(0);
+        let worker = || -> Result<()> {
+            loop {
+                let one = next.fetch_add(1, Ordering::Relaxed);
+                if one >= count {
+                    return Ok(());
+                }
+                work(one)?;
+            }
+        };
+        let start = Instant::now();
+        self.host.run(|| {
+            thread::scope(|scope| {
+                let workers: Vec<_> = (0..at_a_time).map(|_| scope.spawn(worker)).collect();
+                let ends =
+                    workers.into_iter().map(|one| one.join().unwrap_or_else(|_| bail!("a worker panicked")));
+                ends.collect::<Result<()>>()
+            })
+        })??;
+        settle()?;
+        Ok(start.elapsed().as_secs_f64() * 1e3)
+    }
+
+    /// Nothing is left of any attachment: no address is held, no port is on the bridge.
+    pub(super) fn is_empty(&self) -> Result<()> {
+        eventually(PATIENCE, || {
+            let held = self.held()?;
+            ensure!(held == 0, "{}: {held} addresses are still held", self.folder.display());
+            let ports = self.host.exec(&Program::new("ip").args(["-o", "link", "show", "master", "cni0"]))?;
+            ensure!(ports.is_empty(), "{}: still there: {ports}", self.folder.display());
+            Ok(())
+        })
+        .map(drop)
+    }
+
+    fn held(&self) -> Result<usize> {
+        let names = fs::read_dir(self.host.path(STORE))?.map(|entry| Ok(entry?.file_name()));
+        let names: Vec<_> = names.collect::<Result<_>>()?;
+        Ok(names.iter().filter(|name| name.to_string_lossy().starts_with("10.")).count())
+    }
+
+    /// Has others hold so many addresses from the subnet's second on, as host-local would have noted it.
+    pub(super) fn hold(&self, count: u32) -> Result<()> {
+        let folder = self.host.path(STORE);
+        fs::create_dir_all(&folder)?;
+        let first = u32::from(std::net::Ipv4Addr::new(10, 244, 0, 2));
+        for number in 0..count {
+            let address = std::net::Ipv4Addr::from(first + number);
+            fs::write(folder.join(address.to_string()), format!("other-{number}\r\neth0"))?;
+        }
+        let last = std::net::Ipv4Addr::from(first + count - 1);
+        Ok(fs::write(folder.join("last_reserved_ip.0"), last.to_string())?)
+    }
+
+    /// Medians of `VERSION` and of a program that does nothing, by turns, in milliseconds.
+    pub(super) fn version_beside(&self, empty: &Path, rounds: usize) -> Result<[f64; 2]> {
+        let (mut version, mut nothing) = (Vec::new(), Vec::new());
+        self.host.run(|| -> Result<()> {
+            for _ in 0..rounds {
+                version.push(run(&mut self.command("flannel", "VERSION", 0)?)?);
+                nothing.push(run(Command::new(empty).stdin(Stdio::piped()).stdout(Stdio::piped()))?);
+            }
+            Ok(())
+        })??;
+        Ok([median(&version), median(&nothing)])
+    }
+
+    /// Of a second ADD, in all its processes and threads, by strace.
+    pub(super) fn system_calls(&self, conf: &Value) -> Result<f64> {
+        let plugins = std::slice::from_ref(conf);
+        self.host.run(|| self.add(0, plugins))??;
+        let trace = self.host.path("/run/trace");
+        let plugin = self.folder.join("flannel");
+        let mut program = Program::new("strace").args(["-f", "-qq", "-e", "signal=none", "-o", "/run/trace"]);
+        for (key, value) in self.command("flannel", "ADD", 1)?.get_envs() {
+            program = program.env(&key.to_string_lossy(), value.unwrap_or_default());
+        }
+        self.host.exec(&program.arg(plugin).stdin(conf.to_string()))?;
+        settle()?;
+        for container in 0..2 {
+            self.host.run(|| self.del(container, plugins, &Value::Null))??;
+        }
+        settle()?;
+        let text = fs::read_to_string(trace)?;
+        let calls = text.lines().filter(|line| line.contains('(') && !line.contains(" resumed>")).count();
+        Ok(f64::from(u32::try_from(calls)?))
+    }
+}
+
+fn run(command: &mut Command) -> Result<f64> {
+    let start = Instant::now();
+    let mut child = command.spawn()?;
+    drop(child.stdin.take());
+    let mut text = Vec::new();
+    child.stdout.take().context("stdout")?.read_to_end(&mut text)?;
+    let status = child.wait()?;
+    let took = start.elapsed().as_secs_f64() * 1e3;
+    ensure!(status.success(), "{command:?}: {status}");
+    Ok(took)
+}
+
+/// Waits for every process that is left over: orphans of the plugins become this process's children.
+fn settle() -> Result<()> {
+    loop {
+        match wait() {
+            Ok(_) => {}
+            Err(Errno::ECHILD) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// CPU time of all children that have been waited for, theirs included.
+fn cpu() -> Result<Duration> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let time = |part: TimeVal| -> Result<Duration> {
+        Ok(Duration::from_secs(u64::try_from(part.tv_sec())?)
+            + Duration::from_micros(u64::try_from(part.tv_usec())?))
+    };
+    Ok(time(usage.user_time())? + time(usage.system_time())?)
+}

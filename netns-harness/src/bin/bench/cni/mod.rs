@@ -1,0 +1,226 @@
+//! What a CNI plugin costs, beside another's: `flannel` with what it needs in one folder, the same configuration, each on
+//! a host of its own, by turns.
+//!
+//! ```text
+//!   round 1..n   ours: ADD, DEL of ten attachments     the other: ADD, DEL of ten attachments
+//! ```
+//!
+//! Times are those of a runtime: from the start of the program until its output has ended. CPU time is that of all
+//! processes a call leaves behind too: this process inherits and waits for them.
+
+mod drive;
+mod empty;
+mod rows;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use netns_harness::{Net, Screen, Topology};
+use serde_json::{Value, json};
+
+use drive::{Side, Timings};
+use rows::{Goal, Rows};
+
+#[derive(Debug, Args)]
+pub(crate) struct Flags {
+    /// Folder of the other plugins: flannel, bridge, host-local, portmap
+    #[arg(long, value_name = "FOLDER")]
+    against: Option<PathBuf>,
+    /// Folder of ours; without it $SELVAGE_BIN, or the one of this program
+    #[arg(long, value_name = "FOLDER")]
+    plugins: Option<PathBuf>,
+    /// Attachments of each kind that are measured one by one
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u16).range(10..=10_000), value_name = "N")]
+    rounds: u16,
+    /// JSON lines instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// How many containers come and go at once, in all and at a time.
+const CROWD: usize = 200;
+const AT_A_TIME: usize = 8;
+/// Addresses that others hold while an ADD looks for one.
+const HELD: u32 = 5_000;
+/// Rounds that one side has before it is the other's turn.
+const TURN: usize = 10;
+
+/// Whether everything was reached that is to be reached.
+pub(crate) fn measure(flags: &Flags, screen: Screen) -> Result<bool> {
+    nix::sys::prctl::set_child_subreaper(true)?;
+    let ours = match &flags.plugins {
+        Some(folder) => folder.clone(),
+        None => own_folder()?,
+    };
+    let folders: Vec<PathBuf> = std::iter::once(ours).chain(flags.against.clone()).collect();
+    let folders =
+        folders.iter().map(|folder| folder.canonicalize().with_context(|| folder.display().to_string()));
+    let folders = folders.collect::<Result<Vec<_>>>()?;
+    let mut rows = Rows::new(folders.len() > 1);
+    let rounds = usize::from(flags.rounds);
+    one_by_one(&folders, rounds, &mut rows)?;
+    crowds(&folders, &mut rows)?;
+    filled(&folders, rounds / 4, &mut rows)?;
+    mapped(&folders, rounds / 4, &mut rows)?;
+    programs(&folders, rounds, &mut rows)?;
+    let lines = if flags.json { rows.lines() } else { rows.table() };
+    lines.iter().for_each(|line| screen.say(line));
+    Ok(rows.reached())
+}
+
+fn own_folder() -> Result<PathBuf> {
+    if let Some(folder) = std::env::var_os("SELVAGE_BIN") {
+        return Ok(folder.into());
+    }
+    Ok(std::env::current_exe()?.parent().context("this program has no directory")?.to_owned())
+}
+
+/// flannel's usual network, in the version of its manifest.
+pub(super) fn flannel() -> Value {
+    json!({
+        "cniVersion": "0.3.1", "name": "cbr0", "type": "flannel", "ipam": {},
+        "delegate": { "hairpinMode": true, "isDefaultGateway": true },
+    })
+}
+
+fn portmap(port: usize) -> Value {
+    let mapping = json!({ "hostPort": port, "containerPort": 80, "protocol": "tcp" });
+    json!({
+        "cniVersion": "0.3.1", "name": "cbr0", "type": "portmap", "capabilities": { "portMappings": true },
+        "runtimeConfig": { "portMappings": [mapping] },
+    })
+}
+
+/// A host for each folder, with so many containers.
+fn sides(folders: &[PathBuf], containers: usize) -> Result<(Net, Vec<Side>)> {
+    let net = Net::build(Topology::flat(folders.len()))?;
+    let made = folders.iter().zip(net.hosts()).map(|(folder, host)| Side::new(folder, host, containers));
+    let sides = made.collect::<Result<_>>()?;
+    Ok((net, sides))
+}
+
+/// ADD and DEL of one attachment after the other, by turns.
+fn turns(sides: &[Side], rounds: usize, chain: &dyn Fn(usize) -> Vec<Value>) -> Result<Vec<[Timings; 2]>> {
+    let mut all: Vec<[Timings; 2]> = sides.iter().map(|_| Default::default()).collect();
+    for round in 0..=rounds.div_ceil(TURN) {
+        for (side, [adds, dels]) in sides.iter().zip(&mut all) {
+            let mut warm = Timings::default();
+            for container in 0..TURN {
+                // The first turn warms up: the bridge is made, the programs are read from disk.
+                let (adds, dels) =
+                    if round == 0 { (&mut warm, &mut Timings::default()) } else { (&mut *adds, &mut *dels) };
+                let plugins = chain(container);
+                let result = side.timed(adds, || side.add(container, &plugins))?;
+                side.timed(dels, || side.del(container, &plugins, &result))?;
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn one_by_one(folders: &[PathBuf], rounds: usize, rows: &mut Rows) -> Result<()> {
+    let (_net, sides) = sides(folders, TURN)?;
+    let all = turns(&sides, rounds, &|_| vec![flannel()])?;
+    let goals =
+        [("ADD", [(2.0, 0.25), (5.0, 0.4), (0.8, 0.1)]), ("DEL", [(0.8, 0.06), (2.0, 0.08), (0.5, 0.1)])];
+    for (at, (verb, [median, p99, cpu])) in goals.into_iter().enumerate() {
+        let figures = |of: fn(&Timings) -> f64| all.iter().map(|side| of(&side[at])).collect::<Vec<_>>();
+        rows.add(&format!("{verb}, median"), "ms", Goal::ratio(median), figures(Timings::median));
+        rows.add(&format!("{verb}, 99th percentile"), "ms", Goal::ratio(p99), figures(Timings::p99));
+        rows.add(
+            &format!("{verb}, CPU time of all its processes"),
+            "ms",
+            Goal::ratio(cpu),
+            figures(Timings::cpu),
+        );
+    }
+    sides.iter().try_for_each(Side::is_empty)
+}
+
+fn crowds(folders: &[PathBuf], rows: &mut Rows) -> Result<()> {
+    let (_net, sides) = sides(folders, CROWD)?;
+    let mut adds: Vec<Vec<f64>> = vec![vec![]; sides.len()];
+    let mut dels = adds.clone();
+    for _ in 0..3 {
+        for (at, side) in sides.iter().enumerate() {
+            let plugins = [flannel()];
+            adds[at].push(side.crowd(CROWD, AT_A_TIME, |one| side.add(one, &plugins).map(drop))?);
+            dels[at].push(side.crowd(CROWD, AT_A_TIME, |one| side.del(one, &plugins, &Value::Null))?);
+            side.is_empty()?;
+        }
+    }
+    let medians = |all: &[Vec<f64>]| all.iter().map(|one| drive::median(one)).collect::<Vec<_>>();
+    let name = |verb| format!("{CROWD} {verb}, {AT_A_TIME} at a time, until all is settled");
+    rows.add(&name("ADDs"), "ms", Goal::ratio((250.0, 0.3)), medians(&adds));
+    rows.add(&name("DELs"), "ms", Goal::ratio((200.0, 0.2)), medians(&dels));
+    Ok(())
+}
+
+fn filled(folders: &[PathBuf], rounds: usize, rows: &mut Rows) -> Result<()> {
+    let (_net, sides) = sides(folders, TURN)?;
+    sides.iter().try_for_each(|side| side.hold(HELD))?;
+    let all = turns(&sides, rounds, &|_| vec![flannel()])?;
+    for (at, verb) in ["ADD", "DEL"].into_iter().enumerate() {
+        let figures = all.iter().map(|side| side[at].median()).collect();
+        // Absolute: what the same costs with none held, as a goal above.
+        let absolute = if at == 0 { 2.0 } else { 0.8 };
+        rows.add(&format!("{verb} with {HELD} addresses held"), "ms", Goal::ratio((absolute, 0.05)), figures);
+    }
+    Ok(())
+}
+
+/// One port map more than none, in the same turns.
+fn mapped(folders: &[PathBuf], rounds: usize, rows: &mut Rows) -> Result<()> {
+    let (_net, sides) = sides(folders, TURN)?;
+    if sides.iter().any(|side| !side.has("portmap")) {
+        return Ok(());
+    }
+    let plain = turns(&sides, rounds, &|_| vec![flannel()])?;
+    let more = turns(&sides, rounds, &|one| vec![flannel(), portmap(10_000 + one)])?;
+    for (at, (verb, goal)) in [("ADD", 0.7), ("DEL", 1.0)].into_iter().enumerate() {
+        let figures = plain.iter().zip(&more).map(|(plain, more)| more[at].median() - plain[at].median());
+        rows.add(&format!("{verb}: one port map more"), "ms", Goal::ratio((goal, 0.05)), figures.collect());
+    }
+    Ok(())
+}
+
+/// What the programs are, apart from what they do.
+fn programs(folders: &[PathBuf], rounds: usize, rows: &mut Rows) -> Result<()> {
+    let (_net, sides) = sides(folders, TURN)?;
+    let sizes = folders.iter().map(|folder| size(folder)).collect::<Result<Vec<_>>>()?;
+    rows.add("flannel, bridge and host-local on disk", "MiB", Goal::absolute(2.0), sizes);
+    let empty = empty::program(sides[0].host())?;
+    let mut over = Vec::new();
+    for side in &sides {
+        let [version, nothing] = side.version_beside(&empty, rounds)?;
+        over.push(version - nothing);
+    }
+    rows.add("VERSION, over an empty program", "ms", Goal::absolute(0.2), over);
+    let calls = sides.iter().map(|side| side.system_calls(&flannel())).collect::<Result<Vec<_>>>();
+    match calls {
+        Ok(calls) => rows.add("system calls of an ADD", "", Goal::absolute(100.0), calls),
+        Err(error) => rows.note(&format!("system calls of an ADD are not counted: {error:#}")),
+    }
+    Ok(())
+}
+
+/// Of the distinct files, in MiB: names may be links to one.
+fn size(folder: &Path) -> Result<f64> {
+    let names = ["flannel", "bridge", "host-local"];
+    let mut files = Vec::new();
+    for name in names {
+        let file =
+            folder.join(name).canonicalize().with_context(|| format!("{name} in {}", folder.display()))?;
+        if !files.contains(&file) {
+            files.push(file);
+        }
+    }
+    let mut bytes = 0;
+    for file in &files {
+        bytes += std::fs::metadata(file)?.len();
+    }
+    ensure!(bytes > 0, "the plugins are empty");
+    let Ok(bytes) = u32::try_from(bytes) else { bail!("plugins of {bytes} bytes") };
+    Ok(f64::from(bytes) / f64::from(1 << 20))
+}
