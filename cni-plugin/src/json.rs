@@ -92,6 +92,11 @@ impl Object {
         self.text(key)?.map(|t| t.parse().map_err(|_| wrong(key, what).details(t))).transpose()
     }
 
+    /// Every key as it is written, with its value, duplicates included.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&str, &Json)> {
+        self.0.iter().map(|(key, value)| (key.as_str(), value))
+    }
+
     /// Replaces the value of a key, whatever the case it is written in.
     pub(crate) fn set(&mut self, key: &str, value: impl Into<Json>) {
         self.0.retain(|(k, _)| !k.eq_ignore_ascii_case(key));

@@ -12,13 +12,16 @@
 //! - ADD undoes what it did when it fails. DEL succeeds when what it removes is not there.
 //! - No other program is run, and nothing waits without a bound.
 
+mod bandwidth;
 mod bridge;
 mod chained;
 mod cni;
+mod firewall;
 mod flannel;
 mod hash;
 mod host_route;
 mod ipam;
+mod iptables;
 mod json;
 mod link;
 mod loopback;
@@ -31,6 +34,7 @@ mod random;
 mod scratch;
 mod small_file;
 mod sysctl;
+mod tuning;
 
 use std::env;
 use std::io::{self, Write};
@@ -47,6 +51,9 @@ const PLUGINS: &[Plugin] = &[
     ipam::PLUGIN,
     loopback::PLUGIN,
     portmap::PLUGIN,
+    bandwidth::PLUGIN,
+    firewall::PLUGIN,
+    tuning::PLUGIN,
 ];
 
 fn main() -> ExitCode {

@@ -60,7 +60,7 @@ impl Verb {
 }
 
 /// A call whose variables and configuration are of the right form.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Call {
     pub(crate) verb: Verb,
     pub(crate) version: Version,

@@ -7,6 +7,7 @@
 //! Each element in the kernel names its attachment, and DEL and GC go by that name: neither the configuration, nor the
 //! namespace, nor a `prevResult` is needed to take away what an ADD made.
 
+mod chains;
 mod conditions;
 mod conf;
 mod conntrack;
@@ -41,6 +42,7 @@ fn add(call: &Call) -> Result<Attachment, Failure> {
     let mut socket = netfilter()?;
     put_in_force(call, &conf, &result, &mut socket).inspect_err(|_| {
         let _ = native::remove(&mut socket, &|owner| owner == own_name(call));
+        let _ = remove_chains(call, &mut socket);
     })?;
     Ok(result)
 }
@@ -53,7 +55,7 @@ fn put_in_force(
 ) -> Result<(), Failure> {
     match conf.backend {
         Backend::Nftables => native::add(socket, &wishes(call, conf, result)?)?,
-        Backend::Iptables => return Err(Failure::new(Code::Unsupported, "backend iptables")),
+        Backend::Iptables => chains::add(call, conf, &conf::addresses(call, result))?,
     }
     let addresses = conf::addresses(call, result);
     let mut route = Socket::route().during(Code::Kernel, || "no netlink socket".into())?;
@@ -110,10 +112,26 @@ fn del(call: &Call) -> Result<(), Failure> {
     let mut socket = netfilter()?;
     let own = own_name(call);
     let removed = native::remove(&mut socket, &|owner| owner == own)?;
-    forget_removed(&mut socket, &removed);
-    let mapped =
-        call.conf.object("runtimeConfig").ok().flatten().is_some_and(|r| r.get("portMappings").is_some());
-    if mapped { reference::remove(&mut socket, &call.network, &call.container) } else { Ok(()) }
+    // A rule of the reference plugin's table names the container alone: it may be of another network than this one,
+    // unless this one has ports.
+    let runtime = call.conf.object("runtimeConfig").ok().flatten();
+    if runtime.is_some_and(|runtime| runtime.list("portMappings").is_ok_and(|list| !list.is_empty())) {
+        reference::remove_rules(&mut socket, &call.container)?;
+    }
+    remove_chains(call, &mut socket)?;
+    // Last, so that no packet finds a forward any more and is remembered anew.
+    if removed.is_empty() {
+        forget_mapped(call, &mut socket);
+    } else {
+        forget_removed(&mut socket, &removed);
+    }
+    Ok(())
+}
+
+/// Removes what either backend `iptables`, ours or the reference plugin's, made.
+fn remove_chains(call: &Call, socket: &mut Socket) -> Result<(), Failure> {
+    reference::remove_chains(socket, &call.network, &call.container)?;
+    chains::remove_legacy(call)
 }
 
 /// Forgets the connections that went through forwards which are gone.
@@ -133,13 +151,29 @@ fn forget_removed(socket: &mut Socket, removed: &[Removed]) {
     }
 }
 
+/// Forgets the connections that went through another backend's forwards, as far as the configuration still tells.
+fn forget_mapped(call: &Call, socket: &mut Socket) {
+    let (Ok(conf), Ok(Some(result))) = (PortMap::read(call), call.previous()) else { return };
+    let udp: Vec<_> = conf.mappings.iter().filter(|m| m.protocol == Protocol::Udp).collect();
+    for (family, pod) in conf::addresses(call, &result).into_iter().filter(|_| !udp.is_empty()) {
+        let through = |flow: &conntrack::Flow| {
+            udp.iter().any(|m| flow.to.1 == m.host_port && flow.answers == (pod.ip(), m.container_port))
+        };
+        let _ = conntrack::forget(socket, family, through)
+            .inspect_err(|error| eprintln!("portmap: old connections of UDP are not forgotten: {error}"));
+    }
+}
+
 fn check(call: &Call) -> Result<(), Failure> {
     let result = chained::previous(call)?;
     let conf = PortMap::read(call)?;
     if conf.mappings.is_empty() {
         return Ok(());
     }
-    native::check(&mut netfilter()?, &wishes(call, &conf, &result)?)
+    match conf.backend {
+        Backend::Nftables => native::check(&mut netfilter()?, &wishes(call, &conf, &result)?),
+        Backend::Iptables => chains::check(call, &conf, &conf::addresses(call, &result)),
+    }
 }
 
 fn status(call: &Call) -> Result<(), Failure> {
@@ -148,14 +182,20 @@ fn status(call: &Call) -> Result<(), Failure> {
 }
 
 fn gc(call: &Call) -> Result<(), Failure> {
+    let keys = call.valid()?;
     let valid: BTreeSet<_> =
-        call.valid()?.iter().map(|(container, ifname)| owner(&call.network, container, ifname)).collect();
+        keys.iter().map(|(container, ifname)| owner(&call.network, container, ifname)).collect();
     let network = owner_network(&call.network);
     let mut socket = netfilter()?;
     let removed =
         native::remove(&mut socket, &|owner| owner.starts_with(&network) && !valid.contains(owner))?;
     forget_removed(&mut socket, &removed);
-    Ok(())
+    match PortMap::read(call)?.backend {
+        Backend::Nftables => Ok(()),
+        Backend::Iptables => {
+            chains::collect(&call.network, &|id| keys.iter().any(|(container, _)| container == id))
+        }
+    }
 }
 
 fn netfilter() -> Result<Socket, Failure> {

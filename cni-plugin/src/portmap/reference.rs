@@ -27,8 +27,8 @@ pub(super) fn chain(prefix: &str, network: &str, container: &str) -> String {
     hash::name(prefix, &format!("{network}{container}"), NAME)
 }
 
-/// Removes a container's rules; none there is fine.
-pub(super) fn remove(socket: &mut Socket, network: &str, container: &str) -> Result<(), Failure> {
+/// Removes a container's rules of the backend `nftables`; none there is fine.
+pub(super) fn remove_rules(socket: &mut Socket, container: &str) -> Result<(), Failure> {
     let what = || format!("cannot remove the port maps that another plugin made for {container}");
     let mut change = Change::of(TABLE);
     let mut reader = Reader { socket, table: TABLE };
@@ -39,7 +39,12 @@ pub(super) fn remove(socket: &mut Socket, network: &str, container: &str) -> Res
             }
         }
     }
-    commit(change, socket).during(Code::Kernel, what)?;
+    commit(change, socket).during(Code::Kernel, what)
+}
+
+/// Removes a container's chains of the backend `iptables`, where that is made of nf_tables; none there is fine.
+pub(super) fn remove_chains(socket: &mut Socket, network: &str, container: &str) -> Result<(), Failure> {
+    let what = || format!("cannot remove the chains of iptables with the port maps of {container}");
     let mut change = Change::of(NAT);
     let mut reader = Reader { socket, table: NAT };
     for family in Family::ALL {

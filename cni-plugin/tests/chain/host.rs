@@ -199,7 +199,18 @@ impl Host {
 
     /// Calls one plugin.
     pub(crate) fn call(&self, whose: Whose, verb: &str, pod: (&str, &str, &str), conf: &Value) -> Answer {
-        let plugin = conf["type"].as_str().unwrap();
+        self.call_text(whose, conf["type"].as_str().unwrap(), verb, pod, &conf.to_string())
+    }
+
+    /// Calls one plugin with this input.
+    pub(crate) fn call_text(
+        &self,
+        whose: Whose,
+        plugin: &str,
+        verb: &str,
+        pod: (&str, &str, &str),
+        input: &str,
+    ) -> Answer {
         let mut command = match whose {
             Whose::Ours => Command::new(env!("CARGO_BIN_EXE_cni-plugin")),
             Whose::Reference => Command::new(peers().join(plugin)),
@@ -212,7 +223,6 @@ impl Host {
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         let path = if whose == Whose::Reference { peers() } else { PathBuf::from("/nowhere") };
         command.env("CNI_PATH", path).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let input = conf.to_string();
         let output = self.net.run(|| {
             let mut child = command.spawn().unwrap_or_else(|error| panic!("{plugin}: {error}"));
             // It may answer without having read all.

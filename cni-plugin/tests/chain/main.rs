@@ -3,6 +3,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests panic to fail")]
 
+mod bandwidth;
+mod exchange;
+mod firewall;
 mod host;
+mod iptables;
 mod loopback;
 mod portmap;
+mod tuning;

@@ -24,7 +24,7 @@ pub(crate) fn with(conf: &Value, more: Value) -> Value {
     conf
 }
 
-const TARGETS: [&str; 2] = ["192.0.2.1:8080", "[2001:db8::1]:8080"];
+pub(crate) const TARGETS: [&str; 2] = ["192.0.2.1:8080", "[2001:db8::1]:8080"];
 
 /// One container with port 8080 of the host on its port 80, and the chain that made it.
 fn one(host: &Host, more: Value) -> (Pod, Vec<Value>, Value) {
@@ -150,7 +150,7 @@ fn a_host_ip_limits_a_port_to_that_address_and_to_its_family() {
 }
 
 /// The container's answer to the client's next datagram, if there is one.
-fn asks(client: &UdpSocket, servers: &[(&UdpSocket, &str)]) -> Option<String> {
+pub(crate) fn asks(client: &UdpSocket, servers: &[(&UdpSocket, &str)]) -> Option<String> {
     client.send(b"?").unwrap();
     let heard = servers.iter().find_map(|(server, name)| {
         let from = server.recv_from(&mut [0; 8]).ok()?.1;

@@ -1,0 +1,116 @@
+//! The firewall plugin: what a host that forwards nothing lets pass for its containers.
+//!
+//! ```text
+//!   prevResult: addresses ──▶ iptables: CNI-ADMIN, then accept from and back to each address
+//!                         └─▶ firewalld: sources of a zone
+//! ```
+//!
+//! Where FORWARD drops, only its own table can accept: rules of another one would be asked as well, not instead.
+
+mod chains;
+mod conf;
+mod dbus;
+mod record;
+mod zone;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use conf::{Backend, Firewall, Ingress};
+
+use crate::chained::{self, owner, owner_network};
+use crate::cni::{Attachment, Call, Failure};
+use crate::plugin::Plugin;
+
+/// The row of the table.
+pub(crate) const PLUGIN: Plugin = Plugin { name: "firewall", level: "v1.9.1", add, del, check, status, gc };
+
+fn add(call: &Call) -> Result<Attachment, Failure> {
+    let result = chained::previous(call)?;
+    let conf = Firewall::read(call)?;
+    let (addresses, bridge) = (addresses(&result), bridge(&conf, &result)?);
+    let own = own_name(call);
+    record::write(&conf.folder, &addresses, &own)?;
+    let made = match backend(&conf) {
+        Backend::Iptables => chains::add(&conf, &addresses, bridge),
+        // A policy is in iptables, whatever lets the container's packets pass.
+        Backend::Firewalld => zone::add(&conf.zone, &addresses)
+            .and_then(|()| if bridge.is_some() { chains::add(&conf, &addresses, bridge) } else { Ok(()) }),
+    };
+    made.inspect_err(|_| {
+        let _ = remove(&conf, &addresses, &own);
+    })?;
+    Ok(result)
+}
+
+fn backend(conf: &Firewall) -> Backend {
+    conf.backend.unwrap_or_else(|| if zone::runs() { Backend::Firewalld } else { Backend::Iptables })
+}
+
+fn bridge<'a>(conf: &Firewall, result: &'a Attachment) -> Result<Option<&'a str>, Failure> {
+    if conf.ingress == Ingress::Open { Ok(None) } else { conf::bridge(result).map(Some) }
+}
+
+fn addresses(result: &Attachment) -> Vec<IpAddr> {
+    result.ips.iter().map(|ip| ip.net.ip().to_canonical()).collect()
+}
+
+fn del(call: &Call) -> Result<(), Failure> {
+    let conf = Firewall::read(call)?;
+    let own = own_name(call);
+    let given = call.previous()?.map(|result| addresses(&result));
+    let found = given.unwrap_or_else(|| record::find(&conf.folder, |owner| owner == own));
+    remove(&conf, &found, &own)
+}
+
+/// Removes the rules of addresses that are nobody else's by now.
+fn remove(conf: &Firewall, addresses: &[IpAddr], own: &str) -> Result<(), Failure> {
+    let held = |ip: &IpAddr| record::owner(&conf.folder, *ip).is_some_and(|owner| owner != own);
+    let free: Vec<_> = addresses.iter().copied().filter(|ip| !held(ip)).collect();
+    if !free.is_empty() {
+        match backend(conf) {
+            Backend::Iptables => chains::remove(&free)?,
+            Backend::Firewalld => {
+                zone::remove(&conf.zone, &free)?;
+                if conf.ingress != Ingress::Open {
+                    chains::remove(&free)?;
+                }
+            }
+        }
+    }
+    free.into_iter().try_for_each(|ip| record::forget(&conf.folder, ip))
+}
+
+fn check(call: &Call) -> Result<(), Failure> {
+    let result = chained::previous(call)?;
+    let conf = Firewall::read(call)?;
+    let addresses = addresses(&result);
+    match backend(&conf) {
+        Backend::Iptables => chains::check(&conf, &addresses, bridge(&conf, &result)?),
+        Backend::Firewalld => zone::check(&conf.zone, &addresses),
+    }
+}
+
+fn status(call: &Call) -> Result<(), Failure> {
+    let conf = Firewall::read(call)?;
+    match backend(&conf) {
+        Backend::Iptables => chains::usable(),
+        Backend::Firewalld => zone::check(&conf.zone, &[]),
+    }
+}
+
+fn gc(call: &Call) -> Result<(), Failure> {
+    let valid: BTreeSet<_> =
+        call.valid()?.iter().map(|(container, ifname)| owner(&call.network, container, ifname)).collect();
+    let (conf, network) = (Firewall::read(call)?, owner_network(&call.network));
+    let stale = |owner: &str| owner.starts_with(&network) && !valid.contains(owner);
+    let found = record::find(&conf.folder, stale);
+    found.into_iter().try_for_each(|ip| {
+        let own = record::owner(&conf.folder, ip).unwrap_or_default();
+        remove(&conf, &[ip], &own)
+    })
+}
+
+fn own_name(call: &Call) -> String {
+    owner(&call.network, &call.container, call.ifname.as_str())
+}

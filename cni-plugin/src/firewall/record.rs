@@ -1,0 +1,68 @@
+//! Whose an address is: a file for each, named after the address, with the attachment in it. The rules themselves do
+//! not say it, since the reference plugin must be able to delete them.
+
+use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
+use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+use crate::cni::{Code, During, Failure};
+use crate::small_file;
+
+/// Writes down that these addresses are an attachment's now, whoever had them before.
+pub(super) fn write(folder: &Path, addresses: &[IpAddr], owner: &str) -> Result<(), Failure> {
+    let what = || format!("cannot write to {}", folder.display());
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).during(Code::Io, what)?;
+    for ip in addresses {
+        let file = folder.join(ip.to_string());
+        // A file cut short names nobody, and is found by nobody.
+        fs::write(file, owner).during(Code::Io, what)?;
+    }
+    Ok(())
+}
+
+/// Who has an address; none where nothing is written.
+pub(super) fn owner(folder: &Path, ip: IpAddr) -> Option<String> {
+    small_file::read(&folder.join(ip.to_string())).ok().filter(|owner| !owner.is_empty())
+}
+
+/// The addresses whose owner is meant.
+pub(super) fn find(folder: &Path, meant: impl Fn(&str) -> bool) -> Vec<IpAddr> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let ips = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    ips.filter(|ip| owner(folder, *ip).is_some_and(|owner| meant(&owner))).collect()
+}
+
+/// Removes what is written of an address.
+pub(super) fn forget(folder: &Path, ip: IpAddr) -> Result<(), Failure> {
+    match fs::remove_file(folder.join(ip.to_string())) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).during(Code::Io, || format!("cannot remove {ip} from {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::Folder;
+
+    #[test]
+    fn an_address_has_the_owner_that_came_last() {
+        let folder = Folder::new();
+        let path = folder.path().join("firewall");
+        let ips: [IpAddr; 2] = ["10.0.0.2".parse().unwrap(), "fc00::2".parse().unwrap()];
+        write(&path, &ips, "n/c1/eth0").unwrap();
+        write(&path, &ips[..1], "n/c2/eth0").unwrap();
+        assert_eq!(owner(&path, ips[0]).as_deref(), Some("n/c2/eth0"));
+        assert_eq!(find(&path, |owner| owner == "n/c1/eth0"), [ips[1]]);
+        fs::write(path.join("notes"), "n/c1/eth0").unwrap();
+        fs::write(path.join("10.0.0.9"), "").unwrap();
+        assert_eq!(find(&path, |_| true).len(), 2);
+        ips.into_iter().for_each(|ip| forget(&path, ip).unwrap());
+        forget(&path, ips[0]).unwrap();
+        assert_eq!(owner(&path, ips[0]), None);
+    }
+}

@@ -1,0 +1,170 @@
+//! A node changes to this plugin, and back, with containers running: what one binary made the other one takes away.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use super::bandwidth::{bandwidth, both, qdiscs};
+use super::firewall::{firewall, rules};
+use super::host::{Host, Pod, Whose, complete};
+use super::iptables::iptables;
+use super::portmap::{mapping, portmap, with};
+use super::tuning::{everything, state, tuning};
+
+const BOTH_WAYS: [(Whose, Whose); 2] = [(Whose::Ours, Whose::Reference), (Whose::Reference, Whose::Ours)];
+
+/// Everything of the host that an attachment may change, names of links apart.
+fn snapshot(host: &Host) -> Vec<String> {
+    let mut lines = [rules(host, "iptables-save"), rules(host, "ip6tables-save"), qdiscs(host)].concat();
+    let links = host.net.tool("ip -o link");
+    lines.extend(links.lines().filter(|line| line.contains("bwp")).map(str::to_owned));
+    let ours = host.ruleset();
+    lines.extend(ours.lines().filter(|line| line.contains("c1")).map(str::to_owned));
+    // What leads into chains that are everybody's stays, as it does with the reference plugins alone.
+    lines.retain(|line| !line.contains("-j CNI-") && !line.contains("-A CNI-HOSTPORT"));
+    lines
+}
+
+fn exchanged(
+    host: &Host,
+    pod: &Pod,
+    conf: &Value,
+    made_by: Whose,
+    removed_by: Whose,
+) -> (usize, Vec<String>) {
+    let before = host.add(Whose::Ours, "net", pod, &[host.bridge("net")]).ok();
+    let call = |whose, verb: &str, previous: &Value| {
+        host.call(whose, verb, ("c1", &pod.net.path(), "eth0"), &complete("net", conf, previous)).ok()
+    };
+    let result = call(made_by, "ADD", &before);
+    let made = snapshot(host).len();
+    call(removed_by, "CHECK", &result);
+    call(removed_by, "DEL", &result);
+    (made, snapshot(host))
+}
+
+#[test]
+fn port_maps_in_iptables() {
+    for (made_by, removed_by) in BOTH_WAYS {
+        let (host, pod) = (Host::new(), Pod::new("c1"));
+        let conf = iptables(&[mapping("tcp", 8080, 80), mapping("udp", 8081, 81)], json!({}));
+        let (made, left) = exchanged(&host, &pod, &conf, made_by, removed_by);
+        assert!(made > 0);
+        assert_eq!(left, [""; 0], "{made_by:?}");
+        assert!(!host.net.tool("iptables-save").contains("CNI-DN-"), "{made_by:?}");
+    }
+}
+
+#[test]
+fn port_maps_of_either_of_its_backends_are_ours_to_delete_whatever_ours_is() {
+    for keys in [json!({ "backend": "iptables" }), json!({ "backend": "nftables" })] {
+        let (host, pod) = (Host::new(), Pod::new("c1"));
+        let before = host.add(Whose::Ours, "net", &pod, &[host.bridge("net")]).ok();
+        let conf = complete("net", &portmap(&[mapping("tcp", 8080, 80)]), &before);
+        let call = |whose, verb: &str, conf: &Value| {
+            host.call(whose, verb, ("c1", &pod.net.path(), "eth0"), conf).ok()
+        };
+        call(Whose::Reference, "ADD", &with(&conf, keys.clone()));
+        let server = pod.net.listen(80);
+        assert!(host.client.reaches("192.0.2.1:8080", &server).is_some(), "{keys}");
+        call(Whose::Ours, "DEL", &conf);
+        assert!(host.client.is_kept_from("192.0.2.1:8080", &server), "{keys}\n{}", host.ruleset());
+        let left = host.ruleset();
+        assert!(!left.contains("10.88.1.2") && !left.contains("CNI-DN-"), "{keys}\n{left}");
+    }
+}
+
+#[test]
+fn a_port_map_that_the_reference_plugin_forgot_of_ours_never_stands_in_the_way_of_its_own() {
+    let (host, pods) = (Host::new(), [Pod::new("c1"), Pod::new("c2")]);
+    let conf = portmap(&[mapping("tcp", 8080, 80)]);
+    host.add(Whose::Ours, "net", &pods[0], &[host.bridge("net"), conf.clone()]).ok();
+    for backend in ["iptables", "nftables"] {
+        let before = host.add(Whose::Ours, "net", &pods[1], &[host.bridge("net")]).ok();
+        let theirs = complete("net", &with(&conf, json!({ "backend": backend })), &before);
+        let call =
+            |verb: &str| host.call(Whose::Reference, verb, ("c2", &pods[1].net.path(), "eth0"), &theirs).ok();
+        call("ADD");
+        let server = pods[1].net.listen(80);
+        assert!(host.client.reaches("192.0.2.1:8080", &server).is_some(), "{backend}\n{}", host.ruleset());
+        call("DEL");
+        host.del(Whose::Ours, "net", &pods[1], &[host.bridge("net")], &before);
+    }
+}
+
+#[test]
+fn limits_of_bandwidth() {
+    for (made_by, removed_by) in BOTH_WAYS {
+        let (host, pod) = (Host::new(), Pod::new("c1"));
+        let before = host.add(Whose::Ours, "net", &pod, &[host.bridge("net")]).ok();
+        let conf = bandwidth(both());
+        let call = |whose, verb: &str, previous: &Value| {
+            host.call(whose, verb, ("c1", &pod.net.path(), "eth0"), &complete("net", &conf, previous)).ok()
+        };
+        let result = call(made_by, "ADD", &before);
+        assert_eq!(qdiscs(&host).len(), 3, "{made_by:?} {:?}", qdiscs(&host));
+        call(removed_by, "CHECK", &result);
+        call(removed_by, "DEL", &result);
+        assert!(!host.net.tool("ip link").contains("bwp"), "{made_by:?}");
+    }
+}
+
+#[test]
+fn limits_of_bandwidth_are_the_same_numbers() {
+    for limits in [
+        both(),
+        json!({ "ingressRate": 12_345_678, "ingressBurst": 999_999, "egressRate": 100_000, "egressBurst": 8_000_000 }),
+        json!({ "ingressRate": 40_000_000_000u64, "ingressBurst": 80_000_000 }),
+        json!({ "egressRate": 1_000_000_000, "egressBurst": 4_294_967_295u64 }),
+    ] {
+        let made = [Whose::Ours, Whose::Reference].map(|whose| {
+            let (host, pod) = (Host::new(), Pod::new("c1"));
+            let before = host.add(Whose::Ours, "net", &pod, &[host.bridge("net")]).ok();
+            let conf = complete("net", &bandwidth(limits.clone()), &before);
+            host.call(whose, "ADD", ("c1", &pod.net.path(), "eth0"), &conf).ok();
+            qdiscs(&host)
+        });
+        assert_eq!(made[0], made[1], "{limits}");
+    }
+}
+
+#[test]
+fn the_firewalls_rules() {
+    for (made_by, removed_by) in BOTH_WAYS {
+        let (host, pod) = (Host::new(), Pod::new("c1"));
+        let conf = firewall(&host, json!({}));
+        let (made, left) = exchanged(&host, &pod, &conf, made_by, removed_by);
+        assert_eq!((made, left), (4, vec![]), "{made_by:?}");
+    }
+}
+
+#[test]
+fn what_was_tuned() {
+    for (made_by, removed_by) in BOTH_WAYS {
+        let (host, pod) = (Host::new(), Pod::new("c1"));
+        let before = host.add(Whose::Ours, "net", &pod, &[host.bridge("net")]).ok();
+        let (was, conf) = (state(&pod), tuning(&host, with(&everything(), json!({ "sysctl": {} }))));
+        let call = |whose, verb: &str, previous: &Value| {
+            host.call(whose, verb, ("c1", &pod.net.path(), "eth0"), &complete("net", &conf, previous)).ok()
+        };
+        let result = call(made_by, "ADD", &before);
+        assert_ne!(state(&pod), was);
+        call(removed_by, "CHECK", &result);
+        call(removed_by, "DEL", &result);
+        assert_eq!(state(&pod), was, "{made_by:?}");
+        assert_eq!(fs::read_dir(host.folder.join("tuning")).unwrap().count(), 0, "{made_by:?}");
+    }
+}
+
+#[test]
+fn a_loopback() {
+    for (made_by, removed_by) in BOTH_WAYS {
+        let (host, pod) = (Host::new(), Pod::new("c1"));
+        let conf = complete("lo", &json!({ "type": "loopback" }), &Value::Null);
+        let call = |whose, verb: &str| host.call(whose, verb, ("c1", &pod.net.path(), "eth0"), &conf).ok();
+        let results = [made_by, removed_by].map(|whose| call(whose, "ADD"));
+        assert_eq!(results[0], results[1]);
+        call(removed_by, "CHECK");
+        call(removed_by, "DEL");
+    }
+}
