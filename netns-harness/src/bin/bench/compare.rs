@@ -19,6 +19,8 @@ use crate::large::{Large, Size, health, health_flags};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Args)]
+// Flattened into another of the same name, from which clap names a group.
+#[group(id = "compare")]
 pub(crate) struct Flags {
     #[command(flatten)]
     pub(crate) common: Common,

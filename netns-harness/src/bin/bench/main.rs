@@ -110,3 +110,15 @@ fn both(
     }
     Ok(own.reached())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Flags;
+
+    #[test]
+    fn every_flag_has_a_type_that_holds_its_range() {
+        Flags::command().debug_assert();
+    }
+}

@@ -13,8 +13,8 @@ use crate::large::{Large, Size};
 #[derive(Debug, Args)]
 pub(crate) struct Flags {
     /// How long memory is watched, after the warm-up, which is a quarter of that
-    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u16).range(4..=86_400), value_name = "SECONDS")]
-    seconds: u16,
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(4..=86_400), value_name = "SECONDS")]
+    seconds: u32,
     /// How many peers there are before the first event
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u16).range(200..=10_000), value_name = "N")]
     peers: u16,

@@ -100,19 +100,26 @@ fn sides(folders: &[PathBuf], containers: usize) -> Result<(Net, Vec<Side>)> {
     Ok((net, sides))
 }
 
-/// ADD and DEL of one attachment after the other, by turns.
-fn turns(sides: &[Side], rounds: usize, chain: &dyn Fn(usize) -> Vec<Value>) -> Result<Vec<[Timings; 2]>> {
-    let mut all: Vec<[Timings; 2]> = sides.iter().map(|_| Default::default()).collect();
+/// The plugins for a container, in order.
+type Chain<'a> = &'a dyn Fn(usize) -> Vec<Value>;
+
+/// ADD and DEL of one attachment after the other, by turns of the sides and of the chains; for each side and each chain
+/// the times of both.
+fn turns(sides: &[Side], rounds: usize, chains: &[Chain<'_>]) -> Result<Vec<Vec<[Timings; 2]>>> {
+    let none = || chains.iter().map(|_| <[Timings; 2]>::default()).collect::<Vec<_>>();
+    let mut all: Vec<_> = sides.iter().map(|_| none()).collect();
     for round in 0..=rounds.div_ceil(TURN) {
-        for (side, [adds, dels]) in sides.iter().zip(&mut all) {
-            let mut warm = Timings::default();
-            for container in 0..TURN {
-                // The first turn warms up: the bridge is made, the programs are read from disk.
-                let (adds, dels) =
-                    if round == 0 { (&mut warm, &mut Timings::default()) } else { (&mut *adds, &mut *dels) };
-                let plugins = chain(container);
-                let result = side.timed(adds, || side.add(container, &plugins))?;
-                side.timed(dels, || side.del(container, &plugins, &result))?;
+        if round == 1 {
+            // The first turn warmed up: the bridge is made, the programs are read from disk.
+            all = sides.iter().map(|_| none()).collect();
+        }
+        for (side, timings) in sides.iter().zip(&mut all) {
+            for (chain, [adds, dels]) in chains.iter().zip(timings) {
+                for container in 0..TURN {
+                    let plugins = chain(container);
+                    let result = side.timed(adds, || side.add(container, &plugins))?;
+                    side.timed(dels, || side.del(container, &plugins, &result))?;
+                }
             }
         }
     }
@@ -121,11 +128,11 @@ fn turns(sides: &[Side], rounds: usize, chain: &dyn Fn(usize) -> Vec<Value>) -> 
 
 fn one_by_one(folders: &[PathBuf], rounds: usize, rows: &mut Rows) -> Result<()> {
     let (_net, sides) = sides(folders, TURN)?;
-    let all = turns(&sides, rounds, &|_| vec![flannel()])?;
+    let all = turns(&sides, rounds, &[&|_| vec![flannel()]])?;
     let goals =
         [("ADD", [(2.0, 0.25), (5.0, 0.4), (0.8, 0.1)]), ("DEL", [(0.8, 0.06), (2.0, 0.08), (0.5, 0.1)])];
     for (at, (verb, [median, p99, cpu])) in goals.into_iter().enumerate() {
-        let figures = |of: fn(&Timings) -> f64| all.iter().map(|side| of(&side[at])).collect::<Vec<_>>();
+        let figures = |of: fn(&Timings) -> f64| all.iter().map(|side| of(&side[0][at])).collect::<Vec<_>>();
         rows.add(&format!("{verb}, median"), "ms", Goal::ratio(median), figures(Timings::median));
         rows.add(&format!("{verb}, 99th percentile"), "ms", Goal::ratio(p99), figures(Timings::p99));
         rows.add(
@@ -160,9 +167,9 @@ fn crowds(folders: &[PathBuf], rows: &mut Rows) -> Result<()> {
 fn filled(folders: &[PathBuf], rounds: usize, rows: &mut Rows) -> Result<()> {
     let (_net, sides) = sides(folders, TURN)?;
     sides.iter().try_for_each(|side| side.hold(HELD))?;
-    let all = turns(&sides, rounds, &|_| vec![flannel()])?;
+    let all = turns(&sides, rounds, &[&|_| vec![flannel()]])?;
     for (at, verb) in ["ADD", "DEL"].into_iter().enumerate() {
-        let figures = all.iter().map(|side| side[at].median()).collect();
+        let figures = all.iter().map(|side| side[0][at].median()).collect();
         // Absolute: what the same costs with none held, as a goal above.
         let absolute = if at == 0 { 2.0 } else { 0.8 };
         rows.add(&format!("{verb} with {HELD} addresses held"), "ms", Goal::ratio((absolute, 0.05)), figures);
@@ -176,10 +183,10 @@ fn mapped(folders: &[PathBuf], rounds: usize, rows: &mut Rows) -> Result<()> {
     if sides.iter().any(|side| !side.has("portmap")) {
         return Ok(());
     }
-    let plain = turns(&sides, rounds, &|_| vec![flannel()])?;
-    let more = turns(&sides, rounds, &|one| vec![flannel(), portmap(10_000 + one)])?;
+    let mapped: Chain<'_> = &|one| vec![flannel(), portmap(10_000 + one)];
+    let all = turns(&sides, rounds, &[&|_| vec![flannel()], mapped])?;
     for (at, (verb, goal)) in [("ADD", 0.7), ("DEL", 1.0)].into_iter().enumerate() {
-        let figures = plain.iter().zip(&more).map(|(plain, more)| more[at].median() - plain[at].median());
+        let figures = all.iter().map(|side| side[1][at].median() - side[0][at].median());
         rows.add(&format!("{verb}: one port map more"), "ms", Goal::ratio((goal, 0.05)), figures.collect());
     }
     Ok(())
