@@ -199,7 +199,6 @@ impl Sysctl {
 
     /// The value to compare, from what its file says. An advertisement is lost only where it is taken now (1) and the
     /// host does not forward yet.
-    #[cfg(any(feature = "kernel", feature = "fake"))]
     pub(crate) fn read(self, text: i32, host_forwards: bool) -> i32 {
         match self {
             Self::RouterRa if text == 1 && !host_forwards => 1,

@@ -89,7 +89,7 @@ pub const TABLE: &[(&str, &[Flag])] = &[
                 "record-file",
                 "",
                 "file with what the daemon heard and did, 16 MiB with the one before it (flannelctl events); \
-                 default: events beside the subnet file; off for none",
+                 default: events in the state directory; off for none",
             ),
             text(
                 "config",

@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 use netns_harness::caps::{Caps, Need};
-use netns_harness::chaos::with_room;
 use netns_harness::flannel::{Products, StoreKind};
 use netns_harness::{Cluster, Family, Program, Spec};
 
@@ -116,9 +115,9 @@ pub(crate) fn cluster(spec: Spec) -> Result<Cluster> {
     Cluster::up(&spec, &products()?)
 }
 
-/// Three hosts of these families. None of them leases `10.42.200.0` or above: that is left to what cases make up.
+/// Three hosts of these families.
 pub(crate) fn spec(family: Family) -> Spec {
-    with_room(Spec { family, store: StoreKind::Etcd, ..Spec::default() }, 0)
+    Spec { family, store: StoreKind::Etcd, ..Spec::default() }
 }
 
 /// A word to the store by its own client.

@@ -9,6 +9,7 @@
 mod adopt;
 mod case;
 mod chaos;
+mod clients;
 mod connect;
 mod fights;
 mod flannel;
@@ -16,6 +17,7 @@ mod laws;
 mod lease;
 mod life;
 mod networkd;
+mod node;
 mod record;
 mod repair;
 mod rival;
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         flannel::cases(),
         adopt::cases(),
         rival::cases(),
+        clients::cases(),
     ];
     case::run(&args, cases.into_iter().flatten().collect())
 }

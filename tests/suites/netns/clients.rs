@@ -1,0 +1,242 @@
+//! Clients of the CNI plugin that are not ours, unmodified: the library's tool, the library, CRI-O's, and runtimes.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use netns_harness::caps::Need;
+use netns_harness::{Process, eventually};
+use serde_json::{Value, json};
+
+use crate::case::{Case, case, peer};
+use crate::node::{IMAGE, Node, ROOT, SOCKET};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const LIST: &str = "/etc/cni/net.d/10-network.conflist";
+const PLUGINS: &str = "/opt/cni/bin";
+
+pub(crate) fn cases() -> Vec<Case> {
+    let needs = [Need::Namespaces, Need::Veth, Need::Bridge, Need::NfTables, Need::Ipv6];
+    let node = ["/usr/bin/busybox", "/usr/bin/nsenter"];
+    let of_debian = ["/usr/bin/busybox", "/usr/bin/containerd", "/usr/sbin/runc"];
+    let case = |name: &str, body: fn() -> Result<()>| case(name, body).needing(&needs).with_peers();
+    vec![
+        case("cnitool_adds_checks_asks_and_deletes", cnitool).with_programs(&node),
+        case("libcni_is_served_with_its_cache_and_its_capabilities", library).with_programs(&node),
+        case("configurations_of_the_first_versions_get_results_of_theirs", first_versions)
+            .with_programs(&node),
+        case("cri_os_library_adds_checks_and_deletes", ocicni).with_programs(&node),
+        case("podman_runs_containers_on_our_network", podman).with_programs(&[
+            "/usr/bin/busybox",
+            "/usr/bin/podman",
+            "/usr/sbin/runc",
+        ]),
+        case("containerd_of_debian_runs_sandboxes_by_its_socket", containerd).with_programs(&of_debian),
+        case("ctr_runs_a_container_with_cni", ctr).with_programs(&of_debian),
+        case("a_kubelet_with_containerd_runs_a_static_pod", kubelet)
+            .with_programs(&["/usr/bin/busybox", "/usr/sbin/runc"]),
+    ]
+}
+
+/// flannel's network with port maps, as it is shipped: old clients read the first version, new ones choose.
+fn network(version: &str) -> Value {
+    let delegate = json!({ "hairpinMode": true, "isDefaultGateway": true });
+    json!({
+        "cniVersion": version, "name": "cbr0",
+        "plugins": [
+            { "type": "flannel", "delegate": delegate },
+            { "type": "portmap", "capabilities": { "portMappings": true } },
+        ],
+    })
+}
+
+fn cnitool() -> Result<()> {
+    let node = Node::start(&network("1.1.0"))?;
+    let sandbox = node.sandbox("pod")?;
+    let program = peer("cnitool")?.display().to_string();
+    let call = |verb: &str| {
+        let path = format!("CNI_PATH={PLUGINS}");
+        node.exec(&[&path, "NETCONFPATH=/etc/cni/net.d", &program, verb, "cbr0", &sandbox])
+    };
+    call("status")?;
+    let result: Value = serde_json::from_str(&call("add")?)?;
+    ensure!(result["cniVersion"] == "1.1.0" && result["ips"][0]["address"] == "10.244.1.2/24", "{result}");
+    call("check")?;
+    call("del")?;
+    call("del")?;
+    node.is_clean()
+}
+
+fn library() -> Result<()> {
+    let node = Node::start(&network("1.1.0"))?;
+    let sandboxes = [node.sandbox("one")?, node.sandbox("two")?];
+    let program = peer("libcni")?.display().to_string();
+    let call = |verb: &str, one: usize, capabilities: &str| {
+        let (path, id) = (&sandboxes[one], format!("c{one}"));
+        node.exec(&[capabilities, &program, LIST, PLUGINS, "/var/lib/cni/cache", verb, &id, path, "eth0"])
+    };
+    let ports = |port: u16| {
+        format!(
+            "CAPABILITIES={{\"portMappings\":[{{\"hostPort\":{port},\"containerPort\":80,\"protocol\":\"tcp\"}}]}}"
+        )
+    };
+    ensure!(call("validate", 0, "CAPABILITIES=")?.trim() == "portMappings");
+    call("status", 0, "CAPABILITIES=")?;
+    let added = [call("add", 0, &ports(18080))?, call("add", 1, &ports(18081))?];
+    ensure!(call("cached", 0, "CAPABILITIES=")? == added[0], "the cached result is the printed one");
+    for one in 0..2 {
+        call("check", one, &ports(18080 + u16::try_from(one)?))?;
+    }
+    // The library deletes what its cache has and the list has not, then asks the plugins to collect the rest.
+    call("gc", 0, "CAPABILITIES=")?;
+    ensure!(node.held()? == ["10.244.1.2"], "only the first is still valid: {:?}", node.held()?);
+    call("check", 0, &ports(18080))?;
+    call("del", 0, &ports(18080))?;
+    node.is_clean()
+}
+
+/// rkt and its time: no interfaces in a result, an address of each family.
+fn first_versions() -> Result<()> {
+    for version in ["0.1.0", "0.2.0"] {
+        let mut conf = network(version);
+        conf["plugins"].as_array_mut().context("plugins")?.truncate(1);
+        let node = Node::start(&conf)?;
+        let sandbox = node.sandbox("pod")?;
+        let program = peer("libcni")?.display().to_string();
+        let call = |verb: &str| {
+            node.exec(&[&program, LIST, PLUGINS, "/var/lib/cni/cache", verb, "c1", &sandbox, "eth0"])
+        };
+        let result: Value = serde_json::from_str(&call("add")?)?;
+        ensure!(
+            result["ip4"]["ip"] == "10.244.1.2/24" && result["ip4"]["gateway"] == "10.244.1.1",
+            "{result}"
+        );
+        ensure!(result.get("interfaces").is_none() && result["cniVersion"] == version, "{result}");
+        call("del")?;
+        node.is_clean().with_context(|| version.to_owned())?;
+    }
+    Ok(())
+}
+
+fn ocicni() -> Result<()> {
+    let node = Node::start(&network("1.0.0"))?;
+    let sandbox = node.sandbox("pod")?;
+    let program = peer("ocicnitool")?.display().to_string();
+    let call = |verb: &str| {
+        let (bin, conf) = (format!("BIN_PATH={PLUGINS}"), "CONF_PATH=/etc/cni/net.d");
+        node.exec(&[&bin, conf, &program, verb, "default", "pod", "c1", &sandbox])
+    };
+    let said = call("add")?;
+    ensure!(said.contains("10.244.1.2/24"), "{said}");
+    // Asks for CHECK, and makes the pod unusable when that fails.
+    ensure!(call("status")?.contains("10.244.1.2/24"));
+    call("del")?;
+    node.is_clean()
+}
+
+fn podman() -> Result<()> {
+    let node = Node::start(&network("1.0.0"))?;
+    let podman = |words: &[&str]| {
+        let files =
+            ["CONTAINERS_CONF=/run/node/containers.conf", "CONTAINERS_STORAGE_CONF=/run/node/storage.conf"];
+        node.exec(&[&files[..], &["podman"], words].concat())
+    };
+    let web = ["--rootfs", ROOT, "/bin/httpd", "-f", "-p", "80", "-h", "/www"];
+    podman(
+        &[&["run", "-d", "--name", "web", "-p", "18080:80", "-p", "127.0.0.1:18081:80"], &web[..]].concat(),
+    )?;
+    for address in ["10.244.1.2:80", "127.0.0.1:18080", "127.0.0.1:18081", "10.244.1.1:18080"] {
+        node.fetch(address).with_context(|| address.to_owned())?;
+    }
+    let asked =
+        ["run", "--rm", "--ip", "10.244.1.77", "--mac-address", "02:00:00:00:00:77", "--rootfs", ROOT];
+    let said = podman(&[&asked[..], &["/bin/ip", "addr", "show", "eth0"]].concat())?;
+    ensure!(said.contains("10.244.1.77/24") && said.contains("02:00:00:00:00:77"), "{said}");
+    podman(&["restart", "-t", "1", "web"])?;
+    node.fetch("127.0.0.1:18080").context("after a restart")?;
+    podman(&["rm", "-f", "-t", "1", "web"])?;
+    node.is_clean()
+}
+
+/// A containerd with the image, on its socket.
+fn start(node: &Node, version: u8, path: &str, ctr: &str) -> Result<Process> {
+    let (path, conf) = (
+        format!("PATH={path}:/usr/sbin:/usr/bin:/sbin:/bin"),
+        format!("/run/node/containerd-{version}.toml"),
+    );
+    let process = node.spawn("containerd", &[&path, "containerd", "-c", &conf])?;
+    let import = ["-a", SOCKET, "-n", "k8s.io", "images", "import", "--snapshotter", "native"];
+    let local: &[&str] = if version == 1 { &[] } else { &["--local"] };
+    eventually(PATIENCE, || {
+        let made = node.exec(&[&[ctr], &import[..], local, &[IMAGE]].concat());
+        made.map(drop).with_context(|| process.log())
+    })?;
+    Ok(process)
+}
+
+fn containerd() -> Result<()> {
+    let node = Node::start(&network("1.0.0"))?;
+    let _process = start(&node, 1, "/usr/bin", "ctr")?;
+    let cri = peer("cri")?.display().to_string();
+    let status = node.exec(&[&cri, SOCKET, "status"])?;
+    ensure!(status.contains("NetworkReady true"), "{status}");
+    let said = node.exec(&[&cri, SOCKET, "run", "web", "18080:80"])?;
+    let lines: Vec<&str> = said.lines().collect();
+    let [id, address] = lines[..] else { bail!("{said}") };
+    ensure!(node.held()? == [address], "{:?}, and the sandbox has {address}", node.held()?);
+    for at in [&*format!("{address}:80"), "127.0.0.1:18080", "10.244.1.1:18080"] {
+        node.fetch(at).with_context(|| at.to_owned())?;
+    }
+    node.exec(&[&cri, SOCKET, "stop", id])?;
+    node.is_clean()?;
+    // Comes with a second DEL, without a namespace.
+    node.exec(&[&cri, SOCKET, "remove", id])?;
+    node.is_clean()
+}
+
+fn ctr() -> Result<()> {
+    let node = Node::start(&network("1.0.0"))?;
+    let _process = start(&node, 1, "/usr/bin", "ctr")?;
+    let run = [
+        "ctr", "-a", SOCKET, "run", "--rm", "--cni", "--rootfs", ROOT, "c1", "/bin/ip", "addr", "show",
+        "eth0",
+    ];
+    let said = node.exec(&run)?;
+    ensure!(said.contains("10.244.1.2/24"), "{said}");
+    node.is_clean()
+}
+
+fn kubelet() -> Result<()> {
+    let node = Node::start(&network("1.1.0"))?;
+    let folder = peer("kubelet")?.parent().context("the peers have a folder")?.display().to_string();
+    let _process = start(&node, 2, &folder, &format!("{folder}/ctr"))?;
+    // STATUS decides: no lease, no pod, and no ADD that must fail first.
+    let env = node.host().path("/run/flannel/subnet.env");
+    let text = fs::read_to_string(&env)?;
+    fs::remove_file(&env)?;
+    let kubelet =
+        node.spawn("kubelet", &["sh", "/run/node/kubelet.sh", &format!("{folder}/kubelet"), "/run/node"])?;
+    let cri = format!("{folder}/cri");
+    eventually(PATIENCE, || {
+        let status = node.exec(&[&cri, SOCKET, "status"])?;
+        ensure!(status.contains("NetworkReady false") && status.contains("subnet.env"), "{status}");
+        Ok(())
+    })?;
+    let manifests = node.host().path("/run/manifests");
+    eventually(PATIENCE, || {
+        ensure!(manifests.exists(), "{}", kubelet.log());
+        Ok(fs::write(manifests.join("pod.yaml"), include_str!("node/pod.yaml"))?)
+    })?;
+    fs::write(&env, text)?;
+    eventually(PATIENCE * 2, || {
+        ensure!(node.held()?.len() == 1, "{}", netns_harness::flannel::last_lines(&kubelet.log(), 20));
+        Ok(())
+    })?;
+    node.fetch("127.0.0.1:18080").with_context(|| kubelet.log())?;
+    fs::remove_file(manifests.join("pod.yaml"))?;
+    eventually(PATIENCE * 2, || {
+        ensure!(node.held()?.is_empty(), "{}", netns_harness::flannel::last_lines(&kubelet.log(), 20));
+        Ok(())
+    })?;
+    node.is_clean()
+}
