@@ -14,6 +14,7 @@
 
 mod facts;
 mod picture;
+mod reach;
 mod stage;
 mod table;
 mod verdict;

@@ -1,6 +1,7 @@
 //! One side of a comparison: a host of its own on which one set of plugins does what a configuration says.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -9,6 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::facts::{Facts, flatten};
 use crate::picture;
+use crate::reach;
 use crate::table::Configuration;
 
 /// Runs `configuration` with the plugins in `folder`; returns all that could be seen of it.
@@ -57,6 +59,12 @@ impl Stage<'_> {
         }
         let mut words = step.split_whitespace();
         let verb = words.next().unwrap_or_default();
+        if verb.starts_with("REACH") {
+            let (from, to) = words.next().zip(words.next()).context("REACH needs from and to")?;
+            let fact = self.reach(verb == "REACH/udp", from, to.parse()?)?;
+            self.facts.add(label, &fact);
+            return Ok(());
+        }
         let container = words.next().unwrap_or("c1");
         let interface = words.next().unwrap_or("eth0");
         self.sandbox(container)?;
@@ -74,6 +82,17 @@ impl Stage<'_> {
             self.facts.extend(label, picture::take(&self.host, &self.sandboxes)?);
         }
         Ok(())
+    }
+
+    /// Whether the first container's port 80 is reached at `to`, and from where it seems to be.
+    fn reach(&self, udp: bool, from: &str, to: SocketAddr) -> Result<String> {
+        let server = self.sandboxes["c1"].space();
+        let client = match from {
+            "host" => self.host.space(),
+            container => self.sandboxes.get(container).context("no such container")?.space(),
+        };
+        let seen = if udp { reach::udp(server, client, to) } else { reach::tcp(server, client, to) }?;
+        Ok(seen.map_or_else(|| "not reached".to_owned(), |from| format!("reached, and seen from {from}")))
     }
 
     fn sandbox(&mut self, container: &str) -> Result<()> {
@@ -135,7 +154,8 @@ impl Stage<'_> {
 
     /// The outcome as facts: the message of a failure is its plugin's own affair.
     fn note(&mut self, label: &str, step: &str, outcome: &Outcome) {
-        if self.configuration.fails_in_go.contains_key(step) {
+        let Configuration { fails_in_go, fails_in_ours, .. } = self.configuration;
+        if fails_in_go.contains_key(step) || fails_in_ours.contains_key(step) {
             if let Outcome::Failed(document) = outcome {
                 self.facts.failure(step, document);
             }

@@ -55,7 +55,8 @@ pub(crate) struct Configuration {
     /// A shell script for each container's namespace, before anything.
     #[serde(default)]
     pub(crate) inside: String,
-    /// Steps as `VERB [container [interface]]`, `VERB-` without a namespace, or `$ script` on the host.
+    /// Steps as `VERB [container [interface]]`, `VERB-` without a namespace, `$ script` on the host, or `REACH from to`
+    /// (`REACH/udp`): whether the first container's port 80 is reached from the host or a container at an address.
     #[serde(default)]
     pub(crate) steps: Vec<String>,
     /// Steps that fail on both sides, and our code for it.
@@ -64,6 +65,9 @@ pub(crate) struct Configuration {
     /// Steps that fail with Go's plugins only, and why.
     #[serde(default)]
     pub(crate) fails_in_go: BTreeMap<String, String>,
+    /// Steps that fail with ours only: our code, and why. After an ADD there is nothing else to compare.
+    #[serde(default)]
+    pub(crate) fails_in_ours: BTreeMap<String, (u64, String)>,
 }
 
 /// The network's name in all configurations.
