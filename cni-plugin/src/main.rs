@@ -10,12 +10,16 @@
 //!
 //! - Nothing but that one document is ever on standard output; for people there is standard error.
 //! - ADD undoes what it did when it fails. DEL succeeds when what it removes is not there.
-//! - No other program is run, and nothing waits without a bound.
+//! - Nothing waits without a bound. No other program is run, but for the plugin that a configuration names and this
+//!   program does not have.
 
+mod alive;
 mod bandwidth;
 mod bridge;
 mod chained;
 mod cni;
+mod daemon;
+mod delegate;
 mod firewall;
 mod flannel;
 mod hash;

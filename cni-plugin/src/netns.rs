@@ -52,15 +52,20 @@ impl Namespace {
         Self::open("/proc/thread-self/ns/net").during(Code::Io, || "cannot open our own namespace".into())
     }
 
-    fn open(path: &str) -> std::io::Result<Self> {
+    /// The one at a path, of whatever kind.
+    pub(crate) fn open(path: &str) -> std::io::Result<Self> {
         // Whatever else the path may be, opening it does not wait.
         let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
         Ok(Self { file, path: path.to_owned() })
     }
 
     fn is(&self, other: &Self) -> bool {
-        let id = |file: &File| file.metadata().map(|m| (m.dev(), m.ino())).ok();
-        id(&self.file) == id(&other.file)
+        self.id() == other.id()
+    }
+
+    /// Equal for two that are the same one.
+    pub(crate) fn id(&self) -> Option<(u64, u64)> {
+        self.file.metadata().map(|m| (m.dev(), m.ino())).ok()
     }
 
     /// Moves this thread into it.

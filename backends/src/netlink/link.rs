@@ -178,7 +178,7 @@ pub(crate) const RTM_DELLINK: u16 = 17;
 pub(crate) const RTM_GETLINK: u16 = 18;
 pub(crate) const RTM_NEWADDR: u16 = 20;
 pub(crate) const RTM_DELADDR: u16 = 21;
-const RTM_GETADDR: u16 = 22;
+pub(crate) const RTM_GETADDR: u16 = 22;
 
 /// Size of `struct ifinfomsg`.
 pub(crate) const IFINFO: usize = 16;

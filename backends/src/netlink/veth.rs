@@ -6,8 +6,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use ipnetwork::IpNetwork;
 
 use super::link::{
-    IFA_F_NODAD, IFADDR, IFF_UP, IFINFO, REQUEST, RTM_DELADDR, RTM_DELLINK, RTM_GETLINK, RTM_NEWADDR,
-    RTM_NEWLINK,
+    DUMP, IFA_F_NODAD, IFADDR, IFF_UP, IFINFO, REQUEST, RTM_DELADDR, RTM_DELLINK, RTM_GETADDR, RTM_GETLINK,
+    RTM_NEWADDR, RTM_NEWLINK,
 };
 use super::route::{RT_TABLE_MAIN, RTM_NEWROUTE, RTN_UNICAST, RTPROT_BOOT};
 use super::{Attrs, Batch, RawMessage, address_bytes, family_of, read_u32};
@@ -51,14 +51,30 @@ fn end(batch: &mut Batch, (name, mac): (IfName, Mac), mtu: u32) {
     }
 }
 
-/// Adds to the batch: let a bridge port send a frame back where it came from. By name, so that it can follow the
-/// port's creation in one batch.
-pub fn set_hairpin(batch: &mut Batch, port: IfName) {
+/// What a bridge does with the frames of a port.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PortMode {
+    /// A frame may go back where it came from.
+    pub hairpin: bool,
+    /// No frame goes to another port of this mode.
+    pub isolated: bool,
+}
+
+/// Adds to the batch: set the alias of a bridge port, which its creation cannot (the kernel takes no notice of it
+/// there), and its mode. By name, so that it can follow the creation in one batch.
+pub fn set_port(batch: &mut Batch, port: IfName, alias: &str, mode: PortMode) {
     batch.message(RTM_NEWLINK, REQUEST, &link_header(0, 0, 0)).attr_str(IFLA_IFNAME, port.as_str());
+    batch.attr(IFLA_IFALIAS, alias.as_bytes());
+    if mode == PortMode::default() {
+        return;
+    }
     let info = batch.nest(IFLA_LINKINFO);
     batch.attr(IFLA_INFO_SLAVE_KIND, b"bridge");
     let data = batch.nest(IFLA_INFO_SLAVE_DATA);
-    batch.attr_u8(IFLA_BRPORT_MODE, 1);
+    batch.attr_u8(IFLA_BRPORT_MODE, u8::from(mode.hairpin));
+    if mode.isolated {
+        batch.attr_u8(IFLA_BRPORT_ISOLATED, 1);
+    }
     batch.end(data).end(info);
 }
 
@@ -74,6 +90,21 @@ pub fn get_link_at(link: u32) -> Batch {
     batch
 }
 
+/// Asks for the ports of a bridge.
+pub fn dump_ports(bridge: u32) -> Batch {
+    let mut batch = Batch::new();
+    batch.message(RTM_GETLINK, REQUEST | DUMP, &link_header(0, 0, 0)).attr_u32(IFLA_MASTER, bridge);
+    batch
+}
+
+/// Asks for the addresses of another namespace, by the number that it has in this one (`IFLA_LINK_NETNSID`). The
+/// kernel knows the question since Linux 4.20.
+pub fn dump_addresses_in(namespace: u32) -> Batch {
+    let mut batch = Batch::new();
+    batch.message(RTM_GETADDR, REQUEST | DUMP, &[0; IFADDR]).attr_u32(IFA_TARGET_NETNSID, namespace);
+    batch
+}
+
 /// Adds to the batch: delete a link, and with a veth its other end.
 pub fn delete_link(batch: &mut Batch, link: u32) {
     batch.message(RTM_DELLINK, REQUEST, &link_header(link, 0, 0));
@@ -81,7 +112,16 @@ pub fn delete_link(batch: &mut Batch, link: u32) {
 
 /// Adds to the batch: a new address, usable at once (no duplicate address detection). EEXIST when it is there.
 pub fn add_address(batch: &mut Batch, link: u32, net: IpNetwork) {
-    address(batch, RTM_NEWADDR, NEW, link, net);
+    new_address(batch, link, net, NODAD);
+}
+
+/// The same, but whether another host has the address is found out first: it is tentative for a second or two.
+pub fn add_address_after_detection(batch: &mut Batch, link: u32, net: IpNetwork) {
+    new_address(batch, link, net, 0);
+}
+
+fn new_address(batch: &mut Batch, link: u32, net: IpNetwork, flags: u8) {
+    address(batch, RTM_NEWADDR, NEW, link, net, flags);
     if let IpNetwork::V4(v4) = net
         && v4.prefix() < 31
     {
@@ -91,14 +131,14 @@ pub fn add_address(batch: &mut Batch, link: u32, net: IpNetwork) {
 
 /// Adds to the batch: delete an address.
 pub fn delete_address(batch: &mut Batch, link: u32, net: IpNetwork) {
-    address(batch, RTM_DELADDR, 0, link, net);
+    address(batch, RTM_DELADDR, 0, link, net, NODAD);
 }
 
-fn address(batch: &mut Batch, kind: u16, flags: u16, link: u32, net: IpNetwork) {
+fn address(batch: &mut Batch, kind: u16, flags: u16, link: u32, net: IpNetwork, address_flags: u8) {
     let mut header = [0; IFADDR];
     header[0] = family_of(&net.ip());
     header[1] = net.prefix();
-    header[2] = if net.is_ipv6() { NODAD } else { 0 };
+    header[2] = if net.is_ipv6() { address_flags } else { 0 };
     header[4..].copy_from_slice(&link.to_ne_bytes());
     let bytes = address_bytes(&net.ip());
     batch.message(kind, REQUEST | flags, &header).attr(IFA_LOCAL, &bytes).attr(IFA_ADDRESS, &bytes);
@@ -167,6 +207,10 @@ pub struct VethView {
     pub running: bool,
     /// Where it is a bridge port: whether the bridge forwards through it.
     pub forwarding: bool,
+    /// Where it is a bridge port: its mode.
+    pub mode: PortMode,
+    /// The number of the other end's namespace in this one; none when it is the same.
+    pub namespace: Option<u32>,
 }
 
 impl VethView {
@@ -176,14 +220,21 @@ impl VethView {
             return None;
         }
         let attrs = Attrs::after(message.payload, IFINFO);
+        let namespace = attrs.clone().find(IFLA_LINK_NETNSID).and_then(read_u32);
         let state =
             attrs.clone().find(IFLA_LINKINFO).and_then(|info| Attrs::new(info).find(IFLA_INFO_SLAVE_DATA));
-        let state = state.and_then(|data| Attrs::new(data).find(IFLA_BRPORT_STATE));
+        let port = state.map(Attrs::new);
+        let of_port = |kind| port.clone().and_then(|port| port.find(kind));
         Some(Self {
             index: read_u32(&message.payload[4..])?,
             peer: attrs.clone().find(IFLA_LINK).and_then(read_u32).unwrap_or(0),
             running: attrs.find(IFLA_OPERSTATE) == Some(&[IF_OPER_UP]),
-            forwarding: state == Some(&[BR_STATE_FORWARDING]),
+            forwarding: of_port(IFLA_BRPORT_STATE) == Some(&[BR_STATE_FORWARDING]),
+            mode: PortMode {
+                hairpin: of_port(IFLA_BRPORT_MODE) == Some(&[1]),
+                isolated: of_port(IFLA_BRPORT_ISOLATED) == Some(&[1]),
+            },
+            namespace,
         })
     }
 }
@@ -212,13 +263,16 @@ const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_OPERSTATE: u16 = 16;
 pub(super) const IFLA_LINKINFO: u16 = 18;
+const IFLA_IFALIAS: u16 = 20;
 const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_LINK_NETNSID: u16 = 37;
 pub(super) const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_BRPORT_STATE: u16 = 1;
 const IFLA_BRPORT_MODE: u16 = 4;
+const IFLA_BRPORT_ISOLATED: u16 = 33;
 const VETH_INFO_PEER: u16 = 1;
 const IF_OPER_UP: u8 = 6;
 const BR_STATE_FORWARDING: u8 = 3;
@@ -226,6 +280,7 @@ const BR_STATE_FORWARDING: u8 = 3;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
+const IFA_TARGET_NETNSID: u16 = 10;
 
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;

@@ -4,33 +4,42 @@
 use backends::IfName;
 use backends::netlink::link::{AddressView, IFF_UP, LinkView, dump_addresses, get_link};
 use backends::netlink::route::{RouteView, dump_routes};
-use backends::netlink::veth::VethView;
+use backends::netlink::veth::{VethView, get_link_at};
 use backends::netlink::{AF_INET, AF_INET6, Socket};
 
 use super::conf::Bridge;
-use super::device;
-use crate::cni::{Attachment, Call, Code, During, Failure, Route};
-use crate::json::Object;
+use super::{default_gateway, device, masquerade};
+use crate::cni::{Address, Attachment, Call, Code, During, Failure, Route};
+use crate::ipam::Lease;
 use crate::netns::Namespace;
 
 /// Compares the kernel and the reservations with `prevResult`.
-pub(crate) fn check(call: &Call, conf: &Object) -> Result<(), Failure> {
-    let bridge = Bridge::read(call, conf)?;
-    let result = call.conf.object("prevResult")?;
-    let result = result.ok_or_else(|| Failure::new(Code::Config, "CHECK needs a \"prevResult\""))?;
-    let result = Attachment::parse(result)?;
-    if let Some(ipam) = &bridge.ipam {
-        ipam.check_held(&call.holder())?;
-    }
+pub(crate) fn check(call: &Call) -> Result<(), Failure> {
+    let bridge = Bridge::read(call)?;
+    let result =
+        call.previous()?.ok_or_else(|| Failure::new(Code::Config, "CHECK needs a \"prevResult\""))?;
+    bridge.source.check(call)?;
     let mut host = Socket::route().during(Code::Kernel, || "no netlink socket".into())?;
     let own = Namespace::own()?;
     let mut inside = Namespace::of(call, &own)?.socket(&own)?;
-    let peer = container(call, &mut inside, &result)?;
-    port(&mut host, &bridge, peer, call.ifname)
+    let (peer, leases) = container(call, &bridge, &mut inside, &result)?;
+    on_bridge(&mut host, &bridge, &result, &leases)?;
+    port(&mut host, &bridge, peer, call.ifname)?;
+    if bridge.masquerade
+        && let Some(subnet) = masquerade::missing(&call.network, &leases)?
+    {
+        return Err(differs(format!("the masquerade rule of {subnet} is gone or altered")));
+    }
+    Ok(())
 }
 
-/// The container's side; yields the index of the host's end.
-fn container(call: &Call, inside: &mut Socket, result: &Attachment) -> Result<u32, Failure> {
+/// The container's side; yields the index of the host's end, and its addresses.
+fn container(
+    call: &Call,
+    bridge: &Bridge,
+    inside: &mut Socket,
+    result: &Attachment,
+) -> Result<(u32, Vec<Lease>), Failure> {
     let name = call.ifname;
     let position = result.interfaces.iter().position(|i| i.name == name && !i.sandbox.is_empty());
     let recorded = position.and_then(|n| result.interfaces.get(n));
@@ -42,7 +51,7 @@ fn container(call: &Call, inside: &mut Socket, result: &Attachment) -> Result<u3
     });
     let (view, mac, up) =
         found.ok().flatten().ok_or_else(|| differs(format!("interface {name} of the container is gone")))?;
-    if !up {
+    if !up && !bridge.stay_down {
         return Err(differs(format!("interface {name} of the container is down")));
     }
     if recorded.mac.is_some() && recorded.mac != mac {
@@ -51,25 +60,22 @@ fn container(call: &Call, inside: &mut Socket, result: &Attachment) -> Result<u3
             recorded.mac.unwrap_or_default()
         )));
     }
-    addresses(inside, view.index, result, position)?;
+    let is_its = |ip: &&Address| ip.interface.is_none() || ip.interface == position;
+    let lease = |ip: &Address| Lease { net: ip.net, gateway: ip.gateway };
+    let leases: Vec<_> = result.ips.iter().filter(is_its).map(lease).collect();
+    addresses(inside, view.index, &leases)?;
     result.routes.iter().try_for_each(|wanted| route(inside, wanted))?;
-    Ok(view.peer)
+    Ok((view.peer, leases))
 }
 
-fn addresses(
-    inside: &mut Socket,
-    index: u32,
-    result: &Attachment,
-    position: Option<usize>,
-) -> Result<(), Failure> {
+fn addresses(inside: &mut Socket, index: u32, leases: &[Lease]) -> Result<(), Failure> {
     let mut there = Vec::new();
     let read = inside.dump(&mut dump_addresses(index), |message| {
         there.extend(AddressView::parse(&message).ok().filter(|a| a.link == index).map(|a| a.net));
     });
     read.during(Code::Kernel, || "cannot read the container's addresses".into())?;
-    let ours = result.ips.iter().filter(|ip| ip.interface.is_none() || ip.interface == position);
-    match ours.map(|ip| ip.net).find(|net| !there.contains(net)) {
-        Some(net) => Err(differs(format!("the container has lost its address {net}"))),
+    match leases.iter().find(|lease| !there.contains(&lease.net)) {
+        Some(lease) => Err(differs(format!("the container has lost its address {}", lease.net))),
         None => Ok(()),
     }
 }
@@ -94,16 +100,58 @@ fn route(inside: &mut Socket, wanted: &Route) -> Result<(), Failure> {
     if found { Ok(()) } else { Err(differs(format!("the container has lost its route to {}", wanted.dst))) }
 }
 
-/// The host's side: the other end is a port of the bridge.
+/// The host's side: the other end is a port of the bridge, in the mode that was asked for.
 fn port(host: &mut Socket, bridge: &Bridge, peer: u32, name: IfName) -> Result<(), Failure> {
     let (device, kind, _) =
         device::find(host, bridge.name)?.ok_or_else(|| differs(format!("bridge {} is gone", bridge.name)))?;
-    let by_index = &mut backends::netlink::veth::get_link_at(peer);
-    let master = host.get(by_index, |message| LinkView::parse(&message).ok()?.master);
-    if kind == "bridge" && master.ok().flatten() == Some(device.index) {
+    let found = host.get(&mut get_link_at(peer), |message| {
+        Some((LinkView::parse(&message).ok()?.master, VethView::parse(&message)?))
+    });
+    let Some((Some(master), view)) = found.ok().flatten().filter(|_| kind == "bridge") else {
+        return Err(differs(format!("the link of {name} is no port of bridge {}", bridge.name)));
+    };
+    if master != device.index {
+        return Err(differs(format!("the link of {name} is no port of bridge {}", bridge.name)));
+    }
+    if view.mode != bridge.port {
+        return Err(differs(format!("the port of {name} has another mode: hairpinMode or portIsolation")));
+    }
+    if !(bridge.stay_down || view.running && view.forwarding) {
+        return Err(differs(format!("bridge {} does not forward through the port of {name}", bridge.name)));
+    }
+    Ok(())
+}
+
+/// The bridge itself: its Ethernet address, up, and where it is the gateway, its addresses.
+fn on_bridge(
+    host: &mut Socket,
+    bridge: &Bridge,
+    result: &Attachment,
+    leases: &[Lease],
+) -> Result<(), Failure> {
+    let name = bridge.name;
+    let Some((device, _, flags)) = device::find(host, name)? else {
+        return Err(differs(format!("bridge {name} is gone")));
+    };
+    if flags & IFF_UP == 0 {
+        return Err(differs(format!("bridge {name} is down")));
+    }
+    let recorded = result.interfaces.iter().find(|i| i.name == name && i.sandbox.is_empty());
+    if recorded.is_some_and(|i| i.mac.is_some_and(|mac| mac != device.mac)) {
+        return Err(differs(format!("bridge {name} has another Ethernet address than at the ADD")));
+    }
+    if !bridge.gateway {
         return Ok(());
     }
-    Err(differs(format!("the link of {name} is no port of bridge {}", bridge.name)))
+    let there = device.addresses(host)?;
+    for lease in leases {
+        let mut lease = *lease;
+        default_gateway(&mut lease);
+        if let Some(net) = device::gateway(&lease)?.filter(|net| !there.contains(net)) {
+            return Err(differs(format!("bridge {name} has lost its address {net}")));
+        }
+    }
+    Ok(())
 }
 
 fn differs(msg: String) -> Failure {

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use backends::netlink::veth::PortMode;
 use backends::{IfName, Mac};
 
+use super::removal::Removal;
 use crate::cni::{Call, CniArgs, Code, Dns, Failure};
-use crate::ipam::Ipam;
+use crate::ipam::Source;
 use crate::json::{Object, wrong};
 
 /// How containers of a network are joined on this host.
@@ -18,67 +20,98 @@ pub(crate) struct Bridge {
     pub(crate) default_route: bool,
     /// A wrong address of the bridge is replaced.
     pub(crate) force_address: bool,
-    pub(crate) hairpin: bool,
+    /// What leaves the network has the host's address.
+    pub(crate) masquerade: bool,
+    pub(crate) port: PortMode,
     pub(crate) promiscuous: bool,
+    /// An IPv6 address that another host has is found out, and refused.
+    pub(crate) detect_duplicates: bool,
+    /// The container's interface stays down, for whoever sets it up later.
+    pub(crate) stay_down: bool,
     /// In bytes; 0 leaves the kernel's default.
     pub(crate) mtu: u32,
     /// Asked for the container's interface.
     pub(crate) mac: Option<Mac>,
     /// Replaces what address management says.
     pub(crate) dns: Dns,
-    /// None makes a network of frames alone.
-    pub(crate) ipam: Option<Ipam>,
+    pub(crate) source: Source,
 }
 
 /// A port is up within microseconds; the reference plugin gives up after 2.55 s.
 pub(crate) const PORT_UP_WITHIN: Duration = Duration::from_secs(3);
 
+/// The bridge's name when none is given.
+const DEFAULT_NAME: &str = "cni0";
+
 impl Bridge {
-    /// Reads a configuration: the call's own, or the one made for a delegate.
-    pub(crate) fn read(call: &Call, conf: &Object) -> Result<Self, Failure> {
+    /// Reads the configuration of a call.
+    pub(crate) fn read(call: &Call) -> Result<Self, Failure> {
+        let conf = &call.conf;
         refuse_unsupported(conf)?;
+        Removal::read(conf)?;
         let flag = |key| Ok::<_, Failure>(conf.flag(key)?.unwrap_or(false));
         let default_route = flag("isDefaultGateway")?;
         let bridge = Self {
-            name: conf
-                .parsed("bridge", "an interface name")?
-                .map_or_else(|| "cni0".parse(), Ok)
-                .map_err(|_| wrong("bridge", "an interface name"))?,
+            name: name(conf)?,
             gateway: flag("isGateway")? || default_route,
             default_route,
             force_address: flag("forceAddress")?,
-            hairpin: flag("hairpinMode")?,
+            masquerade: flag("ipMasq")?,
+            port: PortMode { hairpin: flag("hairpinMode")?, isolated: flag("portIsolation")? },
             promiscuous: flag("promiscMode")?,
+            detect_duplicates: flag("enabledad")?,
+            stay_down: flag("disableContainerInterface")?,
             mtu: conf.number("mtu")?.unwrap_or(0),
             mac: mac(call, conf)?,
             dns: Dns::parse(conf.object("dns")?)?,
-            ipam: Ipam::read(call, conf)?,
+            source: Source::read(call)?,
         };
-        if bridge.hairpin && bridge.promiscuous {
-            return Err(Failure::new(Code::Config, "hairpinMode and promiscMode exclude each other"));
-        }
+        bridge.check()?;
         Ok(bridge)
     }
+
+    fn check(&self) -> Result<(), Failure> {
+        if self.port.hairpin && self.promiscuous {
+            return Err(Failure::new(Code::Config, "hairpinMode and promiscMode exclude each other"));
+        }
+        if self.stay_down && !matches!(self.source, Source::None) {
+            let msg = "disableContainerInterface is for a network without \"ipam\"";
+            return Err(Failure::new(Code::Config, msg).details("an interface that is down has no routes"));
+        }
+        Ok(())
+    }
+}
+
+/// The name of the bridge that a configuration is about.
+pub(super) fn name(conf: &Object) -> Result<IfName, Failure> {
+    let named = conf.parsed("bridge", "an interface name")?;
+    named.map_or_else(|| DEFAULT_NAME.parse(), Ok).map_err(|_| wrong("bridge", "an interface name"))
 }
 
 /// What would change what the network means is refused, never ignored.
 fn refuse_unsupported(conf: &Object) -> Result<(), Failure> {
     let refuse = |key: &str, why: &str| {
-        Err(Failure::new(Code::Unsupported, format!("{key:?} is not supported yet by this plugin"))
-            .details(why))
+        Err(Failure::new(Code::Unsupported, format!("{key:?} is not supported by this plugin")).details(why))
     };
-    if conf.flag("ipMasq")?.unwrap_or(false) {
-        return refuse("ipMasq", "start the network daemon with --ip-masq, or say \"ipMasq\": false");
+    if conf.flag("macspoofchk")?.unwrap_or(false) {
+        return refuse(
+            "macspoofchk",
+            "it needs rules for every container; the reference bridge plugin has it",
+        );
     }
-    for key in ["macspoofchk", "enabledad", "portIsolation", "disableContainerInterface"] {
-        if conf.flag(key)?.unwrap_or(false) {
-            return refuse(key, "");
+    for key in ["vlan", "vlanTrunk"] {
+        let asked = match key {
+            "vlan" => conf.number(key)?.unwrap_or(0) != 0,
+            _ => !conf.list(key)?.is_empty(),
+        };
+        if asked {
+            return refuse(key, "our bridges do not filter by VLAN; the reference bridge plugin has it");
         }
     }
-    if conf.number("vlan")?.unwrap_or(0) != 0 || !conf.list("vlanTrunk")?.is_empty() {
-        return refuse("vlan", "neither is vlanTrunk");
+    match conf.text("ipMasqBackend")? {
+        None | Some("iptables" | "nftables") => Ok(()),
+        Some(_) => Err(wrong("ipMasqBackend", "\"iptables\" or \"nftables\"")),
     }
-    Ok(())
 }
 
 /// The runtime's word counts more than the metadata's, and that more than the variable's.

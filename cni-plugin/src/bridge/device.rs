@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use backends::netlink::link::{AddressView, IFF_UP, LinkView, dump_addresses, get_link};
-use backends::netlink::veth::{add_address, delete_address, set_flags};
+use backends::netlink::veth::{add_address, delete_address, dump_ports, set_flags};
 use backends::netlink::{Batch, Socket, bridge::create_bridge, bridge::set_mac};
 use backends::{IfName, Mac};
 use ipnetwork::IpNetwork;
@@ -47,7 +47,7 @@ impl Device {
     pub(super) fn serve(&self, socket: &mut Socket, leases: &[Lease], force: bool) -> Result<(), Failure> {
         let there = self.addresses(socket)?;
         for lease in leases {
-            let net = gateway(lease)?;
+            let Some(net) = gateway(lease)? else { continue };
             if !there.contains(&net) {
                 self.make_room(socket, net, &there, force)?;
                 self.add(socket, net)?;
@@ -59,7 +59,7 @@ impl Device {
     }
 
     /// Its addresses; read by index, so that the cost does not grow with the host's.
-    fn addresses(&self, socket: &mut Socket) -> Result<Vec<IpNetwork>, Failure> {
+    pub(super) fn addresses(&self, socket: &mut Socket) -> Result<Vec<IpNetwork>, Failure> {
         let mut found = Vec::new();
         let read = socket.dump(&mut dump_addresses(self.index), |message| {
             found.extend(AddressView::parse(&message).ok().filter(|a| a.link == self.index).map(|a| a.net));
@@ -68,8 +68,8 @@ impl Device {
         Ok(found)
     }
 
-    /// A second IPv4 subnet, or one that overlaps, is a leftover of another configuration: it is replaced when that
-    /// is allowed, and named otherwise.
+    /// A second IPv4 subnet, or one that overlaps, is a leftover of another configuration: it is replaced when nobody
+    /// is on the bridge any more or that is allowed, and named otherwise.
     fn make_room(
         &self,
         socket: &mut Socket,
@@ -78,10 +78,11 @@ impl Device {
         force: bool,
     ) -> Result<(), Failure> {
         for other in there.iter().filter(|other| excludes(**other, net)) {
-            if !force {
+            if !force && self.has_ports(socket)? {
                 let msg =
                     format!("bridge {} has the address {other}, and this network needs {net}", self.name);
-                return Err(Failure::new(Code::Config, msg).details("forceAddress replaces it"));
+                return Err(Failure::new(Code::Config, msg)
+                    .details("containers are on it; forceAddress replaces it nevertheless"));
             }
             let mut batch = Batch::new();
             delete_address(&mut batch, self.index, *other);
@@ -90,6 +91,15 @@ impl Device {
                 .during(Code::Kernel, || format!("cannot remove {other} from {}", self.name))?;
         }
         Ok(())
+    }
+
+    fn has_ports(&self, socket: &mut Socket) -> Result<bool, Failure> {
+        let mut any = false;
+        let read = socket.dump(&mut dump_ports(self.index), |message| {
+            any |= LinkView::parse(&message).is_ok_and(|link| link.master == Some(self.index));
+        });
+        read.during(Code::Kernel, || format!("cannot read the ports of {}", self.name))?;
+        Ok(any)
     }
 
     fn add(&self, socket: &mut Socket, net: IpNetwork) -> Result<(), Failure> {
@@ -135,9 +145,11 @@ pub(super) fn find(socket: &mut Socket, name: IfName) -> Result<Option<(Device, 
     }
 }
 
-fn gateway(lease: &Lease) -> Result<IpNetwork, Failure> {
-    IpNetwork::new(lease.gateway, lease.net.prefix())
-        .during(Code::Config, || format!("gateway {} of {}", lease.gateway, lease.net))
+/// The gateway address of a lease with the length of its subnet.
+pub(super) fn gateway(lease: &Lease) -> Result<Option<IpNetwork>, Failure> {
+    let Some(gateway) = lease.gateway else { return Ok(None) };
+    let net = IpNetwork::new(gateway, lease.net.prefix());
+    net.map(Some).during(Code::Config, || format!("gateway {gateway} of {}", lease.net))
 }
 
 /// Whether a bridge that has one may not have the other.

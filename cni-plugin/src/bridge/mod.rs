@@ -9,79 +9,71 @@
 //! apart, which is everybody's. DEL goes the other way and misses nothing that is not there.
 
 mod check;
+mod collect;
 mod conf;
 mod device;
+mod events;
+mod inside;
+mod key;
+mod masquerade;
 mod pod;
 mod removal;
 
 use backends::netlink::Socket;
 
 pub(crate) use check::check;
+pub(crate) use collect::gc;
 use conf::Bridge;
 use device::Device;
 use pod::{Pair, pod_mac};
 pub(crate) use removal::{FINISHER, finish};
 
-use crate::cni::{Address, Attachment, Call, Code, Dns, During, Failure, Interface, Route};
-use crate::ipam::{self, Lease};
-use crate::json::Object;
-use crate::netns::{Namespace, NoEntry};
+use crate::cni::{
+    Address, Attachment, Call, Code, Device as Hardware, Dns, During, Failure, Interface, Route,
+};
+use crate::ipam::{self, Grant, Lease};
+use crate::netns::Namespace;
 use crate::plugin::Plugin;
 
 /// The row of the table.
-pub(crate) const PLUGIN: Plugin = Plugin {
-    name: "bridge",
-    level: "v1.9.1",
-    add: |call| add(call, &call.conf),
-    del: |call| del(call, &call.conf),
-    check: |call| check(call, &call.conf),
-    status: |call| status(call, &call.conf),
-    gc: |call| gc(call, &call.conf),
-};
+pub(crate) const PLUGIN: Plugin = Plugin { name: "bridge", level: "v1.9.1", add, del, check, status, gc };
 
-/// ADD with the call's configuration or one made for a delegate.
-pub(crate) fn add(call: &Call, conf: &Object) -> Result<Attachment, Failure> {
-    let bridge = Bridge::read(call, conf)?;
+/// ADD.
+pub(crate) fn add(call: &Call) -> Result<Attachment, Failure> {
+    let bridge = Bridge::read(call)?;
     let own = Namespace::own()?;
     let namespace = Namespace::of(call, &own)?;
     // Entered first, since that alone shows that it is a namespace, and nothing is made yet.
     let inside = namespace.socket(&own)?;
     let host = Socket::route().during(Code::Kernel, || "no netlink socket".into())?;
-    let leases = bridge.ipam.as_ref().map_or_else(|| Ok(vec![]), |ipam| ipam.reserve(&call.holder()))?;
-    let mut attach = Attach { call, bridge: &bridge, leases: &leases, own, namespace, inside, host };
+    let mut grant = bridge.source.reserve(call)?;
+    if bridge.gateway {
+        grant.leases.iter_mut().for_each(default_gateway);
+    }
+    let mut attach = Attach { call, bridge: &bridge, grant: &grant, own, namespace, inside, host };
     attach.run().inspect_err(|_| {
-        if !leases.is_empty() {
-            let _ = ipam::release(&ipam::folder(call, conf), &call.holder());
+        if !grant.leases.is_empty() {
+            let _ = ipam::free(call);
         }
     })
 }
 
-/// DEL with the call's configuration or a stored one. Whatever of the configuration makes no sense any more, the link
-/// and the addresses are found without it.
-pub(crate) fn del(call: &Call, conf: &Object) -> Result<(), Failure> {
-    match Namespace::of(call, &Namespace::own()?) {
-        Ok(namespace) => removal::remove_link(&namespace, call.ifname)?,
-        // Gone with everything in it; or the host's, in which an ADD has made nothing.
-        Err(NoEntry::Gone(_) | NoEntry::Own(_)) => {}
-    }
-    ipam::release(&ipam::folder(call, conf), &call.holder())
+/// DEL. Whatever of the configuration makes no sense any more, the link and the addresses are found without it.
+pub(crate) fn del(call: &Call) -> Result<(), Failure> {
+    removal::remove_link(call)?;
+    ipam::free(call)
 }
 
 /// STATUS: whether an ADD would get its addresses.
-pub(crate) fn status(call: &Call, conf: &Object) -> Result<(), Failure> {
-    Bridge::read(call, conf)?.ipam.map_or(Ok(()), |ipam| ipam.check_free())
-}
-
-/// GC: frees the addresses of what is no valid attachment.
-pub(crate) fn gc(call: &Call, conf: &Object) -> Result<(), Failure> {
-    ipam::collect(&ipam::folder(call, conf), &call.valid()?)
+pub(crate) fn status(call: &Call) -> Result<(), Failure> {
+    Bridge::read(call)?.source.status(call)
 }
 
 /// One ADD that has its addresses.
 struct Attach<'a> {
     call: &'a Call,
     bridge: &'a Bridge,
-    leases: &'a [Lease],
+    grant: &'a Grant,
     own: Namespace,
     namespace: Namespace,
     inside: Socket,
@@ -90,19 +82,35 @@ struct Attach<'a> {
 
 impl Attach<'_> {
     fn run(&mut self) -> Result<Attachment, Failure> {
+        let leases = &self.grant.leases;
         let device = Device::ensure(&mut self.host, self.bridge)?;
-        if self.bridge.gateway && !self.leases.is_empty() {
-            device.serve(&mut self.host, self.leases, self.bridge.force_address)?;
+        if self.bridge.gateway && !leases.is_empty() {
+            device.serve(&mut self.host, leases, self.bridge.force_address)?;
         }
-        let end = (self.call.ifname, pod_mac(self.bridge.mac, self.leases));
-        let pair = Pair::create(&mut self.host, self.bridge, &device, &self.namespace, end)?;
-        let routes = routes(self.bridge, self.leases);
-        self.namespace
-            .enter()
-            .and_then(|()| pair.furnish(&mut self.inside, self.leases, &with_gateways(&routes, self.leases)))
-            .and_then(|()| pair.wait_forwarding(&mut self.host, &self.own))
-            .inspect_err(|_| pair.delete(&mut self.host))?;
-        Ok(self.attachment(&device, &pair, routes))
+        if self.bridge.masquerade {
+            masquerade::ensure(&self.call.network, leases)?;
+        }
+        let mac = pod_mac(self.bridge.mac, leases);
+        let pair = Pair::create(&mut self.host, (self.call, self.bridge), &device, &self.namespace, mac)?;
+        self.finish(&device, &pair).inspect_err(|_| pair.delete(&mut self.host))
+    }
+
+    /// What is left once the pair is there.
+    fn finish(&mut self, device: &Device, pair: &Pair) -> Result<Attachment, Failure> {
+        let leases = &self.grant.leases;
+        let routes = routes(self.bridge, self.grant);
+        self.namespace.enter()?;
+        inside::furnish(self.bridge, pair, &mut self.inside, leases, &with_gateways(&routes, leases))?;
+        if !self.bridge.stay_down {
+            pair.wait_forwarding(&mut self.host, &self.own)?;
+        }
+        if !leases.is_empty() {
+            inside::announce(pair, &mut self.inside)?;
+        }
+        if self.bridge.detect_duplicates {
+            inside::detect(pair, &mut self.inside, &self.namespace)?;
+        }
+        Ok(self.attachment(device, pair, routes))
     }
 
     fn attachment(&self, device: &Device, pair: &Pair, routes: Vec<Route>) -> Attachment {
@@ -112,36 +120,41 @@ impl Attach<'_> {
             mac: Some(mac),
             mtu,
             sandbox: sandbox.to_owned(),
-            device: crate::cni::Device::default(),
+            device: Hardware::default(),
         };
-        let address =
-            |lease: &Lease| Address { net: lease.net, gateway: Some(lease.gateway), interface: Some(2) };
-        let ipam_dns = self.bridge.ipam.as_ref().map(|ipam| ipam.dns.clone()).unwrap_or_default();
+        let address = |lease: &Lease| Address { net: lease.net, gateway: lease.gateway, interface: Some(2) };
+        let dns = if self.bridge.dns == Dns::default() { &self.grant.dns } else { &self.bridge.dns };
         Attachment {
             interfaces: vec![
                 interface((device.name, device.mac), 0, ""),
                 interface(pair.host, self.bridge.mtu, ""),
                 interface(pair.pod, self.bridge.mtu, &self.call.netns),
             ],
-            ips: self.leases.iter().map(address).collect(),
+            ips: self.grant.leases.iter().map(address).collect(),
             routes,
-            dns: if self.bridge.dns == Dns::default() { ipam_dns } else { self.bridge.dns.clone() },
+            dns: dns.clone(),
         }
     }
 }
 
+/// Where address management names no gateway, the subnet's first address is it.
+fn default_gateway(lease: &mut Lease) {
+    let first = || lease.net.iter().nth(1);
+    lease.gateway = lease.gateway.or_else(first);
+}
+
 /// The configured routes, and a default route for every family that has none through a gateway.
-fn routes(bridge: &Bridge, leases: &[Lease]) -> Vec<Route> {
-    let mut routes = bridge.ipam.as_ref().map(|ipam| ipam.routes.clone()).unwrap_or_default();
+fn routes(bridge: &Bridge, grant: &Grant) -> Vec<Route> {
+    let mut routes = grant.routes.clone();
     if !bridge.default_route {
         return routes;
     }
-    for lease in leases {
+    for lease in &grant.leases {
         let v4 = lease.net.is_ipv4();
         let is_default = |r: &Route| r.dst.is_ipv4() == v4 && r.dst.prefix() == 0 && r.gateway.is_some();
         let Ok(everywhere) = (if v4 { "0.0.0.0/0" } else { "::/0" }).parse() else { continue };
         if !routes.iter().any(is_default) {
-            routes.push(Route { gateway: Some(lease.gateway), ..Route::to(everywhere) });
+            routes.push(Route { gateway: lease.gateway, ..Route::to(everywhere) });
         }
     }
     routes
@@ -149,7 +162,8 @@ fn routes(bridge: &Bridge, leases: &[Lease]) -> Vec<Route> {
 
 /// Routes that name no gateway go through that of their family.
 fn with_gateways(routes: &[Route], leases: &[Lease]) -> Vec<Route> {
-    let gateway = |r: &Route| leases.iter().find(|l| l.net.is_ipv4() == r.dst.is_ipv4()).map(|l| l.gateway);
+    let gateway =
+        |r: &Route| leases.iter().find(|l| l.net.is_ipv4() == r.dst.is_ipv4()).and_then(|l| l.gateway);
     routes
         .iter()
         .map(|route| Route { gateway: route.gateway.or_else(|| gateway(route)), ..route.clone() })
@@ -161,7 +175,7 @@ mod tests {
     use super::*;
 
     fn lease(net: &str, gateway: &str) -> Lease {
-        Lease { net: net.parse().unwrap(), gateway: gateway.parse().unwrap() }
+        Lease { net: net.parse().unwrap(), gateway: gateway.parse().ok() }
     }
 
     #[test]

@@ -1,15 +1,21 @@
 //! Taking a container's link away.
 //!
 //! The kernel takes an interface out of sight at once and then lets the caller wait 10 to 40 ms until nobody can
-//! still be using it. That wait is nobody's business here: a child of ours does the request and waits, and we return
-//! when the kernel says that the link is gone.
+//! still be using it. That wait is nobody's business here: somebody else does the request and waits, and we return
+//! when the kernel says that the link is gone. Who that is:
+//!
+//! ```text
+//!   a daemon of ours answers on its socket   ──▶ the daemon, many links in one request
+//!   process 1 is known to reap orphans       ──▶ a child of ours, which is an orphan for those milliseconds
+//!   otherwise                                ──▶ ourselves: slower, but no zombie stays
+//! ```
 
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use backends::IfName;
 use backends::netlink::link::{LinkView, get_link};
 use backends::netlink::veth::delete_link;
 use backends::netlink::{AF_UNSPEC, Batch, NetlinkError, RawMessage, Received, Socket};
@@ -17,37 +23,111 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::cni::{Code, During, Failure};
-use crate::netns::Namespace;
+use super::events::{RTNLGRP_LINK, now};
+use super::key;
+use crate::cni::{Call, Code, During, Failure};
+use crate::daemon::Daemon;
+use crate::json::{Object, wrong};
+use crate::netns::{Namespace, NoEntry};
+use crate::small_file;
 
 /// The name under which this program is the child.
 pub(crate) const FINISHER: &str = "cni-link-finisher";
 
-/// The event comes within a millisecond or two. After this long the child is taken for lost and its work done here.
+/// The event comes within a millisecond or two. After this long the other is taken for lost and its work done here.
 const GONE_WITHIN: Duration = Duration::from_secs(2);
 
-/// Deletes the container's interface; none there, or no namespace to enter, is fine. An interface that is no veth is
-/// not of our making and stays.
-pub(super) fn remove_link(namespace: &Namespace, name: IfName) -> Result<(), Failure> {
-    if namespace.enter().is_err() {
-        return Ok(());
+/// Programs that, as process 1, wait for every orphan.
+const REAPERS: [&str; 14] = [
+    "systemd",
+    "init",
+    "tini",
+    "docker-init",
+    "podman-init",
+    "dumb-init",
+    "catatonit",
+    "runit",
+    "s6-svscan",
+    "openrc-init",
+    "busybox",
+    "procd",
+    "launchd",
+    "finit",
+];
+
+/// Who waits for the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Removal {
+    Child,
+    Ourselves,
+}
+
+impl Removal {
+    /// The key `removal`: `child` and `wait` force it, for whoever knows the host's process 1.
+    pub(super) fn read(conf: &Object) -> Result<Option<Self>, Failure> {
+        match conf.text("removal")? {
+            None | Some("auto") => Ok(None),
+            Some("child") => Ok(Some(Self::Child)),
+            Some("wait") => Ok(Some(Self::Ourselves)),
+            Some(_) => Err(wrong("removal", "\"auto\", \"child\" or \"wait\"")),
+        }
     }
-    let what = || format!("cannot delete {name}");
+
+    /// What suits this host.
+    fn choose() -> Self {
+        let comm = small_file::read(Path::new("/proc/1/comm")).unwrap_or_default();
+        if REAPERS.contains(&comm.trim_end()) { Self::Child } else { Self::Ourselves }
+    }
+}
+
+/// Deletes the link of the call's attachment. It is found on the host, by the name that follows from the attachment;
+/// one that another plugin made, in the container. None there, or no namespace to enter, is fine. An interface that
+/// is no veth is not of our making and stays.
+pub(super) fn remove_link(call: &Call) -> Result<(), Failure> {
+    let what = || format!("cannot delete {}", call.ifname);
     let mut socket = Socket::route().during(Code::Kernel, what)?;
-    let found = socket.get(&mut get_link(name), |message| {
+    if let Some(index) = key::find(&mut socket, call)? {
+        return remove(call, &mut socket, index, true).during(Code::Kernel, what);
+    }
+    match Namespace::of(call, &Namespace::own()?) {
+        Ok(namespace) if namespace.enter().is_ok() => {}
+        // Gone with everything in it; or the host's, in which an ADD has made nothing.
+        Ok(_) | Err(NoEntry::Gone(_) | NoEntry::Own(_)) => return Ok(()),
+    }
+    let mut inside = Socket::route().during(Code::Kernel, what)?;
+    let found = inside.get(&mut get_link(call.ifname), |message| {
         let link = LinkView::parse(&message).ok()?;
         Some((link.index, link.kind == "veth"))
     });
-    let index = match found {
-        Ok(Some((index, true))) => index,
-        Ok(_) => return Ok(()),
-        Err(error) if error.errno() == Errno::ENODEV => return Ok(()),
-        Err(error) => return Err(error).during(Code::Kernel, what),
-    };
-    if hand_over(index).is_some_and(|mut events| gone(&mut events, index)) {
+    match found {
+        Ok(Some((index, true))) => remove(call, &mut inside, index, false).during(Code::Kernel, what),
+        Ok(_) => Ok(()),
+        Err(error) if error.errno() == Errno::ENODEV => Ok(()),
+        Err(error) => Err(error).during(Code::Kernel, what),
+    }
+}
+
+/// Deletes a link of the namespace that the thread and the socket are in.
+fn remove(call: &Call, socket: &mut Socket, index: u32, on_host: bool) -> Result<(), NetlinkError> {
+    let forced = Removal::read(&call.conf).ok().flatten();
+    // Heard from before anybody has begun.
+    let events = || Socket::subscribe(libc::NETLINK_ROUTE, &[RTNLGRP_LINK]).ok();
+    let (mut taken, mut heard) = (false, None);
+    if on_host
+        && forced.is_none()
+        && let Some(daemon) = Daemon::find()
+    {
+        heard = events();
+        taken = heard.is_some() && daemon.unlink(index);
+    }
+    if !taken && forced.unwrap_or_else(Removal::choose) == Removal::Child {
+        heard = heard.or_else(events);
+        taken = heard.is_some() && start_child(index);
+    }
+    if taken && heard.is_some_and(|mut heard| gone(&mut heard, index)) {
         return Ok(());
     }
-    delete(&mut socket, index).during(Code::Kernel, what)
+    delete(socket, index)
 }
 
 /// The child's work: delete the link of this index in the namespace that it was started in.
@@ -56,7 +136,8 @@ pub(crate) fn finish(index: &str) -> bool {
     deleted.is_some_and(|result| result.is_ok())
 }
 
-fn delete(socket: &mut Socket, index: u32) -> Result<(), NetlinkError> {
+/// Deletes a link and waits for the kernel; one that is gone is fine.
+pub(super) fn delete(socket: &mut Socket, index: u32) -> Result<(), NetlinkError> {
     let mut batch = Batch::new();
     delete_link(&mut batch, index);
     match socket.request(&mut batch) {
@@ -65,22 +146,18 @@ fn delete(socket: &mut Socket, index: u32) -> Result<(), NetlinkError> {
     }
 }
 
-/// Starts the child, and listens from before it has begun. Its standard files are closed, since a runtime reads ours
-/// to their end. None when it cannot be started.
-fn hand_over(index: u32) -> Option<Socket> {
-    let events = Socket::subscribe(libc::NETLINK_ROUTE, &[RTNLGRP_LINK]).ok()?;
+/// Starts the child. Its standard files are closed, since a runtime reads ours to their end.
+fn start_child(index: u32) -> bool {
     let mut child = Command::new("/proc/self/exe");
     child.arg0(FINISHER).arg(index.to_string()).env_clear().current_dir("/");
     child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-    child.spawn().ok()?;
-    Some(events)
+    child.spawn().is_ok()
 }
 
 /// Whether the kernel says in time that the link is gone.
 fn gone(events: &mut Socket, index: u32) -> bool {
-    let timeout = PollTimeout::try_from(GONE_WITHIN).unwrap_or(PollTimeout::MAX);
-    // One event at least per wait; a container's namespace has no storms of them.
-    for _ in 0..MOST_EVENTS {
+    let Ok(deadline) = now().map(|now| now + GONE_WITHIN) else { return false };
+    loop {
         match events.receive() {
             Ok(Received::Messages(mut messages)) => {
                 if messages.any(|message| is_removal(&message, index)) {
@@ -88,15 +165,16 @@ fn gone(events: &mut Socket, index: u32) -> bool {
                 }
             }
             Ok(Received::Empty) => {
+                let left = now().map_or(Duration::ZERO, |now| deadline.saturating_sub(now));
+                let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
                 let ready = poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLIN)], timeout);
-                if !matches!(ready, Ok(1..) | Err(Errno::EINTR)) {
+                if left.is_zero() || !matches!(ready, Ok(1..) | Err(Errno::EINTR)) {
                     return false;
                 }
             }
             Ok(Received::Overrun) | Err(_) => return false,
         }
     }
-    false
 }
 
 /// The removal of the link itself: a bridge also reports, in its own family, that a port has left.
@@ -106,7 +184,4 @@ fn is_removal(message: &RawMessage<'_>, index: u32) -> bool {
         && LinkView::parse(message).is_ok_and(|link| link.index == index)
 }
 
-const MOST_EVENTS: usize = 1000;
 const RTM_DELLINK: u16 = 17;
-/// `RTNLGRP_LINK`.
-const RTNLGRP_LINK: u32 = 1;

@@ -28,7 +28,7 @@ impl Verb {
         Self::ALL.into_iter().find(|verb| verb.as_str() == text).ok_or_else(unknown)
     }
 
-    fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Add => "ADD",
             Self::Check => "CHECK",
@@ -123,6 +123,12 @@ impl Call {
         Ok(Self { verb, version, conf, network, container, ifname, netns, own_allowed, args, path })
     }
 
+    /// The same call with another configuration: one made for a delegate, or a stored one.
+    pub(crate) fn with(&self, conf: Object) -> Result<Self, Failure> {
+        let (version, network) = (Version::of(&conf)?, network_name(&conf)?);
+        Ok(Self { version, network, conf, ..self.clone() })
+    }
+
     /// What the plugins before made: `prevResult`. A chained plugin's ADD cannot do without; a DEL may have none, and
     /// one that is not understood is the same as none to it.
     pub(crate) fn previous(&self) -> Result<Option<Attachment>, Failure> {
@@ -172,9 +178,13 @@ fn network_name(conf: &Object) -> Result<String, Failure> {
     }
 }
 
+/// A file name has at most 255 bytes, and an interface's name and a few signs go with it.
+const LONGEST_NAME: usize = 220;
+
 /// The specification's rule for container IDs and network names; both become file names.
-fn is_name(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_alphanumeric())
+pub(crate) fn is_name(text: &str) -> bool {
+    text.len() <= LONGEST_NAME
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
 }
 

@@ -9,34 +9,59 @@ use crate::json::{Object, object};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Code {
     /// The configuration's version, or this verb in that version, is not supported.
-    Version = 1,
+    Version,
     /// A key of the configuration asks for what we do not do.
-    Unsupported = 2,
+    Unsupported,
     /// No container ID; nothing to clean up.
-    Container = 3,
+    Container,
     /// A missing or bad environment variable.
-    Environment = 4,
+    Environment,
     /// Standard input or a file could not be read or written.
-    Io = 5,
+    Io,
     /// Something is not in the form it should have.
-    Decoding = 6,
+    Decoding,
     /// The network configuration makes no sense.
-    Config = 7,
+    Config,
     /// The namespace is the host's own.
-    Namespace = 8,
+    Namespace,
     /// It may go right later.
-    TryAgain = 11,
+    TryAgain,
     /// STATUS: an ADD would fail.
-    NotAvailable = 50,
+    NotAvailable,
     /// STATUS: an ADD would fail, and containers that run may be affected.
     #[allow(dead_code)]
-    Limited = 51,
+    Limited,
     /// The kernel refused.
-    Kernel = 100,
+    Kernel,
     /// CHECK found a difference.
-    Check = 101,
+    Check,
     /// The attachment exists already.
-    Exists = 102,
+    Exists,
+    /// What another program answered.
+    Delegate(u32),
+}
+
+impl Code {
+    /// The number in the document.
+    fn number(self) -> u32 {
+        match self {
+            Self::Version => 1,
+            Self::Unsupported => 2,
+            Self::Container => 3,
+            Self::Environment => 4,
+            Self::Io => 5,
+            Self::Decoding => 6,
+            Self::Config => 7,
+            Self::Namespace => 8,
+            Self::TryAgain => 11,
+            Self::NotAvailable => 50,
+            Self::Limited => 51,
+            Self::Kernel => 100,
+            Self::Check => 101,
+            Self::Exists => 102,
+            Self::Delegate(code) => code,
+        }
+    }
 }
 
 /// A failed call.
@@ -75,7 +100,7 @@ impl Failure {
     pub(crate) fn document(&self, version: Version) -> Object {
         let mut error = object([
             ("cniVersion", version.as_str().into()),
-            ("code", (self.code as u32).into()),
+            ("code", self.code.number().into()),
             ("msg", self.msg.as_str().into()),
         ]);
         if !self.details.is_empty() {

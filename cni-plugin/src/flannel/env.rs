@@ -2,12 +2,18 @@
 //! multi-network flannels wrote it, and either family may have networks without a subnet.
 
 use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::time::{ClockId, clock_gettime};
 
 use crate::cni::{Code, Failure};
-use crate::small_file;
+use crate::{daemon, small_file};
 
 /// What the daemon says about this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +36,18 @@ impl Env {
             Failure::new(Code::TryAgain, format!("{}: {reason}", path.display()))
                 .details("flanneld writes this file; it is rewritten when flanneld starts")
         })
+    }
+
+    /// Reads the file, and while it is missing or incomplete waits for it, at most for `within`.
+    pub(super) fn await_file(path: &Path, within: Duration) -> Result<Self, Failure> {
+        match Self::read(path) {
+            Err(failure) if failure.code == Code::TryAgain && !within.is_zero() => {
+                watch(path, within, || Self::read(path))
+                    .unwrap_or(Err(failure))
+                    .map_err(|f| f.details(daemon::why()))
+            }
+            other => other,
+        }
     }
 
     /// Line by line, without quoting; other lines are not ours to judge.
@@ -58,6 +76,38 @@ impl Env {
             (true, _) => Err("FLANNEL_NETWORK and FLANNEL_IPV6_NETWORK are missing".into()),
             (_, true) => Err("FLANNEL_SUBNET and FLANNEL_IPV6_SUBNET are missing".into()),
             _ => Ok(env),
+        }
+    }
+}
+
+/// Reads again whenever something happens in the file's folder; none when that cannot be watched.
+fn watch<T>(
+    path: &Path,
+    within: Duration,
+    read: impl Fn() -> Result<T, Failure>,
+) -> Option<Result<T, Failure>> {
+    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).ok()?;
+    // The folder may not be there yet either: then the nearest that is says when it comes.
+    let folder = path.ancestors().skip(1).find(|folder| folder.is_dir())?;
+    let happens = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_CREATE;
+    inotify.add_watch(folder, happens).ok()?;
+    let now = || clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).ok();
+    let deadline = now()? + within;
+    loop {
+        let found = read();
+        let left = deadline.saturating_sub(now()?);
+        if found.is_ok() || left.is_zero() {
+            return Some(found);
+        }
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return Some(found),
+        }
+        let _ = inotify.read_events();
+        if path.parent() != Some(folder) && path.parent().is_some_and(Path::is_dir) {
+            // The folder has come: watched itself from now on.
+            return watch(path, deadline.saturating_sub(now()?), read);
         }
     }
 }

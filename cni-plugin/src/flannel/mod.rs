@@ -12,12 +12,13 @@ mod env;
 mod state;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use env::Env;
 use state::State;
 
-use crate::bridge;
-use crate::cni::{Attachment, Call, Code, Failure};
+use crate::cni::{Attachment, Call, Code, Failure, Verb};
+use crate::delegate;
 use crate::json::{Json, Object, object, wrong};
 use crate::plugin::Plugin;
 
@@ -26,16 +27,21 @@ pub(crate) const PLUGIN: Plugin = Plugin { name: "flannel", level: "v1.9.1", add
 
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 const DATA_DIR: &str = "/var/lib/cni/flannel";
+/// How long an ADD waits for the daemon's file when nothing else is said (ms): a daemon that starts together with the
+/// runtime has its subnet by then, and a runtime does not take the call for lost.
+const WAIT: u32 = 2000;
+/// The longest wait that can be asked for (ms); kubelet's patience is two minutes.
+const LONGEST_WAIT: u32 = 60_000;
 
 /// ADD.
 pub(crate) fn add(call: &Call) -> Result<Attachment, Failure> {
-    let env = Env::read(&subnet_file(call)?)?;
-    let conf = compose(&call.conf, &env)?;
-    refuse_other_type(&conf)?;
+    let env = Env::await_file(&subnet_file(call)?, wait(call)?)?;
+    let delegated = call.with(compose(&call.conf, &env)?)?;
+    let kind = kind(&delegated.conf)?;
     let state = state(call)?;
-    let text = conf.to_string();
+    let text = delegated.conf.to_string();
     let fresh = state.save(&text)?;
-    let made = bridge::add(call, &conf).inspect_err(|_| {
+    let made = delegate::add(&delegated, kind).inspect_err(|_| {
         // What an earlier ADD stored is still that one's.
         if fresh {
             let _ = state.revert();
@@ -53,42 +59,89 @@ pub(crate) fn add(call: &Call) -> Result<Attachment, Failure> {
 /// DEL; success where nothing was stored.
 pub(crate) fn del(call: &Call) -> Result<(), Failure> {
     let state = state(call)?;
-    let Some(text) = state.load()? else { return Ok(()) };
-    match Object::parse("the stored configuration", text.as_bytes()) {
-        Ok(conf) => {
-            refuse_other_type(&conf)?;
-            bridge::del(call, &conf)?;
-        }
+    let text = state.load()?;
+    if let Some(text) = &text {
         // Cut short by a power failure: what the network's configuration says today is the next best.
-        Err(_) => bridge::del(call, &call.conf)?,
+        let delegated = stored(call, text).or_else(|_| call.with(without_env(&call.conf)?))?;
+        delegate::run(&delegated, kind(&delegated.conf)?, Verb::Del)?;
     }
-    state.remove(&text)
+    state.remove(text.as_deref())
 }
 
 /// CHECK.
 pub(crate) fn check(call: &Call) -> Result<(), Failure> {
     let missing =
         || Failure::new(Code::Check, format!("nothing is stored about container {}", call.container));
-    let text = state(call)?.load()?.ok_or_else(missing)?;
-    let conf = Object::parse("the stored configuration", text.as_bytes())?;
-    refuse_other_type(&conf)?;
-    bridge::check(call, &conf)
+    let mut delegated = stored(call, &state(call)?.load()?.ok_or_else(missing)?)?;
+    if let Some(result) = call.conf.get("prevResult") {
+        delegated.conf.set("prevResult", result.clone());
+    }
+    delegate::run(&delegated, kind(&delegated.conf)?, Verb::Check)
 }
 
 /// STATUS: the daemon has a lease, and an address is free.
 pub(crate) fn status(call: &Call) -> Result<(), Failure> {
-    let conf = compose(&call.conf, &Env::read(&subnet_file(call)?)?)?;
-    refuse_other_type(&conf)?;
-    bridge::status(call, &conf)
+    let delegated = call.with(compose(&call.conf, &Env::read(&subnet_file(call)?)?)?)?;
+    delegate::run(&delegated, kind(&delegated.conf)?, Verb::Status)
 }
 
-/// GC: what the delegate has to collect.
+/// GC: a DEL of every stored attachment of this network that is not valid, then what the delegate finds. Goes on
+/// after a failure.
 pub(crate) fn gc(call: &Call) -> Result<(), Failure> {
-    bridge::gc(call, &call.conf)
+    let valid = call.valid()?;
+    let mut failures = Vec::new();
+    for key in State::list(&data_dir(call)?)?.into_iter().filter(|key| !valid.contains(key)) {
+        failures.extend(collect(call, key).err());
+    }
+    failures.extend(collect_delegate(call).err());
+    Failure::all(failures)
 }
 
-/// The bridge plugin's configuration: the given `delegate` with what it leaves open, and addresses from `env`.
+/// A DEL without a namespace of a stored attachment, if it is of this network.
+fn collect(call: &Call, (container, ifname): (String, String)) -> Result<(), Failure> {
+    let Ok(ifname) = ifname.parse() else { return Ok(()) };
+    let gone = Call { verb: Verb::Del, container, ifname, netns: String::new(), ..call.clone() };
+    let text = state(&gone)?.load()?.unwrap_or_default();
+    match stored(&gone, &text) {
+        Ok(delegated) if delegated.network == call.network => del(&gone),
+        _ => Ok(()),
+    }
+}
+
+fn collect_delegate(call: &Call) -> Result<(), Failure> {
+    let mut delegated = call.with(without_env(&call.conf)?)?;
+    for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
+        if let Some(list) = call.conf.get(key) {
+            delegated.conf.set(key, list.clone());
+        }
+    }
+    delegate::run(&delegated, kind(&delegated.conf)?, Verb::Gc)
+}
+
+/// The call with the configuration that its ADD stored.
+fn stored(call: &Call, text: &str) -> Result<Call, Failure> {
+    call.with(Object::parse("the stored configuration", text.as_bytes())?)
+}
+
+fn kind(conf: &Object) -> Result<&str, Failure> {
+    match conf.text("type")?.unwrap_or("bridge") {
+        "flannel" => Err(Failure::new(Code::Config, "\"delegate\" cannot be of type flannel itself")),
+        kind => Ok(kind),
+    }
+}
+
+/// The delegate's configuration: the given `delegate` with what it leaves open, and addresses from `env`.
 fn compose(conf: &Object, env: &Env) -> Result<Object, Failure> {
+    let mut out = without_env(conf)?;
+    // One of the two masquerades: the daemon, or the plugin.
+    out.set_default("ipMasq", !env.ipmasq);
+    out.set_default("mtu", env.mtu);
+    out.set("ipam", ipam(conf, env)?);
+    Ok(out.sorted())
+}
+
+/// As much of it as can be said without the daemon's file: enough to take away what an ADD made.
+fn without_env(conf: &Object) -> Result<Object, Failure> {
     let mut out = conf.object("delegate")?.cloned().unwrap_or_default();
     if out.get("type").is_some_and(|kind| !matches!(kind, Json::Text(_))) {
         return Err(wrong("delegate.type", "a text"));
@@ -107,11 +160,10 @@ fn compose(conf: &Object, env: &Env) -> Result<Object, Failure> {
     if out.text("type")? == Some("bridge") {
         out.set_default("isGateway", true);
     }
-    // One of the two masquerades: the daemon, or the plugin.
-    out.set_default("ipMasq", !env.ipmasq);
-    out.set_default("mtu", env.mtu);
-    out.set("ipam", ipam(conf, env)?);
-    Ok(out.sorted())
+    let mut ipam = conf.object("ipam")?.cloned().unwrap_or_default();
+    ipam.set_default("type", "host-local");
+    out.set("ipam", ipam);
+    Ok(out)
 }
 
 /// The given `ipam` with the daemon's subnets as its ranges, and its networks as further routes.
@@ -126,24 +178,24 @@ fn ipam(conf: &Object, env: &Env) -> Result<Object, Failure> {
     Ok(out)
 }
 
-/// Another plugin than bridge would have to be run as a program, which this one never does.
-fn refuse_other_type(conf: &Object) -> Result<(), Failure> {
-    match conf.text("type")? {
-        None | Some("bridge") => Ok(()),
-        Some(kind) => {
-            Err(Failure::new(Code::Unsupported, format!("delegate.type {kind:?} is not supported"))
-                .details("only bridge is, which is done in this process; no other program is run"))
-        }
-    }
-}
-
 fn subnet_file(call: &Call) -> Result<PathBuf, Failure> {
     Ok(call.conf.text("subnetFile")?.unwrap_or(SUBNET_FILE).into())
 }
 
+fn wait(call: &Call) -> Result<Duration, Failure> {
+    let ms = call.conf.number("subnetFileWait")?.unwrap_or(WAIT);
+    if ms > LONGEST_WAIT {
+        return Err(wrong("subnetFileWait", "at most 60000, in milliseconds"));
+    }
+    Ok(Duration::from_millis(ms.into()))
+}
+
+fn data_dir(call: &Call) -> Result<PathBuf, Failure> {
+    Ok(call.conf.text("dataDir")?.unwrap_or(DATA_DIR).into())
+}
+
 fn state(call: &Call) -> Result<State, Failure> {
-    let folder = Path::new(call.conf.text("dataDir")?.unwrap_or(DATA_DIR));
-    Ok(State::new(folder, &call.container, call.ifname))
+    Ok(State::new(Path::new(&data_dir(call)?), &call.container, call.ifname))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use backends::IfName;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
-use crate::cni::{Code, During, Failure};
+use crate::cni::{Code, During, Failure, Key};
 
 /// The two files of an interface.
 #[derive(Debug)]
@@ -50,12 +50,34 @@ impl State {
         }
     }
 
-    /// Forgets it. The shared file goes as well where it says the same; another interface's stays.
-    pub(super) fn remove(&self, text: &str) -> Result<(), Failure> {
-        if self.read(&self.shared)?.as_deref() == Some(text) {
+    /// Forgets it, and what an ADD that was killed had half written. The shared file goes as well where it says the
+    /// same; another interface's stays.
+    pub(super) fn remove(&self, text: Option<&str>) -> Result<(), Failure> {
+        if text.is_some() && self.read(&self.shared)?.as_deref() == text {
             self.unlink(&self.shared)?;
         }
+        for name in [&self.own, &self.shared] {
+            self.unlink(&temporary(name))?;
+        }
+        // Last: whoever is killed before it finds all that is left by it.
         self.unlink(&self.own)
+    }
+
+    /// The attachments that are stored, as far as the file names say which interface is meant.
+    pub(super) fn list(folder: &Path) -> Result<Vec<Key>, Failure> {
+        let what = || format!("cannot read {}", folder.display());
+        let entries = match fs::read_dir(folder) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(vec![]),
+            other => other.during(Code::Io, what)?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let name = entry.during(Code::Io, what)?.file_name();
+            let key =
+                name.to_str().filter(|name| !name.starts_with('.')).and_then(|name| name.split_once('@'));
+            found.extend(key.map(|(container, ifname)| (container.to_owned(), ifname.to_owned())));
+        }
+        Ok(found)
     }
 
     fn unlink(&self, name: &str) -> Result<(), Failure> {
@@ -80,8 +102,7 @@ impl State {
     /// In one step: whoever reads sees the old text, the new one, or none. Whether there was no old one. Not synced,
     /// since after a power failure there is no namespace any more, and DEL finds the rest without it.
     fn write(&self, name: &str, text: &str) -> Result<bool, Failure> {
-        // Begins with what no container ID begins with.
-        let (temporary, path) = (self.path(&format!(".{name}")), self.path(name));
+        let (temporary, path) = (self.path(&temporary(name)), self.path(name));
         let written = || -> io::Result<bool> {
             self.open(&temporary)?.write_all(text.as_bytes())?;
             let fresh = renameat2(AT_FDCWD, &temporary, AT_FDCWD, &path, RenameFlags::RENAME_NOREPLACE);
@@ -111,6 +132,11 @@ impl State {
     }
 }
 
+/// Begins with what no container ID begins with.
+fn temporary(name: &str) -> String {
+    format!(".{name}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,7 +152,7 @@ mod tests {
         fs::write(folder.path().join("c1"), "text").unwrap();
         let state = state(&folder, "eth0");
         assert_eq!(state.load().unwrap().as_deref(), Some("text"));
-        state.remove("text").unwrap();
+        state.remove(Some("text")).unwrap();
         assert_eq!(folder.names(), Vec::<String>::new());
         assert_eq!(state.load().unwrap(), None);
     }
@@ -139,7 +165,7 @@ mod tests {
         state.save_for_others("text").unwrap();
         assert_eq!(fs::read_to_string(folder.path().join("c1")).unwrap(), "text");
         assert!(!state.save("text").unwrap(), "the second time it is not new");
-        state.remove("text").unwrap();
+        state.remove(Some("text")).unwrap();
         assert_eq!(folder.names(), Vec::<String>::new());
     }
 
@@ -160,7 +186,7 @@ mod tests {
             state.save_for_others(text).unwrap();
         }
         assert_eq!(first.load().unwrap().as_deref(), Some("one"));
-        first.remove("one").unwrap();
+        first.remove(Some("one")).unwrap();
         assert_eq!(second.load().unwrap().as_deref(), Some("two"));
         assert_eq!(folder.names(), ["c1", "c1@eth1"]);
     }

@@ -4,47 +4,39 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use super::Ipam;
 use super::range::{Range, RangeSet};
+use super::{HostLocal, Place};
 use crate::cni::{Call, CniArgs, Code, Dns, During, Failure, Route, Version};
 use crate::json::{Json, Object, wrong};
 
 /// Where host-local keeps its folders.
 const DATA_DIR: &str = "/var/lib/cni/networks";
+/// Where the indexes over them are: on tmpfs, and where a daemon in a container of its own sees them.
+const INDEX_DIR: &str = "/run/flannel/ipam";
 
-impl Ipam {
-    /// Reads the `ipam` section of a configuration (the call's own, or the one made for a delegate); none when there
-    /// is none.
-    pub(crate) fn read(call: &Call, conf: &Object) -> Result<Option<Self>, Failure> {
-        let Some(ipam) = conf.object("ipam")? else { return Ok(None) };
-        let Some(kind) = ipam.text("type")? else { return Ok(None) };
-        if kind != "host-local" {
-            return Err(Failure::new(Code::Unsupported, format!("ipam.type {kind:?} is not supported"))
-                .details(
-                    "addresses are managed in this process, as host-local does it; no other program is run",
-                ));
-        }
-        let sets = sets(ipam, conf.object("runtimeConfig")?)?;
+impl HostLocal {
+    /// Reads an `ipam` section of the call's configuration.
+    pub(crate) fn read(call: &Call, ipam: &Object) -> Result<Self, Failure> {
+        let sets = sets(ipam, call.conf.object("runtimeConfig")?)?;
         check(&sets, call.version)?;
         let routes = ipam.objects("routes")?.into_iter().map(Route::parse).collect::<Result<_, _>>()?;
-        Ok(Some(Self {
-            folder: folder(call, conf),
+        Ok(Self {
+            place: place(call),
             network: call.network.clone(),
             sets,
-            requested: requested(call, conf)?,
+            requested: requested(call)?,
             routes,
             dns: ipam.text("resolvConf")?.map_or_else(|| Ok(Dns::default()), resolv_conf)?,
-        }))
+        })
     }
 }
 
-/// The folder of a network's reservations. Also found when the rest of the section makes no sense, for DEL.
-/// A stored configuration names the network it was made for, whatever that is called today.
-pub(crate) fn folder(call: &Call, conf: &Object) -> PathBuf {
-    let ipam = conf.object("ipam").ok().flatten();
-    let root = ipam.and_then(|ipam| ipam.text("dataDir").ok().flatten()).unwrap_or(DATA_DIR);
-    let network = conf.text("name").ok().flatten().unwrap_or(&call.network);
-    PathBuf::from(root).join(network)
+/// Where a network's reservations are. Also found when the rest of the section makes no sense, for DEL.
+pub(crate) fn place(call: &Call) -> Place {
+    let ipam = call.conf.object("ipam").ok().flatten();
+    let folder =
+        |key, default| PathBuf::from(ipam.and_then(|ipam| ipam.text(key).ok().flatten()).unwrap_or(default));
+    Place { folder: folder("dataDir", DATA_DIR).join(&call.network), indexes: folder("indexDir", INDEX_DIR) }
 }
 
 /// No `ipam` section where one is needed.
@@ -92,7 +84,8 @@ fn check(sets: &[RangeSet], version: Version) -> Result<(), Failure> {
 }
 
 /// Every address that was asked for by name, wherever.
-fn requested(call: &Call, conf: &Object) -> Result<Vec<IpAddr>, Failure> {
+fn requested(call: &Call) -> Result<Vec<IpAddr>, Failure> {
+    let conf = &call.conf;
     let mut all = Vec::from_iter(CniArgs::parse(&call.args)?.ip);
     let metadata = conf.object("args")?.map_or(Ok(None), |args| args.object("cni"))?;
     for list in [metadata, conf.object("runtimeConfig")?].into_iter().flatten() {

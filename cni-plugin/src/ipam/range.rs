@@ -121,6 +121,15 @@ impl RangeSet {
             .filter(|(ip, range)| *ip != range.gateway)
     }
 
+    /// Its subnets, each with how many addresses it hands out.
+    pub(crate) fn sizes(&self) -> impl Iterator<Item = (IpNetwork, u64)> {
+        self.0.iter().map(|range| {
+            let all = bits(range.last) - bits(range.first);
+            let gateway = range.contains(range.gateway);
+            (range.subnet, u64::try_from(all).unwrap_or(u64::MAX).saturating_add(u64::from(!gateway)))
+        })
+    }
+
     /// The subnets for a sentence.
     pub(crate) fn name(&self) -> String {
         self.0.iter().map(|range| range.subnet.to_string()).collect::<Vec<_>>().join(", ")

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use backends::netlink::link::{AddressView, LinkView, dump_addresses, dump_links};
+use backends::netlink::link::{AddressView, IFF_UP, LinkView, dump_addresses, dump_links};
 use backends::netlink::route::{RouteView, dump_routes};
 use backends::netlink::{AF_INET, AF_INET6, Socket};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -53,6 +53,20 @@ impl Namespace {
             socket.dump(&mut dump_links(None), read).unwrap();
             links.retain(|link| !link.starts_with("lo "));
             links
+        })
+    }
+
+    /// Whether a link is set up.
+    pub(crate) fn is_up(&self, name: &str) -> bool {
+        self.run(|| {
+            let mut up = false;
+            let mut socket = Socket::route().unwrap();
+            let read = |message: backends::netlink::RawMessage<'_>| {
+                up |=
+                    LinkView::parse(&message).is_ok_and(|l| l.name.as_str() == name && l.flags & IFF_UP != 0);
+            };
+            socket.dump(&mut dump_links(None), read).unwrap();
+            up
         })
     }
 
@@ -141,7 +155,7 @@ impl Host {
         json!({
             "cniVersion": "1.0.0", "name": "cbr0", "type": "flannel",
             "subnetFile": self.folder.join("subnet.env"), "dataDir": self.folder.join("state"),
-            "ipam": { "dataDir": self.folder.join("networks") },
+            "subnetFileWait": 0, "ipam": { "dataDir": self.folder.join("networks"), "indexDir": self.folder.join("index") },
             "delegate": { "hairpinMode": true, "isDefaultGateway": true },
         })
     }
@@ -169,8 +183,13 @@ impl Host {
 
     /// Calls it with these variables and this input.
     pub(crate) fn call_with(&self, verb: &str, variables: &[(&str, &str)], input: &str) -> Answer {
+        self.call_as("flannel", verb, variables, input)
+    }
+
+    /// Calls the plugin of this name.
+    pub(crate) fn call_as(&self, name: &str, verb: &str, variables: &[(&str, &str)], input: &str) -> Answer {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cni-plugin"));
-        command.arg0("flannel").env_clear().envs([("CNI_COMMAND", verb), ("CNI_IFNAME", "eth0")]);
+        command.arg0(name).env_clear().envs([("CNI_COMMAND", verb), ("CNI_IFNAME", "eth0")]);
         command.envs(variables.iter().copied()).stdin(Stdio::piped()).stdout(Stdio::piped());
         let output = self.net.run(|| {
             let mut child = command.spawn().unwrap();

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests panic to fail")]
 
 mod host;
+mod keys;
+mod left;
 
 use std::fs;
 use std::thread;
@@ -272,9 +274,8 @@ fn a_bridge_with_another_subnets_address_is_named_and_replaced_only_on_request()
 #[test]
 fn what_is_not_supported_is_refused_and_never_ignored() {
     for (delegate, named) in [
-        (json!({ "type": "ipvlan" }), "ipvlan"),
-        (json!({ "ipMasq": true }), "ipMasq"),
         (json!({ "vlan": 7 }), "vlan"),
+        (json!({ "vlanTrunk": [{ "id": 7 }] }), "vlanTrunk"),
         (json!({ "MacSpoofChk": true }), "macspoofchk"),
     ] {
         let (host, pod) = (Host::new(DUAL), Namespace::new());
