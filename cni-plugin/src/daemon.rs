@@ -12,6 +12,9 @@ use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::unistd::geteuid;
+
 use crate::json::Object;
 use crate::small_file;
 
@@ -62,6 +65,10 @@ fn reasons(mut stream: UnixStream) -> Option<Vec<String>> {
 /// Root's own daemon, that is: any user can hold an abstract name.
 fn connect(name: &str) -> Option<UnixStream> {
     let stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(name).ok()?).ok()?;
+    let peer = getsockopt(&stream, sockopt::PeerCredentials).ok()?;
+    if peer.uid() != 0 && peer.uid() != geteuid().as_raw() {
+        return None;
+    }
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
     stream.set_write_timeout(Some(PATIENCE)).ok()?;
     Some(stream)

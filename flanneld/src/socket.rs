@@ -5,6 +5,7 @@
 //!   @selvage//coreos.com/network      bound: this network has a daemon here; the kernel frees it with the process,
 //!      ▲                              also after SIGKILL, and every network namespace has its own
 //!      ├── "status\n" ──▶ one line of JSON
+//!      ├── "unlink 7\n" ─▶ "+": the container's link of that index is being deleted (for the CNI plugin)
 //!      └── "wait\n"   ──▶ nothing, until the daemon has ended
 //! ```
 //!
@@ -26,6 +27,7 @@ use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use crate::node::{Status, StatusRequest};
+use crate::unlink;
 
 /// Begins every name; the network's id follows. Part of the interface between versions.
 const PREFIX: &str = "selvage/";
@@ -37,7 +39,7 @@ const CLIENTS: usize = 8;
 /// Time for one client. Ours: the core answers between two inputs.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest request in bytes.
-const REQUEST_MAX: u64 = 16;
+const REQUEST_MAX: u64 = 24;
 /// Longest answer in bytes; the lists in it are cut, so it is far below.
 const ANSWER_MAX: u64 = 4 << 20;
 /// Between two tries to take a name whose holder does not listen: it is about to, or about to be gone. Ours.
@@ -180,7 +182,15 @@ async fn answer(mut stream: UnixStream, asks: &mpsc::Sender<StatusRequest>) -> O
             line.push(b'\n');
             stream.write_all(&line).await.ok()?;
         }
-        _ => stream.write_all(b"\"status or wait, and a new line\"\n").await.ok()?,
+        other => {
+            let index = other.strip_prefix("unlink ").and_then(|rest| rest.trim_end().parse().ok());
+            let answer: &[u8] = match index {
+                Some(index) if unlink::begin(index) => b"+\n",
+                Some(_) => b"-\n",
+                None => b"\"status, wait or unlink <index>, and a new line\"\n",
+            };
+            stream.write_all(answer).await.ok()?;
+        }
     }
     None
 }

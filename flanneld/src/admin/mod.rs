@@ -5,6 +5,7 @@
 //! what a daemon would do that was started the same way.
 
 mod cleanup;
+mod cni;
 mod events;
 mod lease;
 mod network;
@@ -56,6 +57,9 @@ enum Verb {
     Events(events::Arguments),
     /// Run recorded inputs through the core of this program, and say what it decides differently.
     Replay(replay::Arguments),
+    /// The CNI plugin and its configuration, for a container runtime.
+    #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
+    Cni(cni::Verb),
     /// Print the settings in force, and where each comes from.
     Config(Output),
 }
@@ -107,6 +111,7 @@ fn run(arguments: &[String], environment: &Environment, out: &mut dyn Write) -> 
         Verb::Cleanup(arguments) => cleanup::run(&arguments, &config)?,
         Verb::Events(arguments) => events::run(&arguments, &config, out).map(|()| String::new())?,
         Verb::Replay(arguments) => replay::run(&arguments, out).map(|()| String::new())?,
+        Verb::Cni(verb) => cni::run(verb)?,
         Verb::Config(output) => settings::run(&raw, output.output)?,
     };
     match out.write_all(said.as_bytes()).and_then(|()| out.flush()) {

@@ -1,5 +1,6 @@
 //! `flannelctl status`: what the daemon on this host says about itself.
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::{Form, Output, table};
@@ -7,6 +8,7 @@ use crate::config::NodeConfig;
 use crate::daemon::block_on;
 use crate::exit::{Exit, Failure};
 use crate::node::{PassReport, Status};
+use crate::pool::{self, Pool};
 use crate::rival;
 use crate::socket::{self, NoStatus};
 
@@ -50,6 +52,16 @@ fn as_tables(status: &Status) -> String {
     out
 }
 
+/// A line for each subnet of this node's pods.
+fn pools(pools: &[Pool]) -> String {
+    let line = |pool: &Pool| {
+        let Pool { network, subnet, used, size } = pool;
+        let short = if pool.is_short() { "; WARNING: few are left" } else { "" };
+        format!("{network} {subnet}: {used} of {size} held{short}")
+    };
+    pools.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
 /// Name and value; what is not known is left out.
 fn summary(status: &Status) -> impl Iterator<Item = Vec<String>> {
     let list = |parts: &[String]| Some(parts.join(", ")).filter(|text| !text.is_empty());
@@ -68,6 +80,7 @@ fn summary(status: &Status) -> impl Iterator<Item = Vec<String>> {
         ("own subnets", list(&status.subnets)),
         ("underlay", underlay),
         ("MTU for pods", status.mtu.map(|mtu| mtu.to_string())),
+        ("pod addresses", Some(pools(&pool::read(Path::new(pool::INDEXES)))).filter(|text| !text.is_empty())),
         ("peers", Some(peers(status))),
         ("memory", status.unremembered.clone()),
         ("store", stale),

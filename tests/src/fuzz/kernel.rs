@@ -6,7 +6,7 @@ use backends::kernel::KernelEvent;
 use backends::kernel::real::{EventFilter, HostReader, OwnReader, Unreadable};
 use backends::netlink::nft::TableReader;
 use backends::netlink::route::{RT_TABLE_MAIN, RTN_UNICAST, RouteView, put_route};
-use backends::netlink::veth::{NewRoute, VethView, add_address, add_route, set_hairpin};
+use backends::netlink::veth::{NewRoute, PortMode, VethView, add_address, add_route, set_port};
 use backends::netlink::{AF_BRIDGE, AF_INET, AF_INET6, Batch, Messages, bridge, neigh};
 use backends::{KernelState, Mac, Owner, diff};
 use subnet_lease::{Family, NetworkId};
@@ -59,7 +59,7 @@ fn written() -> Vec<u8> {
     }
     if let Ok(name) = "flannel.1".parse() {
         bridge::create_bridge(&mut batch, name, mac, 1450);
-        set_hairpin(&mut batch, name);
+        set_port(&mut batch, name, "cni a b eth0", PortMode { hairpin: true, isolated: true });
     }
     encoded(batch)
 }
