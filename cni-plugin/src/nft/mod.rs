@@ -8,9 +8,10 @@
 //!
 //! - Rules are few and the same for every attachment; what an attachment adds are elements of sets and maps.
 //! - An element carries the name of its owner as comment, which `nft list` shows; it is taken away by that name alone.
-//! - An element is not deleted but made to expire: the kernel waits 8 to 20 ms for its own readers when something is
-//!   deleted, and lets the process that closes its socket next wait with it. It expires at once and is gone for every
-//!   packet and every reader. Kernels before 6.12 cannot do that; there it is deleted.
+//! - An element is not deleted but made to expire, which it does with the kernel's next tick (4 ms at most with 250 of
+//!   them a second): when something is deleted, the kernel waits 8 to 20 ms for its own readers, and lets the process
+//!   that closes its socket next wait with it, and all others that want to change rules meanwhile. Kernels before 6.12
+//!   cannot do that; there it is deleted.
 
 mod change;
 mod encode;

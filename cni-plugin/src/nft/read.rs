@@ -15,6 +15,8 @@ pub(crate) struct Element {
     pub(crate) value: Vec<u8>,
     /// Its comment: the attachment that it belongs to.
     pub(crate) owner: String,
+    /// The kernel ends it by itself, with its next tick.
+    pub(crate) ends: bool,
 }
 
 impl Element {
@@ -52,6 +54,7 @@ impl Element {
             key: value(element::KEY)?,
             value: value(element::DATA).unwrap_or_default(),
             owner: owner.to_owned(),
+            ends: attrs.clone().find(element::EXPIRATION).is_some(),
         })
     }
 }

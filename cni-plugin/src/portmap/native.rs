@@ -2,6 +2,7 @@
 
 use backends::netlink::Socket;
 use nix::errno::Errno;
+use nix::poll::{PollTimeout, poll};
 use subnet_lease::Family;
 
 use super::table::{TABLE, Wish, meaning};
@@ -11,6 +12,12 @@ use crate::nft::{Change, Element, Reader};
 /// Tries when others change the ruleset at the same time; the last one goes ahead nevertheless.
 const TRIES: u32 = 20;
 
+/// Looks at elements that are about to expire, a millisecond apart; the slowest kernel has a tick of ten.
+const TICKS: u32 = 50;
+const TICK_MS: u8 = 1;
+
+/// Elements by family and set.
+type Owned = (Family, String, Vec<Element>);
 /// An element of ours that was taken away, with its family.
 pub(super) type Removed = (Family, Element);
 
@@ -50,48 +57,62 @@ pub(super) fn add(socket: &mut Socket, wishes: &[Wish]) -> Result<(), Failure> {
     Err(Failure::new(Code::TryAgain, "the host's nf_tables rules change faster than they can be read"))
 }
 
-/// Takes away the elements whose owner is meant, and yields them. First they expire, which needs no waiting; what is
-/// there still, on an old kernel, is deleted.
+/// Takes away the elements whose owner is meant, and yields them. They expire, which needs no waiting for the kernel's
+/// readers; what is there still after that, on an old kernel, is deleted.
 pub(super) fn remove(socket: &mut Socket, meant: &dyn Fn(&str) -> bool) -> Result<Vec<Removed>, Failure> {
     let what = || format!("cannot remove port maps from table {TABLE}");
-    let (mut removed, mut expired) = (Vec::new(), false);
-    for n in 0..TRIES {
+    for n in 1..=TRIES {
         let mut reader = Reader { socket, table: TABLE };
         let generation = reader.generation().during(Code::Kernel, what)?;
         let found = owned(&mut reader, meant)?;
         if found.is_empty() {
-            return Ok(removed);
+            return Ok(vec![]);
         }
         let mut change = Change::of(TABLE);
-        for (family, set, elements) in &found {
-            if expired {
-                change.delete(*family, set, elements);
-            } else {
-                change.expire(*family, set, elements);
-            }
+        found.iter().for_each(|(family, set, elements)| change.expire(*family, set, elements));
+        match change.commit(socket, generation.filter(|_| n < TRIES)) {
+            Err(error) if error.errno() == Errno::ERESTART => {}
+            // A kernel that cannot do it may also say so.
+            _ => return end(socket, found, meant),
         }
-        match change.commit(socket, generation.filter(|_| n + 1 < TRIES)) {
-            Err(error) if error.errno() == Errno::ERESTART => continue,
-            // Somebody else took it away, or the kernel does not know how to expire it.
-            Err(error) if error.errno() == Errno::ENOENT || !expired => {}
-            other => other.during(Code::Kernel, what)?,
-        }
-        if !expired {
-            let maps = found
-                .into_iter()
-                .flat_map(|(family, _, elements)| elements.into_iter().map(move |element| (family, element)));
-            removed = maps.filter(|(_, element)| !element.value.is_empty()).collect();
-        }
-        expired = true;
     }
     Err(Failure::new(Code::Kernel, what()))
 }
 
-/// The elements whose owner is meant, by family and set.
-fn owned(
-    reader: &mut Reader<'_>,
+/// Waits for the elements' end, or brings it about.
+fn end(
+    socket: &mut Socket,
+    found: Vec<Owned>,
     meant: &dyn Fn(&str) -> bool,
-) -> Result<Vec<(Family, String, Vec<Element>)>, Failure> {
+) -> Result<Vec<Removed>, Failure> {
+    let what = || format!("cannot remove port maps from table {TABLE}");
+    for n in 0..TICKS {
+        let mut change = Change::of(TABLE);
+        let mut left = 0;
+        for (family, set, _) in &found {
+            let mut there =
+                Reader { socket, table: TABLE }.elements(*family, set).during(Code::Kernel, what)?;
+            there.retain(|element| meant(&element.owner));
+            left += there.len();
+            there.retain(|element| !element.ends || n + 1 == TICKS);
+            change.delete(*family, set, &there);
+        }
+        if left == 0 {
+            break;
+        }
+        match change.commit(socket, None) {
+            // Somebody else took one away: look again.
+            Err(error) if error.errno() == Errno::ENOENT => {}
+            other => other.during(Code::Kernel, what)?,
+        }
+        let _ = poll(&mut [], PollTimeout::from(TICK_MS));
+    }
+    let of_set = |(family, _, elements): Owned| elements.into_iter().map(move |element| (family, element));
+    Ok(found.into_iter().flat_map(of_set).filter(|(_, element)| !element.value.is_empty()).collect())
+}
+
+/// The elements whose owner is meant, by family and set.
+fn owned(reader: &mut Reader<'_>, meant: &dyn Fn(&str) -> bool) -> Result<Vec<Owned>, Failure> {
     let what = || format!("cannot read table {TABLE}");
     let mut found = Vec::new();
     for family in Family::ALL {

@@ -192,6 +192,7 @@ fn forward(mapping: &Mapping, pod: IpNetwork, owner: &str) -> Element {
         key: [slot(&[mapping.protocol as u8]), at, port(mapping.host_port)].concat(),
         value: [bytes(pod.ip()), port(mapping.container_port)].concat(),
         owner: owner.to_owned(),
+        ends: false,
     }
 }
 
@@ -199,7 +200,7 @@ fn forward(mapping: &Mapping, pod: IpNetwork, owner: &str) -> Element {
 fn connection(mapping: &Mapping, pod: IpNetwork, owner: &str) -> Element {
     let (from, to) = (port(mapping.host_port), port(mapping.container_port));
     let key = [slot(&[mapping.protocol as u8]), from, bytes(pod.ip()), to].concat();
-    Element { key, value: vec![], owner: owner.to_owned() }
+    Element { key, value: vec![], owner: owner.to_owned(), ends: false }
 }
 
 fn port(port: u16) -> Vec<u8> {

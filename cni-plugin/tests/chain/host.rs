@@ -93,7 +93,8 @@ impl Namespace {
 
     /// Who the server sees when this namespace connects; none when it does not get there.
     pub(crate) fn reaches(&self, target: &str, server: &TcpListener) -> Option<SocketAddr> {
-        self.connects(target, server, SOON)
+        // On a machine whose neighbour table is full the kernel refuses for a moment; that table is all namespaces'.
+        (0..5).find_map(|_| self.connects(target, server, SOON))
     }
 
     /// Whether a connection gets nowhere, or somewhere else.
@@ -103,7 +104,8 @@ impl Namespace {
 
     fn connects(&self, target: &str, server: &TcpListener, within: Duration) -> Option<SocketAddr> {
         let target: SocketAddr = target.parse().unwrap();
-        let _stream = self.run(|| TcpStream::connect_timeout(&target, within)).ok()?;
+        let stream = self.run(|| TcpStream::connect_timeout(&target, within));
+        let _stream = stream.inspect_err(|error| eprintln!("{target}: {error}")).ok()?;
         Some(server.accept().expect("what connected comes out here").1)
     }
 }
@@ -113,6 +115,8 @@ pub(crate) struct Host {
     pub(crate) net: Namespace,
     pub(crate) client: Namespace,
     pub(crate) folder: PathBuf,
+    /// What the plugins find in their environment beside the protocol's own.
+    pub(crate) env: Vec<(String, String)>,
 }
 
 /// A container.
@@ -168,7 +172,7 @@ impl Host {
         let name = format!("selvage-chain-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let folder = std::env::temp_dir().join(name);
         fs::create_dir(&folder).unwrap();
-        let host = Self { net: Namespace::new(), client: Namespace::new(), folder };
+        let host = Self { net: Namespace::new(), client: Namespace::new(), folder, env: vec![] };
         host.link_client();
         host
     }
@@ -211,6 +215,21 @@ impl Host {
         pod: (&str, &str, &str),
         input: &str,
     ) -> Answer {
+        let mut command = self.command(whose, plugin, verb, pod);
+        let output = self.net.run(|| {
+            let mut child = command.spawn().unwrap_or_else(|error| panic!("{plugin}: {error}"));
+            // It may answer without having read all.
+            let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+            child.wait_with_output().unwrap()
+        });
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{:?} {input:.2000}", output.status);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let document = if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() };
+        Answer { well: output.status.success(), document }
+    }
+
+    /// A plugin to start in the host's namespace.
+    pub(crate) fn command(&self, whose: Whose, plugin: &str, verb: &str, pod: (&str, &str, &str)) -> Command {
         let mut command = match whose {
             Whose::Ours => Command::new(env!("CARGO_BIN_EXE_cni-plugin")),
             Whose::Reference => Command::new(peers().join(plugin)),
@@ -222,16 +241,9 @@ impl Host {
             .env("CNI_IFNAME", ifname)
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         let path = if whose == Whose::Reference { peers() } else { PathBuf::from("/nowhere") };
-        command.env("CNI_PATH", path).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let output = self.net.run(|| {
-            let mut child = command.spawn().unwrap_or_else(|error| panic!("{plugin}: {error}"));
-            // It may answer without having read all.
-            let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-            child.wait_with_output().unwrap()
-        });
-        let text = String::from_utf8(output.stdout).unwrap();
-        let document = if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() };
-        Answer { well: output.status.success(), document }
+        command.env("CNI_PATH", path).envs(self.env.iter().cloned());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
     }
 
     /// ADD of a chain, as a runtime does it; the last result, or the first failure.

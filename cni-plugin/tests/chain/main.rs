@@ -6,7 +6,9 @@
 mod bandwidth;
 mod exchange;
 mod firewall;
+mod firewalld;
 mod host;
+mod hostile;
 mod iptables;
 mod loopback;
 mod portmap;
