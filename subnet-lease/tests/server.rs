@@ -1,5 +1,6 @@
 //! The embedded server under its real clients: the etcd client library, `etcdctl`, and beside a real etcd.
 #![cfg(feature = "server")]
+#![allow(clippy::disallowed_methods, reason = "it waits for what comes, and not for ever")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -14,7 +14,11 @@ use super::engine::Engine;
 /// Name of the only member.
 const MEMBER: &str = "embedded";
 
-pub(crate) struct ClusterService(pub(crate) Engine);
+pub(crate) struct ClusterService {
+    pub(crate) engine: Engine,
+    /// How its addresses begin.
+    pub(crate) scheme: &'static str,
+}
 
 #[tonic::async_trait]
 impl PbClusterService for ClusterService {
@@ -24,11 +28,12 @@ impl PbClusterService for ClusterService {
         request: Request<PbMemberListRequest>,
     ) -> Result<Response<PbMemberListResponse>, Status> {
         let reached = request.local_addr();
-        let header = self.0.ask(|state, _| Ok(state.header())).await?;
+        let header = self.engine.ask(|state, _| Ok(state.header())).await?;
+        let url = |addr: &SocketAddr| format!("{}://{addr}", self.scheme);
         let member = PbMember {
             id: header.member_id,
             name: MEMBER.to_owned(),
-            client_ur_ls: reached.iter().map(|addr: &SocketAddr| format!("http://{addr}")).collect(),
+            client_ur_ls: reached.iter().map(url).collect(),
             ..Default::default()
         };
         Ok(Response::new(PbMemberListResponse { header: Some(header), members: vec![member] }))

@@ -14,7 +14,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
-use tonic::transport::server::Connected;
+use tonic::transport::server::{Connected, TcpConnectInfo};
 
 /// Length of "PRI * HTTP/2.0…", which a client says first.
 const PREFACE: usize = 24;
@@ -48,11 +48,16 @@ impl<T> Connection<T> {
     }
 }
 
-/// Nobody asks where a request came from.
-impl<T> Connected for Connection<T> {
-    type ConnectInfo = ();
+/// Which of our addresses was reached, and by whom.
+impl Connected for Connection<Wire> {
+    type ConnectInfo = TcpConnectInfo;
 
-    fn connect_info(&self) {}
+    fn connect_info(&self) -> TcpConnectInfo {
+        match &self.inner {
+            Wire::Plain(stream) => stream.connect_info(),
+            Wire::Tls(stream) => stream.get_ref().0.connect_info(),
+        }
+    }
 }
 
 /// With TLS or without.

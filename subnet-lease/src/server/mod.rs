@@ -23,8 +23,8 @@ mod auth;
 mod check;
 mod cluster;
 mod connection;
-mod disk;
-mod engine;
+pub(crate) mod disk;
+pub(crate) mod engine;
 mod error;
 mod key_range;
 mod kv;
@@ -124,7 +124,8 @@ impl Server {
         let fresh = Identity { cluster: random(), member: random() };
         let (stop, stopping) = signal::channel(false);
         let (engine, running) = Engine::start(disk, fresh, stopping).await?;
-        Ok(Self { addrs, incoming, tls, router: router(&engine, file), running, stop })
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        Ok(Self { addrs, incoming, router: router(&engine, file, scheme), tls, running, stop })
     }
 
     /// The addresses taken, with the ports that were chosen for 0.
@@ -202,7 +203,7 @@ fn listen(config: &ServerConfig) -> Result<Vec<TcpIncoming>, ServerError> {
     config.listen.iter().map(bind).collect()
 }
 
-fn router(engine: &Engine, file: PathBuf) -> Router {
+pub(crate) fn router(engine: &Engine, file: PathBuf, scheme: &'static str) -> Router {
     let maintenance = maintenance::MaintenanceService { engine: engine.clone(), file };
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE.0))
@@ -213,7 +214,7 @@ fn router(engine: &Engine, file: PathBuf) -> Router {
         .add_service(PbLeaseServer::new(lease_service::LeaseService(engine.clone())))
         .add_service(PbWatchServer::new(watch::WatchService(engine.clone())))
         .add_service(PbMaintenanceServer::new(maintenance))
-        .add_service(PbClusterServer::new(cluster::ClusterService(engine.clone())))
+        .add_service(PbClusterServer::new(cluster::ClusterService { engine: engine.clone(), scheme }))
         .add_service(auth::AuthService(engine.clone()))
 }
 

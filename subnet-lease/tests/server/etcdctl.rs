@@ -31,6 +31,7 @@ fn keys_are_put_listed_and_deleted() {
         etcdctl(&store, "get --from-key --sort-by MODIFY --order DESCEND /"),
         "/net/b\n2\n/net/a\n1\n"
     );
+    assert_eq!(etcdctl(&store, "get /net/a /net/b"), "/net/a\n1\n");
     assert_eq!(etcdctl(&store, "del --prev-kv /net/a"), "1\n/net/a\n1\n");
     assert_eq!(etcdctl(&store, "get --prefix / --rev 3"), "/net/a\n1\n/net/b\n2\n");
 }
@@ -51,14 +52,14 @@ fn a_transaction_typed_in_takes_the_right_branch() {
 fn a_watch_prints_changes_as_they_come() {
     let store = Store::new();
     etcdctl(&store, "put a 1");
-    let mut watch = command(&store, "watch --rev 2 a").stdout(Stdio::piped()).spawn().unwrap();
+    let mut watch = command(&store, "watch --rev 2 --prev-kv a").stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
-    let mut next = || [(); 3].map(|()| lines.next().unwrap().unwrap());
-    assert_eq!(next(), ["PUT", "a", "1"]);
+    let mut next = |count| (0..count).map(|_| lines.next().unwrap().unwrap()).collect::<Vec<_>>();
+    assert_eq!(next(3), ["PUT", "a", "1"]);
     etcdctl(&store, "put a 2");
-    assert_eq!(next(), ["PUT", "a", "2"]);
+    assert_eq!(next(5), ["PUT", "a", "1", "a", "2"], "what it was, and what it is");
     etcdctl(&store, "del a");
-    assert_eq!(next(), ["DELETE", "a", ""]);
+    assert_eq!(next(5), ["DELETE", "a", "2", "a", ""]);
     watch.kill().unwrap();
     watch.wait().unwrap();
 }

@@ -6,11 +6,15 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use etcd_client::Client;
 use subnet_lease::server::{Server, ServerConfig, ServerError};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
+
+/// How long something may take before it counts as lost.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Our server, in a thread of its own so that tests may block.
 pub(crate) struct Store {
@@ -50,6 +54,18 @@ impl Store {
             thread: Some(thread),
             _own_dir: None,
         })
+    }
+
+    /// The same after another one ended. A child that a test is just making holds its file for a moment more, until it
+    /// becomes another program.
+    pub(crate) fn again(dir: &Path) -> Self {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match Self::on(dir) {
+                Err(ServerError::InUse(_)) if Instant::now() < end => thread::yield_now(),
+                started => return started.unwrap(),
+            }
+        }
     }
 
     pub(crate) async fn client(&self) -> Client {
