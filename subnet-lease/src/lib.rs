@@ -60,6 +60,8 @@ mod pool;
 mod record;
 #[cfg(feature = "server")]
 pub mod server;
+#[cfg(all(test, feature = "etcd", feature = "server"))]
+mod simulation;
 mod store;
 mod subnet_env;
 mod vxlan;

@@ -186,4 +186,4 @@ fn decode((revision, sub): (i64, u32), row: &[u8]) -> Result<Version, redb::Erro
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

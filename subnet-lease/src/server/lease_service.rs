@@ -11,7 +11,6 @@ use futures::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::engine::Engine;
-use super::random;
 
 pub(crate) struct LeaseService(pub(crate) Engine);
 
@@ -24,7 +23,7 @@ impl PbLeaseService for LeaseService {
         request: Request<PbLeaseGrantRequest>,
     ) -> Result<Response<PbLeaseGrantResponse>, Status> {
         let request = request.into_inner();
-        let fresh = random().cast_signed();
+        let fresh = self.0.fresh_lease();
         Ok(Response::new(self.0.ask(move |state, now| state.grant(&request, fresh, now)).await?))
     }
 

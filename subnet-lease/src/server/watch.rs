@@ -64,6 +64,7 @@ impl Session {
         loop {
             let reports = self.watchers.values().any(|watcher| watcher.progress);
             let done = tokio::select! {
+                biased;
                 message = inbound.next(), if speaking => match message {
                     Some(Ok(message)) => self.wish(message).await,
                     // It has no more wishes, and still listens.

@@ -1,7 +1,7 @@
 //! The watch: one list, then changes from the next revision on, and back to the list after a gap.
 
 use std::collections::{HashSet, VecDeque};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,8 +54,8 @@ struct Place {
     next: [i64; 2],
 }
 
-/// The newest lease that we were told of, or the net-conf where there is none. A store that was put back from a backup soon has as many revisions as before, but
-/// in place of this one it has another.
+/// The newest lease that we were told of, or the net-conf where there is none. A store that was put back from a backup
+/// soon has as many revisions as before, but in place of this one it has another.
 #[derive(Clone)]
 struct Mark {
     key: Vec<u8>,
@@ -118,6 +118,7 @@ impl Follower {
     async fn step(&mut self) -> Result<(), StoreError> {
         let Some(link) = &mut self.link else { return self.reconnect().await };
         let message = tokio::select! {
+            biased;
             message = link.stream.message() => message,
             () = moved(&mut link.host, &mut link.stood) => {
                 self.link = None;
@@ -140,7 +141,7 @@ impl Follower {
 
     async fn reconnect(&mut self) -> Result<(), StoreError> {
         if self.failures > 0 {
-            tokio::time::sleep(pause(self.failures)).await;
+            tokio::time::sleep(pause(self.failures, self.dialer.seed)).await;
         }
         let host = self.dialer.host.subscribe();
         let stood = *host.borrow();
@@ -397,9 +398,11 @@ async fn open_watch(session: &mut Session, place: Place) -> Result<WatchStream, 
 }
 
 /// Between half and the whole of the doubled pause, so that a cluster's hosts do not come back in one moment.
-fn pause(failures: u32) -> Duration {
+fn pause(failures: u32, seed: u64) -> Duration {
     let whole = FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LAST_PAUSE);
-    let random = RandomState::new().hash_one(failures) % 512;
+    let mut hasher = DefaultHasher::new();
+    (failures, seed).hash(&mut hasher);
+    let random = hasher.finish() % 512;
     whole.mul_f64(0.5 + f64::from(u32::try_from(random).unwrap_or(0)) / 1024.0)
 }
 
@@ -410,7 +413,7 @@ mod tests {
     #[test]
     fn pauses_grow_from_a_tenth_of_a_second_to_five_and_differ_between_hosts() {
         for (failures, whole) in [(1, 100), (2, 200), (5, 1600), (7, 5000), (u32::MAX, 5000)] {
-            let pauses: Vec<_> = (0..50).map(|_| pause(failures).as_millis()).collect();
+            let pauses: Vec<_> = (0..50).map(|seed| pause(failures, seed).as_millis()).collect();
             assert!(pauses.iter().all(|ms| (whole / 2..=whole).contains(ms)), "{failures}: {pauses:?}");
             assert!(pauses.windows(2).any(|two| two[0] != two[1]));
         }

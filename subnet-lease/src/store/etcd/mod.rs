@@ -66,6 +66,14 @@ impl EtcdStore {
         Ok(Self { dialer: Arc::new(Dialer::new(config)?) })
     }
 
+    /// Over a simulated wire; everything random follows from the seed.
+    #[cfg(all(test, feature = "server"))]
+    pub(crate) fn simulated(config: EtcdConfig, wire: crate::simulation::Wire, seed: u64) -> Self {
+        let mut dialer = Dialer::new(config).unwrap();
+        (dialer.wire, dialer.seed) = (Some(wire), seed);
+        Self { dialer: Arc::new(dialer) }
+    }
+
     /// The net-conf; `None` where there is none yet.
     pub async fn get_config(&self) -> Result<Option<StoredConfig>, StoreError> {
         let key = self.dialer.keys.config();

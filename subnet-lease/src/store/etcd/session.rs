@@ -1,3 +1,4 @@
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -6,6 +7,7 @@ use etcd_client::{
     PutOptions, ResponseHeader, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchClient,
 };
 
+use futures::stream::{FuturesUnordered, StreamExt};
 use futures_core::future::BoxFuture;
 use tokio::sync::watch;
 
@@ -19,6 +21,9 @@ use crate::store::StoreError;
 const REQUEST: Duration = Duration::from_secs(10);
 /// Long enough for a far data centre, short enough to get past a dead endpoint.
 const CONNECT: Duration = Duration::from_secs(3);
+/// An endpoint that says nothing for so long is not waited for alone: a member that hangs, or is cut off from the others,
+/// takes connections and gives no answers. Ours: many times what an answer takes, a third of [`REQUEST`].
+const SILENT: Duration = Duration::from_secs(3);
 /// etcd closes connections that ping more often than every 5 s. A half-open connection is noticed after both.
 const PING: (Duration, Duration) = (Duration::from_secs(6), Duration::from_secs(3));
 /// The client's own limit of 4 MiB lets four fat records stop every host.
@@ -29,10 +34,15 @@ const LARGEST_MESSAGE: usize = 64 << 20;
 pub(super) struct Dialer {
     pub(super) config: EtcdConfig,
     pub(super) keys: Keys,
-    /// Counts up past endpoints that fail.
+    /// The place of the one that answered last.
     endpoint: AtomicUsize,
     /// The address of this host, as it was last claimed.
     pub(super) host: watch::Sender<PublicAddrs>,
+    /// What tells this host's pauses from those of others.
+    pub(super) seed: u64,
+    /// In a simulation, in place of TCP.
+    #[cfg(all(test, feature = "server"))]
+    pub(super) wire: Option<crate::simulation::Wire>,
 }
 
 /// One connection to one endpoint.
@@ -57,32 +67,61 @@ impl Dialer {
             );
         }
         let host = watch::Sender::new(PublicAddrs::default());
-        Ok(Self { keys: Keys::new(&config.prefix), config, endpoint: AtomicUsize::new(0), host })
+        Ok(Self {
+            keys: Keys::new(&config.prefix),
+            config,
+            endpoint: AtomicUsize::new(0),
+            host,
+            seed: RandomState::new().hash_one(0),
+            #[cfg(all(test, feature = "server"))]
+            wire: None,
+        })
     }
 
     /// Connects to the endpoint that answered last, else to the next one that does. A connection is made with its first
-    /// request, and a member without a quorum is as good as down: so the first request is what the caller wants to know.
-    pub(super) async fn reach<T>(
+    /// request, and a member without a quorum is as good as down: so the first request, which must be one that may be
+    /// made twice, is what the caller wants to know. An endpoint that fails is passed over at once; one that is silent
+    /// goes on being waited for beside the next.
+    pub(super) async fn reach<T: Send>(
         &self,
-        first: impl for<'a> Fn(&'a mut Session) -> BoxFuture<'a, Result<T, StoreError>>,
+        first: impl for<'a> Fn(&'a mut Session) -> BoxFuture<'a, Result<T, StoreError>> + Sync,
     ) -> Result<(Session, T), StoreError> {
-        let mut failure = None;
-        for _ in 0..self.config.endpoints.len() {
-            let index = self.endpoint.load(Ordering::Relaxed);
-            let endpoint = &self.config.endpoints[index % self.config.endpoints.len()];
-            let answer = async {
-                let mut session = self.open(endpoint).await?;
-                let answer = first(&mut session).await?;
-                Ok((session, answer))
-            };
-            match answer.await {
-                Err(error) => failure = Some(error),
-                reached => return reached,
+        let (begin, count) = (self.endpoint.load(Ordering::Relaxed), self.config.endpoints.len());
+        let mut untried = begin..begin + count;
+        let (mut tried, mut failure) = (FuturesUnordered::new(), None);
+        loop {
+            tried.extend(untried.next().map(|index| self.attempt(index, &first)));
+            let patience = if untried.is_empty() { Duration::MAX } else { SILENT };
+            match tokio::time::timeout(patience, tried.next()).await {
+                Ok(Some((index, Ok(reached)))) => {
+                    self.endpoint.store(index % count, Ordering::Relaxed);
+                    return Ok(reached);
+                }
+                // What one of them answered says more than another's silence.
+                Ok(Some((_, Err(error)))) => {
+                    failure =
+                        failure.filter(|told| !matches!(told, StoreError::Unreachable(_))).or(Some(error));
+                }
+                Ok(None) => {
+                    return Err(failure.unwrap_or_else(|| StoreError::Unreachable("no endpoint".into())));
+                }
+                Err(_) => {}
             }
-            // Of two that fail here together only one moves on.
-            let _ = self.endpoint.compare_exchange(index, index + 1, Ordering::Relaxed, Ordering::Relaxed);
         }
-        Err(failure.unwrap_or_else(|| StoreError::Unreachable("no endpoint".into())))
+    }
+
+    async fn attempt<T>(
+        &self,
+        index: usize,
+        first: &(impl for<'a> Fn(&'a mut Session) -> BoxFuture<'a, Result<T, StoreError>> + Sync),
+    ) -> (usize, Result<(Session, T), StoreError>) {
+        let endpoint = &self.config.endpoints[index % self.config.endpoints.len()];
+        let reached = async {
+            let mut session = self.open(endpoint).await?;
+            let answer = first(&mut session).await?;
+            Ok((session, answer))
+        };
+        (index, reached.await)
     }
 
     /// Notes under which address the host is known. Connections from another one it had are dead, and only the pings
@@ -93,7 +132,7 @@ impl Dialer {
 
     async fn open(&self, endpoint: &str) -> Result<Session, StoreError> {
         let options = self.options(endpoint)?;
-        let connecting = Client::connect([endpoint], Some(options));
+        let connecting = self.connect(endpoint, options);
         let client = tokio::time::timeout(REQUEST, connecting).await.map_err(|_| silent(endpoint))?;
         let client = client.map_err(|error| told(endpoint, &error))?;
         Ok(Session {
@@ -104,6 +143,21 @@ impl Dialer {
             keys: self.keys.clone(),
             ttl: self.config.ttl,
         })
+    }
+
+    async fn connect(&self, endpoint: &str, options: ConnectOptions) -> Result<Client, Error> {
+        #[cfg(all(test, feature = "server"))]
+        if let Some(wire) = &self.wire {
+            let way = tonic::transport::Endpoint::from_shared(endpoint.to_owned())?
+                .timeout(REQUEST)
+                .connect_timeout(CONNECT)
+                .http2_keep_alive_interval(PING.0)
+                .keep_alive_timeout(PING.1)
+                .keep_alive_while_idle(true);
+            let channel = etcd_client::Channel::Tonic(way.connect_with_connector_lazy(wire.clone()));
+            return Client::from_channel(channel, Some(options)).await;
+        }
+        Client::connect([endpoint], Some(options)).await
     }
 
     fn options(&self, endpoint: &str) -> Result<ConnectOptions, StoreError> {
