@@ -9,17 +9,22 @@ mod authority;
 mod claims;
 #[path = "etcd/cost.rs"]
 mod cost;
-#[cfg(feature = "server")]
+#[path = "etcd/dice.rs"]
+mod dice;
 #[path = "etcd/embedded.rs"]
 mod embedded;
 #[path = "etcd/faults.rs"]
 mod faults;
+#[path = "etcd/histories.rs"]
+mod histories;
 #[path = "etcd/host.rs"]
 mod host;
 #[path = "etcd/relay.rs"]
 mod relay;
 #[path = "etcd/server.rs"]
 mod server;
+#[path = "etcd/site.rs"]
+mod site;
 #[path = "etcd/transport.rs"]
 mod transport;
 #[path = "etcd/watching.rs"]

@@ -6,7 +6,7 @@ use futures::StreamExt;
 use subnet_lease::etcd::{EtcdConfig, EtcdStore};
 use subnet_lease::{BoxStream, Claim, Store, StoreError, StoreEvent};
 
-use crate::host::{claim, key, snapshot, stale, until};
+use crate::host::{PATIENCE, claim, key, snapshot, stale, until};
 use crate::relay::Relay;
 use crate::server::{Cluster, DUAL, Etcd, V4};
 
@@ -24,8 +24,9 @@ async fn upserted(watch: &mut Watch, name: &str) {
     until(watch, is).await;
 }
 
+/// Nothing but the pings can tell.
 #[tokio::test]
-async fn a_wire_that_went_dead_is_noticed_within_ten_seconds() {
+async fn a_wire_that_went_dead_is_noticed() {
     let (etcd, _) = Etcd::with_network(V4).await;
     let relay = Relay::to(etcd.port()).await;
     let config = EtcdConfig { endpoints: vec![relay.endpoint()], ..EtcdConfig::default() };
@@ -35,7 +36,6 @@ async fn a_wire_that_went_dead_is_noticed_within_ten_seconds() {
     let since = Instant::now();
     stale(&mut watch).await;
     told("dead wire noticed", since);
-    assert!(since.elapsed() < Duration::from_secs(12), "the pings alone explain it: 6 s and 3 s");
 }
 
 /// The old address is gone, and with it everything that was sent to it: only who moved can know at once.
@@ -52,11 +52,16 @@ async fn a_host_that_moved_follows_the_store_at_once_over_a_new_connection() {
     relay.kill_the_open();
     let since = Instant::now();
     let moved = Claim { public: claim(V4, &["192.168.0.2"]).public, previous: Some(own), ..host };
-    let listens = async { upserted(&mut watch, &own.to_string()).await };
-    let (claimed, ()) = tokio::join!(store.claim(&moved), listens);
+    // Had the pings noticed, the watch would have said that it is stale.
+    let listens = until(&mut watch, |event| match event {
+        StoreEvent::Upsert(lease) if lease.subnets == own => Some(None),
+        StoreEvent::Stale(reason) => Some(Some(reason)),
+        _ => None,
+    });
+    let (claimed, stale) = tokio::join!(store.claim(&moved), listens);
     claimed.unwrap();
     told("followed after a move", since);
-    assert!(since.elapsed() < Duration::from_secs(5), "the pings would take nine");
+    assert_eq!(stale, None);
 }
 
 #[tokio::test]
@@ -115,7 +120,7 @@ async fn a_token_that_has_expired_costs_nothing() {
             tokio::time::sleep(Duration::from_millis(1500)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), expired).await.expect("tokens end");
+    tokio::time::timeout(PATIENCE, expired).await.expect("tokens end");
     let own = store.claim(&claim(V4, &["192.168.0.1"])).await.unwrap();
     upserted(&mut watch, &own.lease.subnets.to_string()).await;
 }
@@ -155,7 +160,26 @@ async fn a_member_that_stopped_answering_is_left_for_another() {
     upserted(&mut watch, &name).await;
     told("told while a member is paused", since);
     cluster.members[0].pause(false);
-    assert!(since.elapsed() < Duration::from_secs(40));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_was_replaced_by_another_is_no_other_history() {
+    let mut cluster = Cluster::start();
+    let store = EtcdStore::connect(cluster.config()).unwrap();
+    store.put_config(V4.as_bytes(), None).await.unwrap();
+    let mut watch = store.watch();
+    snapshot(&mut watch).await;
+    let first = claimed(&store, "192.168.0.1").await;
+    upserted(&mut watch, &first).await;
+    // The one that the watch is connected to.
+    cluster.replace(0).await;
+    let second = claimed(&store, "192.168.0.2").await;
+    until(&mut watch, |event| match event {
+        StoreEvent::Snapshot { leases, foreign, .. } => panic!("listed anew: {leases:?} {foreign}"),
+        StoreEvent::Upsert(lease) => (lease.subnets == key(&second)).then_some(()),
+        _ => None,
+    })
+    .await;
 }
 
 /// As the daemon does: again until it works.
@@ -171,7 +195,7 @@ async fn claimed(store: &EtcdStore, public: &str) -> String {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(40), tries).await.expect("a claim in time")
+    tokio::time::timeout(PATIENCE, tries).await.expect("a claim in time")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,7 +6,7 @@ use futures::StreamExt;
 use subnet_lease::{BackendAttrs, BoxStream, Claim, Lease, NetworkConfig, StoreEvent, Subnets, VxlanData};
 
 /// Far above what anything here takes; a test that waits so long has failed.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The claim of a vxlan host with these addresses.
 pub(crate) fn claim(network: &str, public: &[&str]) -> Claim {

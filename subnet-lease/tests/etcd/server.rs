@@ -3,6 +3,7 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use etcd_client::{Client, PutOptions};
 use nix::sys::signal::{Signal, kill};
@@ -18,7 +19,17 @@ pub(crate) const DUAL: &str =
 pub(crate) struct Etcd {
     process: Child,
     dir: TempDir,
+    member: Member,
+}
+
+/// How a member is started, and started again.
+#[derive(Clone)]
+struct Member {
+    name: String,
+    /// For clients, and for its peers.
     ports: [u16; 2],
+    /// Names and addresses of all members.
+    cluster: String,
     arguments: Vec<String>,
 }
 
@@ -34,14 +45,26 @@ impl Etcd {
     }
 
     fn try_start(tls: &[String]) -> Option<Self> {
-        let dir = tempfile::Builder::new().prefix("subnet-lease-etcd-").tempdir().unwrap();
         let ports = [free_port(), free_port()];
-        let process = spawn(&dir, ports, tls)?;
-        Some(Self { process, dir, ports, arguments: tls.to_vec() })
+        let cluster = format!("default=http://127.0.0.1:{}", ports[1]);
+        // The shortest lease etcd grants follows from the election: with this it is one second. Members that must agree
+        // keep the default, which is five times as long, since on a busy machine they would do nothing but elect.
+        let mut arguments: Vec<String> =
+            ["--heartbeat-interval", "20", "--election-timeout", "200"].map(Into::into).to_vec();
+        arguments.extend_from_slice(tls);
+        Self::run(Member { name: "default".into(), ports, cluster, arguments })
+    }
+
+    /// Returns when it serves clients; `None` if it ends instead.
+    fn run(member: Member) -> Option<Self> {
+        let dir = tempfile::Builder::new().prefix("subnet-lease-etcd-").tempdir().unwrap();
+        let process = member.spawn(&dir)?;
+        Some(Self { process, dir, member })
     }
 
     pub(crate) fn stop(&mut self) {
-        self.process.kill().unwrap();
+        // It may have ended by itself.
+        let _ = self.process.kill();
         self.process.wait().unwrap();
     }
 
@@ -54,22 +77,32 @@ impl Etcd {
     /// The same etcd again: same port, same data.
     pub(crate) fn restart(&mut self) {
         self.stop();
-        self.process = spawn(&self.dir, self.ports, &self.arguments).expect("etcd starts again");
+        self.start_again();
+    }
+
+    fn start_again(&mut self) {
+        self.process = self.member.spawn(&self.dir).expect("etcd starts again");
+    }
+
+    pub(crate) fn start_if_stopped(&mut self) {
+        if self.process.try_wait().unwrap().is_some() {
+            self.start_again();
+        }
     }
 
     /// Another etcd at the same address, with nothing in it.
     pub(crate) fn replace_by_empty(&mut self) {
         self.stop();
         self.dir = tempfile::Builder::new().prefix("subnet-lease-etcd-").tempdir().unwrap();
-        self.process = spawn(&self.dir, self.ports, &self.arguments).expect("etcd starts again");
+        self.start_again();
     }
 
     pub(crate) fn port(&self) -> u16 {
-        self.ports[0]
+        self.member.ports[0]
     }
 
     pub(crate) fn endpoint(&self) -> String {
-        format!("{}://127.0.0.1:{}", scheme(&self.arguments), self.port())
+        format!("{}://127.0.0.1:{}", self.member.scheme(), self.port())
     }
 
     pub(crate) fn config(&self) -> EtcdConfig {
@@ -121,23 +154,16 @@ impl Cluster {
 
     fn try_start() -> Option<Self> {
         let ports: Vec<[u16; 2]> = (0..3).map(|_| [free_port(), free_port()]).collect();
-        let names: Vec<_> =
-            ports.iter().enumerate().map(|(n, p)| format!("m{n}=http://127.0.0.1:{}", p[1])).collect();
-        let names = names.join(",");
+        let names = ports.iter().enumerate().map(|(n, p)| format!("m{n}=http://127.0.0.1:{}", p[1]));
+        let cluster = names.collect::<Vec<_>>().join(",");
+        let members = ports.into_iter().enumerate().map(|(n, ports)| Member {
+            name: format!("m{n}"),
+            ports,
+            cluster: cluster.clone(),
+            arguments: Vec::new(),
+        });
         // A member serves once there is a quorum: all must be started before any is waited for.
-        let starts: Vec<_> = ports
-            .iter()
-            .enumerate()
-            .map(|(n, &ports)| {
-                let names = names.clone();
-                thread::spawn(move || {
-                    let dir = tempfile::Builder::new().prefix("subnet-lease-etcd-").tempdir().unwrap();
-                    let process =
-                        serving(member(&dir, ports, &names, &[]).args(["--name", &format!("m{n}")]))?;
-                    Some(Etcd { process, dir, ports, arguments: Vec::new() })
-                })
-            })
-            .collect();
+        let starts: Vec<_> = members.map(|member| thread::spawn(move || Etcd::run(member))).collect();
         let members = starts.into_iter().map(|start| start.join().unwrap()).collect::<Option<_>>()?;
         Some(Self { members })
     }
@@ -145,6 +171,23 @@ impl Cluster {
     pub(crate) fn config(&self) -> EtcdConfig {
         let endpoints = self.members.iter().map(Etcd::endpoint).collect();
         EtcdConfig { endpoints, ..EtcdConfig::default() }
+    }
+
+    /// Takes a member out of the cluster, and puts one with a new name of its own and nothing in it in its place.
+    pub(crate) async fn replace(&mut self, n: usize) {
+        let mut by = self.members[(n + 1) % 3].client().await;
+        let mut old = self.members[n].client().await;
+        let id = old.status().await.unwrap().header().unwrap().member_id();
+        while by.member_remove(id).await.is_err() {}
+        let member = &mut self.members[n];
+        member.stop();
+        // Refused until the others have known each other for a while.
+        let peer = format!("http://127.0.0.1:{}", member.member.ports[1]);
+        while by.member_add([peer.clone()], None).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        member.member.arguments = ["--initial-cluster-state", "existing"].map(Into::into).to_vec();
+        member.replace_by_empty();
     }
 
     /// The place of the leader in the list.
@@ -171,10 +214,6 @@ pub(crate) fn key(name: &str) -> String {
     format!("/coreos.com/network/subnets/{name}")
 }
 
-fn scheme(arguments: &[String]) -> &'static str {
-    if arguments.iter().any(|word| word == "--cert-file") { "https" } else { "http" }
-}
-
 pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -184,24 +223,23 @@ fn program() -> OsString {
     std::env::var_os("SELVAGE_ETCD").unwrap_or_else(|| "etcd".into())
 }
 
-/// Returns when etcd says that it serves clients; `None` if it ends instead.
-fn spawn(dir: &TempDir, ports: [u16; 2], arguments: &[String]) -> Option<Child> {
-    let peer = format!("http://127.0.0.1:{}", ports[1]);
-    serving(member(dir, ports, &format!("default={peer}"), arguments).args(["--name", "default"]))
-}
+impl Member {
+    fn scheme(&self) -> &'static str {
+        if self.arguments.iter().any(|word| word == "--cert-file") { "https" } else { "http" }
+    }
 
-/// One member of a cluster, not started yet.
-fn member(dir: &TempDir, [client, peer]: [u16; 2], cluster: &str, arguments: &[String]) -> Command {
-    let (client, peer) =
-        (format!("{}://127.0.0.1:{client}", scheme(arguments)), format!("http://127.0.0.1:{peer}"));
-    let mut command = Command::new(program());
-    command.arg("--data-dir").arg(dir.path());
-    command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
-    command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-    command.args(["--initial-cluster", cluster]);
-    // The shortest lease etcd grants follows from the election: with this it is one second.
-    command.args(["--heartbeat-interval", "20", "--election-timeout", "200"]).args(arguments);
-    command
+    fn spawn(&self, dir: &TempDir) -> Option<Child> {
+        let client = format!("{}://127.0.0.1:{}", self.scheme(), self.ports[0]);
+        let peer = format!("http://127.0.0.1:{}", self.ports[1]);
+        let mut command = Command::new(program());
+        command.arg("--name").arg(&self.name).arg("--data-dir").arg(dir.path());
+        command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+        command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+        command.args(["--initial-cluster", &self.cluster]);
+        // It is killed, the machine is not: nothing is lost, and a slow disk makes no test wait.
+        command.arg("--unsafe-no-fsync").args(&self.arguments);
+        serving(&mut command)
+    }
 }
 
 fn serving(command: &mut Command) -> Option<Child> {

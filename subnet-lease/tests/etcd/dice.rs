@@ -1,0 +1,17 @@
+/// A small generator (SplitMix64), so that a seed names a history.
+pub(crate) struct Dice(pub(crate) u64);
+
+impl Dice {
+    /// Less than `sides`.
+    pub(crate) fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % sides
+    }
+
+    pub(crate) fn one_in(&mut self, chance: u64) -> bool {
+        self.roll(chance) == 0
+    }
+}
