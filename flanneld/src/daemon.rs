@@ -65,7 +65,13 @@ fn daemon(given: &[Given]) -> Result<Exit, Failure> {
         if let Some(address) = config.health {
             tokio::spawn(http::serve(http::bind(address)?, readiness));
         }
-        Ok(run(shell).await)
+        let within = store::within(&config).await?;
+        let exit = run(shell).await;
+        // After the shell, which may have a lease to give back.
+        if let Some(within) = within {
+            within.stop().await;
+        }
+        Ok(exit)
     })
 }
 

@@ -1,11 +1,16 @@
-//! `flanneld store`: the embedded store as a program of its own.
+//! The embedded store: `flanneld store` as a program of its own, and `flanneld --store=embedded` within the daemon of the
+//! only host.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
 use subnet_lease::server::{Server, ServerConfig, ServerError, TlsFiles};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tracing::error;
 
+use crate::config::{NodeConfig, loopback};
 use crate::daemon::{block_on, refuse};
 use crate::exit::{Exit, Failure};
 use crate::{log, publish, signals};
@@ -54,6 +59,35 @@ pub(crate) fn run(arguments: &[String]) -> Result<Exit, Failure> {
         server.run(signals::stop()).await?;
         Ok(Exit::Done)
     })
+}
+
+/// The store within this process, until it is stopped.
+pub(crate) struct Within {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+/// Starts the store within the daemon, where the settings ask for it. One that ends is like an etcd that went away: said,
+/// and waited for until somebody starts us again.
+pub(crate) async fn within(config: &NodeConfig) -> Result<Option<Within>, Failure> {
+    let Some(data_dir) = config.embedded.clone() else { return Ok(None) };
+    let listen = config.etcd.endpoints.iter().filter_map(|endpoint| loopback(endpoint)).collect();
+    let server = Server::bind(ServerConfig { data_dir, listen, insecure: false, tls: None }).await?;
+    let (stop, stopped) = oneshot::channel::<()>();
+    let task = tokio::spawn(async move {
+        if let Err(why) = server.run(async { drop(stopped.await) }).await {
+            error!("the embedded store ended: {why}");
+        }
+    });
+    Ok(Some(Within { stop, task }))
+}
+
+impl Within {
+    pub(crate) async fn stop(self) {
+        // An error of either means that it has ended already.
+        let _ = self.stop.send(());
+        let _ = self.task.await;
+    }
 }
 
 impl From<ServerError> for Failure {

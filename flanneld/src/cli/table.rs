@@ -10,6 +10,12 @@ pub const TABLE: &[(&str, &[Flag])] = &[
         "Store",
         &[
             text(
+                "store",
+                "etcd",
+                "etcd, or embedded: this daemon is its own store, on --etcd-endpoints (of this host alone) or 127.0.0.1:2379",
+            ),
+            text("store-dir", "", "directory of the embedded store; default: store in the state directory"),
+            text(
                 "etcd-endpoints",
                 "http://127.0.0.1:4001,http://127.0.0.1:2379",
                 "etcd servers, separated by commas; they must agree on http or https",
@@ -22,9 +28,14 @@ pub const TABLE: &[(&str, &[Flag])] = &[
             text("etcd-password", "", "password of that user").secret(),
             text("node-id", "", "name of this node in its lease; empty: $NODE_NAME, else the host name"),
             int(
+                "subnet-lease-ttl",
+                "1440",
+                "how many minutes a lease lasts that is not renewed, 2 to 525600",
+            ),
+            int(
                 "subnet-lease-renew-margin",
                 "60",
-                "how many minutes before its end the lease is renewed, 1 to 1439 (it lasts 24 hours)",
+                "how many minutes before its end the lease is renewed, 1 to 525599; less than it lasts",
             ),
             int(
                 "vanish-hold",

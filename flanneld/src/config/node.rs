@@ -10,13 +10,16 @@ use regex_lite::Regex;
 use subnet_lease::etcd::EtcdConfig;
 use subnet_lease::{NetworkId, PublicAddrs};
 
-use super::{ConfigError, ConfigErrors, RawConfig, etcd};
+use super::{ConfigError, ConfigErrors, RawConfig, Source, etcd};
 use crate::cli;
 use crate::iface::IfaceWish;
 use crate::node::Settings;
 
 /// Where a daemon with flannel's own subnet file keeps its memory.
 const STATE_DIR: &str = "/var/lib/flannel";
+
+/// Where the store within a daemon listens: etcd's own port, which is in the default of `--etcd-endpoints`, too.
+const EMBEDDED: &str = "http://127.0.0.1:2379";
 
 /// The longest node name that a lease record takes, in bytes: that of a DNS name.
 const NODE_ID_MAX: usize = 253;
@@ -26,6 +29,8 @@ const NODE_ID_MAX: usize = 253;
 pub struct NodeConfig {
     /// Where leases live, and when ours is renewed.
     pub etcd: EtcdConfig,
+    /// The store is within this daemon: its directory.
+    pub embedded: Option<PathBuf>,
     /// Which network this is: the store's prefix. It is in the tag of every kernel object that we make.
     pub network: NetworkId,
     /// The name that this node has in its lease.
@@ -64,13 +69,15 @@ impl NodeConfig {
     /// Understands the settings. The host name is the node's name where nothing else says it.
     pub fn understand(raw: &RawConfig, host_name: &str) -> Result<Self, ConfigErrors> {
         let mut read = Reader { raw, errors: raw.errors().to_vec() };
-        let renew_margin = 60 * read.seconds("subnet-lease-renew-margin", "a number of minutes", 1..=1439);
-        let etcd = EtcdConfig { renew_margin, ..etcd::read(&mut read) };
+        let (ttl, renew_margin) = read.lease_times();
+        let mut etcd = EtcdConfig { ttl, renew_margin, ..etcd::read(&mut read) };
         let subnet_file = read.one("subnet-file", path);
         let state_dir = read.state_dir(&subnet_file);
+        let embedded = read.embedded(&state_dir, &mut etcd.endpoints);
         let config = Self {
             network: NetworkId::new(&*etcd.prefix),
             etcd,
+            embedded,
             node_id: read.node_id(host_name),
             iface: read.iface(),
             ip_masq: read.bool("ip-masq"),
@@ -105,6 +112,11 @@ impl NodeConfig {
             seed,
         }
     }
+}
+
+/// The address of an endpoint that nobody reaches but this host.
+pub(crate) fn loopback(endpoint: &str) -> Option<SocketAddr> {
+    endpoint.strip_prefix("http://")?.parse().ok().filter(|address: &SocketAddr| address.ip().is_loopback())
 }
 
 /// Reads settings and collects what is wrong with them.
@@ -165,6 +177,38 @@ impl Reader<'_> {
 
     fn seconds(&mut self, name: &str, what: &str, range: RangeInclusive<i64>) -> Duration {
         Duration::from_secs(self.int(name, what, range).unsigned_abs())
+    }
+
+    /// How long a lease lasts, and how long before that it is renewed.
+    fn lease_times(&mut self) -> (Duration, Duration) {
+        let mut minutes = |name, range| 60 * self.seconds(name, "a number of minutes", range);
+        let ttl = minutes("subnet-lease-ttl", 2..=525_600);
+        let margin = minutes("subnet-lease-renew-margin", 1..=525_599);
+        if margin >= ttl {
+            let lasts =
+                format!("not less than a lease lasts (--subnet-lease-ttl: {} minutes)", ttl.as_secs() / 60);
+            self.note("subnet-lease-renew-margin", lasts);
+        }
+        (ttl, margin)
+    }
+
+    /// The directory of the store within this daemon, which listens where the clients of this host look for one.
+    fn embedded(&mut self, state_dir: &Path, endpoints: &mut Vec<String>) -> Option<PathBuf> {
+        let within = self.one("store", |text| match text {
+            "etcd" => Ok(false),
+            "embedded" => Ok(true),
+            _ => Err("not etcd or embedded".to_owned()),
+        });
+        let dir = self.optional("store-dir", path);
+        if !within {
+            return None;
+        }
+        if self.raw.setting("etcd-endpoints").source == Source::Default {
+            *endpoints = vec![EMBEDDED.to_owned()];
+        } else if endpoints.iter().any(|endpoint| loopback(endpoint).is_none()) {
+            self.note("etcd-endpoints", "with --store=embedded http://127.0.0.1:PORT or http://[::1]:PORT");
+        }
+        Some(dir.unwrap_or_else(|| state_dir.join("store")))
     }
 
     fn address<A: FromStr>(&mut self, name: &str, what: &str) -> Option<A> {

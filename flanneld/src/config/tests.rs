@@ -1,3 +1,4 @@
+use std::path::Path;
 use std::time::Duration;
 
 use super::*;
@@ -97,7 +98,7 @@ fn every_wrong_setting_is_reported_at_once_each_with_its_source() {
     let said = errors(&flags, &[("FLANNELD_HEALTHZ_PORT", "x"), ("FLANNELD_ETCD_KEYFILE", "/k")]);
     let place = file.0.display();
     let expected = [
-        "--subnet-lease-renew-margin=\"1440\": not a number of minutes (1 to 1439)".to_owned(),
+        "--subnet-lease-renew-margin=\"1440\": not less than a lease lasts (--subnet-lease-ttl: 1440 minutes)".to_owned(),
         "FLANNELD_ETCD_KEYFILE=\"/k\": needs --etcd-certfile as well".to_owned(),
         "--iface=\"a/b\": neither an IP address nor an interface name".to_owned(),
         "--iface-regex=\"[\": not a regular expression: ".to_owned(),
@@ -194,4 +195,26 @@ fn the_node_s_name_is_the_flag_else_node_name_else_the_host_name() {
     assert_eq!(config("", &variables).unwrap().node_id, "kube");
     let nameless = NodeConfig::understand(&RawConfig::default(), "").unwrap_err().to_string();
     assert!(nameless.starts_with("host name \"\": not a node name"), "{nameless}");
+}
+
+#[test]
+fn the_store_within_the_daemon_listens_where_this_host_alone_reaches_it() {
+    let own = config("--store=embedded", &[]).unwrap();
+    assert_eq!(own.embedded.as_deref(), Some(Path::new("/var/lib/flannel/store")));
+    assert_eq!(own.etcd.endpoints, ["http://127.0.0.1:2379"]);
+    let told = config("--store=embedded --store-dir=/x --etcd-endpoints=http://[::1]:4001", &[]).unwrap();
+    assert_eq!(told.embedded.as_deref(), Some(Path::new("/x")));
+    assert_eq!(told.etcd.endpoints, ["http://[::1]:4001"]);
+    assert_eq!(config("--store-dir=/x", &[]).unwrap().embedded, None);
+    let said = errors("--store=embedded --etcd-endpoints=http://10.0.0.1:2379", &[]);
+    assert!(said.contains("with --store=embedded http://127.0.0.1:PORT"), "{said}");
+    assert!(errors("--store=redis", &[]).contains("not etcd or embedded"));
+}
+
+#[test]
+fn a_lease_lasts_as_long_as_is_said_and_is_renewed_before_its_end() {
+    let config = config("--subnet-lease-ttl=30 --subnet-lease-renew-margin=10", &[]).unwrap();
+    assert_eq!((config.etcd.ttl.as_secs(), config.etcd.renew_margin.as_secs()), (1800, 600));
+    assert!(errors("--subnet-lease-ttl=60", &[]).contains("not less than a lease lasts"));
+    assert_eq!(self::config("", &[]).unwrap().etcd.ttl.as_secs(), 86_400);
 }
