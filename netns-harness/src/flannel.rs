@@ -210,7 +210,8 @@ impl Store {
     pub fn set_network(&self, products: &Products, conf: &Value) -> Result<()> {
         fs::write(self.host.path("/run/net-conf.json"), conf.to_string())?;
         let program = products.control(self).args(["network", "set", "/run/net-conf.json"]);
-        eventually(PATIENCE, || self.host.exec(&program).map(drop)).map(drop)
+        // On a busy machine a new etcd may let the first question time out.
+        eventually(3 * PATIENCE, || self.host.exec(&program).map(drop)).map(drop)
     }
 
     /// Writes keys below [`PREFIX`] with etcdctl, which works on any store; many in one transaction each.

@@ -10,6 +10,8 @@
 //! `SIM_SEED` says which history; the same seed gives the same one, which a test shows. Everything random comes from the
 //! seed, so whatever is added here must draw from it, too.
 
+#![allow(clippy::unwrap_used, reason = "a step that fails fails its test")]
+
 mod host;
 mod net;
 mod site;
@@ -131,10 +133,10 @@ fn twenty_hosts_end_up_with_subnets_of_their_own_whatever_becomes_of_their_wires
         None => 0..std::env::var("SIM_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(10),
     };
     for seed in seeds {
-        println!("SIM_SEED={seed}");
+        eprintln!("SIM_SEED={seed}");
         let diary = live(seed);
         let times = |what: &str| diary.iter().filter(|line| line.contains(what)).count();
-        println!(
+        eprintln!(
             "{} entries: {} claims held, {} times stale, {} leases ended",
             diary.len(),
             times("holds"),

@@ -147,7 +147,8 @@ fn members(hosts: &[Host]) -> Result<Vec<Process>> {
 
 /// Whoever was cut off answers nobody and knows nothing new: hosts find another member, by themselves.
 fn member_cut_off() -> Result<()> {
-    let mut net = Net::build(Topology::flat(5))?;
+    // Three members, and five hosts, of which three join later.
+    let net = Net::build(Topology::flat(8))?;
     let _members = members(&net.hosts()[..3])?;
     let endpoints =
         net.hosts()[..3].iter().map(|host| Ok(format!("http://{}:2379", host.address(Family::V4)?)));
@@ -161,10 +162,9 @@ fn member_cut_off() -> Result<()> {
     let mut daemons = vec![join(net.host(3))?, join(net.host(4))?];
     for cut in 0..3 {
         net.cut(cut)?;
-        let host = net.add_host()?.clone();
-        daemons.push(join(&host)?);
+        daemons.push(join(net.host(5 + cut))?);
         let others = daemons.len() - 1;
-        for host in &net.hosts()[3..] {
+        for host in &net.hosts()[3..=5 + cut] {
             eventually(LATER, || {
                 let routes = host.netlink()?.routes("flannel.1")?;
                 let peers = routes.iter().filter(|net| net.prefix() == 24).count();

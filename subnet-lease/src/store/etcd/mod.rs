@@ -68,6 +68,7 @@ impl EtcdStore {
 
     /// Over a simulated wire; everything random follows from the seed.
     #[cfg(all(test, feature = "server"))]
+    #[allow(clippy::unwrap_used, reason = "a step that fails fails its test")]
     pub(crate) fn simulated(config: EtcdConfig, wire: crate::simulation::Wire, seed: u64) -> Self {
         let mut dialer = Dialer::new(config).unwrap();
         (dialer.wire, dialer.seed) = (Some(wire), seed);
