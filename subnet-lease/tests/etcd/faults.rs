@@ -172,7 +172,7 @@ async fn a_member_that_was_replaced_by_another_is_no_other_history() {
     let first = claimed(&store, "192.168.0.1").await;
     upserted(&mut watch, &first).await;
     // The one that the watch is connected to.
-    cluster.replace(0).await;
+    tokio::time::timeout(PATIENCE, cluster.replace(0)).await.expect("a cluster takes a new member");
     let second = claimed(&store, "192.168.0.2").await;
     until(&mut watch, |event| match event {
         StoreEvent::Snapshot { leases, foreign, .. } => panic!("listed anew: {leases:?} {foreign}"),
