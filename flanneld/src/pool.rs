@@ -9,6 +9,8 @@ use std::path::Path;
 
 /// Where the plugin keeps its indexes, unless its configuration says otherwise (`ipam.indexDir`).
 pub const INDEXES: &str = "/run/flannel/ipam";
+/// Where the plugin's stores are, usually.
+const STORES: &str = "/var/lib/cni/networks";
 /// From so many hundredths on it is time to do something.
 const WARNING: u64 = 80;
 /// Networks that are looked at; a node has one or two.
@@ -41,6 +43,10 @@ pub fn read(indexes: &Path) -> Vec<Pool> {
     for entry in entries.flatten().take(MOST) {
         let name = entry.file_name().to_string_lossy().replace("%2F", "/").replace("%25", "%");
         let network = name.rsplit('/').next().unwrap_or_default();
+        // Of a store that is gone. Whoever sees none of the host's stores believes them all.
+        if !Path::new(&name).exists() && Path::new(STORES).exists() {
+            continue;
+        }
         let Ok(stamp) = fs::read_link(entry.path().join("stamp")) else { continue };
         pools.extend(stamp.to_string_lossy().split(' ').skip(3).filter_map(|part| parse(network, part)));
     }
@@ -68,12 +74,10 @@ mod tests {
     #[test]
     fn what_the_plugin_noted_is_read_and_garbage_is_passed_over() {
         let folder = tempfile::tempdir().unwrap();
+        // Both name folders that are there, wherever this runs.
         let stamps = [
-            (
-                "%2Fvar%2Flib%2Fcbr0",
-                "1.000000000 7 boot 10.244.1.0/24=203/253 fc00::/64=3/18446744073709551615",
-            ),
-            ("%2Fx%2Fother", "1.0 7 boot 10.9.0.0/24=x/253 10.8.0.0/30=1/0 ="),
+            ("%2Fproc%2Fnet", "1.000000000 7 1 10.244.1.0/24=203/253 fc00::/64=3/18446744073709551615"),
+            ("%2Fproc%2Fself", "1.0 7 1 10.9.0.0/24=x/253 10.8.0.0/30=1/0 ="),
         ];
         for (name, stamp) in stamps {
             fs::create_dir(folder.path().join(name)).unwrap();
@@ -82,7 +86,7 @@ mod tests {
         fs::write(folder.path().join("file"), "").unwrap();
         let pools = read(folder.path());
         let shown: Vec<_> = pools.iter().map(|p| (&*p.network, &*p.subnet, p.used, p.is_short())).collect();
-        assert_eq!(shown, [("cbr0", "10.244.1.0/24", 203, true), ("cbr0", "fc00::/64", 3, false)]);
+        assert_eq!(shown, [("net", "10.244.1.0/24", 203, true), ("net", "fc00::/64", 3, false)]);
         assert_eq!(read(Path::new("/nowhere")), []);
     }
 }

@@ -10,17 +10,21 @@
 //! of its last tick, so that not even a change within the same tick goes unnoticed. A file system that cuts our
 //! nanoseconds off makes every look a mismatch: slower, never wrong.
 
-use std::fs::{self, DirBuilder, File, Metadata};
+use std::fs::{self, DirBuilder, Metadata};
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use nix::fcntl::AT_FDCWD;
+use nix::sys::stat::{UtimensatFlags, utimensat};
+use nix::time::{ClockId, clock_gettime};
+
+use super::stale::boot_time;
 use super::store::{Holder, Place};
 use super::usage::Usage;
 use crate::cni::is_name;
-use crate::small_file;
 
 /// The index of one network's folder.
 #[derive(Debug)]
@@ -32,9 +36,13 @@ pub(super) struct Stamp {
     /// Since the epoch.
     modified: Duration,
     inode: u64,
-    boot: String,
+    /// When this boot began, by the wall clock, in seconds since the epoch.
+    boot: u64,
     pub(super) usage: Usage,
 }
+
+/// A clock that is put right moves the beginning of the boot as well; another boot is further away (s).
+const SAME_BOOT: u64 = 30;
 
 impl Index {
     pub(super) fn of(place: &Place) -> Self {
@@ -45,8 +53,8 @@ impl Index {
     /// The stamp, if it is of this boot and of the folder as it is now.
     pub(super) fn stamp(&self, folder: &Metadata) -> Option<Stamp> {
         let stamp = self.read_stamp()?;
-        let same =
-            stamp.inode == folder.ino() && stamp.modified == modified(folder)? && stamp.boot == boot()?;
+        let same = stamp.inode == folder.ino() && stamp.modified == modified(folder)?;
+        let same = same && stamp.boot.abs_diff(boot()?) <= SAME_BOOT;
         same.then_some(stamp)
     }
 
@@ -90,14 +98,11 @@ impl Index {
 
     /// Notes what an attachment has; nothing takes it out.
     pub(super) fn set(&self, holder: &Holder, addresses: &[IpAddr]) {
-        let path = self.0.join(holder.name());
-        // A failure leaves an entry that the reservation's file contradicts, or none: found at the next rescan, since
-        // then the stamp is not written either.
-        let _ = fs::remove_file(&path);
+        // An entry that is left is contradicted by the reservation's file.
         if addresses.is_empty() {
-            let _ = fs::remove_file(self.0.join(Holder { ifname: String::new(), ..holder.clone() }.name()));
+            let _ = fs::remove_file(self.0.join(holder.name()));
         } else {
-            let _ = symlink(list(addresses), path);
+            let _ = self.link(&holder.name(), &list(addresses));
         }
     }
 
@@ -107,27 +112,31 @@ impl Index {
     }
 
     fn try_seal(&self, folder: &Path, stamp: Stamp) -> Option<()> {
-        let folder = File::open(folder).ok()?;
-        #[expect(clippy::disallowed_methods, reason = "a file's time is wall time")]
-        let now = SystemTime::now();
-        folder.set_modified(now).ok()?;
-        let metadata = folder.metadata().ok()?;
+        let now = clock_gettime(ClockId::CLOCK_REALTIME).ok()?;
+        utimensat(AT_FDCWD, folder, &now, &now, UtimensatFlags::FollowSymlink).ok()?;
+        let metadata = fs::metadata(folder).ok()?;
         let stamp = Stamp { modified: modified(&metadata)?, inode: metadata.ino(), ..stamp };
-        self.link("stamp", &stamp.to_string()).ok()
+        // It is there nearly always, so that the new one is made beside it at once.
+        self.replace(&self.0.join("stamp"), &stamp.to_string()).ok()
     }
 
     /// A link in one step: whoever reads sees the old text or the new one.
     fn link(&self, name: &str, text: &str) -> std::io::Result<()> {
         let path = self.0.join(name);
         match symlink(text, &path) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                let temporary = self.0.join(".new");
-                let _ = fs::remove_file(&temporary);
-                symlink(text, &temporary)?;
-                fs::rename(temporary, path)
-            }
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => self.replace(&path, text),
             other => other,
         }
+    }
+
+    fn replace(&self, path: &Path, text: &str) -> std::io::Result<()> {
+        let temporary = self.0.join(".new");
+        if symlink(text, &temporary).is_err() {
+            // Of a call that was killed; under the lock it is nobody's.
+            let _ = fs::remove_file(&temporary);
+            symlink(text, &temporary)?;
+        }
+        fs::rename(temporary, path)
     }
 
     fn read_stamp(&self) -> Option<Stamp> {
@@ -144,7 +153,7 @@ impl Stamp {
         Some(Self {
             modified: Duration::new(seconds.parse().ok()?, nanoseconds),
             inode: words.next()?.parse().ok()?,
-            boot: words.next()?.to_owned(),
+            boot: words.next()?.parse().ok()?,
             usage: Usage::parse(words)?,
         })
     }
@@ -172,8 +181,7 @@ fn modified(metadata: &Metadata) -> Option<Duration> {
     metadata.modified().ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()
 }
 
-/// What changes with every boot.
-fn boot() -> Option<String> {
-    let id = small_file::read(Path::new("/proc/sys/kernel/random/boot_id")).ok()?;
-    Some(id.trim_end().to_owned()).filter(|id| !id.is_empty() && !id.contains(' '))
+/// No system call: the kernel shows its clocks to every process.
+fn boot() -> Option<u64> {
+    boot_time().map(|time| time.as_secs())
 }

@@ -27,7 +27,7 @@ pub(super) fn find(folder: &Path, reservations: &[(IpAddr, Holder)]) -> Vec<IpAd
 }
 
 /// Since the epoch, by the wall clock of now.
-fn boot_time() -> Option<Duration> {
+pub(super) fn boot_time() -> Option<Duration> {
     let read = |clock| clock_gettime(clock).ok().map(Duration::from);
     read(ClockId::CLOCK_REALTIME)?.checked_sub(read(ClockId::CLOCK_BOOTTIME)?)
 }

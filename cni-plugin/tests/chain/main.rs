@@ -12,4 +12,5 @@ mod hostile;
 mod iptables;
 mod loopback;
 mod portmap;
+mod store;
 mod tuning;

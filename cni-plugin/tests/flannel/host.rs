@@ -186,11 +186,17 @@ impl Host {
         self.call_as("flannel", verb, variables, input)
     }
 
-    /// Calls the plugin of this name.
-    pub(crate) fn call_as(&self, name: &str, verb: &str, variables: &[(&str, &str)], input: &str) -> Answer {
+    /// The plugin of this name with these variables, ready to be started.
+    pub(crate) fn command(&self, name: &str, verb: &str, variables: &[(&str, &str)]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cni-plugin"));
         command.arg0(name).env_clear().envs([("CNI_COMMAND", verb), ("CNI_IFNAME", "eth0")]);
         command.envs(variables.iter().copied()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+    }
+
+    /// Calls the plugin of this name.
+    pub(crate) fn call_as(&self, name: &str, verb: &str, variables: &[(&str, &str)], input: &str) -> Answer {
+        let mut command = self.command(name, verb, variables);
         let output = self.net.run(|| {
             let mut child = command.spawn().unwrap();
             // It may answer without having read all.

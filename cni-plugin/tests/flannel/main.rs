@@ -4,6 +4,7 @@
 
 mod host;
 mod keys;
+mod killed;
 mod left;
 
 use std::fs;

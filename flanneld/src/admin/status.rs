@@ -18,7 +18,7 @@ pub(super) fn run(Output { output }: Output, config: &NodeConfig) -> Result<(Str
     let exit = if status.ready { Exit::Done } else { Exit::NotReady };
     let said = match output {
         Form::Json => serde_json::to_value(&status).map(|value| super::json(&value)),
-        Form::Table => Ok(as_tables(&status)),
+        Form::Table => Ok(as_tables(&status, &pool::read(Path::new(pool::INDEXES)))),
     };
     said.map(|said| (said, exit)).map_err(|error| Failure::new(Exit::Failed, error))
 }
@@ -32,8 +32,8 @@ fn sentence(error: &NoStatus, config: &NodeConfig) -> String {
     format!("{error}{}", other.unwrap_or_default())
 }
 
-fn as_tables(status: &Status) -> String {
-    let mut out = table(&["READY", if status.ready { "yes" } else { "no" }], summary(status));
+fn as_tables(status: &Status, pools: &[Pool]) -> String {
+    let mut out = table(&["READY", if status.ready { "yes" } else { "no" }], summary(status, pools));
     let lists = [
         ("REFUSED LEASES", status.refused_count, refused(status)),
         ("CONTENDED OBJECTS", status.contended_count, contended(status)),
@@ -53,7 +53,7 @@ fn as_tables(status: &Status) -> String {
 }
 
 /// A line for each subnet of this node's pods.
-fn pools(pools: &[Pool]) -> String {
+fn lines(pools: &[Pool]) -> String {
     let line = |pool: &Pool| {
         let Pool { network, subnet, used, size } = pool;
         let short = if pool.is_short() { "; WARNING: few are left" } else { "" };
@@ -63,7 +63,7 @@ fn pools(pools: &[Pool]) -> String {
 }
 
 /// Name and value; what is not known is left out.
-fn summary(status: &Status) -> impl Iterator<Item = Vec<String>> {
+fn summary(status: &Status, pools: &[Pool]) -> impl Iterator<Item = Vec<String>> {
     let list = |parts: &[String]| Some(parts.join(", ")).filter(|text| !text.is_empty());
     let backend = status.backend.as_deref().map(|backend| format!(", backend {backend}")).unwrap_or_default();
     let underlay = status.external.as_ref().map(|u| {
@@ -80,7 +80,7 @@ fn summary(status: &Status) -> impl Iterator<Item = Vec<String>> {
         ("own subnets", list(&status.subnets)),
         ("underlay", underlay),
         ("MTU for pods", status.mtu.map(|mtu| mtu.to_string())),
-        ("pod addresses", Some(pools(&pool::read(Path::new(pool::INDEXES)))).filter(|text| !text.is_empty())),
+        ("pod addresses", Some(lines(pools)).filter(|text| !text.is_empty())),
         ("peers", Some(peers(status))),
         ("memory", status.unremembered.clone()),
         ("store", stale),
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn tables_tell_all_that_is_wrong_within_a_hundred_columns() {
-        let text = as_tables(&troubled());
+        let text = as_tables(&troubled(), &[]);
         assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
         assert!(text.starts_with("READY"), "{text}");
         for part in [
@@ -251,7 +251,7 @@ mod tests {
     #[test]
     fn a_node_without_trouble_is_a_dozen_lines() {
         let status = Status { ready: true, node: Some("n".to_owned()), peers: 2, ..Status::default() };
-        let text = as_tables(&status);
+        let text = as_tables(&status, &[]);
         assert!(
             text.lines().next().is_some_and(|line| line.ends_with("yes")) && text.lines().count() < 13,
             "{text}"
