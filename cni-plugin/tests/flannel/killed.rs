@@ -30,22 +30,29 @@ fn kill_at(host: &Host, verb: &str, n: usize, netns: &str) -> bool {
         ptrace::interrupt(pid).unwrap();
         waitpid(pid, None).unwrap();
         child.stdin.take().unwrap().write_all(host.conf().to_string().as_bytes()).unwrap();
-        let (mut stops, mut signal) = (0, None);
-        loop {
-            ptrace::syscall(pid, signal.take()).unwrap();
-            match waitpid(pid, None).unwrap() {
-                WaitStatus::PtraceSyscall(_) => stops += 1,
-                WaitStatus::Stopped(_, other) => signal = Some(other),
-                WaitStatus::Exited(..) | WaitStatus::Signaled(..) => return false,
-                _ => {}
-            }
-            if stops == n {
-                kill(pid, Signal::SIGKILL).unwrap();
-                child.wait().unwrap();
-                return true;
-            }
+        let came = step_to(pid, n);
+        if came {
+            kill(pid, Signal::SIGKILL).unwrap();
         }
+        // One that ended by itself has been waited for.
+        let _ = child.wait();
+        came
     })
+}
+
+/// Lets it run to its `n`th stop at a system call; whether it came that far before its end.
+fn step_to(pid: Pid, n: usize) -> bool {
+    let (mut stops, mut signal) = (0, None);
+    while stops < n {
+        ptrace::syscall(pid, signal.take()).unwrap();
+        match waitpid(pid, None).unwrap() {
+            WaitStatus::PtraceSyscall(_) => stops += 1,
+            WaitStatus::Stopped(_, other) => signal = Some(other),
+            WaitStatus::Exited(..) | WaitStatus::Signaled(..) => return false,
+            _ => {}
+        }
+    }
+    true
 }
 
 fn is_waiting(pid: u32) -> bool {
@@ -71,15 +78,13 @@ fn snapshot(host: &Host, pod: &Namespace) -> [Vec<String>; 7] {
 
 /// Each system call is two stops, before and after; every second one is every boundary between two calls.
 fn each_boundary(host: &Host, verb: &str, netns: &str, mut after: impl FnMut(usize)) {
-    let mut boundaries = 0;
-    for n in (1..MOST).step_by(2) {
+    for (boundaries, n) in (1..MOST).step_by(2).enumerate() {
         if !kill_at(host, verb, n, netns) {
             // It ended by itself: all boundaries are behind us.
             assert!(boundaries > 10, "{boundaries} boundaries of {verb} are too few to be all");
             return;
         }
         after(n);
-        boundaries += 1;
     }
     panic!("{verb} makes more than {} system calls", MOST / 2);
 }
