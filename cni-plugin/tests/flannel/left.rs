@@ -1,10 +1,15 @@
 //! What is left behind, and who takes it away: GC, DEL without a namespace, an earlier boot, killed calls.
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
+use backends::netlink::veth::delete_link;
+use backends::netlink::{Batch, Socket};
 use serde_json::{Value, json};
 
 use crate::host::{Answer, DUAL, Host, Namespace, TINY};
@@ -214,5 +219,43 @@ fn garbage_in_any_file_or_result_is_one_document_and_never_more() {
         conf["subnetFileWait"] = 1.into();
         assert_eq!(host.call("ADD", "c1", &pod.path(), &conf).code(), 11);
         fs::write(host.path("subnet.env"), DUAL).unwrap();
+    }
+}
+
+/// A daemon in the host's namespace that is asked once, answers with this, and deletes what it took.
+fn daemon(host: &Host, answer: &'static [u8]) -> thread::JoinHandle<String> {
+    let listener = host.net.run(|| {
+        let name = SocketAddr::from_abstract_name("selvage//coreos.com/network").unwrap();
+        UnixListener::bind_addr(&name).unwrap()
+    });
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut asked = String::new();
+        BufReader::new(&stream).read_line(&mut asked).unwrap();
+        stream.write_all(answer).unwrap();
+        asked
+    })
+}
+
+#[test]
+fn a_daemon_is_asked_to_delete_the_link_and_one_that_will_not_or_does_not_is_not_waited_for() {
+    for (answer, deletes) in [(&b"+\n"[..], true), (b"+\n", false), (b"-\n", false), (b"", false)] {
+        let (host, pod) = (Host::new(DUAL), Namespace::new());
+        assert!(host.call("ADD", "c1", &pod.path(), &host.conf()).well);
+        let daemon = daemon(&host, answer);
+        thread::scope(|scope| {
+            let call = scope.spawn(|| host.call("DEL", "c1", &pod.path(), &host.conf()));
+            let asked = daemon.join().unwrap();
+            let index: u32 = asked.strip_prefix("unlink ").unwrap().trim_end().parse().unwrap();
+            if deletes {
+                host.net.run(|| {
+                    let mut batch = Batch::new();
+                    delete_link(&mut batch, index);
+                    let _ = Socket::route().unwrap().request(&mut batch);
+                });
+            }
+            assert!(call.join().unwrap().well, "{answer:?}");
+        });
+        assert_eq!((pod.links(), host.net.links().len(), host.reserved()), (vec![], 1, vec![]), "{answer:?}");
     }
 }
