@@ -105,9 +105,13 @@ pub fn add_peers(cluster: &Cluster, peers: u16) -> Result<()> {
 /// Names the disturbance that was not repaired, or what is not as it should be in the end; always with the seed.
 pub fn run(cluster: &mut Cluster, time: Duration, seed: u64, only: &[String]) -> Result<Outcome> {
     let mut marks = Vec::new();
-    let done = |marks: &[Mark]| marks.iter().map(|it| format!("  {it}\n")).collect::<String>();
-    disturb(cluster, time, seed, only, &mut marks)
-        .with_context(|| format!("CHAOS_SEED={seed}, after\n{}", done(&marks)))
+    let result = disturb(cluster, time, seed, only, &mut marks);
+    result.with_context(|| {
+        let done: String = marks.iter().map(|it| format!("  {it}\n")).collect();
+        let daemon = marks.last().and_then(|last| cluster.daemons.get(last.host));
+        let said = daemon.map(|daemon| last_lines(&daemon.log(), 15)).unwrap_or_default();
+        format!("CHAOS_SEED={seed}, after\n{done}, where the daemon says\n{said}\n")
+    })
 }
 
 fn disturb(

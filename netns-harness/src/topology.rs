@@ -369,14 +369,23 @@ fn everything(family: Family) -> Result<IpNetwork> {
     })
 }
 
+/// One question and the pause after it use up at most so much of somebody's patience: a machine that stood still, or has
+/// other things to do, proves nothing.
+const STEP: Duration = Duration::from_millis(500);
+
 /// Asks again and again until the answer is yes, and returns how long that took. When it is still no after
 /// `patience`, the last answer's reason is the error.
 pub fn eventually(patience: Duration, mut ask: impl FnMut() -> Result<()>) -> Result<Duration> {
     let start = Instant::now();
+    let (mut last, mut waited) = (start, Duration::ZERO);
     loop {
-        match ask() {
+        let answer = ask();
+        let now = Instant::now();
+        waited += (now - last).min(STEP);
+        last = now;
+        match answer {
             Ok(()) => return Ok(start.elapsed()),
-            Err(reason) if start.elapsed() > patience => {
+            Err(reason) if waited > patience => {
                 return Err(reason).with_context(|| format!("still not so after {patience:?}"));
             }
             Err(_) => thread::sleep(Duration::from_micros(200)),

@@ -16,8 +16,9 @@ use crate::flannel::{Backend, SUBNET_ENV};
 use crate::process::Program;
 use crate::topology::{Family, Net, UPLINK, eventually};
 
-/// Far below the half minute of an audit: only a notification can explain a repair within this.
-pub const PATIENCE: Duration = Duration::from_secs(3);
+/// Far below the half minute of an audit: only a notification can explain a repair within this. On a machine whose load is
+/// ten times its processors the kernel alone takes three seconds to delete a link.
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The same for what other hosts have to follow. A host that was itself renumbered before hears of it only when it notices that
 /// its connection to the store is half open.
