@@ -3,7 +3,6 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::Duration;
 
 use etcd_client::{Client, PutOptions};
 use nix::sys::signal::{Signal, kill};
@@ -171,29 +170,6 @@ impl Cluster {
     pub(crate) fn config(&self) -> EtcdConfig {
         let endpoints = self.members.iter().map(Etcd::endpoint).collect();
         EtcdConfig { endpoints, ..EtcdConfig::default() }
-    }
-
-    /// Takes a member out of the cluster, and puts one with a new name of its own and nothing in it in its place.
-    pub(crate) async fn replace(&mut self, n: usize) {
-        let mut by = self.members[(n + 1) % 3].client().await;
-        let mut old = self.members[n].client().await;
-        let id = old.status().await.unwrap().header().unwrap().member_id();
-        // One that was done may have had an error for an answer: the leader that it removes is the one that gives it.
-        while let Err(error) = by.member_remove(id).await {
-            if error.to_string().contains("not found") {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        let member = &mut self.members[n];
-        member.stop();
-        // Refused until the others have known each other for a while.
-        let peer = format!("http://127.0.0.1:{}", member.member.ports[1]);
-        while by.member_add([peer.clone()], None).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        member.member.arguments = ["--initial-cluster-state", "existing"].map(Into::into).to_vec();
-        member.replace_by_empty();
     }
 
     /// The place of the leader in the list.
