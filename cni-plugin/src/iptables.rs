@@ -7,13 +7,20 @@
 //!       └────────────────────────────────────────────────────────┘
 //! ```
 //!
+//! When we are killed, a program that we started goes on with what it was given. It holds our turn until it has ended,
+//! so whoever comes next, a DEL above all, sees what it did.
+//!
 //! These are the only programs that are run. Whichever variant the host uses (nf_tables or legacy) is behind their names.
 
 use std::env;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
+use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl};
+use nix::poll::{PollTimeout, poll};
 use subnet_lease::Family;
 
 use crate::cni::{Code, During, Failure};
@@ -47,6 +54,11 @@ pub(crate) struct SavedRule {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan(Vec<String>);
 
+/// Beside the lock that iptables of the old interface has.
+const LOCK: &str = "/run/selvage-iptables.lock";
+/// Looks at the lock, so far apart: ten seconds.
+const LOOKS: u32 = 2000;
+const LOOK_MS: u8 = 5;
 /// Times that a plan is made anew because something else changed the table meanwhile.
 const TRIES: u32 = 10;
 
@@ -59,6 +71,7 @@ impl Table {
 
     /// Changes the table as planned from what it is.
     pub(crate) fn change(&self, plan: impl Fn(&Saved) -> Plan) -> Result<(), Failure> {
+        let _turn = Turn::take();
         let mut refused = Ok(());
         for _ in 0..TRIES {
             let Plan(lines) = plan(&self.read()?);
@@ -101,6 +114,29 @@ impl Table {
         let code = if output.status.code() == Some(LOCKED) { Code::TryAgain } else { Code::Kernel };
         let words = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
         Err(Failure::new(code, format!("{program} refused a change of table {}: {words}", self.name)))
+    }
+}
+
+/// The right to change rules, held by us and by the programs that we run.
+pub(crate) struct Turn {
+    _lock: Flock<File>,
+}
+
+impl Turn {
+    /// Waits for those before us, as long as they may take; none when they take longer, or the file cannot be made.
+    pub(crate) fn take() -> Option<Self> {
+        let mut file = OpenOptions::new();
+        let mut file = file.write(true).create(true).truncate(false).mode(0o600).open(LOCK).ok()?;
+        // Programs that we start have it as well.
+        fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty())).ok()?;
+        for _ in 0..LOOKS {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Some(Self { _lock: lock }),
+                Err((again, _)) => file = again,
+            }
+            let _ = poll(&mut [], PollTimeout::from(LOOK_MS));
+        }
+        None
     }
 }
 

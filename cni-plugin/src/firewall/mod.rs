@@ -78,6 +78,7 @@ fn remove(conf: &Firewall, addresses: &[IpAddr], own: &str) -> Result<(), Failur
             }
         }
     }
+    record::forget_draft(&conf.folder, own);
     free.into_iter().try_for_each(|ip| record::forget(&conf.folder, ip))
 }
 

@@ -5,21 +5,32 @@ use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::cni::{Code, During, Failure};
-use crate::small_file;
+use crate::{hash, small_file};
 
 /// Writes down that these addresses are an attachment's now, whoever had them before.
 pub(super) fn write(folder: &Path, addresses: &[IpAddr], owner: &str) -> Result<(), Failure> {
     let what = || format!("cannot write to {}", folder.display());
     DirBuilder::new().recursive(true).mode(0o700).create(folder).during(Code::Io, what)?;
+    let draft = draft(folder, owner);
     for ip in addresses {
-        let file = folder.join(ip.to_string());
-        // A file cut short names nobody, and is found by nobody.
-        fs::write(file, owner).during(Code::Io, what)?;
+        fs::write(&draft, owner)
+            .and_then(|()| fs::rename(&draft, folder.join(ip.to_string())))
+            .during(Code::Io, what)?;
     }
     Ok(())
+}
+
+/// Under this name a file is written before it gets its own: what an attachment left of it can be found.
+fn draft(folder: &Path, owner: &str) -> PathBuf {
+    folder.join(hash::name("draft-", owner, 24))
+}
+
+/// Removes what was left of a file that was not finished.
+pub(super) fn forget_draft(folder: &Path, owner: &str) {
+    let _ = fs::remove_file(draft(folder, owner));
 }
 
 /// Who has an address; none where nothing is written.
@@ -58,6 +69,9 @@ mod tests {
         write(&path, &ips[..1], "n/c2/eth0").unwrap();
         assert_eq!(owner(&path, ips[0]).as_deref(), Some("n/c2/eth0"));
         assert_eq!(find(&path, |owner| owner == "n/c1/eth0"), [ips[1]]);
+        fs::write(draft(&path, "n/c1/eth0"), "n/c1/eth0").unwrap();
+        forget_draft(&path, "n/c1/eth0");
+        assert!(!draft(&path, "n/c1/eth0").exists());
         fs::write(path.join("notes"), "n/c1/eth0").unwrap();
         fs::write(path.join("10.0.0.9"), "").unwrap();
         assert_eq!(find(&path, |_| true).len(), 2);

@@ -27,6 +27,7 @@ use table::Wish;
 
 use crate::chained::{self, owner, owner_network};
 use crate::cni::{Attachment, Call, Code, During, Failure};
+use crate::iptables::Turn;
 use crate::plugin::Plugin;
 use crate::{host_route, sysctl};
 
@@ -109,7 +110,9 @@ fn forget_before(
 }
 
 fn del(call: &Call) -> Result<(), Failure> {
-    let mut socket = netfilter()?;
+    let socket = netfilter().ok().map(|mut socket| native::usable(&mut socket).map(|()| socket));
+    // A kernel without nf_tables has nothing of ours.
+    let Some(Ok(mut socket)) = socket else { return chains::remove_legacy(call) };
     let own = own_name(call);
     let removed = native::remove(&mut socket, &|owner| owner == own)?;
     // A rule of the reference plugin's table names the container alone: it may be of another network than this one,
@@ -130,7 +133,10 @@ fn del(call: &Call) -> Result<(), Failure> {
 
 /// Removes what either backend `iptables`, ours or the reference plugin's, made.
 fn remove_chains(call: &Call, socket: &mut Socket) -> Result<(), Failure> {
-    reference::remove_chains(socket, &call.network, &call.container)?;
+    {
+        let _turn = Turn::take();
+        reference::remove_chains(socket, &call.network, &call.container)?;
+    }
     chains::remove_legacy(call)
 }
 
