@@ -38,7 +38,7 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
-/// flannel's network with port maps, as it is shipped: old clients read the first version, new ones choose.
+/// flannel's network with port maps and limits.
 fn network(version: &str) -> Value {
     let delegate = json!({ "hairpinMode": true, "isDefaultGateway": true });
     json!({
@@ -46,6 +46,24 @@ fn network(version: &str) -> Value {
         "plugins": [
             { "type": "flannel", "delegate": delegate },
             { "type": "portmap", "capabilities": { "portMappings": true } },
+            { "type": "bandwidth", "capabilities": { "bandwidth": true } },
+        ],
+    })
+}
+
+/// The list that podman makes for a network of its own.
+fn podman_network() -> Value {
+    let ipam = json!({
+        "type": "host-local", "ranges": [[{ "subnet": "10.244.1.0/24", "gateway": "10.244.1.1" }]],
+        "routes": [{ "dst": "0.0.0.0/0" }],
+    });
+    json!({
+        "cniVersion": "0.4.0", "name": "cbr0",
+        "plugins": [
+            { "type": "bridge", "bridge": "cni-podman1", "isGateway": true, "ipMasq": true, "hairpinMode": true, "ipam": ipam },
+            { "type": "portmap", "capabilities": { "portMappings": true } },
+            { "type": "firewall", "backend": "" },
+            { "type": "tuning", "capabilities": { "mac": true } },
         ],
     })
 }
@@ -80,7 +98,8 @@ fn library() -> Result<()> {
             "CAPABILITIES={{\"portMappings\":[{{\"hostPort\":{port},\"containerPort\":80,\"protocol\":\"tcp\"}}]}}"
         )
     };
-    ensure!(call("validate", 0, "CAPABILITIES=")?.trim() == "portMappings");
+    let capabilities = call("validate", 0, "CAPABILITIES=")?;
+    ensure!(capabilities.contains("portMappings") && capabilities.contains("bandwidth"), "{capabilities}");
     call("status", 0, "CAPABILITIES=")?;
     let added = [call("add", 0, &ports(18080))?, call("add", 1, &ports(18081))?];
     ensure!(call("cached", 0, "CAPABILITIES=")? == added[0], "the cached result is the printed one");
@@ -135,7 +154,12 @@ fn ocicni() -> Result<()> {
 }
 
 fn podman() -> Result<()> {
-    let node = Node::start(&network("1.0.0"))?;
+    podman_on(&network("1.0.0")).context("flannel's network")?;
+    podman_on(&podman_network()).context("podman's own network")
+}
+
+fn podman_on(network: &Value) -> Result<()> {
+    let node = Node::start(network)?;
     let podman = |words: &[&str]| {
         let files =
             ["CONTAINERS_CONF=/run/node/containers.conf", "CONTAINERS_STORAGE_CONF=/run/node/storage.conf"];
@@ -180,13 +204,18 @@ fn containerd() -> Result<()> {
     let cri = peer("cri")?.display().to_string();
     let status = node.exec(&[&cri, SOCKET, "status"])?;
     ensure!(status.contains("NetworkReady true"), "{status}");
-    let said = node.exec(&[&cri, SOCKET, "run", "web", "18080:80"])?;
+    let limits =
+        r#"ANNOTATIONS={"kubernetes.io/ingress-bandwidth":"80M","kubernetes.io/egress-bandwidth":"80M"}"#;
+    let said = node.exec(&[limits, &cri, SOCKET, "run", "web", "18080:80"])?;
     let lines: Vec<&str> = said.lines().collect();
     let [id, address] = lines[..] else { bail!("{said}") };
     ensure!(node.held()? == [address], "{:?}, and the sandbox has {address}", node.held()?);
     for at in [&*format!("{address}:80"), "127.0.0.1:18080", "10.244.1.1:18080"] {
         node.fetch(at).with_context(|| at.to_owned())?;
     }
+    // It sends the largest burst there is, and names that begin in upper case.
+    let queues = node.exec(&["tc", "qdisc", "show"])?;
+    ensure!(queues.matches("tbf").count() == 2 && queues.contains("rate 80Mbit"), "{queues}");
     node.exec(&[&cri, SOCKET, "stop", id])?;
     node.is_clean()?;
     // Comes with a second DEL, without a namespace.

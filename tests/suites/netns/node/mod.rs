@@ -124,8 +124,9 @@ impl Node {
         eventually(PATIENCE, || {
             let held = self.held()?;
             ensure!(held.is_empty(), "addresses are still held: {held:?}");
-            let links = self.exec(&["ip", "-o", "link", "show", "type", "veth"])?;
-            let links: Vec<&str> = links.lines().filter(|line| line.contains("veth")).collect();
+            let links = self.exec(&["ip", "-o", "link", "show"])?;
+            let of_pod = |line: &&str| line.contains(": veth") || line.contains(": bwp");
+            let links: Vec<&str> = links.lines().filter(of_pod).collect();
             ensure!(links.is_empty(), "links are left: {links:?}");
             let rules = self.exec(&["nft", "list", "ruleset"])?;
             // What is made once for the whole subnet stays.
