@@ -62,10 +62,10 @@ pub(crate) struct Configuration {
     /// Steps that fail on both sides, and our code for it.
     #[serde(default)]
     pub(crate) fails: BTreeMap<String, u64>,
-    /// Steps that fail with Go's plugins only, and why.
+    /// Steps that fail with Go's plugins only, and why. After an ADD there is nothing else to compare.
     #[serde(default)]
     pub(crate) fails_in_go: BTreeMap<String, String>,
-    /// Steps that fail with ours only: our code, and why. After an ADD there is nothing else to compare.
+    /// Steps that fail with ours only: our code, and why. After an ADD likewise.
     #[serde(default)]
     pub(crate) fails_in_ours: BTreeMap<String, (u64, String)>,
 }
