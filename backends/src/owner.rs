@@ -9,7 +9,7 @@
 //! | route | inside the network and either on a link of ours or with our protocol number |
 //! | adoptable route | exactly a wanted peer's prefix, whoever made it: at any time; one that flannel would have made: in the first pass |
 //! | … blackhole | exactly the prefix of a wanted blackhole |
-//! | rules | our tables, by name |
+//! | rules | our tables, by name; in iptables our chains, by name, and every rule that calls them |
 //!
 //! Other routes that the kernel makes itself (`proto kernel`) are never ours, nor those of other tables or for one type of
 //! service only: the dump reads none of these.
@@ -91,6 +91,7 @@ impl Owner {
             Object::Neigh(n) if self.inside_address(n.address) => Verdict::Ours,
             Object::Address(_) | Object::Neigh(_) | Object::Sysctl(..) => Verdict::Foreign,
             Object::Fdb(_) | Object::Up(_) | Object::Table(_) => Verdict::Ours,
+            Object::Iptables(_) | Object::Trusted(_) => Verdict::Ours,
         }
     }
 

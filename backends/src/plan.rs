@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::netlink::link::RT_SCOPE_UNIVERSE;
 use crate::state::{Address, Fdb, Link, LinkKind, Neigh, Object, Route, RouteKind, default_metric};
+use crate::traffic::iptables::restore;
 
 /// One step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,10 +85,19 @@ impl fmt::Display for Shell<'_> {
             Op::Put { want: Object::Link(want), have: Some(Object::Link(have)) } => {
                 change_link(f, have, want, self.name)
             }
+            Op::Put { want: Object::Iptables(want), have } => {
+                let have = if let Some(Object::Iptables(have)) = have { Some(&**have) } else { None };
+                iptables(f, &want.program(), &restore(Some(want), have))
+            }
+            Op::Delete(Object::Iptables(have)) => iptables(f, &have.program(), &restore(None, Some(have))),
             Op::Put { want, .. } => put(f, want, self.name),
             Op::Delete(have) => delete(f, have),
         }
     }
+}
+
+fn iptables(f: &mut fmt::Formatter<'_>, program: &str, input: &str) -> fmt::Result {
+    write!(f, "{program}-restore --noflush -w <<'END'\n{}\nEND", input.trim_end())
 }
 
 /// A word that a shell takes as it is: names and the network's id may hold any character.
@@ -114,6 +124,8 @@ fn put(f: &mut fmt::Formatter<'_>, object: &Object, name: &dyn Fn(u32) -> String
         }
         Object::Route(r) => write!(f, "ip{} route replace {}", route_family(r), route(r)),
         Object::Table(t) => write!(f, "nft -f - <<'END'\n{}\nEND", t.to_nft().trim_end()),
+        Object::Iptables(rules) => iptables(f, &rules.program(), &restore(Some(rules), None)),
+        Object::Trusted(net) => write!(f, "firewall-cmd --zone=trusted --add-source={net}"),
     }
 }
 
@@ -134,6 +146,8 @@ fn delete(f: &mut fmt::Formatter<'_>, object: &Object) -> fmt::Result {
         }
         Object::Route(r) => write!(f, "ip{} route delete {}", route_family(r), route(&r.deletable())),
         Object::Table(t) => write!(f, "nft delete table {} {}", t.nft_family(), t.name()),
+        Object::Iptables(rules) => iptables(f, &rules.program(), &restore(None, Some(rules))),
+        Object::Trusted(net) => write!(f, "firewall-cmd --zone=trusted --remove-source={net}"),
     }
 }
 

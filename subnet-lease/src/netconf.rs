@@ -57,8 +57,8 @@ pub struct NetConfFile {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkConfig {
     pools: [Option<NetworkPool>; 2],
-    /// Rules by nf_tables rather than iptables.
-    pub enable_nftables: bool,
+    /// Rules by nf_tables rather than iptables, where that is said.
+    pub enable_nftables: Option<bool>,
     /// How hosts are joined.
     pub backend: BackendConfig,
 }
@@ -84,8 +84,7 @@ impl NetworkConfig {
             )]);
         }
         let warnings = file.unknown.iter().map(|key| format!("{key} is not known and ignored")).collect();
-        let enable_nftables = file.enable_nftables.unwrap_or(false);
-        Ok((Self { pools, enable_nftables, backend }, warnings))
+        Ok((Self { pools, enable_nftables: file.enable_nftables, backend }, warnings))
     }
 
     /// Whether subnets are exactly what this network gives out, in exactly its families.
@@ -113,7 +112,7 @@ impl NetworkConfig {
 
     /// Stands in until the configuration is known.
     pub(crate) fn none() -> Self {
-        Self { pools: [None; 2], enable_nftables: false, backend: BackendConfig::Alloc }
+        Self { pools: [None; 2], enable_nftables: None, backend: BackendConfig::Alloc }
     }
 
     /// What one family has to lease; `None` where it is not enabled.

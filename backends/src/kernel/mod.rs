@@ -13,6 +13,8 @@ pub use touch::{Touch, Who};
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+#[cfg(any(feature = "kernel", feature = "fake"))]
+use subnet_lease::Family;
 
 use crate::facts::Facts;
 use crate::name::IfName;
@@ -22,6 +24,7 @@ use crate::plan::Op;
 use crate::state::KernelState;
 #[cfg(any(feature = "kernel", feature = "fake"))]
 use crate::state::Object;
+use crate::traffic::Firewall;
 
 /// What a kernel must be able to do.
 pub trait Kernel {
@@ -59,6 +62,8 @@ pub struct Own {
     pub interrupted: bool,
     /// Messages of a kind that we read and that could not be read. What they told is missing above.
     pub unreadable: u64,
+    /// What others filter here.
+    pub firewall: Firewall,
 }
 
 /// A notification, reduced to what is to be read again.
@@ -78,6 +83,9 @@ pub enum OpError {
     /// It hangs on a link that could not be made, or must not go before what could not be put in its place.
     #[error("skipped: link {0} is not as it should be")]
     Skipped(IfName),
+    /// It is the old form of rules whose new form could not be put.
+    #[error("skipped: the rules that take its place could not be put")]
+    Kept,
     /// The kernel said no.
     #[error(transparent)]
     Failed(#[from] KernelError),
@@ -97,6 +105,14 @@ pub enum KernelError {
         /// Why.
         #[serde(with = "crate::netlink::errno")]
         errno: Errno,
+    },
+    /// A program of iptables did not do what it was to do.
+    #[error("{program}: {said}")]
+    Program {
+        /// The program.
+        program: String,
+        /// Its words.
+        said: String,
     },
     /// The kernel could not be asked at all.
     #[error("{0}")]
@@ -122,7 +138,7 @@ impl KernelError {
         let errno = match self {
             Self::Netlink(error) => error.errno(),
             Self::Sysctl { errno, .. } => *errno,
-            Self::Unavailable(_) => return Class::Transient,
+            Self::Program { .. } | Self::Unavailable(_) => return Class::Transient,
         };
         match errno {
             // Read-only or masked in a container; everything else may work, and the setting may be right one day.
@@ -163,15 +179,22 @@ pub(crate) fn benign(op: &Op, errno: Errno) -> bool {
 pub(crate) struct Failed {
     missing: Vec<IfName>,
     unaddressed: Vec<IfName>,
+    /// Families whose rules could not be put: those that stand stay.
+    unruled: Vec<Family>,
 }
 
 #[cfg(any(feature = "kernel", feature = "fake"))]
 impl Failed {
-    /// The link for whose sake this step is left out.
-    pub(crate) fn skips(&self, op: &Op) -> Option<IfName> {
+    /// Why this step is left out, if it is.
+    pub(crate) fn skips(&self, op: &Op) -> Option<OpError> {
+        if let Op::Delete(object) = op
+            && ruled(object).is_some_and(|family| self.unruled.contains(&family))
+        {
+            return Some(OpError::Kept);
+        }
         let link = op.object().link()?;
         let last = matches!(op, Op::Delete(Object::Address(_))) && self.unaddressed.contains(&link);
-        (last || self.missing.contains(&link)).then_some(link)
+        (last || self.missing.contains(&link)).then_some(OpError::Skipped(link))
     }
 
     pub(crate) fn note(&mut self, op: &Op) {
@@ -179,6 +202,19 @@ impl Failed {
         if let Op::Put { want: Object::Address(address), .. } = op {
             self.unaddressed.push(address.link);
         }
+        if let Op::Put { want, .. } = op {
+            self.unruled.extend(ruled(want));
+        }
+    }
+}
+
+/// The family of rules.
+#[cfg(any(feature = "kernel", feature = "fake"))]
+fn ruled(object: &Object) -> Option<Family> {
+    match object {
+        Object::Table(table) => Some(table.family),
+        Object::Iptables(rules) => Some(rules.family),
+        _ => None,
     }
 }
 
@@ -192,5 +228,27 @@ fn link_made_by(op: &Op) -> Option<IfName> {
         }
         Op::Put { want: Object::Link(want), .. } => Some(want.name),
         _ => None,
+    }
+}
+
+#[cfg(all(test, any(feature = "kernel", feature = "fake")))]
+mod tests {
+    use super::*;
+    use crate::traffic::RuleTable;
+    use crate::traffic::iptables::{Flavour, IptablesRules};
+
+    #[test]
+    fn old_rules_of_a_family_stay_when_its_new_ones_could_not_be_put() {
+        let rules =
+            |family| IptablesRules { flavour: Flavour::Nft, family, chains: Vec::new(), jumps: Vec::new() };
+        let put = |family| Op::Put { want: Object::Iptables(Box::new(rules(family))), have: None };
+        let table = |family| RuleTable { family, chains: Vec::new(), flags: 0 };
+        let delete = |family| Op::Delete(Object::Table(Box::new(table(family))));
+        let mut failed = Failed::default();
+        assert_eq!(failed.skips(&delete(Family::V4)), None);
+        failed.note(&put(Family::V4));
+        assert_eq!(failed.skips(&delete(Family::V4)), Some(OpError::Kept));
+        assert_eq!(failed.skips(&delete(Family::V6)), None, "the other family has its new ones");
+        assert_eq!(failed.skips(&put(Family::V4)), None);
     }
 }

@@ -9,6 +9,7 @@ use subnet_lease::Family;
 use crate::name::{IfName, Mac};
 use crate::owner::ROUTE_PROTOCOL;
 use crate::traffic::RuleTable;
+use crate::traffic::iptables::{Flavour, IptablesRules};
 
 /// The identity of an object. **The order of the variants is the dependency order**: objects are created in this
 /// order and deleted in reverse.
@@ -30,6 +31,10 @@ pub enum Key {
     Route(IpNetwork, u32),
     /// A table of traffic rules.
     Table(TableKey),
+    /// Traffic rules in iptables.
+    Iptables(Flavour, Family),
+    /// That firewalld trusts a network.
+    Trusted(IpNetwork),
 }
 
 impl Key {
@@ -38,7 +43,7 @@ impl Key {
         match self {
             Self::Sysctl(link, _) | Self::Address(link, _) | Self::Up(link) => Some(*link),
             Self::Fdb(link, _) | Self::Neigh(link, _) => Some(*link),
-            Self::Link(_) | Self::Route(..) | Self::Table(_) => None,
+            Self::Link(_) | Self::Route(..) | Self::Table(_) | Self::Iptables(..) | Self::Trusted(_) => None,
         }
     }
 }
@@ -65,6 +70,10 @@ pub enum Object {
     Route(Route),
     /// Traffic rules.
     Table(Box<RuleTable>),
+    /// Traffic rules in iptables.
+    Iptables(Box<IptablesRules>),
+    /// What comes from this network is trusted by firewalld.
+    Trusted(IpNetwork),
 }
 
 impl Object {
@@ -79,6 +88,8 @@ impl Object {
             Self::Neigh(n) => Key::Neigh(n.link, n.address),
             Self::Route(r) => Key::Route(r.dst, r.metric),
             Self::Table(t) => Key::Table(t.family),
+            Self::Iptables(rules) => Key::Iptables(rules.flavour, rules.family),
+            Self::Trusted(net) => Key::Trusted(*net),
         }
     }
 
@@ -100,7 +111,7 @@ impl Object {
             Self::Fdb(f) => f.link = name(f.link),
             Self::Neigh(n) => n.link = name(n.link),
             Self::Route(r) => r.link = r.link.map(name),
-            Self::Table(_) => {}
+            Self::Table(_) | Self::Iptables(_) | Self::Trusted(_) => {}
         }
         other
     }

@@ -22,8 +22,13 @@
 //!
 //! Chain `forward` (filter, forward) accepts what comes from C and what goes to C.
 
+mod firewall;
+pub mod iptables;
 mod text;
 
+pub use firewall::{
+    Asked, Fate, Firewall, ForeignChain, Home, Renderer, Standing, choose as choose_renderer, standing,
+};
 pub(crate) use text::table_name;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -2,7 +2,7 @@ use super::*;
 
 const GOLDEN: &str = include_str!("golden.nft");
 
-fn net(text: &str) -> IpNetwork {
+pub(super) fn net(text: &str) -> IpNetwork {
     text.parse().unwrap()
 }
 
@@ -13,13 +13,13 @@ fn pair(family: Family) -> (IpNetwork, IpNetwork) {
     }
 }
 
-fn input(families: &[Family]) -> RuleInput {
+pub(super) fn input(families: &[Family]) -> RuleInput {
     let networks = families.iter().copied().map(pair).collect();
     RuleInput { networks, masquerade: true, fully_random: true, forward_rules: true, no_masquerade: vec![] }
 }
 
 /// Every combination of the flags, with a heading that says it.
-fn combinations(families: &[Family]) -> impl Iterator<Item = (String, RuleInput)> {
+pub(super) fn combinations(families: &[Family]) -> impl Iterator<Item = (String, RuleInput)> {
     (0..8).map(|bits| {
         let [masquerade, fully_random, forward_rules] = [bits & 1 != 0, bits & 2 != 0, bits & 4 != 0];
         let on = [(masquerade, "masquerade"), (fully_random, "fully-random"), (forward_rules, "forward")];

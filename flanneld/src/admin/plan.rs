@@ -59,7 +59,7 @@ fn why(op: &Op) -> String {
     match op {
         Op::Delete(_) => "stale".to_owned(),
         Op::Put { have: None, .. } => "missing".to_owned(),
-        Op::Put { want: Object::Table(_), .. } => "other rules".to_owned(),
+        Op::Put { want: Object::Table(_) | Object::Iptables(_), .. } => "other rules".to_owned(),
         Op::Put { want, have: Some(have) } => {
             let found = differences(want, have);
             let word = if found.iter().all(|found| BY_DESIGN.iter().any(|word| found.starts_with(word))) {

@@ -81,6 +81,7 @@ fn summary(status: &Status, pools: &[Pool]) -> impl Iterator<Item = Vec<String>>
         ("underlay", underlay),
         ("MTU for pods", status.mtu.map(|mtu| mtu.to_string())),
         ("pod addresses", Some(lines(pools)).filter(|text| !text.is_empty())),
+        ("traffic rules", status.traffic_rules.clone()),
         ("peers", Some(peers(status))),
         ("memory", status.unremembered.clone()),
         ("store", stale),

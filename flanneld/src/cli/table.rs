@@ -81,9 +81,17 @@ pub const TABLE: &[(&str, &[Flag])] = &[
                 "false",
                 "a blackhole route for the own subnet, below every other route",
             ),
-            int("iptables-resync", "5", "seconds between two looks at iptables rules, 1 or more").no_effect(
-                "the rules are nf_tables rules, which report every change; nothing needs to be polled",
+            list(
+                "no-masq-cidrs",
+                "networks outside the cluster that see pods' own addresses, separated by commas; may be repeated",
             ),
+            text(
+                "traffic-rules",
+                "auto",
+                "what makes the rules: nftables, iptables, iptables-nft, iptables-legacy; auto: as EnableNFTables of the \
+                 network's configuration says, else nftables where the kernel has it",
+            ),
+            int("iptables-resync", "5", "seconds between two looks at iptables rules, where some are ours"),
         ],
     ),
     (

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use backends::traffic::Asked;
+use backends::traffic::iptables::Flavour;
+use ipnetwork::IpNetwork;
 use regex_lite::Regex;
 use subnet_lease::etcd::EtcdConfig;
 use subnet_lease::{NetworkId, PublicAddrs};
@@ -23,6 +26,9 @@ const EMBEDDED: &str = "http://127.0.0.1:2379";
 
 /// The longest node name that a lease record takes, in bytes: that of a DNS name.
 const NODE_ID_MAX: usize = 253;
+
+/// Networks that may be exempt from masquerading. Ours: each is a rule, and some 600 fit into one transaction.
+const EXEMPT_MOST: usize = 256;
 
 /// The settings of one daemon, understood: no text in it means anything else.
 #[derive(Debug, Clone)]
@@ -43,6 +49,10 @@ pub struct NodeConfig {
     pub fully_random: bool,
     /// Accept forwarding from and to the network.
     pub forward_rules: bool,
+    /// Destinations outside the cluster that see pods' own addresses.
+    pub no_masquerade: Vec<IpNetwork>,
+    /// By which program of the kernel the rules are made.
+    pub traffic_rules: Asked,
     /// Keep a blackhole route for the own subnet.
     pub blackhole_route: bool,
     /// Time between two looks at iptables rules, where there are any.
@@ -83,6 +93,8 @@ impl NodeConfig {
             ip_masq: read.bool("ip-masq"),
             fully_random: !read.bool("ip-masq-fully-random-disable"),
             forward_rules: read.bool("iptables-forward-rules"),
+            no_masquerade: read.no_masquerade(),
+            traffic_rules: read.one("traffic-rules", traffic_rules),
             blackhole_route: read.bool("ip-blackhole-route"),
             iptables_resync: read.seconds("iptables-resync", "a number of seconds", 1..=86_400),
             record_file: read.record_file(&state_dir),
@@ -105,6 +117,9 @@ impl NodeConfig {
             ip_masq: self.ip_masq,
             fully_random: self.fully_random,
             forward_rules: self.forward_rules,
+            no_masquerade: self.no_masquerade.clone(),
+            traffic_rules: self.traffic_rules,
+            iptables_resync: self.iptables_resync,
             blackhole_route: self.blackhole_route,
             renew_margin: self.etcd.renew_margin,
             vanish_hold: self.vanish_hold,
@@ -220,6 +235,23 @@ impl Reader<'_> {
         values.iter().filter_map(|text| self.or_note(name, understand(text))).collect()
     }
 
+    /// Networks, separated by commas or one a flag; host bits don't count.
+    fn no_masquerade(&mut self) -> Vec<IpNetwork> {
+        let lists = self.list("no-masq-cidrs", |text| {
+            let net = |part: &str| {
+                let part = part.trim();
+                part.parse::<IpNetwork>()
+                    .map_err(|_| format!("{part:?} is not a network, as in 192.0.2.0/24"))
+            };
+            text.split(',').filter(|part| !part.trim().is_empty()).map(net).collect::<Result<Vec<_>, _>>()
+        });
+        let nets: Vec<_> = lists.into_iter().flatten().collect();
+        if nets.len() > EXEMPT_MOST {
+            self.note("no-masq-cidrs", format!("more than {EXEMPT_MOST} networks"));
+        }
+        nets
+    }
+
     fn iface(&mut self) -> IfaceWish {
         IfaceWish {
             names: self.list("iface", |text| text.parse()),
@@ -278,6 +310,18 @@ impl Reader<'_> {
             self.optional("record-file", |text| if text == "off" { Ok(None) } else { path(text).map(Some) });
         said.unwrap_or_else(|| Some(state_dir.join("events")))
     }
+}
+
+/// Who makes the rules.
+fn traffic_rules(text: &str) -> Result<Asked, String> {
+    Ok(match text {
+        "auto" => Asked::Auto,
+        "nftables" => Asked::Nftables,
+        "iptables" => Asked::Iptables,
+        "iptables-nft" => Asked::Flavour(Flavour::Nft),
+        "iptables-legacy" => Asked::Flavour(Flavour::Legacy),
+        _ => return Err("not auto, nftables, iptables, iptables-nft or iptables-legacy".to_owned()),
+    })
 }
 
 /// A path that can be given to the system and printed.

@@ -218,3 +218,20 @@ fn a_lease_lasts_as_long_as_is_said_and_is_renewed_before_its_end() {
     assert!(errors("--subnet-lease-ttl=60", &[]).contains("not less than a lease lasts"));
     assert_eq!(self::config("", &[]).unwrap().etcd.ttl.as_secs(), 86_400);
 }
+
+#[test]
+fn networks_that_see_pods_come_as_lists_and_one_by_one_and_rules_are_made_by_a_known_program() {
+    let flags =
+        "--no-masq-cidrs=192.0.2.0/24,2001:db8::/32 --no-masq-cidrs=198.51.100.7 --traffic-rules=iptables";
+    let config = config(flags, &[]).unwrap();
+    let nets: Vec<_> = config.no_masquerade.iter().map(ToString::to_string).collect();
+    assert_eq!(nets, ["192.0.2.0/24", "2001:db8::/32", "198.51.100.7/32"]);
+    assert_eq!(config.traffic_rules, backends::traffic::Asked::Iptables);
+
+    let said = errors("--no-masq-cidrs=192.0.2.0/33 --traffic-rules=ipchains", &[]);
+    assert!(said.contains("\"192.0.2.0/33\" is not a network"), "{said}");
+    assert!(said.contains("not auto, nftables, iptables, iptables-nft or iptables-legacy"), "{said}");
+    let many: Vec<_> = (0..257).map(|n| format!("10.{}.{}.0/24", n / 256, n % 256)).collect();
+    let said = errors(&format!("--no-masq-cidrs={}", many.join(",")), &[]);
+    assert!(said.contains("more than 256 networks"), "{said}");
+}

@@ -359,6 +359,7 @@ fn line(op: &Op) -> String {
         Op::Put { want: Object::Table(table), .. } => {
             format!("nft replace table {} {}", table.nft_family(), table.name())
         }
+        Op::Put { want: Object::Iptables(rules), .. } => format!("{}-restore of our chains", rules.program()),
         op => op.to_string().lines().next().unwrap_or_default().to_owned(),
     }
 }

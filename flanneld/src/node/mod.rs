@@ -23,6 +23,7 @@ mod memory;
 mod pace;
 mod pass;
 mod ready;
+mod rules;
 pub(crate) mod saved;
 mod status;
 mod vanish;
@@ -31,7 +32,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backends::kernel::{KernelError, KernelEvent, OpError, Own, Touch};
+use backends::traffic::Asked;
 use backends::{External, Facts, Mac, Owner, Plan};
+use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use subnet_lease::{
     Claim, Lease, NetworkId, OwnLease, PeerTable, StoreError, StoreEvent, SubnetEnv, Subnets,
@@ -64,6 +67,15 @@ pub struct Settings {
     pub fully_random: bool,
     /// Install forward rules.
     pub forward_rules: bool,
+    /// Destinations outside the cluster that see pods' own addresses.
+    #[serde(default)]
+    pub no_masquerade: Vec<IpNetwork>,
+    /// By which program of the kernel the rules are made.
+    #[serde(default)]
+    pub traffic_rules: Asked,
+    /// Look at rules in iptables so often.
+    #[serde(default)]
+    pub iptables_resync: Duration,
     /// Keep a blackhole route for our own subnets.
     pub blackhole_route: bool,
     /// Renew the lease when it has this long to live.
@@ -151,6 +163,8 @@ pub struct NodeCore {
     leases: gate::Leases,
     peers: Option<PeerTable>,
     vanished: vanish::Vanished,
+    #[serde(default)]
+    rules: rules::Rules,
     memories: memory::Memories,
     /// Why the newest configuration is not in force.
     unapplied: Option<String>,
@@ -187,6 +201,7 @@ impl NodeCore {
             leases: gate::Leases::default(),
             peers: None,
             vanished: vanish::Vanished::default(),
+            rules: rules::Rules::default(),
             memories: memory::Memories::default(),
             unapplied: None,
             claim: ClaimState::default(),

@@ -23,6 +23,10 @@ const RETRY_LAST: Duration = Duration::from_secs(30);
 /// A pass with no event, so often.
 const AUDIT: Duration = Duration::from_secs(30);
 
+fn usual() -> Duration {
+    AUDIT
+}
+
 /// Decides when a pass may begin.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Pace {
@@ -35,6 +39,8 @@ pub(super) struct Pace {
     failures: u32,
     retry: Option<Tick>,
     audit: Tick,
+    #[serde(default = "usual")]
+    audits: Duration,
     seed: u64,
 }
 
@@ -50,6 +56,7 @@ impl Pace {
             failures: 0,
             retry: None,
             audit: zero,
+            audits: AUDIT,
             seed,
         }
     }
@@ -66,11 +73,16 @@ impl Pace {
         self.failures = 0;
     }
 
+    /// Audit so often, where nothing tells of changes: no more seldom than usual.
+    pub(super) fn audit_every(&mut self, period: Duration) {
+        self.audits = period.min(AUDIT);
+    }
+
     /// The pass that ran left something undone, or nothing.
     pub(super) fn finished(&mut self, now: Tick, undone: bool) {
         self.failures = if undone { self.failures } else { 0 };
         self.retry = undone.then(|| now + self.back_off());
-        self.audit = now + self.jitter(AUDIT);
+        self.audit = now + self.jitter(self.audits);
         self.refill(now);
         self.period = (now.saturating_sub(self.began) * REST).clamp(REFILL.0, REFILL.1);
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use backends::kernel::{Class, KernelError, OpError, Own};
-use backends::traffic::{self, RuleInput};
+use backends::traffic::Firewall;
 use backends::{External, Facts, IfName, KernelState, LocalNode, Object, Op, Owner, Route, diff};
 use serde::{Deserialize, Serialize};
 use subnet_lease::{Family, SubnetEnv};
@@ -162,9 +162,11 @@ impl NodeCore {
         };
         self.note_devices(&own);
         self.report_refused();
-        let Some((node, mut conflicts, want)) = self.wish() else {
+        self.choose_renderer(&own.firewall, effects);
+        let Some((node, mut conflicts, want)) = self.wish(&own.firewall) else {
             return self.pace.finished(now, self.host_stale);
         };
+        self.pace_audits(&want);
         debug!(?node.subnets, want = want.len(), have = own.state.len(), "pass");
         conflicts.extend(self.facts.iter().flat_map(|f| backends::conflicts(&want, &own.state, &owner, f)));
         let mut plan = diff(&want, &own.state, &owner);
@@ -247,7 +249,7 @@ impl NodeCore {
     }
 
     /// Everything the kernel should hold for us; none before the gate is open.
-    fn wish(&self) -> Option<(LocalNode, Vec<String>, KernelState)> {
+    fn wish(&self, firewall: &Firewall) -> Option<(LocalNode, Vec<String>, KernelState)> {
         let (network, facts) = (self.network.as_ref()?, self.facts.as_ref()?);
         let (peers, subnets) = (self.peers.as_ref()?, self.own?);
         let node = LocalNode {
@@ -258,24 +260,14 @@ impl NodeCore {
             macs: self.macs?,
         };
         let mut wish = network.backend.desired(&node, peers, facts);
-        let rules = traffic::rules(&self.rule_input(&node)).into_iter().map(|t| Object::Table(Box::new(t)));
+        let (rules, in_the_way) = self.standing_rules(&node, firewall);
+        wish.conflicts.extend(in_the_way);
         let holes = subnets
             .iter()
             .filter(|_| self.settings.blackhole_route)
             .map(|net| Object::Route(Route::blackhole(net)));
-        wish.objects.extend(rules.chain(holes));
+        wish.objects.extend(rules.into_iter().chain(holes));
         Some((node, wish.conflicts, wish.objects.into_iter().collect()))
-    }
-
-    fn rule_input(&self, node: &LocalNode) -> RuleInput {
-        let pair = |f| Some((node.network.network(f)?.network, node.subnets.family(f)?));
-        RuleInput {
-            networks: Family::ALL.into_iter().filter_map(pair).collect(),
-            masquerade: self.settings.ip_masq,
-            fully_random: self.settings.fully_random,
-            forward_rules: self.settings.forward_rules,
-            no_masquerade: Vec::new(),
-        }
     }
 
     /// subnet.env follows the first pass that made our own end; a failing peer does not hold it back.
@@ -330,7 +322,10 @@ impl NodeCore {
 
 /// What the node needs before a pod can use it: everything but peers.
 pub(super) fn is_own_end(object: &Object) -> bool {
-    matches!(object, Object::Link(_) | Object::Address(_) | Object::Up(_) | Object::Table(_))
+    matches!(
+        object,
+        Object::Link(_) | Object::Address(_) | Object::Up(_) | Object::Table(_) | Object::Iptables(_)
+    )
 }
 
 /// The first failure of each kind, the rest of it counted.

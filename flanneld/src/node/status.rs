@@ -29,6 +29,9 @@ pub struct Status {
     pub external: Option<Underlay>,
     /// The MTU for pods, in bytes.
     pub mtu: Option<u32>,
+    /// By what the traffic rules are made, and why.
+    #[serde(default)]
+    pub traffic_rules: Option<String>,
     /// Peers that are admitted.
     pub peers: usize,
     /// Of them, those that the store does not show any more and that are kept for a while.
@@ -160,6 +163,7 @@ impl NodeCore {
                 why: self.external_why.clone(),
             }),
             mtu: network.zip(external).map(|(n, e)| n.backend.mtu(&n.config, e)),
+            traffic_rules: self.rules.told(),
             backend: network.map(|n| backend_name(n.config.backend.kind())),
             peers: self.peers.as_ref().map_or(0, |peers| peers.len()),
             vanished: self.peers.as_ref().map_or(0, |peers| peers.vanished()),

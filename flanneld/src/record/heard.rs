@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use backends::kernel::{KernelError, KernelEvent, OpError, Own, Touch};
+use backends::traffic::Firewall;
 use backends::{Facts, HostAddress, HostLink, HostRoute, Object, Plan};
 use serde::{Deserialize, Serialize};
 use subnet_lease::{Lease, OwnLease, StoreError, StoreEvent, SubnetEnv, Subnets};
@@ -84,6 +85,9 @@ pub enum Heard<'a> {
         /// Messages in it that could not be read.
         #[serde(default, skip_serializing_if = "is_zero")]
         unreadable: u64,
+        /// What others filter, where that changed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        firewall: Option<Cow<'a, Firewall>>,
     },
     /// Our own objects could not be read.
     OwnFailed(Cow<'a, KernelError>),
@@ -117,6 +121,7 @@ pub(super) struct Bases {
     addresses: Base,
     routes: Base,
     objects: Base,
+    firewall: Firewall,
 }
 
 /// What the reader remembers of the last of each.
@@ -126,6 +131,7 @@ pub struct Known {
     unreadable: Vec<(String, String)>,
     facts: Facts,
     objects: Vec<Object>,
+    firewall: Firewall,
 }
 
 impl<'a> Heard<'a> {
@@ -145,8 +151,12 @@ impl<'a> Heard<'a> {
             Some(Input::File) => Self::File,
             Some(Input::Host(Ok(facts))) => Self::of_host(facts, bases),
             Some(Input::Host(Err(error))) => Self::HostFailed(Cow::Borrowed(error)),
-            Some(Input::Own(Ok(Own { state, interrupted, unreadable }))) => Self::Own {
+            Some(Input::Own(Ok(Own { state, interrupted, unreadable, firewall }))) => Self::Own {
                 objects: Delta::to(state.as_slice(), &mut bases.objects),
+                firewall: (*firewall != bases.firewall).then(|| {
+                    bases.firewall.clone_from(firewall);
+                    Cow::Borrowed(firewall)
+                }),
                 interrupted: *interrupted,
                 unreadable: *unreadable,
             },
@@ -187,7 +197,9 @@ impl<'a> Heard<'a> {
     pub fn is_quiet(&self) -> bool {
         match self {
             Self::Tick => true,
-            Self::Own { objects, interrupted, .. } => objects.is_nothing() && !interrupted,
+            Self::Own { objects, interrupted, firewall, .. } => {
+                objects.is_nothing() && !interrupted && firewall.is_none()
+            }
             Self::Host { links, addresses, routes, interrupted, .. } => {
                 links.is_nothing() && addresses.is_nothing() && routes.is_nothing() && !interrupted
             }
@@ -232,10 +244,14 @@ impl Heard<'static> {
                 Input::Host(Ok(facts.clone()))
             }
             Self::HostFailed(error) => Input::Host(Err(error.into_owned())),
-            Self::Own { objects, interrupted, unreadable } => {
+            Self::Own { objects, interrupted, unreadable, firewall } => {
                 objects.apply(&mut known.objects)?;
+                if let Some(changed) = firewall {
+                    known.firewall = changed.into_owned();
+                }
+                let firewall = known.firewall.clone();
                 let state = known.objects.iter().cloned().collect();
-                Input::Own(Ok(Own { state, interrupted, unreadable }))
+                Input::Own(Ok(Own { state, interrupted, unreadable, firewall }))
             }
             Self::OwnFailed(error) => Input::Own(Err(error.into_owned())),
             Self::Applied(applied) => Input::Applied(applied.results()?),

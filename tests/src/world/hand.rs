@@ -204,7 +204,7 @@ impl World {
         let tunnels = tunnels(&all);
         all.retain(|o| match o {
             Object::Route(r) => r.protocol == ROUTE_PROTOCOL,
-            Object::Table(_) => true,
+            Object::Table(_) | Object::Iptables(_) | Object::Trusted(_) => true,
             Object::Link(l) => tunnels.contains(&l.name),
             other => other.link().is_some_and(|l| tunnels.contains(&l)),
         });
@@ -228,7 +228,7 @@ pub(super) fn is(kind: Kind, object: &Object) -> bool {
         Object::Fdb(_) => kind == Kind::Forwarding,
         Object::Neigh(_) => kind == Kind::Neighbours,
         Object::Route(_) => kind == Kind::Routes,
-        Object::Table(_) => kind == Kind::Rules,
+        Object::Table(_) | Object::Iptables(_) | Object::Trusted(_) => kind == Kind::Rules,
         Object::Sysctl(..) | Object::Up(_) => false,
     }
 }

@@ -191,7 +191,7 @@ fn input() -> impl Strategy<Value = Input> {
     );
     let own =
         (vec(object(), 0..9), any::<bool>(), any::<u64>()).prop_map(|(objects, interrupted, unreadable)| {
-            Own { state: objects.into_iter().collect(), interrupted, unreadable }
+            Own { state: objects.into_iter().collect(), interrupted, unreadable, ..Own::default() }
         });
     let held = (lease(), of(0u64..99))
         .prop_map(|(lease, left)| Ok(OwnLease { lease, expires_in: left.map(Duration::from_millis) }));

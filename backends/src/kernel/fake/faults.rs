@@ -202,7 +202,8 @@ fn altered(object: &Object) -> Option<Object> {
         }
         Object::Route(r) => r.protocol = 4,
         Object::Table(t) => t.flags = 1,
-        Object::Sysctl(..) | Object::Address(_) | Object::Up(_) => return None,
+        Object::Iptables(rules) => rules.jumps.clear(),
+        Object::Sysctl(..) | Object::Address(_) | Object::Up(_) | Object::Trusted(_) => return None,
     }
     Some(other)
 }

@@ -68,7 +68,7 @@ impl FakeKernel {
         let mut results = Vec::with_capacity(ops.len());
         for op in ops {
             let result = match failed.skips(op) {
-                Some(link) => Err(OpError::Skipped(link)),
+                Some(error) => Err(error),
                 None => self.one(op),
             };
             if matches!(result, Err(OpError::Failed(_))) {
@@ -96,7 +96,12 @@ impl Kernel for FakeKernel {
         self.faults.dump().map_err(refused)?;
         let mut objects = self.net.own(owner);
         let interrupted = self.faults.interrupt(&mut objects);
-        Ok(Own { state: objects.into_iter().collect(), interrupted, unreadable: 0 })
+        Ok(Own {
+            state: objects.into_iter().collect(),
+            interrupted,
+            unreadable: 0,
+            firewall: self.net.firewall.clone(),
+        })
     }
 
     fn host(&mut self) -> Result<Facts, KernelError> {
@@ -133,6 +138,7 @@ impl Namespace {
                 result => result,
             },
             Op::Put { want: Object::Table(t), .. } => self.put_table(t),
+            Op::Put { want: Object::Iptables(rules), .. } => self.put_iptables(rules),
             Op::Delete(Object::Link(have)) => self.delete_link(have.name),
             Op::Delete(Object::Sysctl(..) | Object::Up(_)) => Ok(()),
             Op::Delete(Object::Address(a)) => self.delete_address(a.link, a.net),
@@ -140,6 +146,9 @@ impl Namespace {
             Op::Delete(Object::Neigh(n)) => self.delete_neighbour(n),
             Op::Delete(Object::Route(r)) => self.delete_route(&r.deletable()),
             Op::Delete(Object::Table(t)) => self.delete_table(t.family),
+            Op::Delete(Object::Iptables(rules)) => self.delete_iptables(rules),
+            Op::Put { want: Object::Trusted(net), .. } => self.trust(*net, true),
+            Op::Delete(Object::Trusted(net)) => self.trust(*net, false),
         }
     }
 }

@@ -12,7 +12,8 @@ use super::routes::{Held, Place, Routes, connected};
 use crate::name::{IfName, Mac};
 use crate::netlink::route::RTPROT_KERNEL;
 use crate::state::{Fdb, Link, LinkKind, Neigh, Route, Sysctl};
-use crate::traffic::RuleTable;
+use crate::traffic::iptables::{Flavour, IptablesRules};
+use crate::traffic::{Firewall, RuleTable};
 
 /// A network namespace.
 #[derive(Debug, Clone)]
@@ -20,6 +21,11 @@ pub struct Namespace {
     pub(super) devices: BTreeMap<u32, Device>,
     pub(super) routes: Routes,
     pub(super) tables: [Option<Box<RuleTable>>; 2],
+    pub(super) iptables: BTreeMap<(Flavour, Family), Box<IptablesRules>>,
+    /// Networks that firewalld trusts.
+    pub(super) trusted: Vec<IpNetwork>,
+    /// What others filter here.
+    pub firewall: Firewall,
     pub(super) had_v4: bool,
     pub(super) ipv6: bool,
     /// Whether the host forwards, IPv4 and IPv6. A host that runs pods does.
@@ -67,6 +73,9 @@ impl Namespace {
             devices: BTreeMap::new(),
             routes: Routes::default(),
             tables: [None, None],
+            iptables: BTreeMap::new(),
+            trusted: Vec::new(),
+            firewall: Firewall::default(),
             had_v4: false,
             ipv6: true,
             forward: [1, 1],
@@ -387,6 +396,28 @@ impl Namespace {
     /// Deletes a table of rules.
     pub fn delete_table(&mut self, family: Family) -> Result<(), Errno> {
         self.tables[slot(family)].take().ok_or(Errno::ENOENT)?;
+        self.tell(Change::Table);
+        Ok(())
+    }
+
+    /// Replaces what is ours in one iptables.
+    pub fn put_iptables(&mut self, rules: &IptablesRules) -> Result<(), Errno> {
+        self.iptables.insert((rules.flavour, rules.family), Box::new(rules.clone()));
+        self.tell(Change::Table);
+        Ok(())
+    }
+
+    /// Takes away what is ours in one iptables.
+    pub fn delete_iptables(&mut self, rules: &IptablesRules) -> Result<(), Errno> {
+        self.iptables.remove(&(rules.flavour, rules.family)).ok_or(Errno::ENOENT)?;
+        self.tell(Change::Table);
+        Ok(())
+    }
+
+    /// Has firewalld trust a network, or not.
+    pub fn trust(&mut self, net: IpNetwork, trusted: bool) -> Result<(), Errno> {
+        self.trusted.retain(|other| *other != net);
+        self.trusted.extend(trusted.then_some(net));
         self.tell(Change::Table);
         Ok(())
     }

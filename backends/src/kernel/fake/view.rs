@@ -50,7 +50,11 @@ impl Namespace {
             }
             Object::Neigh(n) => device.is_some_and(|d| d.neighbours.get(&n.address) == Some(&n.mac)),
             Object::Route(route) => self.has_route(route),
-            Object::Link(_) | Object::Sysctl(..) | Object::Table(_) => self.everything().contains(object),
+            Object::Link(_)
+            | Object::Sysctl(..)
+            | Object::Table(_)
+            | Object::Iptables(_)
+            | Object::Trusted(_) => self.everything().contains(object),
         }
     }
 
@@ -65,6 +69,8 @@ impl Namespace {
         let mut objects = self.hanging_on(&all);
         objects.extend(self.routes.iter().map(|h| Object::Route(self.named(h))));
         objects.extend(self.tables.iter().flatten().cloned().map(Object::Table));
+        objects.extend(self.iptables.values().cloned().map(Object::Iptables));
+        objects.extend(self.trusted.iter().copied().map(Object::Trusted));
         objects
     }
 
@@ -84,6 +90,8 @@ impl Namespace {
             owner.may_be_ours(&route, on_ours).then_some(Object::Route(route))
         }));
         objects.extend(self.tables.iter().flatten().cloned().map(Object::Table));
+        objects.extend(self.iptables.values().cloned().map(Object::Iptables));
+        objects.extend(self.trusted.iter().copied().map(Object::Trusted));
         objects
     }
 

@@ -5,6 +5,7 @@ use std::fs;
 use nix::net::if_::if_indextoname;
 use subnet_lease::Family;
 
+use super::iptables::Iptables;
 use super::read::OwnReader;
 use crate::kernel::{KernelError, Own};
 use crate::name::IfName;
@@ -22,7 +23,8 @@ struct Dumping<'a> {
 
 pub(super) fn own(
     socket: &mut Socket,
-    netfilter: Option<&mut Socket>,
+    mut netfilter: Option<&mut Socket>,
+    iptables: &mut Iptables,
     owner: &Owner,
 ) -> Result<Own, KernelError> {
     let mut dump = Dumping { socket, reader: OwnReader::new(owner, name), interrupted: false };
@@ -36,11 +38,15 @@ pub(super) fn own(
         let read = read_routes(dump.socket, family, |message| reader.route(message, family))?;
         dump.interrupted |= read.interrupted;
     }
-    if let Some(netfilter) = netfilter {
+    let (firewall, rules) = iptables.look(netfilter.as_deref_mut())?;
+    if let Some(netfilter) = netfilter.filter(|_| firewall.nf_tables) {
         dump.tables(netfilter)?;
     }
+    // Whom else firewalld trusts is none of our business.
+    let counts = |o: &Object| !matches!(o, Object::Trusted(net) if !owner.networks.contains(net));
+    rules.into_iter().filter(counts).for_each(|object| dump.reader.push(object));
     let (state, unreadable) = dump.reader.finish();
-    Ok(Own { state, interrupted: dump.interrupted, unreadable: unreadable.0 })
+    Ok(Own { state, interrupted: dump.interrupted, unreadable: unreadable.0, firewall })
 }
 
 impl Dumping<'_> {

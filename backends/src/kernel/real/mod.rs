@@ -2,7 +2,9 @@
 
 mod dump;
 mod events;
+mod firewalld;
 mod host;
+mod iptables;
 mod links;
 mod read;
 
@@ -14,6 +16,7 @@ use nix::net::if_::if_nametoindex;
 
 pub use events::{EventFilter, Events, Heard};
 pub use host::HostReader;
+use iptables::Iptables;
 use links::Links;
 pub use read::{OwnReader, Unreadable};
 
@@ -32,6 +35,7 @@ pub struct RealKernel {
     /// None where the kernel has no nf_tables.
     netfilter: Option<Socket>,
     links: Links,
+    iptables: Iptables,
     indexes: HashMap<IfName, u32>,
     /// It was said that some of what the kernel tells cannot be read.
     told: bool,
@@ -49,6 +53,7 @@ impl RealKernel {
             route: Socket::route()?,
             netfilter: Socket::netfilter().ok(),
             links: Links::open()?,
+            iptables: Iptables::new(),
             indexes: HashMap::new(),
             told: false,
         })
@@ -112,6 +117,13 @@ impl RealKernel {
             Op::Delete(Object::Table(table)) => {
                 self.with_netfilter(|socket| nft::delete(socket, table.family))
             }
+            Op::Put { want: Object::Iptables(want), have } => {
+                let have = if let Some(Object::Iptables(have)) = have { Some(&**have) } else { None };
+                self.iptables.put(Some(want), have)
+            }
+            Op::Delete(Object::Iptables(have)) => self.iptables.put(None, Some(have)),
+            Op::Put { want: Object::Trusted(net), .. } => firewalld::trust(*net),
+            Op::Delete(Object::Trusted(net)) => firewalld::distrust(*net),
             _ => return None,
         })
     }
@@ -193,7 +205,7 @@ impl RealKernel {
 impl Kernel for RealKernel {
     fn own(&mut self, owner: &Owner) -> Result<Own, KernelError> {
         self.indexes.clear();
-        let own = dump::own(&mut self.route, self.netfilter.as_mut(), owner)?;
+        let own = dump::own(&mut self.route, self.netfilter.as_mut(), &mut self.iptables, owner)?;
         self.tell(own.unreadable);
         Ok(own)
     }
@@ -209,8 +221,8 @@ impl Kernel for RealKernel {
         let (mut batch, mut at) = (Batch::new(), Vec::new());
         let mut failed = Failed::default();
         for (n, op) in ops.iter().enumerate() {
-            if let Some(link) = failed.skips(op) {
-                results[n] = Err(OpError::Skipped(link));
+            if let Some(error) = failed.skips(op) {
+                results[n] = Err(error);
                 continue;
             }
             let object = op.object();
@@ -276,6 +288,6 @@ fn errno(error: &KernelError) -> Errno {
     match error {
         KernelError::Netlink(error) => error.errno(),
         KernelError::Sysctl { errno, .. } => *errno,
-        KernelError::Unavailable(_) => Errno::EIO,
+        KernelError::Program { .. } | KernelError::Unavailable(_) => Errno::EIO,
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! Reading is exact: a list is a rule of ours only if writing that rule gives the same list again.
 
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -10,7 +11,7 @@ use subnet_lease::Family;
 
 use super::message::be32;
 use crate::netlink::{Attrs, Batch, address_bytes, address_from};
-use crate::traffic::{End, Match, Rule, Verdict};
+use crate::traffic::{End, Fate, Match, Rule, Verdict};
 
 /// An expression that we use, with everything that it says. All go through one register.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -240,6 +241,103 @@ fn names(list: &[u8]) -> String {
     names.join(" ")
 }
 
+/// A rule of somebody else, as far as it decides about every packet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Foreign {
+    /// It holds for some packets only, as far as we can tell.
+    pub(crate) conditional: bool,
+    /// What it does with them, if it decides.
+    pub(crate) fate: Option<Fate>,
+    /// The chain it hands them to.
+    pub(crate) calls: Option<String>,
+    /// Its only condition, where that is one on an address.
+    pub(crate) only: Option<(End, IpNetwork)>,
+    /// The one address that they go to, besides other conditions.
+    pub(crate) to: Option<IpAddr>,
+}
+
+impl Foreign {
+    /// Of a rule's list of expressions.
+    pub(super) fn read(list: &[u8]) -> Self {
+        let mut rule = Self::default();
+        let (mut at, mut mask, mut conditions) = (None, None, 0);
+        let mut of_family = false;
+        for (_, element) in Attrs::new(list) {
+            let body = Body(Attrs::new(element).find(EXPR_DATA).unwrap_or_default());
+            // `NFTA_MATCH_NAME` and `NFTA_TARGET_NAME`: what iptables uses through nf_tables.
+            let extension = || body.find(1).map(|name| name.strip_suffix(&[0]).unwrap_or(name));
+            match name(element).unwrap_or_default() {
+                "counter" | "log" => {}
+                "match" if extension() == Some(b"comment") => {}
+                "target" if extension() == Some(b"REJECT") => rule.fate = Some(Fate::Dropped),
+                "target" => {}
+                "reject" => rule.fate = Some(Fate::Dropped),
+                "immediate" if body.is(1, VERDICT_REGISTER) => rule.verdict(&body),
+                "payload" => {
+                    at = body.number(3).filter(|_| body.is(2, NETWORK_HEADER));
+                    (mask, of_family) = (None, false);
+                }
+                "bitwise" => mask = body.value(4).map(mask_length),
+                // In a chain of both families: whose packets an address is looked for in.
+                "meta" if body.is(2, META_NFPROTO) => of_family = true,
+                "cmp" if of_family => rule.conditional = true,
+                "cmp" => {
+                    rule.conditional = true;
+                    conditions += 1;
+                    let bytes = body.value(3).filter(|_| body.is(2, EQUAL));
+                    let found = bytes.zip(at).and_then(|(bytes, at)| of_header(at, bytes, mask));
+                    rule.only = rule.only.or(found);
+                    let exact =
+                        found.filter(|(end, net)| *end == End::Destination && net.prefix() == full(net));
+                    rule.to = rule.to.or_else(|| exact.map(|(_, net)| net.ip()));
+                }
+                _ => {
+                    rule.conditional = true;
+                    conditions += 2;
+                }
+            }
+        }
+        rule.only = rule.only.filter(|_| conditions == 1);
+        rule
+    }
+
+    fn verdict(&mut self, body: &Body<'_>) {
+        let verdict = body.find(2).and_then(|data| Attrs::new(data).find(DATA_VERDICT)).map(Body);
+        let Some(verdict) = verdict else { return };
+        match verdict.number(1).map(u32::cast_signed) {
+            Some(NF_ACCEPT) => self.fate = Some(Fate::Accepted),
+            Some(NF_DROP) => self.fate = Some(Fate::Dropped),
+            Some(NFT_RETURN) => self.fate = Some(Fate::Returned),
+            _ => {
+                let chain =
+                    verdict.find(2).and_then(|c| std::str::from_utf8(c.strip_suffix(&[0]).unwrap_or(c)).ok());
+                self.calls = chain.map(str::to_owned);
+            }
+        }
+    }
+
+    /// Everything but what packets change.
+    pub(super) fn hash_list(list: &[u8], hasher: &mut impl Hasher) {
+        let lasting = Attrs::new(list).filter(|(_, element)| name(element) != Some("counter"));
+        lasting.for_each(|(_, element)| element.hash(hasher));
+    }
+}
+
+/// The network that these bytes of the header at this offset say, of the family that has an address there.
+fn of_header(at: u32, bytes: &[u8], mask: Option<u8>) -> Option<(End, IpNetwork)> {
+    // Only IPv4 has one at 12 and 16, only IPv6 at 8 and 24.
+    let family = if [12, 16].contains(&at) { Family::V4 } else { Family::V6 };
+    let length = mask.or_else(|| u8::try_from(bytes.len() * 8).ok())?;
+    Some(match address(at, true, bytes, length, family)? {
+        Match::Address { end, net, .. } => (end, net),
+        Match::Mark(_) => return None,
+    })
+}
+
+fn full(net: &IpNetwork) -> u8 {
+    if net.is_ipv4() { 32 } else { 128 }
+}
+
 /// The attributes of an expression.
 struct Body<'a>(&'a [u8]);
 
@@ -289,6 +387,8 @@ const VERDICT_REGISTER: u32 = 0;
 const NETWORK_HEADER: u32 = 1;
 /// `NFT_META_MARK`.
 const META_MARK: u32 = 3;
+/// `NFT_META_NFPROTO`.
+const META_NFPROTO: u32 = 15;
 /// `NFT_BITWISE_MASK_XOR`.
 const MASK_AND_FLIP: u32 = 0;
 /// `NFT_CMP_EQ`.
@@ -297,6 +397,8 @@ const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
 /// `NF_ACCEPT`.
 const NF_ACCEPT: i32 = 1;
+/// `NF_DROP`.
+const NF_DROP: i32 = 0;
 /// `NFT_RETURN`.
 const NFT_RETURN: i32 = -5;
 /// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`.

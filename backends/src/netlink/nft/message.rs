@@ -2,7 +2,7 @@
 
 use subnet_lease::Family;
 
-use crate::netlink::link::REQUEST;
+use crate::netlink::link::{DUMP, REQUEST};
 use crate::netlink::{AF_INET, AF_INET6, AF_UNSPEC, Attrs, Batch, RawMessage};
 use crate::traffic::table_name;
 
@@ -22,6 +22,13 @@ pub(super) fn table_message(batch: &mut Batch, kind: u16, flags: u16, family: Fa
 pub(super) fn header(batch: &mut Batch, kind: u16, flags: u16, family: Family) -> &mut Batch {
     let family = if family == Family::V4 { AF_INET } else { AF_INET6 };
     batch.message((u16::from(SUBSYSTEM) << 8) | kind, REQUEST | flags, &[family, 0, 0, 0])
+}
+
+/// Asks for everything of a kind, in all families with `AF_UNSPEC`.
+pub(super) fn begin_dump(kind: u16, proto: u8) -> Batch {
+    let mut batch = Batch::new();
+    batch.message((u16::from(SUBSYSTEM) << 8) | kind, REQUEST | DUMP, &[proto, 0, 0, 0]);
+    batch
 }
 
 /// The attributes of an answer of this kind.

@@ -10,7 +10,14 @@
 
 mod chain;
 mod expr;
+mod foreign;
 mod message;
+
+#[cfg(feature = "kernel")]
+pub(crate) use expr::Foreign;
+pub use foreign::{Survey, survey};
+#[cfg(feature = "kernel")]
+pub(crate) use foreign::{outcome, passed};
 
 use nix::errno::Errno;
 use subnet_lease::Family;

@@ -118,9 +118,35 @@ fn is_of_host(message: &RawMessage<'_>, netfilter: bool) -> bool {
 }
 
 /// Most nf_tables messages name their table in the first attribute; a new generation without our table is not ours.
+/// Of others only what forwarded packets pass and what our rules stand in counts: a proxy that rewrites its thousand
+/// chains wakes nobody.
 fn rules(message: &RawMessage<'_>) -> Result<Option<KernelEvent>, Unread> {
     let table = table(message).ok_or(Unread::Other)?;
-    Ok(table.starts_with(b"flannel-").then_some(KernelEvent::Own))
+    let counts = table.starts_with(b"flannel-") || passes_pods(message);
+    Ok(counts.then_some(KernelEvent::Own))
+}
+
+pub(super) fn passes_pods(message: &RawMessage<'_>) -> bool {
+    let attrs = Attrs::after(message.payload, NFGENMSG);
+    match message.kind & 0xff {
+        NFT_MSG_DELTABLE => true,
+        NFT_MSG_NEWCHAIN | NFT_MSG_DELCHAIN => {
+            let hook = attrs.clone().find(NFTA_CHAIN_HOOK).map(Attrs::new);
+            let number = hook.and_then(|hook| hook.find(NFTA_HOOK_HOOKNUM));
+            number == Some(&NF_FORWARD.to_be_bytes()) || attrs.find(NFTA_CHAIN_NAME).is_some_and(is_a_gate)
+        }
+        NFT_MSG_NEWRULE | NFT_MSG_DELRULE => attrs.find(NFTA_RULE_CHAIN).is_some_and(is_a_gate),
+        _ => false,
+    }
+}
+
+/// Whether a chain of this name may be one that forwarded packets pass. Only a hint: which do is read anew.
+fn is_a_gate(name: &[u8]) -> bool {
+    let name = name.strip_suffix(&[0]).unwrap_or(name).to_ascii_uppercase();
+    let forwards = name.windows(FORWARD.len()).any(|part| part == FORWARD);
+    forwards && !name.starts_with(b"KUBE-")
+        || name.starts_with(b"FLANNEL-")
+        || [&b"DOCKER-USER"[..], b"POSTROUTING"].contains(&&*name)
 }
 
 pub(super) fn table<'a>(message: &RawMessage<'a>) -> Option<&'a [u8]> {
@@ -141,6 +167,19 @@ fn graver(a: Option<KernelEvent>, b: Option<KernelEvent>) -> Option<KernelEvent>
 const NETCONFMSG: usize = 1;
 const RTM_NEWNETCONF: u16 = 80;
 const NETCONFA_FORWARDING: u16 = 2;
+
+const FORWARD: &[u8] = b"FORWARD";
+/// `NF_INET_FORWARD`.
+const NF_FORWARD: u32 = 2;
+const NFT_MSG_DELTABLE: u16 = 2;
+const NFT_MSG_NEWCHAIN: u16 = 3;
+const NFT_MSG_DELCHAIN: u16 = 5;
+const NFT_MSG_NEWRULE: u16 = 6;
+const NFT_MSG_DELRULE: u16 = 8;
+const NFTA_CHAIN_NAME: u16 = 3;
+const NFTA_CHAIN_HOOK: u16 = 4;
+const NFTA_HOOK_HOOKNUM: u16 = 1;
+const NFTA_RULE_CHAIN: u16 = 2;
 
 /// Size of `struct nfgenmsg`.
 pub(super) const NFGENMSG: usize = 4;

@@ -8,13 +8,14 @@ use std::fs;
 
 use subnet_lease::Family;
 
-use super::filter::{EventFilter, NFGENMSG, table};
+use super::filter::{EventFilter, NFGENMSG, passes_pods, table};
 use crate::kernel::{Touch, Who};
 use crate::netlink::link::{AddressView, LinkView, RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK};
 use crate::netlink::neigh::{NeighView, RTM_DELNEIGH, RTM_NEWNEIGH};
 use crate::netlink::route::{RT_TABLE_MAIN, RTM_NEWROUTE, RTPROT_KERNEL, RouteView};
 use crate::netlink::{AF_BRIDGE, AF_INET, AF_INET6, Attrs, Messages, RawMessage};
 use crate::state::{Key, default_metric};
+use crate::traffic::iptables::Flavour;
 
 /// More than this are not told at once. Ours: a fight is over a few objects, and a flood is not read for names.
 const MOST: usize = 32;
@@ -99,9 +100,21 @@ impl Touches {
         let family = match (message.payload.first(), table(message)) {
             (Some(&AF_INET), Some(b"flannel-ipv4\0")) => Family::V4,
             (Some(&AF_INET6), Some(b"flannel-ipv6\0")) => Family::V6,
-            _ => return,
+            _ => return self.iptables(message),
         };
         self.push(Key::Table(family), message.port, None);
+    }
+
+    /// Rules of iptables over nf_tables.
+    fn iptables(&mut self, message: &RawMessage<'_>) {
+        let family = match (message.payload.first(), table(message)) {
+            (Some(&AF_INET), Some(b"filter\0" | b"nat\0")) => Family::V4,
+            (Some(&AF_INET6), Some(b"filter\0" | b"nat\0")) => Family::V6,
+            _ => return,
+        };
+        if passes_pods(message) {
+            self.push(Key::Iptables(Flavour::Nft, family), message.port, None);
+        }
     }
 
     /// The end of a transaction: the kernel says whose it was.

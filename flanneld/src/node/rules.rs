@@ -1,0 +1,79 @@
+//! Traffic rules: by which program they are made, chosen once a run, and what they follow from.
+
+use backends::traffic::{self, Firewall, Renderer, RuleInput, Standing};
+use backends::{KernelState, LocalNode, Object};
+use serde::{Deserialize, Serialize};
+use subnet_lease::Family;
+use tracing::info;
+
+use super::{Effect, NodeCore};
+use crate::exit::Exit;
+
+/// How the rules are made.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Rules {
+    renderer: Option<Renderer>,
+    /// Why so; or why there are none.
+    why: String,
+}
+
+impl Rules {
+    /// Both in words, for people.
+    pub(super) fn told(&self) -> Option<String> {
+        let name = match self.renderer? {
+            Renderer::Nftables => "nftables".to_owned(),
+            Renderer::Iptables(flavour) => flavour.to_string(),
+        };
+        Some(format!("{name}: {}", self.why))
+    }
+}
+
+impl NodeCore {
+    /// Chooses once, so that what others load later does not move rules from here to there. Without any way to make
+    /// them the daemon ends at its start, as it does when a backend can't work.
+    pub(super) fn choose_renderer(&mut self, firewall: &Firewall, effects: &mut Vec<Effect>) {
+        let Some(network) = self.network.as_ref().filter(|_| self.rules.renderer.is_none()) else { return };
+        let nothing_wished = !self.settings.ip_masq && !self.settings.forward_rules;
+        match traffic::choose_renderer(self.settings.traffic_rules, network.config.enable_nftables, firewall)
+        {
+            Ok((renderer, why)) => {
+                self.rules = Rules { renderer: Some(renderer), why: why.to_owned() };
+                info!("traffic rules by {}", self.rules.told().unwrap_or_default());
+            }
+            Err(_) if nothing_wished => {}
+            Err(sentence) => {
+                tracing::error!("{sentence}");
+                effects.push(Effect::Exit(Exit::Unsupported));
+            }
+        }
+    }
+
+    /// The rules that should stand, and what of others is in pods' way.
+    pub(super) fn standing_rules(&self, node: &LocalNode, firewall: &Firewall) -> (Vec<Object>, Vec<String>) {
+        let Some(renderer) = self.rules.renderer else { return (Vec::new(), Vec::new()) };
+        let Standing { tables, iptables, trusted, in_the_way } =
+            traffic::standing(&self.rule_input(node), renderer, firewall);
+        let tables = tables.into_iter().map(|t| Object::Table(Box::new(t)));
+        let iptables = iptables.into_iter().map(|rules| Object::Iptables(Box::new(rules)));
+        let trusted = trusted.into_iter().map(Object::Trusted);
+        (tables.chain(iptables).chain(trusted).collect(), in_the_way)
+    }
+
+    /// iptables tells nobody of changes: where rules of ours are in there, they are looked at as often as flannel does.
+    pub(super) fn pace_audits(&mut self, want: &KernelState) {
+        if want.iter().any(|rules| matches!(rules, Object::Iptables(_))) {
+            self.pace.audit_every(self.settings.iptables_resync);
+        }
+    }
+
+    fn rule_input(&self, node: &LocalNode) -> RuleInput {
+        let pair = |f| Some((node.network.network(f)?.network, node.subnets.family(f)?));
+        RuleInput {
+            networks: Family::ALL.into_iter().filter_map(pair).collect(),
+            masquerade: self.settings.ip_masq,
+            fully_random: self.settings.fully_random,
+            forward_rules: self.settings.forward_rules,
+            no_masquerade: self.settings.no_masquerade.clone(),
+        }
+    }
+}
