@@ -4,6 +4,7 @@
 //!   bench [--against PATH]          four hosts and a thousand peers; the ratios to another daemon
 //!   bench scale [--against PATH]    1,000 to 10,000 peers, both backends, both families, against what is to be reached
 //!   bench soak                      a day's events in a minute: memory must end where it began
+//!   bench path                      pods' TCP beside the same way set up by hand
 //!   bench cni [--against FOLDER]    the CNI plugin, and the ratios to another's
 //! ```
 //!
@@ -16,6 +17,7 @@ mod compare;
 mod figures;
 mod large;
 mod leases;
+mod path;
 mod repair;
 mod scale;
 mod soak;
@@ -46,6 +48,8 @@ enum What {
     Scale(scale::Flags),
     /// Joins, leaves, flaps and lost stores, until it is seen whether memory grows
     Soak(soak::Flags),
+    /// Pods' TCP, beside the same way through the kernel set up by hand
+    Path(path::Flags),
     /// The CNI plugin: ADD and DEL alone, many at once, with a full store, with a port map
     Cni(cni::Flags),
 }
@@ -82,6 +86,7 @@ fn run(flags: &Flags, screen: Screen) -> Result<bool> {
             both(&scale.common, screen, |products, ours| scale::measure(products, ours, scale))
         }
         Some(What::Cni(cni)) => cni::measure(cni, screen),
+        Some(What::Path(flags)) => path::measure(&Products::find()?, flags, screen),
         Some(What::Soak(soak)) => soak::measure(&Products::find()?, soak, screen),
     }
 }
