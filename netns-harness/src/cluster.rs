@@ -24,6 +24,8 @@ pub struct Spec {
     pub family: Family,
     /// Keys that replace those of the net-conf.
     pub network: Map<String, Value>,
+    /// More flags for every daemon.
+    pub flags: Vec<String>,
     /// The run's name, when it has one.
     pub name: Option<String>,
 }
@@ -36,6 +38,7 @@ impl Default for Spec {
             store: StoreKind::default(),
             family: Family::default(),
             network: Map::new(),
+            flags: Vec::new(),
             name: None,
         }
     }
@@ -80,6 +83,7 @@ impl SpecFile {
             store: word("store", self.store)?,
             family: word("family", self.family)?,
             network: self.network,
+            flags: Vec::new(),
             name: None,
         })
     }
@@ -181,6 +185,11 @@ impl Cluster {
         self.pods.last().context("no pod")
     }
 
+    /// Other flags for daemons that start from now on.
+    pub fn set_flags(&mut self, flags: &[&str]) {
+        self.spec.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+    }
+
     /// Starts a host's daemon again, as its supervisor would.
     pub fn restart_daemon(&mut self, number: usize) -> Result<()> {
         self.daemons[number].kill();
@@ -190,7 +199,7 @@ impl Cluster {
 
     /// The daemon as flannel's own manifest runs it.
     fn daemon(&self) -> Program {
-        self.products.daemon(&self.store)
+        self.products.daemon(&self.store).args(self.spec.flags.clone())
     }
 
     /// Waits until every pod reaches every other in every family.

@@ -86,6 +86,7 @@ impl Wanted {
             store: self.store.unwrap_or(said.store),
             family: self.family.unwrap_or(said.family),
             network: said.network,
+            flags: said.flags,
             name: Some(self.name.clone()),
         })
     }

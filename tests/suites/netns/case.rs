@@ -15,6 +15,7 @@ pub(crate) struct Case {
     needs: Vec<Need>,
     peers: bool,
     programs: Vec<&'static str>,
+    anywhere: Vec<&'static str>,
     body: Box<dyn FnOnce() -> Result<()> + Send>,
 }
 
@@ -29,6 +30,7 @@ pub(crate) fn case(name: impl Into<String>, body: impl FnOnce() -> Result<()> + 
         needs: CLUSTER.to_vec(),
         peers: false,
         programs: Vec::new(),
+        anywhere: Vec::new(),
         body: Box::new(body),
     }
 }
@@ -49,6 +51,11 @@ impl Case {
         Self { programs: paths.to_vec(), ..self }
     }
 
+    /// It needs these programs, wherever they are.
+    pub(crate) fn with_programs_anywhere(self, names: &[&'static str]) -> Self {
+        Self { anywhere: names.to_vec(), ..self }
+    }
+
     /// Why it can't run here.
     fn missing(&self) -> Vec<String> {
         let mut missing: Vec<String> =
@@ -58,6 +65,10 @@ impl Case {
         }
         let lacking = self.programs.iter().filter(|path| !std::path::Path::new(path).exists());
         missing.extend(lacking.map(|path| format!("{path} is not installed; `.ci/setup --tests` does it")));
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let found = |name: &&&str| std::env::split_paths(&path).any(|dir| dir.join(name).exists());
+        let lacking = self.anywhere.iter().filter(|name| !found(name));
+        missing.extend(lacking.map(|name| format!("no {name} in PATH; `.ci/setup --tests` installs it")));
         if !self.programs.is_empty() && netns_harness::is_rootless() {
             missing.push(
                 "system services give up their rights for users that only the machine's root has".into(),

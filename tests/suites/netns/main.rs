@@ -10,17 +10,20 @@ mod adopt;
 mod case;
 mod chaos;
 mod clients;
+mod coexist;
 mod connect;
 mod fights;
 mod flannel;
 mod laws;
 mod lease;
 mod life;
+mod matrix;
 mod networkd;
 mod node;
 mod record;
 mod repair;
 mod rival;
+mod rules;
 mod store;
 mod storms;
 
@@ -52,6 +55,9 @@ fn main() -> ExitCode {
         adopt::cases(),
         rival::cases(),
         clients::cases(),
+        rules::cases(),
+        matrix::cases(),
+        coexist::cases(),
     ];
     case::run(&args, cases.into_iter().flatten().collect())
 }

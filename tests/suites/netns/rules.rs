@@ -1,0 +1,237 @@
+//! Traffic rules: who makes them, and that there is never a moment without.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use netns_harness::flannel::{Products, wait_for_subnet};
+use netns_harness::{Cluster, Family, Host, Process, Program, Spec, eventually};
+use serde_json::json;
+
+use crate::case::{Case, case, cluster, peer, products, spec};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// What makes rules.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Maker {
+    pub(crate) flag: &'static str,
+}
+
+/// All of them.
+pub(crate) const MAKERS: [Maker; 3] = [
+    Maker { flag: "--traffic-rules=nftables" },
+    Maker { flag: "--traffic-rules=iptables-nft" },
+    Maker { flag: "--traffic-rules=iptables-legacy" },
+];
+
+/// Both flavours of iptables.
+pub(crate) const IPTABLES: [&str; 2] = ["iptables-nft-restore", "iptables-legacy-restore"];
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        case("switching_the_maker_of_rules_leaves_no_packet_unmasqueraded", switching)
+            .with_programs_anywhere(&IPTABLES),
+        case("rules_of_a_go_flannel_by_iptables_are_taken_over_as_they_are", adopted)
+            .with_peers()
+            .with_programs_anywhere(&IPTABLES),
+        case("rules_of_a_go_flannel_of_either_kind_go_without_a_gap", from_flannel)
+            .with_peers()
+            .with_programs_anywhere(&IPTABLES),
+    ]
+}
+
+/// Whose rules stand on a host, as the flags that make them.
+pub(crate) fn held_by(host: &Host) -> Result<Vec<&'static str>> {
+    let ours = |script: &str| -> Result<bool> {
+        let said = host.exec(&Program::new("sh").args(["-c", script]))?;
+        Ok(said.to_lowercase().contains("flannel-"))
+    };
+    let mut held = Vec::new();
+    // What iptables has in nf_tables is in tables of other names.
+    if ours("nft list tables")? {
+        held.push(MAKERS[0].flag);
+    }
+    if ours("iptables-nft-save; ip6tables-nft-save")? {
+        held.push(MAKERS[1].flag);
+    }
+    if ours("iptables-legacy-save; ip6tables-legacy-save")? {
+        held.push(MAKERS[2].flag);
+    }
+    Ok(held)
+}
+
+/// Starts a host's daemon again with the flags of now, and waits until it is ready.
+pub(crate) fn anew(cluster: &mut Cluster, number: usize) -> Result<()> {
+    // The log goes on where the run before ended.
+    let before = cluster.daemons[number].log().len();
+    cluster.restart_daemon(number)?;
+    let daemon = &cluster.daemons[number];
+    eventually(SOON, || {
+        let log = daemon.log();
+        let new = log.get(before..).unwrap_or_default();
+        ensure!(new.contains(" ready\n"), "{new}");
+        Ok(())
+    })
+    .map(drop)
+}
+
+/// A daemon is ready, and exactly one set of rules stands.
+fn settled(host: &Host, daemon: &Process, maker: Maker) -> Result<()> {
+    wait_for_subnet(host, daemon, SOON)?;
+    eventually(SOON, || {
+        ensure!(daemon.log().contains(" ready\n"), "{}", daemon.log());
+        Ok(())
+    })?;
+    let held = held_by(host)?;
+    ensure!(held == [maker.flag], "rules of {held:?}\n{}", daemon.log());
+    Ok(())
+}
+
+/// While `disturb` runs, a pod sends to the outside, each packet as a flow of its own, which a rule decides about anew.
+/// Returns how many came with the host's address; any other address is an error.
+fn masqueraded(cluster: &Cluster, disturb: impl FnOnce() -> Result<()>) -> Result<usize> {
+    let (pod, outside) = (&cluster.pods[0], cluster.net.store());
+    let at = SocketAddr::new(outside.address(Family::V4)?, 9);
+    let sink = outside.space().run(|| UdpSocket::bind(at))??;
+    sink.set_read_timeout(Some(Duration::from_millis(50)))?;
+    let done = AtomicBool::new(false);
+    let send = || -> Result<()> {
+        while !done.load(Ordering::Relaxed) {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.send_to(b"x", at)?;
+            // No answer comes, and waiting for it is the pause.
+            socket.set_read_timeout(Some(Duration::from_millis(1)))?;
+            let _ = socket.recv(&mut [0; 8]);
+        }
+        Ok(())
+    };
+    let (disturbed, sent, sources) = std::thread::scope(|scope| {
+        let sender = scope.spawn(|| pod.space().run(send));
+        let receiver = scope.spawn(|| {
+            let mut sources = Vec::new();
+            let mut last = false;
+            while !last {
+                last = done.load(Ordering::Relaxed);
+                while let Ok((_, from)) = sink.recv_from(&mut [0; 8]) {
+                    sources.push(from.ip());
+                }
+            }
+            sources
+        });
+        let disturbed = disturb();
+        done.store(true, Ordering::Relaxed);
+        (disturbed, sender.join(), receiver.join())
+    });
+    disturbed?;
+    sent.map_err(|_| anyhow::anyhow!("the sender failed"))???;
+    let sources = sources.map_err(|_| anyhow::anyhow!("the receiver failed"))?;
+    let host = cluster.net.host(0).address(Family::V4)?;
+    let strangers: Vec<_> = sources.iter().filter(|from| **from != host).collect();
+    ensure!(
+        strangers.is_empty(),
+        "{} of {} came from {:?}",
+        strangers.len(),
+        sources.len(),
+        strangers.first()
+    );
+    Ok(sources.len())
+}
+
+fn restarted(
+    cluster: &Cluster,
+    running: &mut Process,
+    program: &Products,
+    flags: &[&str],
+    name: &str,
+) -> Result<()> {
+    running.stop()?;
+    let daemon = program.daemon(&cluster.store).args(flags.iter().copied()).named(name);
+    *running = cluster.net.host(0).spawn(&daemon)?;
+    Ok(())
+}
+
+fn switching() -> Result<()> {
+    let cluster = cluster(Spec { hosts: 2, ..spec(Family::Dual) })?;
+    let host = cluster.net.host(0);
+    let mut running = cluster.daemons[0].clone();
+    let arrived = masqueraded(&cluster, || {
+        for (round, maker) in [1, 2, 0, 2, 1, 0].into_iter().enumerate() {
+            restarted(
+                &cluster,
+                &mut running,
+                &products()?,
+                &[MAKERS[maker].flag],
+                &format!("round-{round}"),
+            )?;
+            settled(host, &running, MAKERS[maker])?;
+        }
+        Ok(())
+    })?;
+    ensure!(arrived > 100, "only {arrived} packets arrived");
+    Ok(())
+}
+
+/// A cluster with a Go flannel on the first host.
+fn with_go(nftables: bool) -> Result<(Cluster, Process, Products)> {
+    let network = json!({"EnableNFTables": nftables}).as_object().cloned().unwrap_or_default();
+    let cluster = cluster(Spec { hosts: 2, network, ..spec(Family::Dual) })?;
+    let go = Products { flanneld: peer("flanneld")?, ..products()? };
+    let mut running = cluster.daemons[0].clone();
+    let cleanup = products()?.control_on_host(&cluster.store).arg("cleanup");
+    running.stop()?;
+    cluster.net.host(0).exec(&cleanup)?;
+    running = cluster.net.host(0).spawn(&go.daemon(&cluster.store).named("go"))?;
+    wait_for_subnet(cluster.net.host(0), &running, SOON)?;
+    eventually(SOON, || {
+        let held = held_by(cluster.net.host(0))?;
+        ensure!(held.len() == 1, "{held:?}: {}", running.log());
+        Ok(())
+    })?;
+    cluster.wait_for_pings(SOON)?;
+    Ok((cluster, running, go))
+}
+
+fn adopted() -> Result<()> {
+    let (cluster, mut running, _) = with_go(false)?;
+    let host = cluster.net.host(0);
+    let save = |host: &Host| -> Result<String> {
+        let script = "for six in '' 6; do ip${six}tables-nft-save; done | grep -v '^[:#]'";
+        host.exec(&Program::new("sh").args(["-c", script]))
+    };
+    // Its rule sets come one after the other.
+    eventually(SOON, || {
+        let rules = save(host)?;
+        let count = rules.lines().filter(|line| line.contains("flanneld ")).count();
+        ensure!(count == 20, "{count} rules:\n{rules}");
+        Ok(())
+    })?;
+    let before = save(host)?;
+    running.kill();
+    let plan = host.exec(&products()?.control_on_host(&cluster.store).args(["plan"]))?;
+    ensure!(!plan.contains("tables"), "{plan}");
+    restarted(&cluster, &mut running, &products()?, &[], "ours")?;
+    settled(host, &running, MAKERS[1])?;
+    ensure!(save(host)? == before, "before:\n{before}\nnow:\n{}", save(host)?);
+    Ok(())
+}
+
+fn from_flannel() -> Result<()> {
+    for nftables in [false, true] {
+        let (cluster, mut running, go) = with_go(nftables)?;
+        let host = cluster.net.host(0);
+        let arrived = masqueraded(&cluster, || {
+            for (round, maker) in MAKERS.into_iter().enumerate() {
+                running.kill();
+                restarted(&cluster, &mut running, &products()?, &[maker.flag], &format!("ours-{round}"))?;
+                settled(host, &running, maker)?;
+            }
+            Ok(())
+        });
+        let arrived = arrived.with_context(|| format!("after flannel with nftables {nftables}"))?;
+        ensure!(arrived > 100, "only {arrived} packets arrived");
+        drop(go);
+    }
+    Ok(())
+}
