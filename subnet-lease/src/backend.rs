@@ -1,7 +1,7 @@
 use serde_json::value::RawValue;
 
 use crate::json::Fields;
-use crate::netconf::{NetConfError, boolean, fault, integer, quoted, text};
+use crate::netconf::{NetConfError, boolean, fault, integer, mtu, quoted, text};
 
 /// The `Backend` object of a net-conf, as meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +40,28 @@ impl BackendConfig {
         }
     }
 
+    /// What `Backend.MTU` says, for backends that have the key.
+    pub(crate) fn mtu(&self) -> Option<u32> {
+        if let Self::Vxlan { mtu, .. } = self { *mtu } else { None }
+    }
+
+    pub(crate) fn set_mtu(&mut self, to: Option<u32>) {
+        if let Self::Vxlan { mtu, .. } = self {
+            *mtu = to;
+        }
+    }
+
+    /// The least that pods need, and the tunnel's head (bytes).
+    pub(crate) fn least_mtu(&self, six: bool) -> (u32, u32) {
+        let tunnel = matches!(self, Self::Vxlan { .. });
+        let head = match six {
+            _ if !tunnel => 0,
+            false => 50,
+            true => 70,
+        };
+        (if six { SMALLEST_V6 } else { SMALLEST_V4 }, head)
+    }
+
     /// The backend, and the keys that mean nothing to it.
     pub(crate) fn read(
         raw: Option<&RawValue>,
@@ -72,19 +94,17 @@ impl BackendConfig {
         let mut number = |name, most| integer(fields, "Backend.", name, most, errors);
         let vni = number("VNI", VNI_MOST).and_then(|n| u32::try_from(n).ok()).unwrap_or(1);
         let port = number("Port", u64::from(u16::MAX)).and_then(|n| u16::try_from(n).ok()).unwrap_or(0);
-        let mtu =
-            number("MTU", u64::from(u16::MAX)).and_then(|n| u32::try_from(n).ok()).filter(|mtu| *mtu > 0);
-        if let Some(mtu) = mtu.filter(|mtu| *mtu < SMALLEST_MTU) {
-            errors.push(fault("Backend.MTU", mtu, format!("0 or {SMALLEST_MTU} to 65535")));
-        }
+        let mtu = mtu(fields, "Backend.", errors);
         let mut flag = |name| boolean(fields, "Backend.", name, errors).unwrap_or(false);
         let (gbp, learning) = (flag("GBP"), flag("Learning"));
         Self::Vxlan { vni, port, mtu, gbp, learning, direct_routing: flag("DirectRouting") }
     }
 }
 
-/// 576 bytes, what every IPv4 host must accept (RFC 791), and 50 of tunnel.
-const SMALLEST_MTU: u32 = 626;
+/// What every IPv4 host must accept in one packet, in bytes (RFC 791).
+const SMALLEST_V4: u32 = 576;
+/// What IPv6 wants of every link, in bytes (RFC 8200).
+const SMALLEST_V6: u32 = 1280;
 
 fn not_ours(kind: Option<&str>) -> String {
     match kind {

@@ -47,6 +47,8 @@ pub struct NetConfFile {
     pub families: [FamilyFile; 2],
     /// `EnableNFTables`.
     pub enable_nftables: Option<bool>,
+    /// `MTU`, which flannel does not have.
+    pub mtu: Option<u32>,
     /// `Backend`, where it could be understood.
     pub backend: Option<BackendConfig>,
     /// Keys that mean nothing to us (`Backend.` in front where they stand there).
@@ -59,6 +61,9 @@ pub struct NetworkConfig {
     pools: [Option<NetworkPool>; 2],
     /// Rules by nf_tables rather than iptables, where that is said.
     pub enable_nftables: Option<bool>,
+    /// What the paths between the hosts carry (bytes), where an interface's own MTU promises more. The backend's own key
+    /// comes before it.
+    pub mtu: Option<u32>,
     /// How hosts are joined.
     pub backend: BackendConfig,
 }
@@ -73,18 +78,11 @@ impl NetworkConfig {
         if errors.is_empty() && pools.iter().all(Option::is_none) {
             errors.push(fault("EnableIPv4", "false", "needs EnableIPv6 to be true, or nothing is enabled"));
         }
-        let Some(backend) = file.backend.filter(|_| errors.is_empty()) else { return Err(errors) };
-        if let (BackendConfig::Vxlan { mtu: Some(mtu), .. }, Some(_)) = (&backend, &pools[Family::V6.index()])
-            && *mtu < SMALLEST_V6_MTU
-        {
-            return Err(vec![fault(
-                "Backend.MTU",
-                mtu,
-                "with IPv6 at least 1350: 1280 for pods and 70 of tunnel",
-            )]);
-        }
+        file.check_mtu(&mut errors);
+        let Some(mut backend) = file.backend.filter(|_| errors.is_empty()) else { return Err(errors) };
+        backend.set_mtu(backend.mtu().or(file.mtu));
         let warnings = file.unknown.iter().map(|key| format!("{key} is not known and ignored")).collect();
-        Ok((Self { pools, enable_nftables: file.enable_nftables, backend }, warnings))
+        Ok((Self { pools, enable_nftables: file.enable_nftables, mtu: file.mtu, backend }, warnings))
     }
 
     /// Whether subnets are exactly what this network gives out, in exactly its families.
@@ -99,7 +97,8 @@ impl NetworkConfig {
     /// Whether everything that a cluster does by this configuration stays as it is when the other one takes its place:
     /// only the networks differ, and hold what they held.
     pub fn grows_into(&self, other: &Self) -> bool {
-        let same = self.backend == other.backend && self.enable_nftables == other.enable_nftables;
+        let settings = |config: &Self| (config.backend.clone(), config.enable_nftables, config.mtu);
+        let same = settings(self) == settings(other);
         let grows = |family: Family| match (self.network(family), other.network(family)) {
             (Some(old), Some(new)) => {
                 old.subnet_len == new.subnet_len && contains_net(new.network, old.network)
@@ -112,7 +111,7 @@ impl NetworkConfig {
 
     /// Stands in until the configuration is known.
     pub(crate) fn none() -> Self {
-        Self { pools: [None; 2], enable_nftables: None, backend: BackendConfig::Alloc }
+        Self { pools: [None; 2], enable_nftables: None, mtu: None, backend: BackendConfig::Alloc }
     }
 
     /// What one family has to lease; `None` where it is not enabled.
@@ -130,9 +129,6 @@ impl NetworkConfig {
         self.pools().map(|pool| pool.room()).min().unwrap_or(0)
     }
 }
-
-/// IPv6 wants 1280 bytes (RFC 8200), its tunnel takes 70.
-const SMALLEST_V6_MTU: u32 = 1350;
 
 impl NetConfFile {
     /// `None` when it is not even a JSON object.
@@ -153,10 +149,29 @@ impl NetConfFile {
             file.families[family.index()] = FamilyFile::read(family, &mut fields, errors);
         }
         file.enable_nftables = boolean(&mut fields, "", "EnableNFTables", errors);
+        file.mtu = mtu(&mut fields, "", errors);
         let (backend, strange) = BackendConfig::read(fields.take("Backend"), errors);
         file.backend = backend;
         file.unknown = fields.rest().into_iter().map(|(key, _)| quoted(&key)).chain(strange).collect();
         Some(file)
+    }
+
+    /// Pods must have room in what the tunnel leaves.
+    fn check_mtu(&self, errors: &mut Vec<NetConfError>) {
+        let Some(backend) = &self.backend else { return };
+        let six = self.families[Family::V6.index()].enable == Some(true);
+        let (pods, head) = backend.least_mtu(six);
+        let least = pods + head;
+        for (name, mtu) in [("Backend.MTU", backend.mtu()), ("MTU", self.mtu)] {
+            if let Some(mtu) = mtu.filter(|mtu| *mtu < least) {
+                let why = if six {
+                    format!(" (with IPv6: {pods} for pods, {head} of tunnel)")
+                } else {
+                    String::new()
+                };
+                errors.push(fault(name, mtu, format!("0 or {least} to 65535{why}")));
+            }
+        }
     }
 
     fn pool(&self, family: Family, errors: &mut Vec<NetConfError>) -> Option<NetworkPool> {
@@ -297,6 +312,12 @@ pub(crate) fn integer(
     }
     errors.push(fault(&format!("{at}{name}"), number, allowed));
     None
+}
+
+/// An MTU in bytes; 0 counts as not written.
+pub(crate) fn mtu(fields: &mut Fields, at: &str, errors: &mut Vec<NetConfError>) -> Option<u32> {
+    let number = integer(fields, at, "MTU", u64::from(u16::MAX), errors)?;
+    u32::try_from(number).ok().filter(|mtu| *mtu > 0)
 }
 
 /// A field of a JSON type; null counts as not written, as in Go.

@@ -61,32 +61,33 @@ fn zero_stands_for_not_set_as_in_flannel() {
 
 #[test]
 fn keys_match_in_any_case_the_last_one_wins_and_strange_ones_are_named() {
-    let json = br#"{"network":"10.1.0.0/16","NETWORK":"10.2.0.0/16","Mtu":1,"x y":{},"backend":{"TYPE":"VXLAN","vni":5,"directROUTING":true,"MacPrefix":"0e"}}"#;
+    let json = br#"{"network":"10.1.0.0/16","NETWORK":"10.2.0.0/16","Mta":1,"x y":{},"backend":{"TYPE":"VXLAN","vni":5,"directROUTING":true,"MacPrefix":"0e"}}"#;
     let (config, warnings) = NetworkConfig::parse(json).unwrap();
     assert_eq!(config.network(Family::V4).unwrap().network.to_string(), "10.2.0.0/16");
     assert!(matches!(
         config.backend,
         BackendConfig::Vxlan { vni: 5, direct_routing: true, port: 0, mtu: None, .. }
     ));
-    let keys = ["\"Mtu\"", "\"x y\"", "Backend.\"MacPrefix\""];
+    let keys = ["\"Mta\"", "\"x y\"", "Backend.\"MacPrefix\""];
     assert_eq!(warnings, keys.map(|key| format!("{key} is not known and ignored")));
 }
 
 #[test]
 fn every_wrong_field_is_reported_at_once_with_its_value_and_what_is_allowed() {
     let json =
-        br#"{"EnableIPv6":1,"Network":"10.5.0.0","SubnetLen":"24","SubnetMax":"x","EnableNFTables":"yes",
+        br#"{"EnableIPv6":true,"EnableIPv4":1,"Network":"10.5.0.0","SubnetLen":"24","SubnetMax":"x","EnableNFTables":"yes",
         "Backend":{"Type":"vxlan","VNI":16777216,"Port":-1,"GBP":0,"MTU":20}}"#;
     let expected = [
+        "EnableIPv4 is 1: true or false",
         "Network is \"10.5.0.0\": an IPv4 network as \"ADDRESS/LENGTH\"",
         "SubnetLen is \"24\": a whole number from 0 to 32",
         "SubnetMax is \"x\": an IPv4 address in quotes",
-        "EnableIPv6 is 1: true or false",
         "EnableNFTables is \"yes\": true or false",
         "Backend.VNI is 16777216: a whole number from 0 to 16777215",
         "Backend.Port is -1: a whole number from 0 to 65535",
-        "Backend.MTU is 20: 0 or 626 to 65535",
         "Backend.GBP is 0: true or false",
+        "IPv6Network is missing: required while EnableIPv6 is true",
+        "Backend.MTU is 20: 0 or 1350 to 65535 (with IPv6: 1280 for pods, 70 of tunnel)",
     ];
     assert_eq!(errors(json), expected);
 }
@@ -176,5 +177,43 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn one_mtu_counts_for_every_backend_and_the_backends_own_before_it() {
+    let vxlan = |text: &str| match NetworkConfig::parse(text.as_bytes()).unwrap().0 {
+        NetworkConfig { backend: BackendConfig::Vxlan { mtu, .. }, .. } => mtu,
+        NetworkConfig { mtu, .. } => mtu,
+    };
+    for (global, backend, expected) in [
+        ("", r#""Type":"vxlan""#, None),
+        (r#""MTU":1400,"#, r#""Type":"vxlan""#, Some(1400)),
+        (r#""MTU":1400,"#, r#""Type":"vxlan","MTU":1300"#, Some(1300)),
+        (r#""MTU":1400,"#, r#""Type":"vxlan","MTU":0"#, Some(1400)),
+        (r#""mtu":0,"#, r#""Type":"vxlan","MTU":1300"#, Some(1300)),
+        (r#""MTU":1400,"#, r#""Type":"host-gw""#, Some(1400)),
+        (r#""MTU":1400,"#, r#""Type":"alloc""#, Some(1400)),
+    ] {
+        let text = format!(r#"{{{global}"Network":"10.5.0.0/16","Backend":{{{backend}}}}}"#);
+        assert_eq!(vxlan(&text), expected, "{text}");
+    }
+}
+
+#[test]
+fn an_mtu_that_leaves_pods_too_little_is_refused_by_its_key() {
+    for (families, global, backend, expected) in [
+        ("", 625, r#""Type":"vxlan""#, "MTU is 625: 0 or 626 to 65535"),
+        ("", 575, r#""Type":"host-gw""#, "MTU is 575: 0 or 576 to 65535"),
+        (
+            r#""EnableIPv6":true,"IPv6Network":"fd00::/48","#,
+            0,
+            r#""Type":"vxlan","MTU":1349"#,
+            "Backend.MTU is 1349: 0 or 1350 to 65535 (with IPv6: 1280 for pods, 70 of tunnel)",
+        ),
+        ("", 70_000, r#""Type":"vxlan""#, "MTU is 70000: a whole number from 0 to 65535"),
+    ] {
+        let text = format!(r#"{{{families}"MTU":{global},"Network":"10.5.0.0/16","Backend":{{{backend}}}}}"#);
+        assert_eq!(errors(text.as_bytes()), [expected], "{text}");
     }
 }

@@ -248,6 +248,13 @@ impl PeerTable {
         judged.chain(unreadable)
     }
 
+    /// Others that publish an address of ours: their subnets, and their names where they have one.
+    pub fn twins(&self) -> impl Iterator<Item = (Subnets, Option<&str>)> + '_ {
+        let others = self.known.values().filter(|known| self.own != Some(known.peer.key) && !known.vanished);
+        let twins = others.filter(|known| self.own_public.meets(&known.peer.public));
+        twins.map(|known| (known.peer.key, known.node.as_deref()))
+    }
+
     /// How many peers are admitted.
     pub fn len(&self) -> usize {
         self.peers().count()
