@@ -101,7 +101,7 @@ fn one_key(want: &Object, have: &[(&Object, Verdict)], puts: &mut Vec<Op>) {
     if first.is_stubborn() {
         puts.push(Op::Delete(first.clone()));
         puts.push(Op::Put { want: want.clone(), have: None });
-    } else if first != want || unsure {
+    } else if !first.is_as(want) || unsure {
         puts.push(Op::Put { want: want.clone(), have: Some(first.clone()) });
     }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use subnet_lease::Family;
 
 use crate::IfName;
+use crate::system::System;
 
 /// The host as the backends see it. Read from the kernel when an event asks for it; never changed in place.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,8 +18,13 @@ pub struct Facts {
     pub addresses: Vec<HostAddress>,
     /// Unicast routes of the main table that matter for reachability: defaults and connected prefixes.
     pub routes: Vec<HostRoute>,
+    /// The way to the address that was asked for, as the kernel would send a packet there now: by rules and tables that
+    /// are not read here.
+    pub reach: Option<HostRoute>,
     /// The kernel speaks IPv6 in this namespace.
     pub ipv6: bool,
+    /// The kernel itself.
+    pub system: System,
     /// A dump was interrupted: something may be missing. No interface is chosen anew on such facts.
     pub interrupted: bool,
 }
@@ -42,6 +48,14 @@ pub struct HostLink {
     pub loopback: bool,
     /// A point-to-point device.
     pub point_to_point: bool,
+    /// Index of the bridge, bond, team or VRF that it is a part of; 0 = none.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub master: u32,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde asks for")]
+fn is_none(index: &u32) -> bool {
+    *index == 0
 }
 
 /// One address of a link.
@@ -119,7 +133,12 @@ impl Facts {
             .map(|r| r.dst)
     }
 
-    /// Whether an address is on the wire of this link.
+    /// Whether an address is on the wire of this link. Behind a point-to-point device somebody's tunnel decides that.
+    pub fn on_wire(&self, index: u32, address: IpAddr) -> bool {
+        self.on_link(index, address) && !self.link(index).is_some_and(|link| link.point_to_point)
+    }
+
+    /// Whether an address is inside a prefix of this link.
     pub fn on_link(&self, index: u32, address: IpAddr) -> bool {
         self.connected(index).any(|net| net.contains(address))
     }

@@ -27,6 +27,7 @@ pub mod netlink;
 mod owner;
 mod plan;
 mod state;
+mod system;
 pub mod traffic;
 
 pub use backend::{Backend, External, LocalNode, choose};
@@ -40,3 +41,4 @@ pub use state::{
     Address, Fdb, KernelState, Key, Link, LinkKind, Neigh, Object, Route, RouteKind, Sysctl, TableKey, Vxlan,
     default_metric,
 };
+pub use system::{Feature, System};

@@ -5,7 +5,7 @@
 //! | link | its alias is our tag, or it has a wanted name and a fitting kind and no tag of another network |
 //! | address, neighbour | on a link of ours and inside the network |
 //! | FDB entry, that a link is up | on a link of ours |
-//! | setting | never: it is put right and never taken back |
+//! | setting | never: it is put right, and taken back by `flannelctl cleanup` alone |
 //! | route | inside the network and either on a link of ours or with our protocol number |
 //! | adoptable route | exactly a wanted peer's prefix, whoever made it: at any time; one that flannel would have made: in the first pass |
 //! | … blackhole | exactly the prefix of a wanted blackhole |

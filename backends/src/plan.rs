@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::netlink::link::RT_SCOPE_UNIVERSE;
-use crate::state::{Address, Fdb, Link, LinkKind, Neigh, Object, Route, RouteKind, default_metric};
+use crate::state::{Address, Fdb, Link, LinkKind, Neigh, Object, Route, RouteKind, Sysctl, default_metric};
 use crate::traffic::iptables::restore;
 
 /// One step.
@@ -113,6 +113,10 @@ fn word<'a>(text: impl Into<Cow<'a, str>>) -> Cow<'a, str> {
 fn put(f: &mut fmt::Formatter<'_>, object: &Object, name: &dyn Fn(u32) -> String) -> fmt::Result {
     match object {
         Object::Link(link) => add_link(f, link, name),
+        Object::Sysctl(link, Sysctl::TxChecksum, value) => {
+            let on = if *value == 0 { "off" } else { "on" };
+            write!(f, "ethtool -K {} tx-checksum-ip-generic {on}", word(link.as_str()))
+        }
         Object::Sysctl(link, sysctl, value) => write!(f, "echo {value} > {}", word(sysctl.path(*link))),
         Object::Address(a) => write!(f, "ip{} address replace {}", six(a), address(a)),
         Object::Up(link) => write!(f, "ip link set {} up", word(link.as_str())),

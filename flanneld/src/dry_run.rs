@@ -34,7 +34,7 @@ pub async fn dry_run(
     earlier: Option<SubnetEnv>,
 ) -> Result<DryRun, String> {
     let (inbox, mut inputs) = mpsc::channel(16);
-    let kernel = kernel_thread::start(inbox.clone())?;
+    let kernel = kernel_thread::start(inbox.clone(), settings.iface.can_reach)?;
     let mut events = store.watch();
     let mut core = NodeCore::new(settings);
     let (mut claimed, mut links) = (false, BTreeMap::new());

@@ -25,11 +25,13 @@ pub enum Exit {
     Rival = 8,
     /// The node is not ready, or no daemon runs to say so.
     NotReady = 9,
+    /// No interface fits what was asked for.
+    Interface = 10,
 }
 
 impl Exit {
     /// Every code with its meaning, as the documentation has it.
-    pub const ALL: [(Self, &'static str); 10] = [
+    pub const ALL: [(Self, &'static str); 11] = [
         (Self::Done, "stopped by TERM or INT, or did what was asked; help and version"),
         (Self::Failed, "failed in a way that has no code of its own; the last line says how"),
         (
@@ -46,6 +48,10 @@ impl Exit {
             "another flanneld of this network runs on this host; nothing was written (`--takeover` waits for it)",
         ),
         (Self::NotReady, "`flannelctl status`: the node is not ready, or no daemon runs"),
+        (
+            Self::Interface,
+            "no interface fits the flags that name one, for `--iface-wait` after the start; all that was tried is listed",
+        ),
     ];
 
     /// The number.

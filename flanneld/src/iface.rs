@@ -3,7 +3,8 @@
 //!
 //! First match wins: each `--iface`, each `--iface-regex` (addresses, then names), `--iface-can-reach`; with none of
 //! them a public address that is on this host; with none of that the default route. An interface fits only if it has an
-//! address of every family that the cluster uses.
+//! address of every family that the cluster uses. One that is a part of a bridge, bond, team or VRF and has no such
+//! addresses itself stands for that.
 
 use std::cmp::Reverse;
 use std::fmt::Write as _;
@@ -35,6 +36,14 @@ pub struct IfaceWish {
     pub public: PublicAddrs,
 }
 
+impl IfaceWish {
+    /// Whether anything was asked for; otherwise it is the default route's.
+    pub fn names_something(&self) -> bool {
+        let public = Family::ALL.into_iter().any(|f| self.public.family(f).is_some());
+        !self.names.is_empty() || !self.regexes.is_empty() || self.can_reach.is_some() || public
+    }
+}
+
 /// An interface, said by its name or by an address on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Named {
@@ -51,7 +60,13 @@ impl FromStr for Named {
         let link = || {
             text.parse().map(Self::Link).map_err(|_| "neither an IP address nor an interface name".to_owned())
         };
-        text.parse().map(Self::Address).or_else(|_| link())
+        match text.parse::<IpAddr>() {
+            Ok(address) if address.is_loopback() || address.is_unspecified() || address.is_multicast() => {
+                Err("not an address that other hosts reach".to_owned())
+            }
+            Ok(address) => Ok(Self::Address(address)),
+            Err(_) => link(),
+        }
     }
 }
 
@@ -120,9 +135,15 @@ impl Search<'_> {
                     .facts
                     .link_named(name)
                     .ok_or_else(|| format!("{why}: there is no such interface"))?;
-                self.take(link, &[], why)
+                self.take(link, &[], why.clone()).or_else(|miss| self.whole(link, &why).unwrap_or(Err(miss)))
             }
         }
+    }
+
+    /// What a link is a part of, in its place: its addresses went there when it was enslaved.
+    fn whole(&self, part: &HostLink, why: &str) -> Option<Attempt> {
+        let whole = self.facts.link(part.master).filter(|_| part.master != 0)?;
+        Some(self.take(whole, &[], format!("{why}, a part of {}", whole.name)))
     }
 
     /// By an address of every family, on one interface; else by name.
@@ -152,8 +173,10 @@ impl Search<'_> {
             return self.take(link, &[target], why);
         }
         let leads = |route: &&HostRoute| route.dst.contains(target);
-        let route =
-            self.facts.routes.iter().filter(leads).min_by_key(|r| (Reverse(r.dst.prefix()), r.metric));
+        let by_table =
+            || self.facts.routes.iter().filter(leads).min_by_key(|r| (Reverse(r.dst.prefix()), r.metric));
+        // The kernel's own answer knows of rules and other tables as well.
+        let route = self.facts.reach.as_ref().filter(leads).or_else(by_table);
         let route = route.ok_or_else(|| format!("{why}: no route leads there"))?;
         let link = self.facts.link(route.link).ok_or_else(|| format!("{why}: its interface is gone"))?;
         let source = route.source.filter(|source| self.facts.has_address(*source));
@@ -180,7 +203,7 @@ impl Search<'_> {
         let mut miss = None;
         for route in routes {
             let Some(link) = self.underlay().find(|link| link.index == route.link) else { continue };
-            match self.take(link, &[], "default route".to_owned()) {
+            match self.take(link, &[], self.best_default(&route)) {
                 Ok(choice) => return Ok(choice),
                 Err(why) => _ = miss.get_or_insert(why),
             }
@@ -188,6 +211,20 @@ impl Search<'_> {
         Err(miss.unwrap_or_else(|| {
             format!("there is no default route ({}); --iface names an interface", self.wanted())
         }))
+    }
+
+    /// The route, and that there are others where that is so.
+    fn best_default(&self, route: &HostRoute) -> String {
+        let family = Family::of(&route.dst.ip());
+        let others: Vec<_> =
+            self.facts.defaults(family).into_iter().filter(|r| r.link != route.link).collect();
+        let mut links: Vec<_> =
+            others.iter().filter_map(|r| self.facts.link(r.link)).map(|l| l.name.to_string()).collect();
+        links.dedup();
+        match links.as_slice() {
+            [] => "default route".to_owned(),
+            links => format!("default route with metric {}, before {}", route.metric, links.join(", ")),
+        }
     }
 
     /// This link with these addresses, and its best ones where none is given.
@@ -268,7 +305,22 @@ pub(crate) fn falls_back(old: PublicAddrs, new: PublicAddrs) -> bool {
         .any(|f| old.family(f).is_some() && !narrow(old.family(f)) && narrow(new.family(f)))
 }
 
-fn is_link_local(address: IpAddr) -> bool {
+/// Interfaces besides this one that have a global address of every family, each with its addresses.
+pub(crate) fn candidates(facts: &Facts, families: &[Family], besides: u32) -> Vec<String> {
+    let wish = IfaceWish::default();
+    let search = Search { facts, wish: &wish, families };
+    let global = |link: &HostLink, family: &Family| {
+        let found = search.usable(link, *family).into_iter().find(|a| a.global && !is_link_local(a.net.ip()));
+        found.map(|a| a.net.ip().to_string())
+    };
+    let one = |link: &HostLink| {
+        let addresses: Option<Vec<_>> = families.iter().map(|family| global(link, family)).collect();
+        Some(format!("{} ({})", link.name, addresses?.join(", ")))
+    };
+    search.underlay().filter(|link| link.index != besides).filter_map(one).take(LISTED).collect()
+}
+
+pub(crate) fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),

@@ -4,7 +4,8 @@ use super::*;
 use crate::cli::{self, Command};
 use crate::config::{Environment, NodeConfig, RawConfig};
 
-/// A host in text: `link NAME [mtu N] [loopback]`, `addr LINK NET [FLAG]...`, `route NET LINK [metric N] [src IP]`.
+/// A host in text: `link NAME [kind WORD] [mtu N] [master LINK] [loopback] [point-to-point]`, `addr LINK NET [FLAG]...`,
+/// `route NET LINK [via IP] [metric N] [src IP]`, and `reach`, the same for what the kernel answers when it is asked.
 fn host(text: &str) -> Facts {
     let mut facts = Facts { ipv6: true, ..Facts::default() };
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -16,12 +17,13 @@ fn host(text: &str) -> Facts {
             "link" => facts.links.push(HostLink {
                 index: u32::try_from(facts.links.len()).unwrap() + 1,
                 name: words[1].parse().unwrap(),
-                kind: String::new(),
+                kind: after("kind").unwrap_or_default().to_owned(),
                 mtu: after("mtu").map_or(1500, |mtu| mtu.parse().unwrap()),
                 up: true,
                 carrier: true,
                 loopback: has("loopback"),
-                point_to_point: false,
+                point_to_point: has("point-to-point"),
+                master: after("master").map_or(0, &index),
             }),
             "addr" => facts.addresses.push(HostAddress {
                 link: index(words[1]),
@@ -33,17 +35,26 @@ fn host(text: &str) -> Facts {
                 deprecated: has("deprecated"),
                 tentative: has("tentative"),
             }),
-            _ => facts.routes.push(HostRoute {
-                dst: words[1].parse().unwrap(),
-                gateway: None,
-                link: index(words[2]),
-                metric: after("metric").map_or(0, |metric| metric.parse().unwrap()),
-                source: after("src").map(|source| source.parse::<IpAddr>().unwrap()),
-            }),
+            word => {
+                let route = HostRoute {
+                    dst: words[1].parse().unwrap(),
+                    gateway: after("via").map(|gateway| gateway.parse().unwrap()),
+                    link: index(words[2]),
+                    metric: after("metric").map_or(0, |metric| metric.parse().unwrap()),
+                    source: after("src").map(|source| source.parse::<IpAddr>().unwrap()),
+                };
+                match word {
+                    "reach" => facts.reach = Some(route),
+                    _ => facts.routes.push(route),
+                }
+            }
         }
     }
     facts
 }
+
+#[path = "iface_field_tests.rs"]
+mod field;
 
 /// Two networks: `eth0` with the default routes and everything, `eth1` inside; loopback with an address of its own.
 const TWO: &str = "

@@ -1,6 +1,7 @@
 //! The kernel behind a channel, on a thread of its own: a pass over fifty thousand peers must not delay the store's
 //! keep-alive, and rtnetlink's little runtime must not run inside another.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -39,15 +40,15 @@ impl KernelThread {
     }
 }
 
-/// Starts the thread in this thread's network namespace.
-pub(crate) fn start(inbox: mpsc::Sender<Input>) -> Result<KernelThread, String> {
+/// Starts the thread in this thread's network namespace. The facts say which way leads to `reach`.
+pub(crate) fn start(inbox: mpsc::Sender<Input>, reach: Option<IpAddr>) -> Result<KernelThread, String> {
     let (asks, asked) = channel();
     let (opened, open) = channel();
     let run = move || match RealKernel::open() {
         Ok(kernel) => {
             // The other end waits for exactly this word.
             let _ = opened.send(Ok(kernel.ports()));
-            serve(kernel, &asked, &inbox);
+            serve(kernel.looking_for(reach), &asked, &inbox);
         }
         Err(error) => drop(opened.send(Err(format!("cannot talk to the kernel: {error}")))),
     };

@@ -90,7 +90,7 @@ fn start(shell: Shell) -> Result<Started, String> {
         return Err("no notifications of the kernel".to_owned());
     }
     let netfilter = Subscription::new("nf_tables notifications", Events::netfilter);
-    let kernel = kernel_thread::start(inbox.clone())?;
+    let kernel = kernel_thread::start(inbox.clone(), shell.settings.iface.can_reach)?;
     let mut watched = shell.store.watch();
     let stored = inbox.clone();
     tokio::spawn(async move {

@@ -20,7 +20,7 @@ use subnet_lease::{Lease, NetworkId};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use crate::node::Memory;
+use crate::node::{Changed, Memory};
 
 /// In the state directory.
 const NAME: &str = "state";
@@ -38,6 +38,8 @@ struct Written {
     config: String,
     own: Record,
     peers: Vec<Record>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    settings: Vec<Changed>,
 }
 
 /// A lease as the store has it: key, epoch, value.
@@ -64,7 +66,7 @@ impl StateFile {
     pub(crate) fn open(directory: &Path, network: &NetworkId) -> Self {
         let (newest, changed) = watch::channel(None);
         let (tell, problem) = watch::channel(None);
-        let boot = fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned();
+        let boot = boot_id();
         let path = directory.join(NAME);
         let file = Self { path: path.clone(), network: network.clone(), boot: boot.clone(), newest, problem };
         tokio::spawn(keep(path, network.clone(), boot, changed, tell));
@@ -81,6 +83,12 @@ impl StateFile {
                 None
             }
         }
+    }
+
+    /// The settings that a daemon of this network changed since the host started.
+    pub(crate) fn changed_settings(directory: &Path, network: &NetworkId) -> Vec<Changed> {
+        let memory = read(&directory.join(NAME), network, &boot_id()).ok();
+        memory.filter(|(_, warm)| *warm).map(|(memory, _)| memory.settings).unwrap_or_default()
     }
 
     /// Writes it soon; of several only the newest.
@@ -104,6 +112,10 @@ impl StateFile {
     pub(crate) fn problem(&self) -> Option<String> {
         self.problem.borrow().clone()
     }
+}
+
+fn boot_id() -> String {
+    fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned()
 }
 
 async fn keep(
@@ -153,7 +165,7 @@ fn read(path: &Path, network: &NetworkId, boot: &str) -> Result<(Memory, bool), 
     let own = lease(&written.own).map_err(|error| wrong(&error))?;
     let peers = written.peers.iter().filter_map(|record| lease(record).ok()).collect();
     let warm = !boot.is_empty() && written.boot == boot;
-    Ok((Memory { config: written.config.into_bytes(), own, peers }, warm))
+    Ok((Memory { config: written.config.into_bytes(), own, peers, settings: written.settings }, warm))
 }
 
 fn lease((key, epoch, value): &Record) -> Result<Lease, subnet_lease::RecordError> {
@@ -172,6 +184,7 @@ fn write(path: &Path, network: &NetworkId, boot: &str, memory: &Memory) -> io::R
         config: String::from_utf8_lossy(&memory.config).into_owned(),
         own: record(&memory.own)?,
         peers: memory.peers.iter().map(record).collect::<io::Result<_>>()?,
+        settings: memory.settings.clone(),
     };
     let body = serde_json::to_string(&written)?;
     if let Some(directory) = path.parent() {

@@ -14,7 +14,7 @@ fn lease_of(n: u8) -> Lease {
 
 fn memory() -> Memory {
     let config = br#"{"Network":"10.5.0.0/16"}"#.to_vec();
-    Memory { config, own: lease_of(1), peers: vec![lease_of(2), lease_of(3)] }
+    Memory { config, own: lease_of(1), peers: vec![lease_of(2), lease_of(3)], settings: Vec::new() }
 }
 
 fn written() -> (tempfile::TempDir, PathBuf) {

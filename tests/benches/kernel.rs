@@ -163,7 +163,14 @@ fn node(facts: &Facts, network: Arc<NetworkConfig>, family: Family) -> Result<Lo
     let local: PublicAddrs = here.map(|at| at.net.ip()).collect();
     let external = External { link: link.name, index: link.index, mtu: link.mtu, local, public: local };
     let macs = [Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2])];
-    Ok(LocalNode { id: NetworkId::default(), network, external, subnets: subnets(family, 0)?, macs })
+    Ok(LocalNode {
+        id: NetworkId::default(),
+        network,
+        external,
+        subnets: subnets(family, 0)?,
+        macs,
+        tx_checksum: None,
+    })
 }
 
 fn owner(node: &LocalNode, backend: &dyn Backend) -> Owner {

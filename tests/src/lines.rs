@@ -39,6 +39,9 @@ fn act(net: &mut Namespace, words: &[&str]) -> Option<Done> {
             let (link, name) = setting(path)?;
             Some(net.put_sysctl(link, name, value.parse().ok()?))
         }
+        ["ethtool", "-K", link, "tx-checksum-ip-generic", word] => {
+            Some(net.put_sysctl(link.parse().ok()?, Sysctl::TxChecksum, i32::from(*word == "on")))
+        }
         ["ip", "link", "add", name, rest @ ..] => add_link(net, name.parse().ok()?, rest),
         ["ip", "link", "delete", name] => Some(net.delete_link(name.parse().ok()?)),
         ["ip", "link", "set", name, rest @ ..] => set_link(net, name.parse().ok()?, rest),
@@ -88,6 +91,8 @@ fn setting(path: &str) -> Option<(IfName, Sysctl)> {
         ["ipv4", "ip_forward"] => Some((host, Sysctl::HostForward(Family::V4))),
         ["ipv6", "conf", "all", "forwarding"] => Some((host, Sysctl::HostForward(Family::V6))),
         ["ipv4", "conf", link, "forwarding"] => Some((link.parse().ok()?, Sysctl::Forward)),
+        ["ipv4", "conf", link, "rp_filter"] => Some((link.parse().ok()?, Sysctl::ReturnPath)),
+        ["ipv6", "conf", link, "disable_ipv6"] => Some((link.parse().ok()?, Sysctl::NoIpv6)),
         ["ipv6", "conf", link, "accept_ra"] => Some((link.parse().ok()?, Sysctl::AcceptRa)),
         _ => None,
     }

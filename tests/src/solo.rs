@@ -42,6 +42,8 @@ pub fn settings() -> Settings {
         iptables_resync: Duration::from_secs(5),
         blackhole_route: false,
         renew_margin: Duration::from_secs(3600),
+        iface_wait: None,
+        tx_checksum: None,
         vanish_hold: Duration::from_secs(60),
         node: None,
         seed: 7,

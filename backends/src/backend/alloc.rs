@@ -2,7 +2,7 @@
 
 use subnet_lease::{BackendAttrs, NetworkConfig, PeerTable};
 
-use super::{Backend, External, LocalNode, Wish};
+use super::{Backend, External, LocalNode, Wish, path_mtu};
 use crate::facts::Facts;
 use crate::name::{IfName, Mac};
 
@@ -21,7 +21,7 @@ impl Backend for Alloc {
         Vec::new()
     }
 
-    fn mtu(&self, _: &NetworkConfig, external: &External) -> u32 {
-        external.mtu
+    fn mtu(&self, network: &NetworkConfig, external: &External) -> u32 {
+        path_mtu(external, network.mtu)
     }
 }

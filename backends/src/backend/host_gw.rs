@@ -2,7 +2,7 @@
 
 use subnet_lease::{BackendAttrs, Family, NetworkConfig, PeerTable};
 
-use super::{Backend, External, LocalNode, Wish, forwarding, is_direct, peer_route};
+use super::{Backend, External, LocalNode, Wish, path_mtu, peer_route, settings};
 use crate::facts::Facts;
 use crate::name::{IfName, Mac};
 
@@ -19,7 +19,7 @@ impl Backend for HostGw {
             let (Some(subnet), Some(public)) = (peer.subnet(family), peer.public(family)) else {
                 continue;
             };
-            if is_direct(node, facts, public) {
+            if facts.on_link(node.external.index, public) {
                 wish.objects.push(peer_route::direct(subnet, public, node.external.link));
             } else {
                 let link = node.external.link;
@@ -28,7 +28,7 @@ impl Backend for HostGw {
                 ));
             }
         }
-        forwarding::wish(node, facts, &mut wish);
+        settings::wish(node, facts, &mut wish);
         wish
     }
 
@@ -36,7 +36,7 @@ impl Backend for HostGw {
         Vec::new()
     }
 
-    fn mtu(&self, _: &NetworkConfig, external: &External) -> u32 {
-        external.mtu
+    fn mtu(&self, network: &NetworkConfig, external: &External) -> u32 {
+        path_mtu(external, network.mtu)
     }
 }

@@ -2,12 +2,11 @@
 //! should look like out. It has no I/O, no clock and no memory between calls.
 
 mod alloc;
-mod forwarding;
 mod host_gw;
 mod peer_route;
+mod settings;
 mod vxlan;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +17,7 @@ use subnet_lease::{
 use crate::facts::Facts;
 use crate::name::{IfName, Mac};
 use crate::state::Object;
+use crate::system::Feature;
 
 /// The underlay link and the addresses on it that count.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +47,8 @@ pub struct LocalNode {
     pub subnets: Subnets,
     /// The tunnel devices' Ethernet addresses, IPv4 and IPv6.
     pub macs: [Mac; 2],
+    /// Whether tunnel devices leave checksums to the hardware, where somebody decided that.
+    pub tx_checksum: Option<bool>,
 }
 
 impl LocalNode {
@@ -67,6 +69,17 @@ pub trait Backend: Send + Sync {
 
     /// The links this configuration produces.
     fn links(&self) -> Vec<IfName>;
+
+    /// What this needs of the kernel.
+    fn needs(&self, network: &NetworkConfig) -> Vec<Feature> {
+        network.pools().filter_map(|pool| Feature::of_family(pool.family())).collect()
+    }
+
+    /// The devices' MTUs in bytes, and where each comes from.
+    fn mtus(&self, network: &NetworkConfig, external: &External) -> Vec<(IfName, u32, String)> {
+        let _ = (network, external);
+        Vec::new()
+    }
 
     /// The MTU for pods, in bytes.
     fn mtu(&self, network: &NetworkConfig, external: &External) -> u32;
@@ -97,7 +110,7 @@ pub fn choose(config: &BackendConfig) -> Box<dyn Backend> {
     }
 }
 
-/// Whether a peer's public address is on the wire of the underlay link.
-fn is_direct(node: &LocalNode, facts: &Facts, public: IpAddr) -> bool {
-    facts.on_link(node.external.index, public)
+/// What a link carries from host to host: the smaller of its own MTU and the one that somebody set.
+fn path_mtu(external: &External, set: Option<u32>) -> u32 {
+    set.map_or(external.mtu, |mtu| mtu.min(external.mtu))
 }

@@ -2,11 +2,12 @@
 
 use subnet_lease::{BackendAttrs, Family, NetworkConfig, Peer, PeerTable, VxlanData};
 
-use super::{Backend, External, LocalNode, Wish, forwarding, is_direct, peer_route};
+use super::{Backend, External, LocalNode, Wish, path_mtu, peer_route, settings};
 use crate::facts::Facts;
 use crate::name::{IfName, Mac};
 use crate::owner::tag;
 use crate::state::{self, Address, Fdb, Link, LinkKind, Neigh, Object, Sysctl};
+use crate::system::Feature;
 
 /// What the network's configuration says; see [`BackendConfig::Vxlan`](subnet_lease::BackendConfig).
 pub(super) struct Vxlan {
@@ -49,18 +50,25 @@ impl Vxlan {
         let mtu = self.device_mtu(&node.external, family);
         let device = Link { name: link, kind, mtu, mac: node.mac(family), tag: tag(&node.id), master: 0 };
         wish.objects.push(Object::Link(Box::new(device)));
-        if facts.ipv6 {
-            wish.objects.push(Object::Sysctl(link, Sysctl::AcceptRa, 0));
-        }
-        if family == Family::V4 {
-            wish.objects.push(Object::Sysctl(link, Sysctl::Forward, 1));
-        }
+        wish.objects.extend(Self::settings(node, facts, link, family));
         // The subnet's network address, as flannel has it: pods never hold it, and it is the source of host traffic.
         let net =
             ipnetwork::IpNetwork::new(subnet.network(), if subnet.is_ipv4() { 32 } else { 128 }).ok()?;
         wish.objects.push(Object::Address(Address { link, net, narrow: false }));
         wish.objects.push(Object::Up(link));
         Some(())
+    }
+
+    fn settings(node: &LocalNode, facts: &Facts, link: IfName, family: Family) -> Vec<Object> {
+        let mut settings = match family {
+            Family::V4 => vec![(Sysctl::Forward, 1), (Sysctl::ReturnPath, 2)],
+            // Where new devices get no IPv6, ours would refuse its address.
+            Family::V6 => vec![(Sysctl::NoIpv6, 0)],
+        };
+        settings.extend(facts.ipv6.then_some((Sysctl::AcceptRa, 0)));
+        let checksum = node.tx_checksum.or_else(|| facts.system.breaks_checksums().then_some(false));
+        settings.extend(checksum.map(|on| (Sysctl::TxChecksum, i32::from(on))));
+        settings.into_iter().map(|(name, value)| Object::Sysctl(link, name, value)).collect()
     }
 
     fn peer(
@@ -73,7 +81,7 @@ impl Vxlan {
     ) -> Option<()> {
         let subnet = peer.subnet(family)?;
         let public = peer.public(family)?;
-        if self.direct_routing && is_direct(node, facts, public) {
+        if self.direct_routing && facts.on_wire(node.external.index, public) {
             wish.objects.push(peer_route::direct(subnet, public, node.external.link));
             return Some(());
         }
@@ -86,9 +94,35 @@ impl Vxlan {
     }
 
     fn device_mtu(&self, external: &External, family: Family) -> u32 {
-        let base = self.mtu.unwrap_or(external.mtu).min(external.mtu);
-        base.saturating_sub(overhead(family)).max(if family == Family::V6 { LEAST_MTU } else { 68 })
+        path_mtu(external, self.mtu).saturating_sub(overhead(family)).max(least_mtu(family))
     }
+
+    /// What the underlay cannot carry.
+    fn too_small(&self, node: &LocalNode, family: Family) -> Option<String> {
+        node.subnets.family(family)?;
+        let External { link, mtu, .. } = &node.external;
+        let need = least_mtu(family) + overhead(family);
+        (path_mtu(&node.external, self.mtu) < need).then(|| {
+            format!(
+                "{link} has an MTU of {mtu}: {family} pods need {need} ({} and the tunnel's head)",
+                least_mtu(family)
+            )
+        })
+    }
+
+    fn set_too_large(&self, node: &LocalNode) -> Option<String> {
+        let (set, External { link, mtu, .. }) = (self.mtu?, &node.external);
+        (set > *mtu).then(|| {
+            format!(
+                "the network's configuration says MTU {set}, and {link} has {mtu}, which is what counts here"
+            )
+        })
+    }
+}
+
+/// The smallest MTU that the family allows.
+fn least_mtu(family: Family) -> u32 {
+    if family == Family::V6 { LEAST_MTU } else { 68 }
 }
 
 /// Bytes that VXLAN adds: outer IP header (20 or 40), UDP (8), VXLAN (8), inner Ethernet (14).
@@ -118,9 +152,32 @@ impl Backend for Vxlan {
             for peer in peers.peers() {
                 self.peer(node, facts, family, &peer, &mut wish);
             }
+            wish.conflicts.extend(self.too_small(node, family));
         }
-        forwarding::wish(node, facts, &mut wish);
+        wish.conflicts.extend(self.set_too_large(node));
+        settings::wish(node, facts, &mut wish);
         wish
+    }
+
+    fn needs(&self, network: &NetworkConfig) -> Vec<Feature> {
+        let families = network.pools().filter_map(|pool| Feature::of_family(pool.family()));
+        families.chain([Feature::Vxlan]).collect()
+    }
+
+    fn mtus(&self, network: &NetworkConfig, external: &External) -> Vec<(IfName, u32, String)> {
+        let base = match self.mtu.filter(|mtu| *mtu <= external.mtu) {
+            Some(mtu) => format!("{mtu} of the network's configuration"),
+            None => format!("{} of {}", external.mtu, external.link),
+        };
+        let one = |family| {
+            let mtu = self.device_mtu(external, family);
+            (
+                self.device(family),
+                mtu,
+                format!("{base} less {} of the tunnel's head over {family}", overhead(family)),
+            )
+        };
+        network.pools().map(|pool| one(pool.family())).collect()
     }
 
     fn links(&self) -> Vec<IfName> {

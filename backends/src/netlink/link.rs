@@ -91,6 +91,16 @@ pub fn dump_links(kind: Option<&str>) -> Batch {
     batch
 }
 
+/// Asks to create a link of a kind of which nothing else is said. A kind that needs more, as vxlan does its number, refuses.
+pub fn bare_link(kind: &str) -> Batch {
+    let mut batch = Batch::new();
+    batch.message(RTM_NEWLINK, REQUEST | CREATE | EXCL, &[0; IFINFO]);
+    let info = batch.nest(IFLA_LINKINFO);
+    batch.attr(IFLA_INFO_KIND, kind.as_bytes());
+    batch.end(info);
+    batch
+}
+
 /// Asks for one link by name.
 pub fn get_link(name: IfName) -> Batch {
     let mut batch = Batch::new();
@@ -170,6 +180,8 @@ pub fn port_from(bytes: &[u8]) -> Option<u16> {
 
 pub(crate) const REQUEST: u16 = 1;
 pub(crate) const DUMP: u16 = 0x300;
+const CREATE: u16 = 0x400;
+const EXCL: u16 = 0x200;
 /// `NLM_F_CREATE | NLM_F_REPLACE`.
 pub(crate) const PUT: u16 = 0x400 | 0x100;
 

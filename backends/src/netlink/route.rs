@@ -119,6 +119,16 @@ pub fn dump_routes(family: u8) -> Batch {
     batch
 }
 
+/// Asks for the way to one address, as a packet of this host would take it now.
+pub fn get_route(to: IpAddr) -> Batch {
+    let mut header = [0; RTM];
+    header[0] = super::family_of(&to);
+    header[1] = if to.is_ipv4() { 32 } else { 128 };
+    let mut batch = Batch::new();
+    batch.message(RTM_GETROUTE, REQUEST, &header).attr(RTA_DST, &address_bytes(&to));
+    batch
+}
+
 /// Passes every route message of one family in the main table to `each`. A namespace that never had an
 /// address of the family has no such table, and says so with ENOENT: no routes.
 pub fn read_routes(

@@ -1,11 +1,11 @@
 //! Kernel state as a set of objects: the wish, the dump and the inside of the fake kernel are all this one type.
 
 mod object;
+mod sysctl;
 
 pub use object::default_metric;
-pub use object::{
-    Address, Fdb, Key, Link, LinkKind, Neigh, Object, Route, RouteKind, Sysctl, TableKey, Vxlan,
-};
+pub use object::{Address, Fdb, Key, Link, LinkKind, Neigh, Object, Route, RouteKind, TableKey, Vxlan};
+pub use sysctl::Sysctl;
 
 /// Objects ordered by [`Key`]. Several may share a key in a dump: the kernel allows two routes to one destination with
 /// equal metric, and the first of them is the one in force. Their order is kept.

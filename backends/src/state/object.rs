@@ -6,6 +6,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use subnet_lease::Family;
 
+use super::Sysctl;
 use crate::name::{IfName, Mac};
 use crate::owner::ROUTE_PROTOCOL;
 use crate::traffic::RuleTable;
@@ -116,6 +117,16 @@ impl Object {
         other
     }
 
+    /// Whether this, found in the kernel, is what is wanted: equal, or a setting that is at least as large as it need be.
+    pub(crate) fn is_as(&self, want: &Self) -> bool {
+        match (self, want) {
+            (Self::Sysctl(link, name, have), Self::Sysctl(of, wanted, least)) if name.is_a_least() => {
+                (link, name) == (of, wanted) && have >= least
+            }
+            _ => self == want,
+        }
+    }
+
     /// Whether the kernel would take a replacement and change nothing: such a thing is deleted first (laws 22, 24).
     pub(crate) fn is_stubborn(&self) -> bool {
         match self {
@@ -180,42 +191,6 @@ impl Link {
     /// Whether the kernel refuses to have both: one VNI on one port in one outer family (law 8).
     pub fn clashes_with(&self, other: &Self) -> bool {
         self.name != other.name && self.can_become(other)
-    }
-}
-
-/// A setting under `/proc/sys`. The order counts: the underlay's advertisements are kept before the host forwards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Sysctl {
-    /// `net.ipv6.conf.DEV.accept_ra`: router advertisements from inside the overlay must not configure the host.
-    AcceptRa,
-    /// The same of the underlay. Where it is 1 the host loses its advertised default route in the moment it begins to
-    /// forward (law 21): 2 keeps it. Reads as 2 wherever forwarding costs nothing.
-    RouterRa,
-    /// `net.ipv4.ip_forward` or `net.ipv6.conf.all.forwarding`, of the host: without it no pod is reached.
-    HostForward(Family),
-    /// `net.ipv4.conf.DEV.forwarding`: IPv4 packets that come in here go on. IPv6 asks the host only.
-    Forward,
-}
-
-impl Sysctl {
-    /// The file that holds it.
-    pub fn path(self, link: IfName) -> String {
-        match self {
-            Self::AcceptRa | Self::RouterRa => format!("/proc/sys/net/ipv6/conf/{link}/accept_ra"),
-            Self::HostForward(Family::V4) => "/proc/sys/net/ipv4/ip_forward".to_owned(),
-            Self::HostForward(Family::V6) => "/proc/sys/net/ipv6/conf/all/forwarding".to_owned(),
-            Self::Forward => format!("/proc/sys/net/ipv4/conf/{link}/forwarding"),
-        }
-    }
-
-    /// The value to compare, from what its file says. An advertisement is lost only where it is taken now (1) and the
-    /// host does not forward yet.
-    pub(crate) fn read(self, text: i32, host_forwards: bool) -> i32 {
-        match self {
-            Self::RouterRa if text == 1 && !host_forwards => 1,
-            Self::RouterRa => 2,
-            _ => text,
-        }
     }
 }
 

@@ -66,7 +66,14 @@ impl Lab {
         let external = External { link: name("eth0"), index: 0, mtu: 1500, local: public, public };
         let macs = [Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2])];
         let id = NetworkId::default();
-        let node = LocalNode { id, network: network.clone(), external, subnets: subnets(1), macs };
+        let node = LocalNode {
+            id,
+            network: network.clone(),
+            external,
+            subnets: subnets(1),
+            macs,
+            tx_checksum: None,
+        };
         Self { kernel: RealKernel::open().unwrap(), network, node, owner, backend }
     }
 

@@ -10,8 +10,8 @@ mod strangers;
 use std::net::IpAddr;
 
 use backends::kernel::{Kernel, OpError};
-use backends::{KernelState, Object, Route};
-use lab::{Lab, ip};
+use backends::{Feature, KernelState, Object, Op, Route, Sysctl};
+use lab::{Lab, ip, name, type_lines};
 use subnet_lease::Family;
 
 #[test]
@@ -128,7 +128,7 @@ fn a_link_that_cannot_be_made_takes_only_what_hangs_on_it() {
     let results = lab.kernel.apply(&plan.ops);
     let skipped = results.iter().filter(|r| matches!(r, Err(OpError::Skipped(_)))).count();
     let failed = results.iter().filter(|r| matches!(r, Err(OpError::Failed(_)))).count();
-    assert_eq!((failed, skipped), (1, 4 + 3 * 2), "the IPv4 side, and nothing of the IPv6 side");
+    assert_eq!((failed, skipped), (1, 5 + 3 * 2), "the IPv4 side, and nothing of the IPv6 side");
 }
 
 #[test]
@@ -137,6 +137,62 @@ fn a_blackhole_route_reads_back_as_it_was_written() {
     let hole = |dst: &str| Object::Route(Route::blackhole(dst.parse().unwrap()));
     let want = [hole("10.244.1.0/24"), hole("fd00:244:0:1::/64")].into_iter().collect();
     lab.converge(&want);
+}
+
+#[test]
+fn checksums_are_left_to_software_where_that_is_wanted_and_put_back_when_somebody_turns_them_on() {
+    let mut lab = Lab::new();
+    lab.node.tx_checksum = Some(false);
+    let want = lab.want(2);
+    lab.converge(&want);
+    let on = Object::Sysctl(name("flannel.7"), Sysctl::TxChecksum, 1);
+    let done = lab.kernel.apply(&[Op::Put { want: on, have: None }]);
+    assert_eq!(done, [Ok(())]);
+    let plan = lab.plan(&want).to_string();
+    assert_eq!(plan, "ethtool -K flannel.7 tx-checksum-ip-generic off\n");
+    lab.converge(&want);
+    // Where nobody asked, it is as the kernel made it.
+    lab.node.tx_checksum = None;
+    let indifferent = lab.want(2);
+    assert!(lab.plan(&indifferent).is_empty());
+}
+
+#[test]
+fn a_device_for_ipv6_has_it_where_new_links_have_none() {
+    let mut lab = Lab::new();
+    type_lines("echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6");
+    let want = lab.want(2);
+    lab.converge(&want);
+    type_lines("echo 1 > /proc/sys/net/ipv6/conf/flannel-v6.7/disable_ipv6");
+    assert!(!lab.plan(&want).is_empty());
+    // The kernel takes all that is IPv6 from such a link; with it comes back what hangs on it.
+    lab.pass(&want);
+    lab.converge(&want);
+}
+
+#[test]
+fn the_facts_say_what_the_kernel_is_and_which_way_leads_to_an_address() {
+    let lab = Lab::new();
+    type_lines(
+        "ip route add 198.51.100.0/24 via 172.16.0.9 dev eth0 table 77
+         ip rule add to 198.51.100.0/24 lookup 77",
+    );
+    let mut kernel = lab.kernel.looking_for(Some("198.51.100.7".parse().unwrap()));
+    let facts = kernel.host().unwrap();
+    let way = facts.reach.unwrap();
+    assert_eq!(
+        (way.gateway, way.source),
+        (Some("172.16.0.9".parse().unwrap()), Some("172.16.0.1".parse().unwrap()))
+    );
+    assert_eq!(facts.link(way.link).unwrap().name, name("eth0"));
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    assert_eq!(facts.system.release, release.trim());
+    assert!(facts.system.version() > Some((4, 0)));
+    assert!(
+        !facts.system.lacks.contains(&Feature::Vxlan) && !facts.system.lacks.contains(&Feature::NfTables)
+    );
+    let links = facts.links.len();
+    assert_eq!(kernel.host().unwrap().links.len(), links, "asking for vxlan made no device");
 }
 
 #[test]

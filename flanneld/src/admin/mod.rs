@@ -7,6 +7,7 @@
 mod cleanup;
 mod cni;
 mod events;
+mod host_setup;
 mod lease;
 mod network;
 mod plan;
@@ -53,6 +54,8 @@ enum Verb {
     Plan(Output),
     /// Take away what a stopped daemon left in the kernel, and subnet.env.
     Cleanup(cleanup::Arguments),
+    /// Tell systemd-networkd, NetworkManager and the kernel's start what belongs to flanneld: files in their folders.
+    HostSetup(host_setup::Arguments),
     /// Print what the daemon on this host heard and did, as it recorded it.
     Events(events::Arguments),
     /// Run recorded inputs through the core of this program, and say what it decides differently.
@@ -109,6 +112,7 @@ fn run(arguments: &[String], environment: &Environment, out: &mut dyn Write) -> 
         }
         Verb::Plan(output) => plan::run(output, &config)?,
         Verb::Cleanup(arguments) => cleanup::run(&arguments, &config)?,
+        Verb::HostSetup(arguments) => host_setup::run(&arguments)?,
         Verb::Events(arguments) => events::run(&arguments, &config, out).map(|()| String::new())?,
         Verb::Replay(arguments) => replay::run(&arguments, out).map(|()| String::new())?,
         Verb::Cni(verb) => cni::run(verb)?,

@@ -40,6 +40,8 @@ fn as_tables(status: &Status, pools: &[Pool]) -> String {
         ("CONFLICTS", status.conflicts.len(), one_column(&status.conflicts)),
         ("FAILED STEPS", status.failures.len(), failures(status)),
     ];
+    let facts =
+        status.facts.iter().map(|fact| [&fact.what, &fact.value, &fact.from].map(|t| clean(t)).to_vec());
     for (name, count, rows) in lists.into_iter().filter(|(_, count, _)| *count > 0) {
         let shown = if rows.len() < count {
             format!("{name} (first {} of {count})", rows.len())
@@ -48,6 +50,10 @@ fn as_tables(status: &Status, pools: &[Pool]) -> String {
         };
         out.push('\n');
         out.push_str(&table(&[&shown, ""], rows.into_iter()));
+    }
+    if !status.facts.is_empty() {
+        out.push('\n');
+        out.push_str(&table(&["FACT", "VALUE", "FROM"], facts));
     }
     out
 }
@@ -166,7 +172,7 @@ fn span(milliseconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::{ContendedReport, FailureReport, Refused, Stale, Underlay};
+    use crate::node::{ContendedReport, Fact, FailureReport, Refused, Stale, Underlay};
 
     fn troubled() -> Status {
         Status {
@@ -183,6 +189,11 @@ mod tests {
                 why: "it has the default route".to_owned(),
             }),
             mtu: Some(1450),
+            facts: vec![Fact {
+                what: "MTU of flannel.1".to_owned(),
+                value: "1450".to_owned(),
+                from: "1500 of eth0 less 50 of the tunnel's head".to_owned(),
+            }],
             peers: 3,
             refused_count: 250,
             refused: vec![Refused {
@@ -241,6 +252,7 @@ mod tests {
             "192.0.2.1 is on no connected network",
             "EPERM (2 of this kind)",
             "2 notifications",
+            "MTU of flannel.1 1450 1500 of eth0 less 50",
         ] {
             assert!(
                 text.split_whitespace().collect::<Vec<_>>().join(" ").contains(part),

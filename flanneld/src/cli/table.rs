@@ -62,6 +62,11 @@ pub const TABLE: &[(&str, &[Flag])] = &[
                  tried after --iface",
             ),
             text("iface-can-reach", "", "choose the interface by which this address is reached; tried last"),
+            int(
+                "iface-wait",
+                "60",
+                "seconds after the start for which an interface that these flags name is waited for; then code 10",
+            ),
             text("public-ip", "", "IPv4 address told to the other hosts; default: the interface's"),
             text("public-ipv6", "", "IPv6 address told to the other hosts; default: the interface's"),
         ],
@@ -74,6 +79,12 @@ pub const TABLE: &[(&str, &[Flag])] = &[
                 "ip-masq-fully-random-disable",
                 "false",
                 "let masquerading keep source ports where it can",
+            ),
+            text(
+                "tunnel-checksum",
+                "auto",
+                "on or off: whether the hardware makes checksums of tunnel packets; auto: off on kernels that get them \
+                 wrong behind source NAT (before 5.7)",
             ),
             switch("iptables-forward-rules", "true", "accept forwarding from and to the cluster's network"),
             switch(

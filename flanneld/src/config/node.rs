@@ -1,6 +1,6 @@
 //! Settings as meant.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -43,6 +43,10 @@ pub struct NodeConfig {
     pub node_id: String,
     /// Which interface, and which addresses are told to the others.
     pub iface: IfaceWish,
+    /// How long an interface that is named there is waited for.
+    pub iface_wait: Duration,
+    /// Whether the hardware makes checksums of tunnel packets, where somebody said so.
+    pub tx_checksum: Option<bool>,
     /// Masquerade what leaves the network.
     pub ip_masq: bool,
     /// Masquerade with random source ports.
@@ -90,6 +94,13 @@ impl NodeConfig {
             embedded,
             node_id: read.node_id(host_name),
             iface: read.iface(),
+            iface_wait: read.seconds("iface-wait", "a number of seconds", 0..=86_400),
+            tx_checksum: read.one("tunnel-checksum", |text| match text {
+                "auto" => Ok(None),
+                "on" => Ok(Some(true)),
+                "off" => Ok(Some(false)),
+                _ => Err("neither auto, on nor off".to_owned()),
+            }),
             ip_masq: read.bool("ip-masq"),
             fully_random: !read.bool("ip-masq-fully-random-disable"),
             forward_rules: read.bool("iptables-forward-rules"),
@@ -114,6 +125,8 @@ impl NodeConfig {
         Settings {
             network: self.network.clone(),
             iface: self.iface.clone(),
+            iface_wait: Some(self.iface_wait),
+            tx_checksum: self.tx_checksum,
             ip_masq: self.ip_masq,
             fully_random: self.fully_random,
             forward_rules: self.forward_rules,
@@ -226,13 +239,18 @@ impl Reader<'_> {
         Some(dir.unwrap_or_else(|| state_dir.join("store")))
     }
 
-    fn address<A: FromStr>(&mut self, name: &str, what: &str) -> Option<A> {
-        self.optional(name, |text| text.parse().map_err(|_| format!("not {what}")))
-    }
-
     fn list<T>(&mut self, name: &str, understand: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
         let values = self.raw.setting(name).values;
-        values.iter().filter_map(|text| self.or_note(name, understand(text))).collect()
+        let mut understood = Vec::new();
+        for text in values {
+            match understand(&text) {
+                Ok(value) => understood.push(value),
+                Err(why) => {
+                    self.errors.push(ConfigError::invalid(self.raw.written_as(name, &[text]), why));
+                }
+            }
+        }
+        understood
     }
 
     /// Networks, separated by commas or one a flag; host bits don't count.
@@ -255,15 +273,28 @@ impl Reader<'_> {
     fn iface(&mut self) -> IfaceWish {
         IfaceWish {
             names: self.list("iface", |text| text.parse()),
-            regexes: self.list("iface-regex", |text| {
-                Regex::new(text).map_err(|error| format!("not a regular expression: {error}"))
+            regexes: self.list("iface-regex", expression),
+            can_reach: self.optional("iface-can-reach", |text| {
+                let address: IpAddr = text.parse().map_err(|_| "not an IP address".to_owned())?;
+                others_reach(address)
             }),
-            can_reach: self.address::<IpAddr>("iface-can-reach", "an IP address"),
             public: PublicAddrs {
-                v4: self.address::<Ipv4Addr>("public-ip", "an IPv4 address"),
-                v6: self.address::<Ipv6Addr>("public-ipv6", "an IPv6 address"),
+                v4: self.public("public-ip", "IPv4"),
+                v6: self.public("public-ipv6", "IPv6"),
             },
         }
+    }
+
+    /// An address of a family that other hosts can send to.
+    fn public<A: FromStr + Into<IpAddr> + Copy>(&mut self, name: &str, family: &str) -> Option<A> {
+        self.optional(name, |text| {
+            let address: A = text.parse().map_err(|_| match text.parse::<IpAddr>() {
+                Ok(IpAddr::V4(_)) => "an IPv4 address, which is --public-ip".to_owned(),
+                Ok(IpAddr::V6(_)) => "an IPv6 address, which is --public-ipv6".to_owned(),
+                Err(_) => format!("not an {family} address"),
+            })?;
+            others_reach(address)
+        })
     }
 
     /// `0.0.0.0` means both families, as in Go: probes of an IPv6-only cluster come over IPv6.
@@ -322,6 +353,28 @@ fn traffic_rules(text: &str) -> Result<Asked, String> {
         "iptables-legacy" => Asked::Flavour(Flavour::Legacy),
         _ => return Err("not auto, nftables, iptables, iptables-nft or iptables-legacy".to_owned()),
     })
+}
+
+/// Errors of the expressions' library have a drawing of several lines; its last one says what is wrong.
+fn expression(text: &str) -> Result<Regex, String> {
+    let why = |error: regex_lite::Error| {
+        let error = error.to_string();
+        format!("not a regular expression: {}", error.lines().last().unwrap_or_default())
+    };
+    Regex::new(text).map_err(why)
+}
+
+/// The address, if packets from other hosts can arrive there.
+fn others_reach<A: Into<IpAddr> + Copy>(address: A) -> Result<A, String> {
+    let what = match address.into() {
+        ip if ip.is_unspecified() => "no address",
+        ip if ip.is_loopback() => "a loopback address",
+        ip if ip.is_multicast() => "a multicast address",
+        IpAddr::V4(ip) if ip.is_broadcast() => "the broadcast address",
+        IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => "an IPv4 address in IPv6 clothes",
+        _ => return Ok(address),
+    };
+    Err(format!("{what}, which no other host reaches"))
 }
 
 /// A path that can be given to the system and printed.

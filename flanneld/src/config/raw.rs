@@ -102,7 +102,12 @@ impl RawConfig {
 
     /// How a person would have written the setting, for messages; secrets are masked.
     pub fn written(&self, name: &str) -> String {
-        let value = shown(name, &self.setting(name).values);
+        self.written_as(name, &self.setting(name).values)
+    }
+
+    /// The same with these of its values.
+    pub(super) fn written_as(&self, name: &str, values: &[String]) -> String {
+        let value = shown(name, values);
         match self.setting(name).source {
             Source::Variable(variable) => format!("{variable}={value:?}"),
             Source::File(path) => format!("{}: {name:?}: {value:?}", path.display()),

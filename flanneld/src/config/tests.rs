@@ -102,7 +102,7 @@ fn every_wrong_setting_is_reported_at_once_each_with_its_source() {
         "FLANNELD_ETCD_KEYFILE=\"/k\": needs --etcd-certfile as well".to_owned(),
         "--iface=\"a/b\": neither an IP address nor an interface name".to_owned(),
         "--iface-regex=\"[\": not a regular expression: ".to_owned(),
-        "--public-ip=\"fd00::1\": not an IPv4 address".to_owned(),
+        "--public-ip=\"fd00::1\": an IPv6 address, which is --public-ipv6".to_owned(),
         format!("{place}: \"ip-masq\": \"maybe\": neither true nor false"),
         format!("{place}: \"iptables-resync\": \"0\": not a number of seconds (1 to 86400)"),
         "FLANNELD_HEALTHZ_PORT=\"x\": not a port (0 to 65535)".to_owned(),
@@ -112,6 +112,32 @@ fn every_wrong_setting_is_reported_at_once_each_with_its_source() {
     for (line, expected) in lines.iter().zip(&expected) {
         assert!(line.starts_with(expected), "{line}\n{expected}");
     }
+}
+
+#[test]
+fn an_address_or_expression_that_can_never_serve_is_one_sentence_each_all_at_once() {
+    let said = errors(
+        "--iface=127.0.0.1 --iface=:: --iface=a-name-longer-than-any --iface-regex=eth(0 --iface-regex=^eth \
+         --iface-can-reach=224.0.0.1 --public-ip=255.255.255.255 --public-ipv6=::ffff:10.0.0.1 \
+         --tunnel-checksum=maybe --iface-wait=-1",
+        &[],
+    );
+    let expected = [
+        "--iface=\"127.0.0.1\": not an address that other hosts reach",
+        "--iface=\"::\": not an address that other hosts reach",
+        "--iface=\"a-name-longer-than-any\": neither an IP address nor an interface name",
+        "--iface-regex=\"eth(0\": not a regular expression: ",
+        "--iface-can-reach=\"224.0.0.1\": a multicast address, which no other host reaches",
+        "--public-ip=\"255.255.255.255\": the broadcast address, which no other host reaches",
+        "--public-ipv6=\"::ffff:10.0.0.1\": an IPv4 address in IPv6 clothes, which no other host reaches",
+        "--iface-wait=\"-1\": not a number of seconds (0 to 86400)",
+        "--tunnel-checksum=\"maybe\": neither auto, on nor off",
+    ];
+    let lines: Vec<_> = said.lines().collect();
+    for (line, expected) in lines.iter().zip(&expected) {
+        assert!(line.starts_with(expected), "{line}\n{expected}");
+    }
+    assert_eq!(lines.len(), expected.len(), "{said}");
 }
 
 #[test]

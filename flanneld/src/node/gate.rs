@@ -110,7 +110,7 @@ impl NodeCore {
         let backend = backends::choose(&config.backend);
         self.unapplied = None;
         self.network = Some(Network { config: Arc::new(config), backend, written });
-        self.choose_external();
+        self.choose_external(now);
         self.snapshot(now);
     }
 

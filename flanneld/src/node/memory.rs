@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use subnet_lease::Lease;
 use tracing::warn;
 
-use super::{Effect, NodeCore, Tick};
+use super::{Changed, Effect, NodeCore, Tick};
 
 /// Changes are remembered together, so long after the first. Ours: what is lost with a power failure is little, and what
 /// is written in a cluster where somebody always joins is, too.
@@ -27,6 +27,9 @@ pub struct Memory {
     pub own: Lease,
     /// Those of the peers that were admitted.
     pub peers: Vec<Lease>,
+    /// Settings of the host that we changed since it started.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settings: Vec<Changed>,
 }
 
 /// Where the memory stands: that of an earlier run, and that for a later one.
@@ -71,6 +74,9 @@ fn with_own(memory: Memory) -> Vec<Lease> {
 impl NodeCore {
     /// What an earlier run knew; comes before the store is heard, if at all.
     pub(super) fn recall(&mut self, now: Tick, memory: Memory, warm: bool) {
+        if warm {
+            self.host_settings.changed.clone_from(&memory.settings);
+        }
         self.memories.own = Some(memory.own.clone());
         self.memories.earlier = Some(Earlier { memory, warm, at: now + PATIENCE });
     }
@@ -110,6 +116,11 @@ impl NodeCore {
         self.memories.due.get_or_insert(now + AFTER);
     }
 
+    /// Something changed that can't be had again.
+    pub(super) fn remember_now(&mut self, now: Tick) {
+        self.memories.due = Some(now);
+    }
+
     /// What changed and is not on its way to the file yet; for the end of a run.
     pub fn unremembered(&self) -> Option<Memory> {
         self.memories.due.and_then(|_| self.memory())
@@ -124,6 +135,11 @@ impl NodeCore {
         let own = self.leases.shown.clone().filter(|shown| Some(shown.subnets) == self.own)?;
         // A moment after somebody else took it, the store shows theirs.
         let own = self.external.as_ref().is_some_and(|e| e.public == own.public).then_some(own)?;
-        Some(Memory { config: self.network.as_ref()?.written.clone(), own, peers: peers.leases().collect() })
+        Some(Memory {
+            config: self.network.as_ref()?.written.clone(),
+            own,
+            peers: peers.leases().collect(),
+            settings: self.host_settings.changed.clone(),
+        })
     }
 }

@@ -19,9 +19,11 @@ mod digest;
 mod drift;
 mod fights;
 mod gate;
+mod host;
 mod memory;
 mod pace;
 mod pass;
+mod provenance;
 mod ready;
 mod rules;
 pub(crate) mod saved;
@@ -44,8 +46,10 @@ use crate::exit::Exit;
 use crate::iface::IfaceWish;
 use claim::ClaimState;
 use gate::Network;
+pub use host::Changed;
 pub use memory::Memory;
 use pace::Pace;
+pub use provenance::Fact;
 pub use ready::Readiness;
 pub use status::{
     ContendedReport, FailureReport, LISTED, PassReport, Refused, Stale, Status, StatusRequest, Underlay,
@@ -80,6 +84,12 @@ pub struct Settings {
     pub blackhole_route: bool,
     /// Renew the lease when it has this long to live.
     pub renew_margin: Duration,
+    /// End when no interface that was named fits for so long after the start; zero for at once.
+    #[serde(default)]
+    pub iface_wait: Option<Duration>,
+    /// Whether tunnel devices leave checksums to the hardware; none for what the kernel is good for.
+    #[serde(default)]
+    pub tx_checksum: Option<bool>,
     /// Keep peers that vanished from the store in doubtful ways for so long; zero for not at all.
     pub vanish_hold: Duration,
     /// Who we are to the operators of other nodes.
@@ -156,6 +166,11 @@ pub struct NodeCore {
     external: Option<External>,
     external_why: String,
     external_problem: Option<String>,
+    #[serde(default)]
+    host_settings: host::HostSettings,
+    /// When none that was named would fit for the first time.
+    #[serde(default)]
+    unfit_since: Option<Tick>,
     /// Our tunnel devices' addresses once they are settled: what we claimed is what we keep.
     macs: Option<[Mac; 2]>,
     /// The addresses our devices have now, if they exist.
@@ -196,6 +211,8 @@ impl NodeCore {
             external: None,
             external_why: String::new(),
             external_problem: None,
+            host_settings: host::HostSettings::default(),
+            unfit_since: None,
             macs: None,
             device_macs: None,
             leases: gate::Leases::default(),
@@ -247,7 +264,7 @@ impl NodeCore {
     pub fn next_deadline(&self) -> Tick {
         let next = self.pace.next().min(self.fights.next());
         let pass = if matches!(self.phase, Phase::Idle) { next } else { Tick::MAX };
-        let beside = self.vanished.next().min(self.memories.next());
+        let beside = self.vanished.next().min(self.memories.next()).min(self.unfit_at());
         pass.min(self.claim.next(self.settings.renew_margin)).min(beside)
     }
 
@@ -299,6 +316,7 @@ impl NodeCore {
     fn proceed(&mut self, now: Tick, effects: &mut Vec<Effect>) {
         self.vanished_due(now);
         self.memory_due(now, effects);
+        self.unfit_due(now, effects);
         self.claim_if_due(now, effects);
         if self.fights.due(now) {
             self.pace.mark();

@@ -69,7 +69,7 @@ impl NodeCore {
             Ok(facts) => {
                 self.host_stale = facts.interrupted;
                 self.facts = Some(facts);
-                self.choose_external();
+                self.choose_external(now);
                 self.snapshot(now);
             }
             Err(error) => {
@@ -82,7 +82,7 @@ impl NodeCore {
 
     /// Chooses the underlay from the newest facts. Once there is one it is only replaced by a better answer, never
     /// by none: what works is not taken down because a fact went missing.
-    pub(super) fn choose_external(&mut self) {
+    pub(super) fn choose_external(&mut self, now: Tick) {
         let (Some(network), Some(facts)) = (&self.network, &self.facts) else { return };
         let families: Vec<_> = network.config.pools().map(|p| p.family()).collect();
         let choice = iface::choose(facts, &self.settings.iface, &families).map_err(|error| error.to_string());
@@ -106,12 +106,15 @@ impl NodeCore {
                 self.external = Some(choice.external);
                 self.external_why = choice.why;
                 self.external_problem = None;
+                self.unfit_since = None;
             }
             Err(sentence) => {
                 if self.external_problem.as_ref() != Some(&sentence) {
                     warn!("{sentence}");
                 }
                 self.external_problem = Some(sentence);
+                self.follow_index();
+                self.unfit(now);
             }
         }
     }
@@ -121,6 +124,10 @@ impl NodeCore {
             self.phase = Phase::Idle;
             return self.pace.finished(now, self.host_stale);
         };
+        if let Some(sentence) = self.lacking() {
+            error!("{sentence}");
+            return effects.push(Effect::Exit(Exit::Unsupported));
+        }
         self.phase = Phase::ReadingOwn(owner.clone());
         effects.push(Effect::ReadOwn(owner));
     }
@@ -145,7 +152,7 @@ impl NodeCore {
     }
 
     /// Links of others with an address of our subnets.
-    fn pods(&self) -> Vec<IfName> {
+    pub(super) fn pods(&self) -> Vec<IfName> {
         let (Some(facts), Some(own)) = (&self.facts, &self.own) else { return Vec::new() };
         facts.links_within(&own.iter().collect::<Vec<_>>())
     }
@@ -169,6 +176,8 @@ impl NodeCore {
         self.pace_audits(&want);
         debug!(?node.subnets, want = want.len(), have = own.state.len(), "pass");
         conflicts.extend(self.facts.iter().flat_map(|f| backends::conflicts(&want, &own.state, &owner, f)));
+        conflicts.extend(self.host_notices(&node));
+        self.host_settings.wish(&want);
         let mut plan = diff(&want, &own.state, &owner);
         if own.interrupted {
             plan.ops.retain(|op| !matches!(op, Op::Delete(_)));
@@ -195,6 +204,7 @@ impl NodeCore {
         let Phase::Applying(plan) = std::mem::replace(&mut self.phase, Phase::Idle) else { return };
         let failures = plan.ops.iter().zip(results).filter_map(|(op, r)| Some((op, r.as_ref().err()?)));
         let failures: Vec<_> = failures.collect();
+        self.note_settings(now, &plan, results);
         self.last.failures = failure_kinds(&failures);
         report_failures(&self.last.failures);
         self.log_pass(now, failures.len());
@@ -258,6 +268,7 @@ impl NodeCore {
             external: self.external.clone()?,
             subnets,
             macs: self.macs?,
+            tx_checksum: self.settings.tx_checksum,
         };
         let mut wish = network.backend.desired(&node, peers, facts);
         let (rules, in_the_way) = self.standing_rules(&node, firewall);

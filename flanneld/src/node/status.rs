@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{NodeCore, Readiness, Tick};
+use super::{Fact, NodeCore, Readiness, Tick};
 
 /// Whoever asks gets the answer here.
 pub type StatusRequest = tokio::sync::oneshot::Sender<Status>;
@@ -32,6 +32,9 @@ pub struct Status {
     /// By what the traffic rules are made, and why.
     #[serde(default)]
     pub traffic_rules: Option<String>,
+    /// Every fact that the node goes by, with where it came from.
+    #[serde(default)]
+    pub facts: Vec<Fact>,
     /// Peers that are admitted.
     pub peers: usize,
     /// Of them, those that the store does not show any more and that are kept for a while.
@@ -164,6 +167,7 @@ impl NodeCore {
             }),
             mtu: network.zip(external).map(|(n, e)| n.backend.mtu(&n.config, e)),
             traffic_rules: self.rules.told(),
+            facts: self.known_facts(),
             backend: network.map(|n| backend_name(n.config.backend.kind())),
             peers: self.peers.as_ref().map_or(0, |peers| peers.len()),
             vanished: self.peers.as_ref().map_or(0, |peers| peers.vanished()),

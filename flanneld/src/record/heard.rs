@@ -4,13 +4,13 @@ use std::borrow::Cow;
 
 use backends::kernel::{KernelError, KernelEvent, OpError, Own, Touch};
 use backends::traffic::Firewall;
-use backends::{Facts, HostAddress, HostLink, HostRoute, Object, Plan};
+use backends::{Facts, HostAddress, HostLink, HostRoute, Object, Plan, System};
 use serde::{Deserialize, Serialize};
 use subnet_lease::{Lease, OwnLease, StoreError, StoreEvent, SubnetEnv, Subnets};
 
 use super::delta::{Base, Delta};
 use super::{did, without_secrets};
-use crate::node::{Input, Memory, NodeCore};
+use crate::node::{Changed, Input, Memory, NodeCore};
 
 /// Failed steps that are written down as lines too.
 const LINES: usize = 10;
@@ -31,6 +31,9 @@ pub enum Heard<'a> {
         own: Cow<'a, Lease>,
         /// The peers' leases.
         peers: Delta<'a, Lease>,
+        /// Settings that an earlier run changed.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        settings: Vec<Changed>,
         /// The host did not start since.
         warm: bool,
     },
@@ -68,8 +71,14 @@ pub enum Heard<'a> {
         addresses: Delta<'a, HostAddress>,
         /// Its routes.
         routes: Delta<'a, HostRoute>,
+        /// The way to the address that was asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reach: Option<HostRoute>,
         /// It speaks IPv6.
         ipv6: bool,
+        /// The kernel.
+        #[serde(default, skip_serializing_if = "is_unknown")]
+        system: Cow<'a, System>,
         /// The dump was interrupted.
         interrupted: bool,
     },
@@ -143,6 +152,7 @@ impl<'a> Heard<'a> {
                 config: without_secrets(&memory.config),
                 own: Cow::Borrowed(&memory.own),
                 peers: Delta::to(&memory.peers, &mut bases.leases),
+                settings: memory.settings.clone(),
                 warm: *warm,
             },
             Some(Input::Store(event)) => Self::of_store(event, bases),
@@ -183,12 +193,14 @@ impl<'a> Heard<'a> {
 
     fn of_host(facts: &'a Facts, bases: &mut Bases) -> Self {
         // Every field by name: a new one must not be forgotten here.
-        let Facts { links, addresses, routes, ipv6, interrupted } = facts;
+        let Facts { links, addresses, routes, reach, ipv6, system, interrupted } = facts;
         Self::Host {
             links: Delta::to(links, &mut bases.links),
             addresses: Delta::to(addresses, &mut bases.addresses),
             routes: Delta::to(routes, &mut bases.routes),
+            reach: *reach,
             ipv6: *ipv6,
+            system: Cow::Borrowed(system),
             interrupted: *interrupted,
         }
     }
@@ -214,10 +226,11 @@ impl Heard<'static> {
         Ok(Some(match self {
             Self::Tick => return Ok(None),
             Self::Remembered(env) => Input::Remembered(env),
-            Self::Recalled { config, own, peers, warm } => {
+            Self::Recalled { config, own, peers, settings, warm } => {
                 peers.apply(&mut known.leases)?;
                 let (own, peers) = (own.into_owned(), known.leases.clone());
-                Input::Recalled(Box::new(Memory { config: config.into_bytes(), own, peers }), warm)
+                let config = config.into_bytes();
+                Input::Recalled(Box::new(Memory { config, own, peers, settings }), warm)
             }
             Self::Config(text) => Input::Store(StoreEvent::Config(text.into_bytes())),
             Self::Snapshot { leases, unreadable, foreign } => {
@@ -235,12 +248,13 @@ impl Heard<'static> {
             Self::Kernel(event) => Input::Kernel(event),
             Self::Touched(touches) => Input::Touched(touches.into_owned()),
             Self::File => Input::File,
-            Self::Host { links, addresses, routes, ipv6, interrupted } => {
+            Self::Host { links, addresses, routes, reach, ipv6, system, interrupted } => {
                 let facts = &mut known.facts;
                 links.apply(&mut facts.links)?;
                 addresses.apply(&mut facts.addresses)?;
                 routes.apply(&mut facts.routes)?;
-                (facts.ipv6, facts.interrupted) = (ipv6, interrupted);
+                (facts.reach, facts.ipv6, facts.interrupted) = (reach, ipv6, interrupted);
+                facts.system = system.into_owned();
                 Input::Host(Ok(facts.clone()))
             }
             Self::HostFailed(error) => Input::Host(Err(error.into_owned())),
@@ -259,6 +273,10 @@ impl Heard<'static> {
             Self::TooLarge(name) => return Err(format!("an input ({name}) was too large to be kept")),
         }))
     }
+}
+
+fn is_unknown(system: &Cow<'_, System>) -> bool {
+    **system == System::default()
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde asks for")]

@@ -1,4 +1,4 @@
-//! Laws about settings: 21.
+//! Laws about settings: 21, 26.
 
 use backends::kernel::KernelEvent;
 use subnet_lease::Family;
@@ -8,6 +8,8 @@ use super::*;
 pub(super) const LAWS: &[Law] = &[
     ("21: forwarding is told, and ip_forward sets that of every link", forwarding),
     ("21: advertisements are worth keeping only while the host does not forward", advertisements),
+    ("26: a device's checksums are switched by ethtool, which is told like a change of the link", checksums),
+    ("26: a link without IPv6 takes no IPv6 address", without_ipv6),
 ];
 
 fn value(lab: &mut dyn Lab, link: IfName, name: Sysctl) -> Option<i32> {
@@ -38,6 +40,27 @@ fn forwarding(lab: &mut dyn Lab) {
     put(lab, Object::Sysctl(eth0(), Sysctl::HostForward(Family::V6), 1)).unwrap();
     assert_eq!(lab.told(), Some(KernelEvent::Own));
     assert_eq!(value(lab, eth0(), Sysctl::HostForward(Family::V6)), Some(1));
+}
+
+fn checksums(lab: &mut dyn Lab) {
+    tunnel_end(lab, V4);
+    assert_eq!(value(lab, tunnel(V4), Sysctl::TxChecksum), Some(1));
+    for on in [0, 1] {
+        lab.told();
+        put(lab, Object::Sysctl(tunnel(V4), Sysctl::TxChecksum, on)).unwrap();
+        assert_eq!(value(lab, tunnel(V4), Sysctl::TxChecksum), Some(on));
+        assert_eq!(lab.told(), Some(KernelEvent::Host));
+    }
+}
+
+fn without_ipv6(lab: &mut dyn Lab) {
+    tunnel_end(lab, V6);
+    let net = "fd00:244:9::/128".parse().unwrap();
+    let address = Object::Address(Address { link: tunnel(V6), net, narrow: false });
+    put(lab, Object::Sysctl(tunnel(V6), Sysctl::NoIpv6, 1)).unwrap();
+    assert_eq!(put(lab, address.clone()), Err(Errno::EACCES));
+    put(lab, Object::Sysctl(tunnel(V6), Sysctl::NoIpv6, 0)).unwrap();
+    put(lab, address).unwrap();
 }
 
 fn advertisements(lab: &mut dyn Lab) {

@@ -279,6 +279,6 @@ fn node() -> &'static LocalNode {
         let external = External { link, index: 2, mtu: 1500, local, public: local };
         let subnets = KEYS[0].parse::<Subnets>().unwrap_or_else(|e| panic!("{e}"));
         let macs = [Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 6, 1])];
-        LocalNode { id: NetworkId::default(), network, external, subnets, macs }
+        LocalNode { id: NetworkId::default(), network, external, subnets, macs, tx_checksum: None }
     })
 }

@@ -130,6 +130,8 @@ impl World {
             iptables_resync: Duration::from_secs(5),
             blackhole_route: six,
             renew_margin: Duration::from_secs(3600),
+            iface_wait: None,
+            tx_checksum: None,
             vanish_hold: Duration::from_secs(60),
             node: Some(format!("node-{n}")),
             seed: node.seed.wrapping_add(u64::from(node.life) << 32),

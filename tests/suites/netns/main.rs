@@ -14,6 +14,7 @@ mod coexist;
 mod connect;
 mod fights;
 mod flannel;
+mod host;
 mod laws;
 mod lease;
 mod life;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         fights::cases(),
         chaos::cases(),
         networkd::cases(),
+        host::cases(),
         record::cases(),
         store::cases(),
         lease::cases(),

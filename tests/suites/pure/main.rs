@@ -9,6 +9,7 @@ mod diff;
 mod fights;
 mod fuzz;
 mod golden;
+mod host;
 mod properties;
 mod record;
 mod strangers;

@@ -10,10 +10,10 @@ use backends::kernel::{KernelError, KernelEvent, OpError, Own, Touch, Who};
 use backends::netlink::NetlinkError;
 use backends::traffic::{self, RuleInput};
 use backends::{
-    Address, Facts, Fdb, HostAddress, HostLink, HostRoute, IfName, Link, LinkKind, Mac, Neigh, Object, Route,
-    RouteKind, Sysctl, Vxlan,
+    Address, Facts, Fdb, Feature, HostAddress, HostLink, HostRoute, IfName, Link, LinkKind, Mac, Neigh,
+    Object, Route, RouteKind, Sysctl, System, Vxlan,
 };
-use flanneld::node::{Input, Memory, NodeCore};
+use flanneld::node::{Changed, Input, Memory, NodeCore};
 use flanneld::record::told::{below, line};
 use flanneld::record::{Entry, FILE_BYTES, Known, Reader, Recorder, Replay, Ring, Step, Verdict, older};
 use ipnetwork::IpNetwork;
@@ -22,7 +22,9 @@ use proptest::collection::vec;
 use proptest::option::of;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
-use subnet_lease::{BackendAttrs, Lease, OwnLease, StoreError, StoreEvent, SubnetEnv, Subnets, VxlanData};
+use subnet_lease::{
+    BackendAttrs, Family, Lease, OwnLease, StoreError, StoreEvent, SubnetEnv, Subnets, VxlanData,
+};
 use tests::solo::settings;
 use tests::world::{Shape, World};
 
@@ -109,16 +111,9 @@ fn object() -> impl Strategy<Value = Object> {
 }
 
 fn facts() -> impl Strategy<Value = Facts> {
-    let link = (1u32..9, name(), "[a-z]{0,6}", any::<u32>(), any::<[bool; 4]>());
-    let link = link.prop_map(|(index, name, kind, mtu, [up, carrier, loopback, point_to_point])| HostLink {
-        index,
-        name,
-        kind,
-        mtu,
-        up,
-        carrier,
-        loopback,
-        point_to_point,
+    let link = (1u32..9, name(), "[a-z]{0,6}", any::<u32>(), any::<[bool; 4]>(), 0u32..3);
+    let link = link.prop_map(|(index, name, kind, mtu, [up, carrier, loopback, point_to_point], master)| {
+        HostLink { index, name, kind, mtu, up, carrier, loopback, point_to_point, master }
     });
     let address = (1u32..9, net(), of(any::<IpAddr>()), any::<[bool; 5]>());
     let address =
@@ -127,12 +122,23 @@ fn facts() -> impl Strategy<Value = Facts> {
         });
     let route = (net(), of(any::<IpAddr>()), 1u32..9, any::<u32>(), of(any::<IpAddr>()))
         .prop_map(|(dst, gateway, link, metric, source)| HostRoute { dst, gateway, link, metric, source });
-    (vec(link, 0..5), vec(address, 0..5), vec(route, 0..5), any::<[bool; 2]>()).prop_map(
-        |(links, addresses, routes, [ipv6, interrupted])| Facts {
+    let system = ("[0-9.]{0,5}", "[a-z]{0,5}", any::<[bool; 2]>()).prop_map(
+        |(release, distribution, [lacks, has])| System {
+            release,
+            distribution,
+            lacks: if lacks { vec![Feature::Vxlan] } else { Vec::new() },
+            settings: if has { vec![Sysctl::BridgeCall(Family::V4)] } else { Vec::new() },
+        },
+    );
+    let lists = (vec(link, 0..5), vec(address, 0..5), vec(route, 0..5));
+    (lists, system, any::<[bool; 2]>()).prop_map(
+        |((links, addresses, routes), system, [ipv6, interrupted])| Facts {
+            reach: routes.first().copied(),
             links,
             addresses,
             routes,
             ipv6,
+            system,
             interrupted,
         },
     )
@@ -193,14 +199,22 @@ fn input() -> impl Strategy<Value = Input> {
         (vec(object(), 0..9), any::<bool>(), any::<u64>()).prop_map(|(objects, interrupted, unreadable)| {
             Own { state: objects.into_iter().collect(), interrupted, unreadable, ..Own::default() }
         });
+    let changed = (name(), any::<[i32; 2]>()).prop_map(|(link, [before, ours])| Changed {
+        link,
+        name: Sysctl::Forward,
+        before,
+        ours,
+    });
     let held = (lease(), of(0u64..99))
         .prop_map(|(lease, left)| Ok(OwnLease { lease, expires_in: left.map(Duration::from_millis) }));
     prop_oneof![
         Just(Input::Remembered(SubnetEnv::parse(env).unwrap())),
-        (lease(), vec(lease(), 0..6), any::<bool>()).prop_map(|(own, peers, warm)| {
-            let config = br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#.to_vec();
-            Input::Recalled(Box::new(Memory { config, own, peers }), warm)
-        }),
+        (lease(), vec(lease(), 0..6), vec(changed, 0..3), any::<bool>()).prop_map(
+            |(own, peers, settings, warm)| {
+                let config = br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#.to_vec();
+                Input::Recalled(Box::new(Memory { config, own, peers, settings }), warm)
+            }
+        ),
         store_event().prop_map(Input::Store),
         select(vec![KernelEvent::Own, KernelEvent::Host, KernelEvent::Overrun]).prop_map(Input::Kernel),
         vec(touch, 0..4).prop_map(Input::Touched),

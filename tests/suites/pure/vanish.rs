@@ -179,7 +179,12 @@ fn what_is_known_is_remembered_after_a_while_but_not_while_it_is_doubtful() {
 }
 
 fn remembered() -> Box<Memory> {
-    Box::new(Memory { config: NETWORK.to_vec(), own: own(), peers: (2..=6).map(peer).collect() })
+    Box::new(Memory {
+        config: NETWORK.to_vec(),
+        own: own(),
+        peers: (2..=6).map(peer).collect(),
+        settings: Vec::new(),
+    })
 }
 
 fn away() -> Input {

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use super::namespace::Namespace;
 use crate::facts::Facts;
 use crate::plan::Op;
-use crate::state::{Key, Object};
+use crate::state::{Key, Object, Sysctl};
 
 /// A seeded source of chance (SplitMix64): the same seed, the same run.
 #[derive(Debug, Clone)]
@@ -182,6 +182,8 @@ impl Namespace {
         }
         match object {
             Object::Up(link) => self.set_up(*link, false),
+            // Of all values only one is strict.
+            Object::Sysctl(link, name @ Sysctl::ReturnPath, _) => self.put_sysctl(*link, *name, 1),
             Object::Sysctl(link, name, value) => self.put_sysctl(*link, *name, value + 1),
             other => self.perform(&Op::Delete(other.clone())),
         }

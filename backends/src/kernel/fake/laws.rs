@@ -10,7 +10,7 @@ use crate::netlink::link::RT_SCOPE_LINK;
 use crate::state::Route;
 
 /// The laws by number; the tests carry these numbers.
-pub const LAWS: [(u8, &str); 25] = [
+pub const LAWS: [(u8, &str); 26] = [
     (
         1,
         "an object on a missing link: ENODEV; on a link that is down a route is refused (ENETDOWN), a neighbour or FDB entry is not",
@@ -62,6 +62,10 @@ pub const LAWS: [(u8, &str); 25] = [
     (
         25,
         "an IPv4 route with a next hop object can't be deleted by its gateway, one with several ways only by the first; without gateway and link both can",
+    ),
+    (
+        26,
+        "a device's checksum offload is switched by ethtool and told as a change of the link; a link with disable_ipv6 takes no IPv6 address (EACCES)",
     ),
 ];
 

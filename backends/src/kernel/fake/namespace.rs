@@ -12,6 +12,7 @@ use super::routes::{Held, Place, Routes, connected};
 use crate::name::{IfName, Mac};
 use crate::netlink::route::RTPROT_KERNEL;
 use crate::state::{Fdb, Link, LinkKind, Neigh, Route, Sysctl};
+use crate::system::System;
 use crate::traffic::iptables::{Flavour, IptablesRules};
 use crate::traffic::{Firewall, RuleTable};
 
@@ -28,6 +29,10 @@ pub struct Namespace {
     pub firewall: Firewall,
     pub(super) had_v4: bool,
     pub(super) ipv6: bool,
+    /// What the kernel is, and which optional settings the host has.
+    pub(super) system: System,
+    /// Those settings, where they are not 0.
+    pub(super) host: BTreeMap<Sysctl, i32>,
     /// Whether the host forwards, IPv4 and IPv6. A host that runs pods does.
     pub(super) forward: [i32; 2],
     next_index: u32,
@@ -49,6 +54,8 @@ pub(super) struct Device {
     pub(super) master: u32,
     pub(super) accept_ra: i32,
     pub(super) forward: i32,
+    /// Other settings, where they differ from what a new device has.
+    pub(super) settings: BTreeMap<Sysctl, i32>,
     pub(super) addresses: Vec<IpNetwork>,
     /// Those of them that are no source of packets to elsewhere.
     pub(super) narrow: Vec<IpNetwork>,
@@ -78,6 +85,8 @@ impl Namespace {
             firewall: Firewall::default(),
             had_v4: false,
             ipv6: true,
+            system: System::default(),
+            host: BTreeMap::new(),
             forward: [1, 1],
             next_index: 1,
             changes: Vec::new(),
@@ -215,8 +224,12 @@ impl Namespace {
 
     /// Sets a file under `/proc/sys`.
     pub fn put_sysctl(&mut self, link: IfName, name: Sysctl, value: i32) -> Result<(), Errno> {
-        let six = matches!(name, Sysctl::AcceptRa | Sysctl::RouterRa | Sysctl::HostForward(Family::V6));
-        if six && !self.ipv6 {
+        let six = matches!(
+            name,
+            Sysctl::AcceptRa | Sysctl::RouterRa | Sysctl::NoIpv6 | Sysctl::HostForward(Family::V6)
+        );
+        let optional = matches!(name, Sysctl::BridgeCall(_) | Sysctl::NeighbourRoom(_));
+        if six && !self.ipv6 || optional && !self.system.has(name) {
             return Err(Errno::ENOENT);
         }
         match name {
@@ -228,8 +241,20 @@ impl Namespace {
                 self.device_mut(link).map_err(|_| Errno::ENOENT)?.1.forward = value;
                 self.tell(Change::Forwarding);
             }
+            Sysctl::BridgeCall(_) | Sysctl::NeighbourRoom(_) => drop(self.host.insert(name, value)),
+            Sysctl::ReturnPath | Sysctl::NoIpv6 | Sysctl::TxChecksum => {
+                self.device_mut(link).map_err(|_| Errno::ENOENT)?.1.settings.insert(name, value);
+                if name == Sysctl::TxChecksum {
+                    self.tell(Change::Host);
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Makes it this kernel.
+    pub fn set_system(&mut self, system: System) {
+        self.system = system;
     }
 
     /// Law 21.
@@ -265,6 +290,9 @@ impl Namespace {
     /// `ip address replace NET dev LINK`.
     pub fn put_address(&mut self, link: IfName, net: IpNetwork) -> Result<(), Errno> {
         let (index, device) = self.device_mut(link)?;
+        if net.is_ipv6() && device.set(Sysctl::NoIpv6) != 0 {
+            return Err(Errno::EACCES);
+        }
         if device.addresses.contains(&net) {
             return Ok(());
         }
@@ -477,11 +505,18 @@ impl Device {
             master: 0,
             accept_ra: 1,
             forward: 0,
+            settings: BTreeMap::new(),
             addresses: Vec::new(),
             narrow: Vec::new(),
             fdb: BTreeMap::new(),
             neighbours: BTreeMap::new(),
         }
+    }
+
+    /// What a setting reads as; a new device has its checksums made by the hardware, and nothing else set.
+    pub(super) fn set(&self, name: Sysctl) -> i32 {
+        let new = i32::from(name == Sysctl::TxChecksum);
+        name.read(self.settings.get(&name).copied().unwrap_or(new), 0)
     }
 
     pub(super) fn link(&self) -> Option<Link> {

@@ -104,7 +104,9 @@ impl Namespace {
             links: self.devices.iter().map(|(index, d)| host_link(*index, d)).collect(),
             addresses: self.devices.iter().flat_map(addresses).collect(),
             routes: self.routes.iter().filter(told).map(host_route).collect(),
+            reach: None,
             ipv6: self.ipv6,
+            system: self.system.clone(),
             interrupted: false,
         }
     }
@@ -137,9 +139,15 @@ impl Namespace {
         objects.push(Object::Sysctl(external, Sysctl::HostForward(Family::V4), four));
         if self.ipv6 {
             objects.push(Object::Sysctl(external, Sysctl::HostForward(Family::V6), six));
-            let accepts = self.device(external).map(|(_, d)| Sysctl::RouterRa.read(d.accept_ra, six != 0));
+            let accepts = self.device(external).map(|(_, d)| Sysctl::RouterRa.read(d.accept_ra, six));
             objects.extend(accepts.map(|value| Object::Sysctl(external, Sysctl::RouterRa, value)));
         }
+        let underlay = self.device(external).map(|(_, d)| d.set(Sysctl::ReturnPath));
+        objects.extend(underlay.map(|value| Object::Sysctl(external, Sysctl::ReturnPath, value)));
+        let optional = self.system.settings.iter().map(|name| (*name, self.host.get(name)));
+        objects.extend(
+            optional.map(|(name, value)| Object::Sysctl(external, name, value.copied().unwrap_or(0))),
+        );
     }
 
     fn named(&self, held: &Held) -> Route {
@@ -155,6 +163,10 @@ impl Namespace {
             objects.extend(tunnels().map(|d| Object::Sysctl(d.name, Sysctl::AcceptRa, d.accept_ra)));
         }
         objects.extend(tunnels().map(|d| Object::Sysctl(d.name, Sysctl::Forward, d.forward)));
+        for name in [Sysctl::ReturnPath, Sysctl::NoIpv6, Sysctl::TxChecksum] {
+            let here = tunnels().filter(|_| self.ipv6 || name != Sysctl::NoIpv6);
+            objects.extend(here.map(|d| Object::Sysctl(d.name, name, d.set(name))));
+        }
         for d in devices {
             let address = |net: &IpNetwork| {
                 Object::Address(Address { link: d.name, net: *net, narrow: d.narrow.contains(net) })
@@ -192,6 +204,7 @@ fn host_link(index: u32, device: &Device) -> HostLink {
         carrier: device.up,
         loopback: device.loopback,
         point_to_point: false,
+        master: device.master,
     }
 }
 

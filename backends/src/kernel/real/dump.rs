@@ -5,6 +5,7 @@ use std::fs;
 use nix::net::if_::if_indextoname;
 use subnet_lease::Family;
 
+use super::ethtool;
 use super::iptables::Iptables;
 use super::read::OwnReader;
 use crate::kernel::{KernelError, Own};
@@ -72,28 +73,30 @@ impl Dumping<'_> {
     /// The settings of our links, of the pods' and of the underlay, and under its name those of the host.
     fn settings(&mut self, owner: &Owner) {
         for (_, link) in self.reader.links() {
-            self.setting(link, Sysctl::AcceptRa, false);
-            self.setting(link, Sysctl::Forward, false);
+            for name in OF_TUNNELS {
+                self.setting(link, name);
+            }
+            // A driver that can't say is not one that was told otherwise.
+            if let Ok(on) = ethtool::tx_checksum(link) {
+                self.reader.push(Object::Sysctl(link, Sysctl::TxChecksum, i32::from(on)));
+            }
         }
         for link in
             owner.external.iter().chain(owner.pods.iter().filter(|pods| Some(**pods) != owner.external))
         {
-            self.setting(*link, Sysctl::Forward, false);
+            self.setting(*link, Sysctl::Forward);
         }
-        if let Some(external) = owner.external {
-            self.setting(external, Sysctl::HostForward(Family::V4), false);
-            if let Some(forwards) = self.setting(external, Sysctl::HostForward(Family::V6), false) {
-                self.setting(external, Sysctl::RouterRa, forwards != 0);
-            }
+        for name in owner.external.iter().flat_map(|_| OF_THE_HOST) {
+            self.setting(owner.external.unwrap_or_default(), name);
         }
     }
 
     /// What a file says, if there is one: a kernel without IPv6 has none of its files.
-    fn setting(&mut self, link: IfName, name: Sysctl, host_forwards: bool) -> Option<i32> {
-        let text = fs::read_to_string(name.path(link)).ok()?;
-        let value = name.read(text.trim().parse().ok()?, host_forwards);
+    fn setting(&mut self, link: IfName, name: Sysctl) {
+        let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<i32>().ok();
+        let Some(text) = number(&name.path(link)) else { return };
+        let value = name.read(text, name.beside().and_then(number).unwrap_or(0));
         self.reader.push(Object::Sysctl(link, name, value));
-        Some(value)
     }
 
     fn tables(&mut self, netfilter: &mut Socket) -> Result<(), KernelError> {
@@ -105,6 +108,21 @@ impl Dumping<'_> {
         Ok(())
     }
 }
+
+/// What is set on tunnel devices.
+const OF_TUNNELS: [Sysctl; 4] = [Sysctl::AcceptRa, Sysctl::Forward, Sysctl::ReturnPath, Sysctl::NoIpv6];
+
+/// What is set on the underlay, and of the host.
+const OF_THE_HOST: [Sysctl; 8] = [
+    Sysctl::HostForward(Family::V4),
+    Sysctl::HostForward(Family::V6),
+    Sysctl::RouterRa,
+    Sysctl::ReturnPath,
+    Sysctl::BridgeCall(Family::V4),
+    Sysctl::BridgeCall(Family::V6),
+    Sysctl::NeighbourRoom(Family::V4),
+    Sysctl::NeighbourRoom(Family::V6),
+];
 
 fn name(index: u32) -> Option<IfName> {
     if_indextoname(index).ok().map(|n| IfName::from_kernel(n.as_bytes()))

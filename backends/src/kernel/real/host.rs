@@ -1,5 +1,6 @@
 //! Reading what the host is.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use super::read::Unreadable;
@@ -9,7 +10,7 @@ use crate::netlink::link::{
     self, AddressView, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_PERMANENT, IFA_F_TEMPORARY, IFA_F_TENTATIVE,
     IFF_LOOPBACK, IFF_LOWER_UP, IFF_POINTOPOINT, IFF_UP, LinkView, RT_SCOPE_LINK,
 };
-use crate::netlink::route::{RT_TABLE_MAIN, RTN_UNICAST, RTPROT_KERNEL, RouteView, read_routes};
+use crate::netlink::route::{RT_TABLE_MAIN, RTN_UNICAST, RTPROT_KERNEL, RouteView, get_route, read_routes};
 use crate::netlink::{AF_INET, AF_INET6, RawMessage, Socket};
 use crate::owner::ROUTE_PROTOCOL;
 
@@ -17,7 +18,8 @@ use crate::owner::ROUTE_PROTOCOL;
 /// reach; a router with a full table has a million of them, and this many tell enough.
 const GATEWAY_ROUTES: usize = 1000;
 
-pub(super) fn facts(socket: &mut Socket) -> Result<(Facts, Unreadable), KernelError> {
+/// With the way to this address, where one is asked for.
+pub(super) fn facts(socket: &mut Socket, reach: Option<IpAddr>) -> Result<(Facts, Unreadable), KernelError> {
     let mut reader = HostReader::default();
     let links = socket.dump(&mut link::dump_links(None), |message| reader.link(&message))?;
     let addresses = socket.dump(&mut link::dump_addresses(0), |message| reader.address(&message))?;
@@ -27,7 +29,18 @@ pub(super) fn facts(socket: &mut Socket) -> Result<(Facts, Unreadable), KernelEr
         interrupted |= routes.interrupted;
     }
     let HostReader { facts, unreadable, .. } = reader;
-    Ok((Facts { ipv6: Path::new("/proc/sys/net/ipv6").exists(), interrupted, ..facts }, unreadable))
+    let reach = reach.and_then(|to| way(socket, to));
+    Ok((Facts { reach, ipv6: Path::new("/proc/sys/net/ipv6").exists(), interrupted, ..facts }, unreadable))
+}
+
+/// None where the kernel knows none.
+fn way(socket: &mut Socket, to: IpAddr) -> Option<HostRoute> {
+    let read = |message: RawMessage<'_>| {
+        let mut found = None;
+        RouteView::parse(&message, |view| found = found.or(Some(route(&view)))).ok();
+        found
+    };
+    socket.get(&mut get_route(to), read).ok().flatten()
 }
 
 /// What the host is, message by message.
@@ -86,6 +99,7 @@ fn host_link(view: &LinkView<'_>) -> HostLink {
         carrier: is(IFF_LOWER_UP),
         loopback: is(IFF_LOOPBACK),
         point_to_point: is(IFF_POINTOPOINT),
+        master: view.master.unwrap_or(0),
     }
 }
 

@@ -1,15 +1,18 @@
 //! The real kernel: dumps, batches and notifications over the raw netlink layer, links and addresses over rtnetlink.
 
 mod dump;
+mod ethtool;
 mod events;
 mod firewalld;
 mod host;
 mod iptables;
 mod links;
+mod probe;
 mod read;
 
 use std::collections::HashMap;
 use std::fs;
+use std::net::IpAddr;
 
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
@@ -27,7 +30,8 @@ use crate::netlink::route::{RT_TABLE_MAIN, RTN_BLACKHOLE, RTN_UNICAST, RouteView
 use crate::netlink::{Batch, NetlinkError, Socket, neigh, nft};
 use crate::owner::Owner;
 use crate::plan::Op;
-use crate::state::{Object, Route, RouteKind, default_metric};
+use crate::state::{Object, Route, RouteKind, Sysctl, default_metric};
+use crate::system::System;
 
 /// The kernel of the network namespace it was opened in. Lives on one thread.
 pub struct RealKernel {
@@ -37,6 +41,10 @@ pub struct RealKernel {
     links: Links,
     iptables: Iptables,
     indexes: HashMap<IfName, u32>,
+    /// The way to this address is among the facts.
+    reach: Option<IpAddr>,
+    /// What this kernel has, once it was asked.
+    system: Option<System>,
     /// It was said that some of what the kernel tells cannot be read.
     told: bool,
 }
@@ -55,8 +63,15 @@ impl RealKernel {
             links: Links::open()?,
             iptables: Iptables::new(),
             indexes: HashMap::new(),
+            reach: None,
+            system: None,
             told: false,
         })
+    }
+
+    /// The same, which also says which way leads to this address.
+    pub fn looking_for(self, reach: Option<IpAddr>) -> Self {
+        Self { reach, ..self }
     }
 
     /// The netlink ports of its requests: by them our own notifications are known.
@@ -107,6 +122,10 @@ impl RealKernel {
                 self.with_index(have.link, |links, index| links.delete_address(index, have.net))
             }
             Op::Put { want: Object::Up(link), .. } => self.with_index(*link, Links::set_up),
+            Op::Put { want: Object::Sysctl(link, name @ Sysctl::TxChecksum, value), .. } => {
+                let refused = |errno| KernelError::Sysctl { path: name.path(*link), errno };
+                ethtool::set_tx_checksum(*link, *value != 0).map_err(refused)
+            }
             Op::Put { want: Object::Sysctl(link, name, value), .. } => {
                 write_sysctl(&name.path(*link), *value)
             }
@@ -211,9 +230,13 @@ impl Kernel for RealKernel {
     }
 
     fn host(&mut self) -> Result<Facts, KernelError> {
-        let (facts, unreadable) = host::facts(&mut self.route)?;
+        let (facts, unreadable) = host::facts(&mut self.route, self.reach)?;
         self.tell(unreadable.0);
-        Ok(facts)
+        // Asked once; again while something is missing, since it may come with a module.
+        if self.system.as_ref().is_none_or(|system| !system.lacks.is_empty()) {
+            self.system = Some(probe::system(&mut self.route, self.netfilter.as_mut()));
+        }
+        Ok(Facts { system: self.system.clone().unwrap_or_default(), ..facts })
     }
 
     fn apply(&mut self, ops: &[Op]) -> Results {

@@ -1,0 +1,66 @@
+//! What this kernel has: asked of the kernel where that is possible, since what is asked for may come as a module.
+
+use std::fs;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sys::utsname::uname;
+use subnet_lease::Family;
+
+use crate::netlink::{NetlinkError, Socket, link, nft};
+use crate::state::Sysctl;
+use crate::system::{Feature, System};
+
+/// Asks. A feature counts as missing only when the kernel says so.
+pub(super) fn system(route: &mut Socket, netfilter: Option<&mut Socket>) -> System {
+    let there = [
+        (Feature::Vxlan, knows_vxlan(route)),
+        (Feature::NfTables, netfilter.is_some_and(knows_tables)),
+        (Feature::Ipv6, Path::new("/proc/sys/net/ipv6").exists()),
+        (Feature::BridgeNetfilter, Path::new("/proc/sys/net/bridge").exists()),
+    ];
+    System {
+        release: uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default(),
+        distribution: distribution(&fs::read_to_string("/etc/os-release").unwrap_or_default()),
+        lacks: there.into_iter().filter(|(_, is)| !is).map(|(feature, _)| feature).collect(),
+        settings: Sysctl::optional_here(),
+    }
+}
+
+/// Asks for a device without saying which: refused in any case (EINVAL), and for a kind that nobody knows, neither the
+/// kernel nor a module that it asked for, with another word. So no device is made and none has to be taken away.
+fn knows_vxlan(route: &mut Socket) -> bool {
+    let answers = route.apply(&mut link::bare_link("vxlan"));
+    !answers.into_iter().any(|answer| answer.is_err_and(|error| error.errno() == Errno::EOPNOTSUPP))
+}
+
+fn knows_tables(netfilter: &mut Socket) -> bool {
+    let unknown = |error: NetlinkError| {
+        matches!(error.errno(), Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EINVAL)
+    };
+    !nft::read(netfilter, Family::V4).is_err_and(unknown)
+}
+
+/// `ID` of os-release, a shell's assignment.
+fn distribution(os_release: &str) -> String {
+    let id = os_release.lines().find_map(|line| line.strip_prefix("ID="));
+    let plain = |c: &char| c.is_ascii_alphanumeric() || "-_.".contains(*c);
+    id.unwrap_or_default().chars().filter(plain).take(32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_distribution_is_one_plain_word() {
+        for (text, expected) in [
+            ("NAME=\"Debian\"\nVERSION_ID=\"12\"\nID=debian\n", "debian"),
+            ("ID=\"rhel\"\nID_LIKE=\"fedora\"", "rhel"),
+            ("ID=x\u{1b}[2J", "x2J"),
+            ("", ""),
+        ] {
+            assert_eq!(distribution(text), expected);
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! The host under the node: an interface that is waited for, what is odd, and settings that somebody may want back.
+
+use std::time::Duration;
+
+use backends::kernel::OpError;
+use backends::{Feature, IfName, KernelState, LocalNode, Object, Op, Plan, Sysctl};
+use serde::{Deserialize, Serialize};
+use subnet_lease::Family;
+use tracing::{error, info};
+
+use super::{Effect, NodeCore, Tick};
+use crate::exit::Exit;
+use crate::iface;
+
+/// What every machine has behind the user-mode network of VirtualBox and QEMU.
+const EVERYBODYS: [u8; 4] = [10, 0, 2, 15];
+
+/// A setting that we changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// The link, or the underlay where it is one of the host.
+    pub link: IfName,
+    /// Which.
+    pub name: Sysctl,
+    /// What it was.
+    pub before: i32,
+    /// What we made of it.
+    pub ours: i32,
+}
+
+/// The settings of links and host.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct HostSettings {
+    /// Those that the last pass wanted.
+    pub(super) wished: Vec<(IfName, Sysctl, i32)>,
+    /// Those of others that were different, since the host started.
+    pub(super) changed: Vec<Changed>,
+}
+
+impl HostSettings {
+    pub(super) fn wish(&mut self, want: &KernelState) {
+        let setting = |o: &Object| if let Object::Sysctl(l, n, v) = o { Some((*l, *n, *v)) } else { None };
+        self.wished = want.iter().filter_map(setting).collect();
+    }
+
+    /// What a setting was before it was ours, if it was something else.
+    pub(super) fn before(&self, link: IfName, name: Sysctl) -> Option<i32> {
+        let same = |c: &&Changed| c.name == name && (c.link == link || name.is_of_host());
+        self.changed.iter().find(same).map(|c| c.before)
+    }
+
+    /// Notes what a plan changed; what hangs on our own links goes with them. Returns whether there is something new.
+    fn note(&mut self, plan: &Plan, results: &[Result<(), OpError>], ours: &[IfName]) -> bool {
+        let known = self.changed.len();
+        for (op, _) in plan.ops.iter().zip(results).filter(|(_, result)| result.is_ok()) {
+            let Op::Put { want: Object::Sysctl(link, name, value), have: Some(Object::Sysctl(.., before)) } =
+                op
+            else {
+                continue;
+            };
+            if !ours.contains(link) && self.before(*link, *name).is_none() {
+                self.changed.push(Changed { link: *link, name: *name, before: *before, ours: *value });
+            }
+        }
+        self.changed.len() > known
+    }
+}
+
+impl NodeCore {
+    /// A part of the kernel that the network needs and that is missing, at the start. Later it is a step that fails.
+    pub(super) fn lacking(&self) -> Option<String> {
+        let (network, facts) = (self.network.as_ref()?, self.facts.as_ref()?);
+        let needs = network.backend.needs(&network.config);
+        let lacks = needs.into_iter().find(|feature| facts.system.lacks.contains(feature))?;
+        let way_out = if lacks == Feature::Vxlan { ", or use the host-gw backend" } else { "" };
+        (!self.last.complete).then(|| format!("{}{way_out}", facts.system.lack(lacks)))
+    }
+
+    pub(super) fn note_settings(&mut self, now: Tick, plan: &Plan, results: &[Result<(), OpError>]) {
+        let ours = self.network.as_ref().map(|n| n.backend.links()).unwrap_or_default();
+        if self.host_settings.note(plan, results, &ours) {
+            // Soon is too late: nobody can tell afterwards what it was.
+            self.remember_now(now);
+        }
+    }
+
+    /// An interface that has another name or MTU, and does not fit what was asked for any more, is the same interface.
+    pub(super) fn follow_index(&mut self) {
+        let (Some(external), Some(facts)) = (&mut self.external, &self.facts) else { return };
+        let Some(link) = facts.link(external.index) else { return };
+        if (external.link, external.mtu) != (link.name, link.mtu) && link.mtu > 0 {
+            info!(was = %external.link, link = %link.name, mtu = link.mtu, "underlay: the same interface");
+            (external.link, external.mtu) = (link.name, link.mtu);
+        }
+    }
+
+    /// No interface fits. One that somebody named is not waited for for ever.
+    pub(super) fn unfit(&mut self, now: Tick) {
+        if self.external.is_none() && self.settings.iface.names_something() {
+            self.unfit_since.get_or_insert(now);
+        }
+    }
+
+    /// When waiting ends.
+    pub(super) fn unfit_at(&self) -> Tick {
+        let at = |since: Tick| Some(since.saturating_add(self.settings.iface_wait?));
+        self.unfit_since.and_then(at).unwrap_or(Tick::MAX)
+    }
+
+    pub(super) fn unfit_due(&mut self, now: Tick, effects: &mut Vec<Effect>) {
+        if self.unfit_at() > now {
+            return;
+        }
+        self.unfit_since = None;
+        let waited = self.settings.iface_wait.filter(|wait| *wait > Duration::ZERO);
+        let waited = waited.map(|wait| format!(", after {} s", wait.as_secs())).unwrap_or_default();
+        error!("{}{waited}", self.external_problem.as_deref().unwrap_or("no interface fits"));
+        effects.push(Effect::Exit(Exit::Interface));
+    }
+
+    /// What works and yet is likely to be wrong, a sentence each.
+    pub(super) fn host_notices(&self, node: &LocalNode) -> Vec<String> {
+        let mut notices = self.twins(node);
+        notices.extend(self.everybodys_address(node));
+        notices.extend(self.narrow_address(node));
+        notices.extend(self.unused_address(node));
+        notices.extend(self.without_bridge_rules());
+        notices
+    }
+
+    fn twins(&self, node: &LocalNode) -> Vec<String> {
+        let twins = self.peers.iter().flat_map(|peers| peers.twins());
+        let external = &node.external;
+        let sentence = |(subnets, name): (subnet_lease::Subnets, Option<&str>)| {
+            let name = name.map_or_else(|| "another host".to_owned(), |name| format!("node {name:?}"));
+            format!(
+                "{name} ({subnets}) publishes {} as well, which is ours on {}: each host needs an address of its own{}",
+                external.public,
+                external.link,
+                self.candidates()
+            )
+        };
+        twins.take(super::LISTED).map(sentence).collect()
+    }
+
+    fn everybodys_address(&self, node: &LocalNode) -> Option<String> {
+        let is = node.external.public.v4.is_some_and(|address| address.octets() == EVERYBODYS);
+        is.then(|| {
+            format!(
+                "{} publishes 10.0.2.15, which every machine has behind the NAT of VirtualBox or QEMU: no other host reaches it{}",
+                node.external.link,
+                self.candidates()
+            )
+        })
+    }
+
+    fn narrow_address(&self, node: &LocalNode) -> Option<String> {
+        let public = node.external.public;
+        let narrow =
+            Family::ALL.into_iter().filter_map(|f| public.family(f)).find(|a| iface::is_link_local(*a))?;
+        Some(format!(
+            "{narrow} on {} is link-local: only hosts on the same wire reach it{}",
+            node.external.link,
+            self.candidates()
+        ))
+    }
+
+    /// A flag for a family that the network does not have.
+    fn unused_address(&self, node: &LocalNode) -> Option<String> {
+        let asked = self.settings.iface.public;
+        let unused = Family::ALL
+            .into_iter()
+            .find(|f| asked.family(*f).is_some() && node.network.network(*f).is_none())?;
+        let flag = if unused == Family::V4 { "--public-ip" } else { "--public-ipv6" };
+        Some(format!("{flag} has no effect: the network has no {unused}"))
+    }
+
+    fn without_bridge_rules(&self) -> Option<String> {
+        let facts = self.facts.as_ref()?;
+        let bridges = self.pods().into_iter().filter_map(|name| facts.link_named(name));
+        let pods = bridges.into_iter().find(|link| link.kind == "bridge")?;
+        let lacks = facts.system.lacks.contains(&Feature::BridgeNetfilter);
+        lacks.then(|| {
+            format!(
+                "{}: a pod that reaches a pod of this node by a Service's address gets no answer over {}",
+                facts.system.lack(Feature::BridgeNetfilter),
+                pods.name
+            )
+        })
+    }
+
+    /// Other interfaces that would do, and how one is chosen.
+    fn candidates(&self) -> String {
+        let (Some(network), Some(facts), Some(external)) = (&self.network, &self.facts, &self.external)
+        else {
+            return String::new();
+        };
+        let families: Vec<_> = network.config.pools().map(|p| p.family()).collect();
+        match iface::candidates(facts, &families, external.index).as_slice() {
+            [] => "; no other interface here has one".to_owned(),
+            others => format!("; here are also {}: --iface chooses one", others.join(", ")),
+        }
+    }
+}
