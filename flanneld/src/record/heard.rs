@@ -275,6 +275,7 @@ impl Heard<'static> {
     }
 }
 
+#[expect(clippy::ptr_arg, reason = "serde hands over the field as it is")]
 fn is_unknown(system: &Cow<'_, System>) -> bool {
     **system == System::default()
 }

@@ -1,6 +1,8 @@
 //! The host changes under a running daemon, or is odd from the start: it is followed without a restart, pods go on, and
 //! what cannot be is said.
 
+#![allow(clippy::disallowed_methods, reason = "it measures how long peers take to learn")]
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};

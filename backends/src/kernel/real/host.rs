@@ -37,7 +37,7 @@ pub(super) fn facts(socket: &mut Socket, reach: Option<IpAddr>) -> Result<(Facts
 fn way(socket: &mut Socket, to: IpAddr) -> Option<HostRoute> {
     let read = |message: RawMessage<'_>| {
         let mut found = None;
-        RouteView::parse(&message, |view| found = found.or(Some(route(&view)))).ok();
+        RouteView::parse(&message, |view| found = found.or_else(|| Some(route(&view)))).ok();
         found
     };
     socket.get(&mut get_route(to), read).ok().flatten()
