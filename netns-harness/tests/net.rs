@@ -47,7 +47,7 @@ fn a_host_has_its_own_run_and_var_lib_and_sees_the_machines_other_files() {
     assert_eq!(fs::read_to_string(net.host(0).path("/run/flannel/subnet.env")).unwrap(), "here\n");
     assert!(net.host(0).path("/var/lib/y").exists());
     assert!(!net.host(1).path("/run/flannel").exists());
-    assert!(!Path::new("/run/flannel").exists() && !Path::new("/var/lib/y").exists());
+    assert!(!Path::new("/run/flannel/subnet.env").exists() && !Path::new("/var/lib/y").exists());
 }
 
 #[test]

@@ -184,6 +184,8 @@ fn where_proc_sys_is_read_only_all_but_the_settings_is_made_and_a_way_out_is_nam
         "{failed:#?}"
     );
     let left = lab.plan(&want);
-    assert_eq!(left.ops.len(), failed.len(), "{left}");
+    // A device that is new may have by itself what was wished for it, so fewer are left than were refused.
+    let refused = |op: &Op| failed.iter().any(|line| line.starts_with(&format!("{op}: ")));
+    assert!(!left.is_empty() && left.ops.iter().all(refused), "{left}\n{failed:#?}");
     assert!(left.ops.iter().all(|op| matches!(op.object(), Object::Sysctl(..))), "{left}");
 }

@@ -197,7 +197,8 @@ impl Host {
         json!({
             "type": "bridge", "bridge": if network == "other" { "cni1" } else { "cni0" }, "isDefaultGateway": true,
             "hairpinMode": true,
-            "ipam": { "type": "host-local", "ranges": ranges, "dataDir": self.folder.join("networks") },
+            "ipam": { "type": "host-local", "ranges": ranges, "dataDir": self.folder.join("networks"),
+                "indexDir": self.folder.join("index") },
         })
     }
 

@@ -73,6 +73,7 @@ fn a_flag_wins_over_a_variable_and_a_variable_over_the_file() {
         ("etcd-prefix", "/flag".to_owned(), Source::Flag),
         ("node-id", "variable".to_owned(), Source::Variable("FLANNELD_NODE_ID".to_owned())),
         ("ip-masq", "true".to_owned(), Source::File(file.0.clone())),
+        ("iptables-resync", "9".to_owned(), Source::File(file.0.clone())),
         ("config", file.0.display().to_string(), Source::Flag),
     ];
     assert_eq!(sources, expected);

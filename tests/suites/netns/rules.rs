@@ -99,11 +99,14 @@ fn masqueraded(cluster: &Cluster, disturb: impl FnOnce() -> Result<()>) -> Resul
     let done = AtomicBool::new(false);
     let send = || -> Result<()> {
         while !done.load(Ordering::Relaxed) {
-            let socket = UdpSocket::bind("0.0.0.0:0")?;
-            socket.send_to(b"x", at)?;
+            let sockets: std::io::Result<Vec<_>> = (0..8).map(|_| UdpSocket::bind("0.0.0.0:0")).collect();
+            let sockets = sockets?;
+            for socket in &sockets {
+                socket.send_to(b"x", at)?;
+            }
             // No answer comes, and waiting for it is the pause.
-            socket.set_read_timeout(Some(Duration::from_millis(1)))?;
-            let _ = socket.recv(&mut [0; 8]);
+            sockets[0].set_read_timeout(Some(Duration::from_millis(1)))?;
+            let _ = sockets[0].recv(&mut [0; 8]);
         }
         Ok(())
     };
