@@ -36,11 +36,13 @@ pub fn diff(want: &KernelState, have: &KernelState, owner: &Owner) -> Plan {
     let wanted = Wanted::new(owner, want, have);
 
     // What hangs on a link that goes, goes with it (law 5), and a new MAC costs a link all its neighbours: hidden here,
-    // so that it is planned anew in this pass.
+    // so that it is planned anew in this pass. A link that nobody wishes for goes last, so until then its route to a
+    // peer stands before others to the same destination.
+    let replaced = |o: &Object| matches!(o, Object::Route(_)) && want.get(&o.key()).is_some();
     let visible = |o: &&Object| match o {
         Object::Link(l) => !gone.contains(&l.name),
         Object::Neigh(n) if readdressed.contains(&n.link) => false,
-        o => !o.link().is_some_and(|l| gone.contains(&l) || doomed.contains(&l)),
+        o => o.link().is_none_or(|l| !gone.contains(&l) && (!doomed.contains(&l) || replaced(o))),
     };
     let have: Vec<(&Object, Verdict)> =
         have.iter().filter(visible).map(|o| (o, owner.verdict(o, &wanted))).collect();

@@ -119,7 +119,7 @@ pub const TABLE: &[(&str, &[Flag])] = &[
                 "record-file",
                 "",
                 "file with what the daemon heard and did, 16 MiB with the one before it (flannelctl events); \
-                 default: events in the state directory; off for none",
+                 default: events beside the subnet file; off for none",
             ),
             text(
                 "config",

@@ -108,7 +108,7 @@ impl NodeConfig {
             traffic_rules: read.one("traffic-rules", traffic_rules),
             blackhole_route: read.bool("ip-blackhole-route"),
             iptables_resync: read.seconds("iptables-resync", "a number of seconds", 1..=86_400),
-            record_file: read.record_file(&state_dir),
+            record_file: read.record_file(&subnet_file),
             state_dir,
             vanish_hold: read.seconds("vanish-hold", "a number of seconds", 0..=86_400),
             release_on_exit: read.bool("release-on-exit"),
@@ -326,20 +326,16 @@ impl Reader<'_> {
     /// What is beside flannel's subnet file is gone after a restart of the host. Any other subnet file has the memory beside
     /// it: daemons of several network namespaces on one machine have a subnet file each, and so a memory each.
     fn state_dir(&mut self, subnet_file: &Path) -> PathBuf {
-        let beside = || {
-            let beside = subnet_file.parent().filter(|dir| !dir.as_os_str().is_empty());
-            beside.unwrap_or_else(|| Path::new(".")).to_owned()
-        };
         let usual = cli::lookup("subnet-file").is_some_and(|flag| Path::new(flag.default) == subnet_file);
-        let unsaid = || if usual { PathBuf::from(STATE_DIR) } else { beside() };
+        let unsaid = || if usual { PathBuf::from(STATE_DIR) } else { folder(subnet_file) };
         self.optional("state-dir", path).unwrap_or_else(unsaid)
     }
 
-    /// In the state directory.
-    fn record_file(&mut self, state_dir: &Path) -> Option<PathBuf> {
+    /// Beside the subnet file, which is in memory: the daemon's repairs must not wait for a disk.
+    fn record_file(&mut self, subnet_file: &Path) -> Option<PathBuf> {
         let said =
             self.optional("record-file", |text| if text == "off" { Ok(None) } else { path(text).map(Some) });
-        said.unwrap_or_else(|| Some(state_dir.join("events")))
+        said.unwrap_or_else(|| Some(folder(subnet_file).join("events")))
     }
 }
 
@@ -375,6 +371,11 @@ fn others_reach<A: Into<IpAddr> + Copy>(address: A) -> Result<A, String> {
         _ => return Ok(address),
     };
     Err(format!("{what}, which no other host reaches"))
+}
+
+fn folder(file: &Path) -> PathBuf {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    folder.unwrap_or_else(|| Path::new(".")).to_owned()
 }
 
 /// A path that can be given to the system and printed.

@@ -57,6 +57,7 @@ fn with_nothing_said_every_setting_is_flannel_s_default() {
     assert_eq!((config.blackhole_route, config.health, config.verbosity), (false, None, 0));
     assert_eq!(config.subnet_file.to_str(), Some("/run/flannel/subnet.env"));
     assert_eq!(config.state_dir.to_str(), Some("/var/lib/flannel"));
+    assert_eq!(config.record_file.as_deref().and_then(Path::to_str), Some("/run/flannel/events"));
     assert_eq!(config.node_id, "node-1");
 }
 

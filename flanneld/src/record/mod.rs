@@ -143,6 +143,10 @@ impl<T: Tape> Recorder<T> {
             self.boot = boot;
             self.append(&Record::Clock(now, boot + now))?;
         }
+        // With the folder of subnet.env our file may have gone; nothing else is worth a look at the disk.
+        if matches!(input, Some(Input::File)) && self.tape.renew()? {
+            self.go_on(now, core)?;
+        }
         let before = self.tape.room();
         if self.append_heard(core, now, input)? {
             return Ok(());
@@ -150,15 +154,21 @@ impl<T: Tape> Recorder<T> {
         // A file that is hardly used has no place for this one either; turning it over would cost what it holds.
         if before < FILE_BYTES / 2 {
             self.tape.turn()?;
-            if !self.begin(now, From::Core(core))? {
-                self.begin(now, From::Nothing)?;
-            }
+            self.go_on(now, core)?;
             if self.append_heard(core, now, input)? {
                 return Ok(());
             }
         }
         self.bases = Bases::default();
         self.append(&Record::Heard(now, Heard::TooLarge(heard::name(input).to_owned()))).map(drop)
+    }
+
+    /// A new file begins in the middle of a run.
+    fn go_on(&mut self, now: Tick, core: &NodeCore) -> io::Result<()> {
+        if !self.begin(now, From::Core(core))? {
+            self.begin(now, From::Nothing)?;
+        }
+        Ok(())
     }
 
     fn begin(&mut self, now: Tick, from: From<&NodeCore>) -> io::Result<bool> {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
@@ -25,6 +25,11 @@ pub trait Tape: Write {
 
     /// Puts what is written aside and begins anew.
     fn turn(&mut self) -> io::Result<()>;
+
+    /// Begins anew if somebody took away what was written; whether that was so.
+    fn renew(&mut self) -> io::Result<bool> {
+        Ok(false)
+    }
 }
 
 /// A file that, when it is full, takes the place of the one before.
@@ -127,6 +132,16 @@ impl Tape for Ring {
         self.file = open(&self.path)?;
         self.written = self.file.metadata()?.len();
         Ok(())
+    }
+
+    fn renew(&mut self) -> io::Result<bool> {
+        let place = |of: fs::Metadata| (of.dev(), of.ino());
+        let ours = place(self.file.metadata()?);
+        if fs::symlink_metadata(&self.path).is_ok_and(|there| place(there) == ours) {
+            return Ok(false);
+        }
+        *self = Self::open(&self.path)?;
+        Ok(true)
     }
 }
 

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 use netns_harness::caps::{Caps, Need};
+use netns_harness::chaos::with_room;
 use netns_harness::flannel::{Products, StoreKind};
 use netns_harness::{Cluster, Family, Program, Spec};
 
@@ -126,9 +127,9 @@ pub(crate) fn cluster(spec: Spec) -> Result<Cluster> {
     Cluster::up(&spec, &products()?)
 }
 
-/// Three hosts of these families.
+/// Three hosts of these families. None of them leases `10.42.200.0` or above: that is left to what cases make up.
 pub(crate) fn spec(family: Family) -> Spec {
-    Spec { family, store: StoreKind::Etcd, ..Spec::default() }
+    with_room(Spec { family, store: StoreKind::Etcd, ..Spec::default() }, 0)
 }
 
 /// A word to the store by its own client.

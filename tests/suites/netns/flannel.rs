@@ -81,8 +81,10 @@ fn mixed() -> Result<()> {
 }
 
 fn backend_spec(backend: Backend, direct: bool) -> Spec {
-    let network = json!({"Backend": {"Type": backend.to_string(), "DirectRouting": direct}});
-    Spec { backend, network: network.as_object().cloned().unwrap_or_default(), ..spec(Family::V4) }
+    let mut spec = Spec { backend, ..spec(Family::V4) };
+    let kind = json!({"Type": backend.to_string(), "DirectRouting": direct});
+    spec.network.insert("Backend".to_owned(), kind);
+    spec
 }
 
 /// Two hosts of ours and, as the last, one of the Go daemon.
@@ -117,7 +119,9 @@ fn sweep(backend: Backend, direct: bool) -> Result<()> {
     let marks = |host: &Host| -> Result<usize> {
         let script = "ip route; ip neigh show nud permanent; bridge fdb show";
         let said = host.exec(&Program::new("sh").args(["-c", script]))?;
-        let marked = |line: &&str| ["10.42.24", ":00:f0", ":00:f1"].iter().any(|mark| line.contains(mark));
+        let marked = |line: &&str| {
+            ["10.42.240.", "10.42.241.", ":00:f0", ":00:f1"].iter().any(|mark| line.contains(mark))
+        };
         Ok(said.lines().filter(marked).count())
     };
     eventually(SOON, || {

@@ -8,7 +8,7 @@ use netns_harness::{Cluster, Family, Host, Program, Spec, eventually};
 
 use crate::case::{Case, case, cluster, products, spec};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 const EVENTS: &str = "/run/flannel/events";
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -55,15 +55,33 @@ fn killed() -> Result<()> {
     eventually(SOON, || {
         let told = control(&cluster, &host, &["events"])?;
         ensure!(told.matches(" starts\n").count() == 2, "{told}");
-        ensure!(told.ends_with("found nothing to do\n"), "{told}");
+        let again = told.rsplit(" starts\n").next().unwrap_or_default();
+        ensure!(again.contains(" found nothing to do\n") && !again.contains("plan "), "{told}");
         Ok(())
     })?;
+    replays(&cluster, &host)?;
+    tampered(&cluster, &host)?;
+    // With the folder the file goes; what comes after is on file again.
+    host.exec(&Program::new("mv").args(["/run/flannel", "/run/elsewhere"]))?;
     eventually(SOON, || {
-        let replayed = control(&cluster, &host, &["replay", EVENTS])?;
+        let told = control(&cluster, &host, &["events"])?;
+        ensure!(
+            told.contains(" goes on in a new file\n") && told.contains("subnet.env was touched"),
+            "{told}"
+        );
+        Ok(())
+    })?;
+    replays(&cluster, &host)
+}
+
+/// Not while the daemon writes: asked until the last decision is on file.
+fn replays(cluster: &Cluster, host: &Host) -> Result<()> {
+    eventually(SOON, || {
+        let replayed = control(cluster, host, &["replay", EVENTS])?;
         ensure!(replayed.contains("all decided as recorded"), "{replayed}");
         Ok(())
-    })?;
-    tampered(&cluster, &host)
+    })
+    .map(drop)
 }
 
 /// What another program would have decided is said, and the exit code is not 0.

@@ -92,7 +92,7 @@ fn foreign_stays() -> Result<()> {
     let host = cluster.net.host(1);
     for line in [
         "ip route add 10.42.250.0/28 via 172.30.0.99 dev eth0 onlink",
-        "ip route add 192.0.2.0/24 via 10.42.77.0 dev flannel.1 onlink",
+        "ip route add 192.0.2.0/24 via 10.42.240.0 dev flannel.1 onlink",
         "ip route add 10.42.0.0/16 dev eth0 table 77",
         "ip neigh add 172.30.0.98 lladdr 02:00:00:00:00:98 dev eth0 nud permanent",
         "ip link add vx9 type vxlan id 9 dstport 4789 dev eth0",

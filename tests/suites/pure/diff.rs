@@ -236,6 +236,16 @@ fn a_route_of_ours_that_stands_behind_anothers_goes_before_it_comes_to_the_front
 }
 
 #[test]
+fn a_route_over_a_device_that_goes_last_does_not_hide_the_one_behind_it() {
+    let old = DEVICE.replace("flannel.1", "flannel.7").replace("id 1", "id 2");
+    let behind = "ip route add 10.244.2.0/24 via 172.16.0.2 dev eth0 proto 3";
+    let first = "ip route prepend 10.244.2.0/24 via 10.244.2.0 dev flannel.7 onlink proto 3";
+    let have = [&UP[..], &PEER[..2], &[&old, "ip link set flannel.7 up", behind, first]].concat();
+    let expected = [&behind.replace("add", "delete"), PEER[2], "ip link delete flannel.7"];
+    assert_eq!(steps(&[&UP[..], &PEER].concat(), &have, false), expected);
+}
+
+#[test]
 fn a_route_of_another_metric_beside_a_wanted_one_is_taken_away_since_it_could_win() {
     let beside = "ip route add 10.244.2.0/24 via 172.16.0.9 dev eth0 proto 4 metric 50";
     let have = [&UP[..], &PEER, &[beside]].concat();

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use backends::kernel::KernelEvent;
 use backends::kernel::fake::FakeKernel;
+use backends::kernel::{Kernel, KernelEvent};
 use backends::{Object, Route};
 use flanneld::node::Input;
 use proptest::prelude::*;
@@ -157,17 +157,19 @@ proptest! {
 
     #[test]
     fn the_lines_of_a_plan_do_what_the_plan_does(clutter in clutter(), peers in subsequence((1..9u8).collect::<Vec<_>>(), 1..8)) {
-        let mut typed = host(&clutter);
+        let (mut typed, mut applied) = (host(&clutter), host(&clutter));
         let mut solo = Solo::new(settings(), host(&clutter), lease(1));
         solo.start(NETWORK.as_bytes(), peers.into_iter().map(lease).collect());
         for (plan, failed) in solo.take_plans() {
+            applied.apply(&plan.ops);
             for line in plan.to_string().lines() {
                 let done = type_line(&mut typed.net, line);
                 prop_assert!(done.is_ok() || failed > 0 || line.contains(" delete ") || line.starts_with("ip -6 route"), "{done:?}");
             }
             if failed == 0 {
-                prop_assert_eq!(typed.to_string(), solo.kernel.to_string());
+                prop_assert_eq!(typed.to_string(), applied.to_string());
             }
         }
+        prop_assert_eq!(applied.to_string(), solo.kernel.to_string());
     }
 }

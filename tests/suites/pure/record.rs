@@ -449,6 +449,25 @@ fn a_file_of_another_daemon_a_pipe_or_a_link_is_refused_and_an_end_cut_short_is_
 }
 
 #[test]
+fn a_file_that_somebody_took_away_with_its_folder_is_begun_anew_and_replays() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("flannel/events");
+    let mut recorder = Recorder::new(Ring::open(&file).unwrap(), || Duration::ZERO);
+    let mut core = NodeCore::new(settings());
+    recorder.start(Duration::ZERO, &core);
+    recorder.handle(&mut core, Duration::ZERO, Some(net_conf()));
+    recorder.handle(&mut core, Duration::ZERO, Some(Input::File));
+    assert_eq!(replay(Reader::open(&file, true).unwrap()).0.len(), 3, "what is there is kept");
+    fs::rename(dir.path().join("flannel"), dir.path().join("elsewhere")).unwrap();
+    recorder.handle(&mut core, Duration::ZERO, Some(Input::File));
+    recorder.handle(&mut core, Duration::ZERO, Some(snapshot(3, 0)));
+    assert!(recorder.failure().is_none());
+    let (steps, _) = replay(Reader::open(&file, true).unwrap());
+    assert!(matches!(steps[..], [Step::Start { new: false, problem: None, .. }, _, _]), "{steps:?}");
+    assert!(!steps.iter().any(differs));
+}
+
+#[test]
 fn nothing_secret_is_on_file() {
     let text =
         r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", "PSK": "s3cret"}, "Token": "s3cret"}"#;
