@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use netns_harness::chaos::with_room;
 use netns_harness::flannel::vxlan_lease;
 use netns_harness::{Cluster, Family, Host, Program, Spec, UPLINK, eventually};
 
@@ -157,7 +158,7 @@ fn flapping() -> Result<()> {
 }
 
 fn links_and_peers() -> Result<()> {
-    let cluster = cluster(two())?;
+    let cluster = cluster(with_room(two(), 100))?;
     let host = cluster.net.host(1);
     let before = host.netlink()?.routes("flannel.1")?.len();
     let watch = Watch::begin(&cluster)?;
@@ -169,7 +170,7 @@ fn links_and_peers() -> Result<()> {
     let leases: Vec<_> = (0..100)
         .map(|n| {
             vxlan_lease(
-                &format!("10.42.{}.0/24", 100 + n),
+                &format!("10.65.{n}.0/24"),
                 [172, 30, 200, n].into(),
                 &format!("02:00:00:00:07:{n:02x}"),
             )
