@@ -64,6 +64,7 @@ impl Sysctl {
 
     /// The value to compare, from what its file says and what the host's own says that goes with it: whether the host
     /// forwards IPv6 yet, its own `rp_filter`.
+    #[cfg(any(feature = "kernel", feature = "fake"))]
     pub(crate) fn read(self, text: i32, host: i32) -> i32 {
         match self {
             // An advertisement is lost only where it is taken now (1) and the host does not forward yet.
