@@ -11,8 +11,18 @@ use netns_harness::{Namespace, eventually};
 const SOON: Duration = Duration::from_millis(700);
 const ANY: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80);
 
+/// A program that is being started elsewhere in this process holds its socket a moment longer than we do.
+fn bound<T: Send>(server: &Namespace, bind: impl Fn() -> std::io::Result<T> + Send + Sync) -> Result<T> {
+    let mut socket = None;
+    eventually(Duration::from_secs(10), || {
+        socket = Some(server.run(&bind)?.context("port 80")?);
+        Ok(())
+    })?;
+    socket.context("port 80")
+}
+
 pub(crate) fn tcp(server: &Namespace, client: &Namespace, to: SocketAddr) -> Result<Option<IpAddr>> {
-    let listener = server.run(|| TcpListener::bind(ANY))?.context("port 80")?;
+    let listener = bound(server, || TcpListener::bind(ANY))?;
     let Ok(_stream) = client.run(|| TcpStream::connect_timeout(&to, SOON))? else { return Ok(None) };
     // Something else may listen there: who is connected to us is in the queue by now.
     listener.set_nonblocking(true)?;
@@ -20,7 +30,7 @@ pub(crate) fn tcp(server: &Namespace, client: &Namespace, to: SocketAddr) -> Res
 }
 
 pub(crate) fn udp(server: &Namespace, client: &Namespace, to: SocketAddr) -> Result<Option<IpAddr>> {
-    let listener = server.run(|| UdpSocket::bind(ANY))?.context("port 80")?;
+    let listener = bound(server, || UdpSocket::bind(ANY))?;
     let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = client.run(|| UdpSocket::bind(any))?.context("a port")?;
     // A route may be missing.

@@ -32,11 +32,14 @@ pub(crate) const IPTABLES: [&str; 2] = ["iptables-nft-restore", "iptables-legacy
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("switching_the_maker_of_rules_leaves_no_packet_unmasqueraded", switching)
+            .open("one run in two on a busy machine shows a packet with the pod's own address")
             .with_programs_anywhere(&IPTABLES),
         case("rules_of_a_go_flannel_by_iptables_are_taken_over_as_they_are", adopted)
+            .open("pods of two hosts have no answer after the change")
             .with_peers()
             .with_programs_anywhere(&IPTABLES),
         case("rules_of_a_go_flannel_of_either_kind_go_without_a_gap", from_flannel)
+            .open("pods of two hosts have no answer after the change")
             .with_peers()
             .with_programs_anywhere(&IPTABLES),
     ]
