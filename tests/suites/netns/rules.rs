@@ -32,14 +32,11 @@ pub(crate) const IPTABLES: [&str; 2] = ["iptables-nft-restore", "iptables-legacy
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("switching_the_maker_of_rules_leaves_no_packet_unmasqueraded", switching)
-            .open("one run in two on a busy machine shows a packet with the pod's own address")
             .with_programs_anywhere(&IPTABLES),
         case("rules_of_a_go_flannel_by_iptables_are_taken_over_as_they_are", adopted)
-            .open("pods of two hosts have no answer after the change")
             .with_peers()
             .with_programs_anywhere(&IPTABLES),
         case("rules_of_a_go_flannel_of_either_kind_go_without_a_gap", from_flannel)
-            .open("pods of two hosts have no answer after the change")
             .with_peers()
             .with_programs_anywhere(&IPTABLES),
     ]
@@ -188,6 +185,9 @@ fn with_go(nftables: bool) -> Result<(Cluster, Process, Products)> {
     let cleanup = products()?.control_on_host(&cluster.store).arg("cleanup");
     running.stop()?;
     cluster.net.host(0).exec(&cleanup)?;
+    // Put back as it was before the first pod; flannel leaves it to the plugin's next ADD.
+    let forwarding = ["-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"];
+    cluster.net.host(0).exec(&Program::new("sysctl").args(forwarding))?;
     running = cluster.net.host(0).spawn(&go.daemon(&cluster.store).named("go"))?;
     wait_for_subnet(cluster.net.host(0), &running, SOON)?;
     eventually(SOON, || {
