@@ -108,7 +108,7 @@ fn followed() -> Result<()> {
             "ip link add br9 type bridge; ip link set br9 up
              ip address flush dev eth0; ip link set eth0 master br9
              ip address add 172.30.0.2/16 dev br9; ip address add fd30::2/64 dev br9 nodad
-             ip route add default dev br9; ip -6 route add default dev br9",
+             ip route replace default dev br9; ip -6 route replace default dev br9",
         )?;
         eventually(SOON, || {
             let tunnel = sh(&host, "ip -d link show flannel.1")?;
@@ -129,7 +129,7 @@ fn out_of_the_bridge(host: &Host) -> Result<()> {
         host,
         "ip address flush dev br9; ip link set eth0 nomaster; ip link delete br9
          ip address add 172.30.0.2/16 dev eth0; ip address add fd30::2/64 dev eth0 nodad
-         ip route add default dev eth0; ip -6 route add default dev eth0",
+         ip route replace default dev eth0; ip -6 route replace default dev eth0",
     )
     .map(drop)
 }
