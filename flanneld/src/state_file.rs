@@ -9,14 +9,15 @@
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::ser::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
-use subnet_lease::{Lease, NetworkId};
+use subnet_lease::{Lease, NetworkId, RecordError};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
@@ -31,19 +32,47 @@ const LARGEST: u64 = 16 << 20;
 /// Changes with each start of the host.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
+/// The body, of leases read (`P` is a list of them) or to be written (a slice).
 #[derive(Serialize, Deserialize)]
-struct Written {
+struct Body<L, P> {
     boot: String,
     network: NetworkId,
     config: String,
-    own: Record,
-    peers: Vec<Record>,
+    own: L,
+    peers: P,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     settings: Vec<Changed>,
 }
 
-/// A lease as the store has it: key, epoch, value.
-type Record = (String, u64, Box<RawValue>);
+/// A lease as the store has it: key, epoch, value. One at a time, since ten thousand as text are megabytes.
+struct ToWrite<'a>(&'a Lease);
+
+impl Serialize for ToWrite<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let value = String::from_utf8(self.0.to_record()).map_err(S::Error::custom)?;
+        let value = RawValue::from_string(value).map_err(S::Error::custom)?;
+        (self.0.subnets, self.0.epoch, value).serialize(serializer)
+    }
+}
+
+struct AllToWrite<'a>(&'a [Lease]);
+
+impl Serialize for AllToWrite<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(ToWrite))
+    }
+}
+
+/// The same, read; what is no lease comes with the reason.
+struct WasRead(Result<Lease, RecordError>);
+
+impl<'de> Deserialize<'de> for WasRead {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (key, epoch, value) = <(&str, u64, &RawValue)>::deserialize(deserializer)?;
+        let lease = Lease::from_record(key, value.get().as_bytes());
+        Ok(Self(lease.map(|lease| Lease { epoch, ..lease })))
+    }
+}
 
 /// Why there is no memory.
 #[derive(Debug, PartialEq, Eq)]
@@ -57,20 +86,20 @@ pub(crate) struct StateFile {
     path: PathBuf,
     network: NetworkId,
     boot: String,
-    newest: watch::Sender<Option<Arc<Memory>>>,
+    newest: Arc<watch::Sender<Option<Memory>>>,
     problem: watch::Receiver<Option<String>>,
 }
 
 impl StateFile {
     /// The file of a network in a directory. Must be called within a runtime.
     pub(crate) fn open(directory: &Path, network: &NetworkId) -> Self {
-        let (newest, changed) = watch::channel(None);
+        let newest = Arc::new(watch::Sender::new(None));
         let (tell, problem) = watch::channel(None);
         let boot = boot_id();
         let path = directory.join(NAME);
-        let file = Self { path: path.clone(), network: network.clone(), boot: boot.clone(), newest, problem };
-        tokio::spawn(keep(path, network.clone(), boot, changed, tell));
-        file
+        let (file, changed) = (path.clone(), newest.subscribe());
+        tokio::spawn(keep(file, network.clone(), boot.clone(), newest.clone(), changed, tell));
+        Self { path, network: network.clone(), boot, newest, problem }
     }
 
     /// What an earlier run left, and whether the host has been up since.
@@ -93,17 +122,12 @@ impl StateFile {
 
     /// Writes it soon; of several only the newest.
     pub(crate) fn keep(&self, memory: Memory) {
-        let memory = Some(Arc::new(memory));
-        self.newest.send_if_modified(|newest| {
-            let differs = *newest != memory;
-            newest.clone_from(&memory);
-            differs
-        });
+        self.newest.send_replace(Some(memory));
     }
 
     /// Writes it before the end.
     pub(crate) fn keep_now(&self, memory: &Memory) {
-        if let Err(error) = write(&self.path, &self.network, &self.boot, memory) {
+        if let Err(error) = write(&self.path, &self.network, &self.boot, memory, None) {
             debug!("{}: {error}", self.path.display());
         }
     }
@@ -122,16 +146,27 @@ async fn keep(
     path: PathBuf,
     network: NetworkId,
     boot: String,
-    mut changed: watch::Receiver<Option<Arc<Memory>>>,
+    newest: Arc<watch::Sender<Option<Memory>>>,
+    mut changed: watch::Receiver<Option<Memory>>,
     tell: watch::Sender<Option<String>>,
 ) {
+    let mut last = None;
     while changed.changed().await.is_ok() {
-        let Some(memory) = changed.borrow_and_update().clone() else { continue };
+        // Taken out: what is on file need not be in memory.
+        let mut taken = None;
+        newest.send_if_modified(|newest| {
+            taken = newest.take();
+            false
+        });
+        let Some(memory) = taken else { continue };
         let (file, network, boot) = (path.clone(), network.clone(), boot.clone());
         // A disk may take its time; the network does not wait for it.
-        let written = tokio::task::spawn_blocking(move || write(&file, &network, &boot, &memory)).await;
+        let written = tokio::task::spawn_blocking(move || write(&file, &network, &boot, &memory, last)).await;
         let problem = match written {
-            Ok(Ok(())) => None,
+            Ok(Ok(sum)) => {
+                last = Some(sum);
+                None
+            }
             Ok(Err(error)) => Some(format!("{}: can't be written: {error}", path.display())),
             Err(_) => break,
         };
@@ -155,53 +190,91 @@ fn read(path: &Path, network: &NetworkId, boot: &str) -> Result<(Memory, bool), 
     }
     let body = text.strip_prefix(HEAD).ok_or_else(|| wrong(&"not a state file of this version"))?;
     let (sum, body) = body.split_once('\n').ok_or_else(|| wrong(&"it has no body"))?;
-    if sum != checksum(body) {
+    if sum != Sum::of(body).to_string() {
         return Err(wrong(&"damaged: the checksum differs"));
     }
-    let written: Written = serde_json::from_str(body).map_err(|error| wrong(&error))?;
-    if written.network != *network {
-        return Err(wrong(&format_args!("of another network, {}", written.network)));
+    let body: Body<WasRead, Vec<WasRead>> = serde_json::from_str(body).map_err(|error| wrong(&error))?;
+    if body.network != *network {
+        return Err(wrong(&format_args!("of another network, {}", body.network)));
     }
-    let own = lease(&written.own).map_err(|error| wrong(&error))?;
-    let peers = written.peers.iter().filter_map(|record| lease(record).ok()).collect();
-    let warm = !boot.is_empty() && written.boot == boot;
-    Ok((Memory { config: written.config.into_bytes(), own, peers, settings: written.settings }, warm))
+    let own = body.own.0.map_err(|error| wrong(&error))?;
+    let peers = body.peers.into_iter().filter_map(|peer| peer.0.ok()).collect();
+    let warm = !boot.is_empty() && body.boot == boot;
+    Ok((Memory { config: body.config.into_bytes(), own, peers, settings: body.settings }, warm))
 }
 
-fn lease((key, epoch, value): &Record) -> Result<Lease, subnet_lease::RecordError> {
-    Ok(Lease { epoch: *epoch, ..Lease::from_record(key, value.get().as_bytes())? })
-}
-
-/// Whole or not at all: a file beside it, synced and renamed.
-fn write(path: &Path, network: &NetworkId, boot: &str, memory: &Memory) -> io::Result<()> {
-    let record = |lease: &Lease| -> io::Result<Record> {
-        let value = String::from_utf8(lease.to_record()).map_err(io::Error::other)?;
-        Ok((lease.subnets.to_string(), lease.epoch, RawValue::from_string(value)?))
-    };
-    let written = Written {
+/// Whole or not at all: a file beside it, synced and renamed; and not what it says already, by the sum of the `last`. Gone
+/// through twice, since the sum comes first and the whole as text is as large as all else that the daemon knows.
+fn write(
+    path: &Path,
+    network: &NetworkId,
+    boot: &str,
+    memory: &Memory,
+    last: Option<Sum>,
+) -> io::Result<Sum> {
+    let body = Body {
         boot: boot.to_owned(),
         network: network.clone(),
         config: String::from_utf8_lossy(&memory.config).into_owned(),
-        own: record(&memory.own)?,
-        peers: memory.peers.iter().map(record).collect::<io::Result<_>>()?,
+        own: ToWrite(&memory.own),
+        peers: AllToWrite(&memory.peers),
         settings: memory.settings.clone(),
     };
-    let body = serde_json::to_string(&written)?;
+    let mut sum = Sum::default();
+    serde_json::to_writer(&mut sum, &body)?;
+    if Some(sum) == last {
+        return Ok(sum);
+    }
     if let Some(directory) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
     }
     let new = path.with_extension("new");
     // The net-conf may hold what is nobody's business.
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    write!(file, "{HEAD}{}\n{body}", checksum(&body))?;
-    file.sync_all()?;
-    fs::rename(&new, path)
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    let mut file = BufWriter::new(file);
+    writeln!(file, "{HEAD}{sum}")?;
+    serde_json::to_writer(&mut file, &body)?;
+    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+    fs::rename(&new, path)?;
+    Ok(sum)
 }
 
-/// FNV-1a, 64 bits: tells a torn file from a whole one, and nothing more.
-fn checksum(text: &str) -> String {
-    let step = |sum: u64, byte: u8| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    format!("{:016x}", text.bytes().fold(0xcbf2_9ce4_8422_2325, step))
+/// FNV-1a, 64 bits, of what is written into it: tells a torn file from a whole one, and nothing more.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Sum(u64);
+
+impl Sum {
+    fn of(text: &str) -> Self {
+        Self(0xcbf2_9ce4_8422_2325).and(text.as_bytes())
+    }
+
+    fn and(self, bytes: &[u8]) -> Self {
+        let step = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        Self(bytes.iter().fold(self.0, step))
+    }
+}
+
+impl Default for Sum {
+    fn default() -> Self {
+        Self::of("")
+    }
+}
+
+impl Write for Sum {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        *self = self.and(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl fmt::Display for Sum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
 }
 
 #[cfg(test)]

@@ -76,6 +76,7 @@ impl Sysctl {
     }
 
     /// The host's file that [`Self::read`] wants to know of.
+    #[cfg(feature = "kernel")]
     pub(crate) fn beside(self) -> Option<&'static str> {
         match self {
             Self::RouterRa => Some("/proc/sys/net/ipv6/conf/all/forwarding"),
