@@ -47,6 +47,7 @@ fn daemon(given: &[Given]) -> Result<Exit, Failure> {
     let store = EtcdStore::connect(config.etcd.clone())?;
     let (tell, readiness) = watch::channel(Readiness::default());
     let (asks, status) = mpsc::channel(1);
+    let for_metrics = asks.clone();
     let mut shell = Shell {
         settings: config.settings(seed()),
         store: Arc::new(store),
@@ -63,7 +64,7 @@ fn daemon(given: &[Given]) -> Result<Exit, Failure> {
             () = signals::stop(), if config.takeover => return Ok(Exit::Done),
         }
         if let Some(address) = config.health {
-            tokio::spawn(http::serve(http::bind(address)?, readiness));
+            tokio::spawn(http::serve(http::bind(address)?, readiness, for_metrics));
         }
         let within = store::within(&config).await?;
         let exit = run(shell).await;

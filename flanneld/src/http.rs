@@ -1,15 +1,17 @@
-//! `/healthz` and `/readyz`, for probes.
+//! `/healthz` and `/readyz`, for probes, and `/metrics`.
 //!
 //! `/healthz` says that the process answers. `/readyz` says what the core judged last, and turns red and green with it.
+//! `/metrics` asks the core where the node stands.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderName, StatusCode, header};
 use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -17,12 +19,21 @@ use hyper_util::service::TowerToHyperService;
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use crate::exit::{Exit, Failure};
-use crate::node::Readiness;
+use crate::metrics;
+use crate::node::{Readiness, StatusRequest};
+use crate::pool;
+
+/// Whom the answers are about.
+#[derive(Clone)]
+struct Node {
+    readiness: watch::Receiver<Readiness>,
+    asks: mpsc::Sender<StatusRequest>,
+}
 
 /// How much a client may ask of us.
 #[derive(Clone, Copy)]
@@ -84,13 +95,17 @@ fn is_missing_family(error: &io::Error) -> bool {
 }
 
 /// Answers until the future is dropped.
-pub async fn serve(listener: TcpListener, readiness: watch::Receiver<Readiness>) {
-    serve_within(LIMITS, listener, readiness).await;
+pub async fn serve(
+    listener: TcpListener,
+    readiness: watch::Receiver<Readiness>,
+    asks: mpsc::Sender<StatusRequest>,
+) {
+    serve_within(LIMITS, listener, Node { readiness, asks }).await;
 }
 
-async fn serve_within(limits: Limits, listener: TcpListener, readiness: watch::Receiver<Readiness>) {
-    let router =
-        Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)).with_state(readiness);
+async fn serve_within(limits: Limits, listener: TcpListener, node: Node) {
+    let router = Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz));
+    let router = router.route("/metrics", get(numbers)).with_state(node);
     let room = Arc::new(Semaphore::new(limits.connections));
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else { return };
@@ -123,8 +138,8 @@ async fn healthz() -> &'static str {
 }
 
 /// The answer, then a reason a line: what is awaited, or what is wrong and doesn't stop the node.
-async fn readyz(State(readiness): State<watch::Receiver<Readiness>>) -> (StatusCode, String) {
-    let Readiness { ready, reasons } = readiness.borrow().clone();
+async fn readyz(State(node): State<Node>) -> (StatusCode, String) {
+    let Readiness { ready, reasons } = node.readiness.borrow().clone();
     let (status, answer) = match ready {
         true => (StatusCode::OK, "flanneld is ready"),
         false => (StatusCode::SERVICE_UNAVAILABLE, "flanneld is not ready yet"),
@@ -133,11 +148,29 @@ async fn readyz(State(readiness): State<watch::Receiver<Readiness>>) -> (StatusC
     (status, lines.join("\n"))
 }
 
+/// The core answers between two of its inputs; while it can't, so much is said.
+async fn numbers(State(node): State<Node>) -> (StatusCode, [(HeaderName, &'static str); 1], String) {
+    let (answer, told) = oneshot::channel();
+    let status = match node.asks.send(answer).await {
+        Ok(()) => told.await.ok(),
+        Err(_) => None,
+    };
+    let pools = || pool::read(Path::new(pool::INDEXES));
+    match status.and_then(|status| metrics::text(status, pools()).ok()) {
+        Some(text) => (StatusCode::OK, [(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text),
+        None => {
+            let plain = [(header::CONTENT_TYPE, "text/plain")];
+            (StatusCode::SERVICE_UNAVAILABLE, plain, "flanneld is about to end".to_owned())
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::node::Status;
 
     const LOOPBACK: &str = "127.0.0.1:0";
 
@@ -161,7 +194,7 @@ mod tests {
             let listener = bind(LOOPBACK.parse().unwrap()).unwrap();
             let address = listener.local_addr().unwrap();
             let (tell, readiness) = watch::channel(Readiness::default());
-            tokio::spawn(serve(listener, readiness));
+            tokio::spawn(serve(listener, readiness, nobody()));
             let red = ("HTTP/1.1 503 Service Unavailable", "flanneld is not ready yet");
             let green = ("HTTP/1.1 200 OK", "flanneld is ready");
             for (ready, reasons, expected) in [
@@ -181,6 +214,31 @@ mod tests {
                 assert_eq!(get(address, "/healthz").await, running);
             }
             assert_eq!(get(address, "/other").await.0, "HTTP/1.1 404 Not Found");
+        });
+    }
+
+    /// A core that has ended.
+    fn nobody() -> mpsc::Sender<StatusRequest> {
+        mpsc::channel(1).0
+    }
+
+    #[test]
+    fn metrics_are_what_the_core_says_when_it_is_asked() {
+        runtime().block_on(async {
+            let listener = bind(LOOPBACK.parse().unwrap()).unwrap();
+            let address = listener.local_addr().unwrap();
+            let (_tell, readiness) = watch::channel(Readiness::default());
+            let (asks, mut asked) = mpsc::channel::<StatusRequest>(1);
+            tokio::spawn(serve(listener, readiness, asks));
+            let core = async {
+                let status = Status { peers: 7, ..Status::default() };
+                asked.recv().await.unwrap().send(status).unwrap();
+            };
+            let ((head, body), ()) = tokio::join!(get(address, "/metrics"), core);
+            assert_eq!(head, "HTTP/1.1 200 OK");
+            assert!(body.contains("flanneld_peers 7\n"), "{body}");
+            drop(asked);
+            assert_eq!(get(address, "/metrics").await.0, "HTTP/1.1 503 Service Unavailable");
         });
     }
 
@@ -209,7 +267,7 @@ mod tests {
             } else {
                 &["127.0.0.1"]
             };
-            tokio::spawn(serve(listener, readiness));
+            tokio::spawn(serve(listener, readiness, nobody()));
             for family in families {
                 let address = format!("{family}:{port}").parse().unwrap();
                 assert_eq!(get(address, "/healthz").await.1, "flanneld is running", "{family}");
@@ -224,7 +282,7 @@ mod tests {
             let listener = bind(LOOPBACK.parse().unwrap()).unwrap();
             let address = listener.local_addr().unwrap();
             let (_tell, readiness) = watch::channel(Readiness::default());
-            tokio::spawn(serve_within(limits, listener, readiness));
+            tokio::spawn(serve_within(limits, listener, Node { readiness, asks: nobody() }));
             let mut silent = Vec::new();
             for _ in 0..limits.connections {
                 silent.push(TcpStream::connect(address).await.unwrap());

@@ -11,6 +11,7 @@ pub mod http;
 pub mod iface;
 mod kernel_thread;
 pub mod log;
+mod metrics;
 pub mod node;
 pub mod pool;
 pub mod publish;

@@ -132,7 +132,7 @@ pub const TABLE: &[(&str, &[Flag])] = &[
         "Health",
         &[
             text("healthz-ip", "0.0.0.0", "address of the health server; 0.0.0.0 stands for IPv6 as well"),
-            int("healthz-port", "0", "port of the health server (/healthz, /readyz); 0 for none"),
+            int("healthz-port", "0", "port of the health server (/healthz, /readyz, /metrics); 0 for none"),
             variable("NOTIFY_SOCKET", "set by systemd: READY=1 is sent when the first pass is done"),
         ],
     ),
