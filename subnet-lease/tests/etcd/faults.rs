@@ -155,11 +155,37 @@ async fn a_member_that_stopped_answering_is_left_for_another() {
     // The one that the watch is connected to.
     cluster.members[0].pause(true);
     let since = Instant::now();
-    let name = claimed(&store, "192.168.0.1").await;
-    told("claimed while a member is paused", since);
+    let claiming = async {
+        let name = claimed(&store, "192.168.0.1").await;
+        told("claimed while a member is paused", since);
+        name
+    };
+    // Listened to all the while, as by the daemon.
+    let (name, _) = tokio::join!(claiming, stale(&mut watch));
+    told("paused member noticed", since);
     upserted(&mut watch, &name).await;
     told("told while a member is paused", since);
     cluster.members[0].pause(false);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_was_replaced_by_another_is_no_other_history() {
+    let mut cluster = Cluster::start();
+    let store = EtcdStore::connect(cluster.config()).unwrap();
+    store.put_config(V4.as_bytes(), None).await.unwrap();
+    let mut watch = store.watch();
+    snapshot(&mut watch).await;
+    let first = claimed(&store, "192.168.0.1").await;
+    upserted(&mut watch, &first).await;
+    // The one that the watch is connected to.
+    tokio::time::timeout(PATIENCE, cluster.replace(0)).await.expect("a cluster takes a new member");
+    let second = claimed(&store, "192.168.0.2").await;
+    until(&mut watch, |event| match event {
+        StoreEvent::Snapshot { leases, foreign, .. } => panic!("listed anew: {leases:?} {foreign}"),
+        StoreEvent::Upsert(lease) => (lease.subnets == key(&second)).then_some(()),
+        _ => None,
+    })
+    .await;
 }
 
 /// As the daemon does: again until it works.

@@ -3,6 +3,7 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use etcd_client::{Client, PutOptions};
 use nix::sys::signal::{Signal, kill};
@@ -172,6 +173,21 @@ impl Cluster {
         EtcdConfig { endpoints, ..EtcdConfig::default() }
     }
 
+    /// Takes a member out of the cluster, and puts one with a new name of its own and nothing in it in its place.
+    pub(crate) async fn replace(&mut self, n: usize) {
+        let mut by = self.members[(n + 1) % 3].client().await;
+        let mut old = self.members[n].client().await;
+        let id = old.status().await.unwrap().header().unwrap().member_id();
+        again_unless("not found", async || by.member_remove(id).await.map(drop)).await;
+        let member = &mut self.members[n];
+        member.stop();
+        // Refused until the others have known each other for a while.
+        let peer = format!("http://127.0.0.1:{}", member.member.ports[1]);
+        again_unless("exists", async || by.member_add([peer.clone()], None).await.map(drop)).await;
+        member.member.arguments = ["--initial-cluster-state", "existing"].map(Into::into).to_vec();
+        member.replace_by_empty();
+    }
+
     /// The place of the leader in the list.
     pub(crate) async fn leader(&self) -> usize {
         let mut client = self.members[0].client().await;
@@ -182,6 +198,20 @@ impl Cluster {
             }
         }
         panic!("no member is the leader");
+    }
+}
+
+/// A change of the members may be done and have an error, or nothing, for an answer: the leader that it removes is the one
+/// that gives it. Then a second try says that there is nothing to do.
+async fn again_unless(done: &str, mut change: impl AsyncFnMut() -> Result<(), etcd_client::Error>) {
+    loop {
+        match tokio::time::timeout(Duration::from_secs(8), change()).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) if error.to_string().contains(done) => return,
+            Ok(Err(error)) => eprintln!("not yet: {error}"),
+            Err(_) => eprintln!("not yet: no answer"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 

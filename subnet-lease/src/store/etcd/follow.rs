@@ -100,7 +100,9 @@ impl Follower {
                 return event;
             }
             if let Err(error) = self.step().await {
-                self.link = None;
+                if let Some(link) = self.link.take() {
+                    self.dialer.turn_from(link.session.endpoint());
+                }
                 self.failures = self.failures.saturating_add(1);
                 self.complain(error.to_string());
             }

@@ -124,6 +124,14 @@ impl Dialer {
         (index, reached.await)
     }
 
+    /// Whoever lost a connection to this endpoint begins with the next one: it would wait once more for a member that hangs.
+    pub(super) fn turn_from(&self, endpoint: &str) {
+        let (last, count) = (self.endpoint.load(Ordering::Relaxed), self.config.endpoints.len());
+        if self.config.endpoints.get(last).is_some_and(|it| it == endpoint) {
+            self.endpoint.store((last + 1) % count, Ordering::Relaxed);
+        }
+    }
+
     /// Notes under which address the host is known. Connections from another one it had are dead, and only the pings
     /// would find out: whoever waits for [`host`](Self::host) to change opens a new one.
     pub(super) fn stands_at(&self, public: PublicAddrs) {
@@ -190,6 +198,11 @@ fn tls(config: &EtcdConfig) -> Result<TlsOptions, StoreError> {
 }
 
 impl Session {
+    /// Where it leads.
+    pub(super) fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
     pub(super) fn keys(&self) -> &Keys {
         &self.keys
     }
