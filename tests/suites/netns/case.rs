@@ -17,7 +17,6 @@ pub(crate) struct Case {
     peers: bool,
     programs: Vec<&'static str>,
     anywhere: Vec<&'static str>,
-    open: Option<&'static str>,
     body: Box<dyn FnOnce() -> Result<()> + Send>,
 }
 
@@ -33,7 +32,6 @@ pub(crate) fn case(name: impl Into<String>, body: impl FnOnce() -> Result<()> + 
         peers: false,
         programs: Vec::new(),
         anywhere: Vec::new(),
-        open: None,
         body: Box::new(body),
     }
 }
@@ -57,11 +55,6 @@ impl Case {
     /// It needs these programs, wherever they are.
     pub(crate) fn with_programs_anywhere(self, names: &[&'static str]) -> Self {
         Self { anywhere: names.to_vec(), ..self }
-    }
-
-    /// It is not true yet, for this reason: named in every run, and run when asked for by `--ignored`.
-    pub(crate) fn open(self, why: &'static str) -> Self {
-        Self { open: Some(why), ..self }
     }
 
     /// Why it can't run here.
@@ -98,11 +91,6 @@ pub(crate) fn run(args: &Arguments, cases: Vec<Case>) -> ExitCode {
     let mut trials = Vec::new();
     for case in cases {
         let missing = case.missing();
-        if let Some(why) = case.open {
-            println!("open {}: {why}", case.name);
-            trials.push(case.trial().with_ignored_flag(true));
-            continue;
-        }
         if missing.is_empty() {
             trials.push(case.trial());
             continue;

@@ -18,8 +18,7 @@ const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        case("an_underlay_that_is_readdressed_remade_renamed_or_bridged_is_followed_under_traffic", followed)
-            .open("the change into a bridge is not shown yet; address and name are"),
+        case("an_underlay_that_is_readdressed_remade_renamed_or_bridged_is_followed_under_traffic", followed),
         case("a_second_default_route_is_followed_and_the_first_again_when_it_goes", second_default),
         case("an_mtu_that_changes_reaches_every_device_and_subnet_env_each_family_by_its_own_overhead", mtus),
         case("one_mtu_of_the_network_counts_for_devices_and_pods", set_mtu),
