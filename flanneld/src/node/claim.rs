@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use backends::{Mac, kernel::Own};
 use serde::{Deserialize, Serialize};
-use subnet_lease::{Claim, Class, Family, Lease, OwnLease, Peer, StoreError, SubnetEnv, Subnets, VxlanData};
+use subnet_lease::{
+    BackendAttrs, Claim, Class, Family, Lease, OwnLease, Peer, PublicAddrs, StoreError, SubnetEnv, Subnets,
+    VxlanData,
+};
 use tracing::{info, warn};
 
 use super::pace::mix;
@@ -21,15 +24,20 @@ const CALM: Duration = Duration::from_secs(10);
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct ClaimState {
     in_flight: bool,
-    /// The store granted it in this run.
+    /// The store granted the last one in this run.
     confirmed: bool,
     /// When the lease ends.
     expires: Option<Tick>,
     retry: Option<Tick>,
     failures: u32,
-    /// When a claim last succeeded, and from when on the next may be made.
+    /// When a claim last succeeded, and from when on the same may be made again.
     held_at: Tick,
     not_before: Tick,
+    /// What was last claimed, and whether that was because somebody had undone it.
+    #[serde(default)]
+    wish: Option<(PublicAddrs, BackendAttrs)>,
+    #[serde(default)]
+    undone: bool,
     pub(super) problem: Option<String>,
 }
 
@@ -42,10 +50,10 @@ impl ClaimState {
         self.retry.or_else(|| self.renewal(margin)).unwrap_or(Tick::MAX)
     }
 
-    /// The first claim after a calm time is made at once; a lease that is taken away again and again is claimed again
-    /// ever more slowly.
+    /// A wish of ours that changed is told at once, and so is the first claim after a calm time; what somebody undoes
+    /// again and again is claimed again ever more slowly.
     fn succeeded(&mut self, now: Tick) {
-        let calm = self.held_at == Tick::ZERO || now.saturating_sub(self.held_at) > CALM;
+        let calm = !self.undone || now.saturating_sub(self.held_at) > CALM;
         self.failures = if calm { 0 } else { self.failures + 1 };
         self.not_before = if calm { now } else { now + self.pause() };
         self.held_at = now;
@@ -70,7 +78,8 @@ impl ClaimState {
 impl NodeCore {
     /// Claims when the store does not show what we would publish, or when the lease is to be renewed.
     pub(super) fn claim_if_due(&mut self, now: Tick, effects: &mut Vec<Effect>) {
-        if self.claim.in_flight || self.claim.retry.is_some_and(|at| at > now) {
+        let waits = |at: Tick| at > now && at != self.claim.not_before;
+        if self.claim.in_flight || self.claim.retry.is_some_and(waits) {
             return;
         }
         self.claim.retry = None;
@@ -81,10 +90,14 @@ impl NodeCore {
         if self.own.is_some() && self.claim.confirmed && shown.is_some_and(as_wished) && !renew {
             return;
         }
-        if self.claim.not_before > now {
+        let same = self.claim.wish.as_ref().is_some_and(|w| (&w.0, &w.1) == (&claim.public, &claim.attrs));
+        if same && self.claim.not_before > now {
             self.claim.retry = Some(self.claim.not_before);
             return;
         }
+        self.claim.undone = same && self.claim.confirmed && !shown.is_some_and(as_wished);
+        self.claim.confirmed &= same;
+        self.claim.wish = Some((claim.public, claim.attrs.clone()));
         self.claim.in_flight = true;
         effects.push(Effect::Claim(Box::new(claim)));
     }

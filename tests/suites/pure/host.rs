@@ -161,6 +161,28 @@ fn a_second_default_route_is_followed_by_its_metric_and_the_subnet_stays() {
 }
 
 #[test]
+fn each_new_address_is_told_at_once_and_a_lease_that_others_rewrite_ever_more_slowly() {
+    let own = record("10.244.1.0-24", "172.16.0.1", 1, None);
+    let mut solo = running(settings(), host(&[]), NETWORK, &[2]);
+    for (n, address) in ["172.16.0.101", "172.16.0.102", "172.16.0.1", "172.16.0.103"].iter().enumerate() {
+        let old = solo.core.shown_lease().unwrap().public.v4.unwrap();
+        type_line(&mut solo.kernel.net, &format!("ip address add {address}/24 dev eth0")).unwrap();
+        type_line(&mut solo.kernel.net, &format!("ip address delete {old}/24 dev eth0")).unwrap();
+        solo.notice();
+        assert_eq!(solo.claims, 2 + n, "{address}");
+    }
+    // Somebody writes the first one back, each time that we have put it right.
+    let mut within = 0;
+    for _ in 0..50 {
+        let claims = solo.claims;
+        solo.hear(Input::Store(StoreEvent::Upsert(own.clone())));
+        solo.wait(Duration::from_millis(100));
+        within += solo.claims - claims;
+    }
+    assert!((4..=6).contains(&within), "{within} claims in 5 s: 0, 0.2, 0.6, 1.4, 3.0 s and so on");
+}
+
+#[test]
 fn peers_are_direct_as_long_as_their_prefix_is_connected_in_every_pass_anew() {
     let through =
         |solo: &Solo| solo.kernel.to_string().contains("10.244.2.0/24 via 10.244.2.0 dev flannel.1");
