@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::clock;
+use crate::exit::{Exit, Failure};
 use crate::kernel_thread::{self, Ask};
 use crate::node::{Effect, Input, NodeCore, Settings};
 
@@ -27,14 +28,16 @@ pub struct DryRun {
     pub links: BTreeMap<u32, IfName>,
 }
 
-/// The plan that a daemon with these settings would apply now; one sentence on what is missing otherwise.
+/// The plan that a daemon with these settings would apply now; otherwise one sentence on what is missing, and the code
+/// that the daemon would end with.
 pub async fn dry_run(
     settings: Settings,
     store: Arc<dyn Store>,
     earlier: Option<SubnetEnv>,
-) -> Result<DryRun, String> {
+) -> Result<DryRun, Failure> {
     let (inbox, mut inputs) = mpsc::channel(16);
-    let kernel = kernel_thread::start(inbox.clone(), settings.iface.can_reach)?;
+    let failed = |why: String| Failure::new(Exit::Failed, why);
+    let kernel = kernel_thread::start(inbox.clone(), settings.iface.can_reach).map_err(failed)?;
     let mut events = store.watch();
     let mut core = NodeCore::new(settings);
     let (mut claimed, mut links) = (false, BTreeMap::new());
@@ -52,7 +55,10 @@ pub async fn dry_run(
                 Effect::Publish(_) => return Ok(DryRun::default()),
                 Effect::Claim(_) if !claimed => {
                     claimed = true;
-                    drop(inbox.try_send(Input::Claimed(Ok(held(&core)?))));
+                    drop(inbox.try_send(Input::Claimed(Ok(held(&core).map_err(failed)?))));
+                }
+                Effect::Exit(exit) => {
+                    return Err(Failure::new(exit, core.ending().unwrap_or("a daemon would end here")));
                 }
                 _ => {}
             }
@@ -65,7 +71,7 @@ pub async fn dry_run(
             }
         };
         let Ok(Some(input)) = timeout(PATIENCE, next).await else {
-            return Err(format!("no plan: {}", core.readiness().reasons.join("; ")));
+            return Err(failed(format!("no plan: {}", core.readiness().reasons.join("; "))));
         };
         if let Input::Host(Ok(facts)) = &input {
             links = facts.links.iter().map(|link| (link.index, link.name)).collect();

@@ -12,13 +12,12 @@ use super::{Form, Output, json};
 use crate::config::NodeConfig;
 use crate::daemon::{block_on, seed};
 use crate::dry_run::{DryRun, dry_run};
-use crate::exit::{Exit, Failure};
+use crate::exit::Failure;
 
 pub(super) fn run(Output { output }: Output, config: &NodeConfig) -> Result<String, Failure> {
     let store = EtcdStore::connect(config.etcd.clone())?;
     let earlier = SubnetEnv::read(&config.subnet_file).ok();
-    let planned = block_on(async { Ok(dry_run(config.settings(seed()), Arc::new(store), earlier).await) })?;
-    let planned = planned.map_err(|why| Failure::new(Exit::Failed, why))?;
+    let planned = block_on(dry_run(config.settings(seed()), Arc::new(store), earlier))?;
     Ok(match output {
         Form::Json => as_json(&planned),
         Form::Table => as_script(&planned),

@@ -190,6 +190,7 @@ impl NodeCore {
             // until a supervisor starts us into the new claim.
             let reason = self.lost(lost, &own.lease);
             self.claim.failed(now);
+            self.ending = Some(reason.clone());
             effects.push(Effect::Withdraw(reason));
             return effects.push(Effect::Exit(Exit::LeaseLost));
         }
@@ -229,8 +230,7 @@ impl NodeCore {
     fn claim_failed(&mut self, now: Tick, error: &StoreError, effects: &mut Vec<Effect>) {
         let sentence = error.to_string();
         if error.class() == Class::Fatal {
-            warn!("{sentence}");
-            return effects.push(Effect::Exit(Exit::Invalid));
+            return self.end(Exit::Invalid, sentence, effects);
         }
         if self.claim.problem.as_ref() != Some(&sentence) {
             warn!("lease not held yet: {sentence}");

@@ -72,8 +72,30 @@ impl NodeCore {
         let (network, facts) = (self.network.as_ref()?, self.facts.as_ref()?);
         let needs = network.backend.needs(&network.config);
         let lacks = needs.into_iter().find(|feature| facts.system.lacks.contains(feature))?;
-        let way_out = if lacks == Feature::Vxlan { ", or use the host-gw backend" } else { "" };
-        (!self.last.complete).then(|| format!("{}{way_out}", facts.system.lack(lacks)))
+        (!self.last.complete).then(|| self.without(lacks))
+    }
+
+    /// What to do about a part of the kernel that is missing.
+    pub(super) fn without(&self, feature: Feature) -> String {
+        let way_out = match feature {
+            Feature::Vxlan => ", or use the host-gw backend",
+            Feature::NfTables => ", or install iptables and run with --traffic-rules=iptables-legacy",
+            Feature::Ipv6 | Feature::BridgeNetfilter => "",
+        };
+        let system = self.facts.as_ref().map(|facts| facts.system.clone()).unwrap_or_default();
+        format!("{}{way_out}", system.lack(feature))
+    }
+
+    /// There is no way on, for this reason.
+    pub(super) fn end(&mut self, exit: Exit, sentence: String, effects: &mut Vec<Effect>) {
+        error!("{sentence}");
+        self.ending = Some(sentence);
+        effects.push(Effect::Exit(exit));
+    }
+
+    /// Why it ended, once it did.
+    pub fn ending(&self) -> Option<&str> {
+        self.ending.as_deref()
     }
 
     pub(super) fn note_settings(&mut self, now: Tick, plan: &Plan, results: &[Result<(), OpError>]) {
@@ -114,8 +136,8 @@ impl NodeCore {
         self.unfit_since = None;
         let waited = self.settings.iface_wait.filter(|wait| *wait > Duration::ZERO);
         let waited = waited.map(|wait| format!(", after {} s", wait.as_secs())).unwrap_or_default();
-        error!("{}{waited}", self.external_problem.as_deref().unwrap_or("no interface fits"));
-        effects.push(Effect::Exit(Exit::Interface));
+        let problem = self.external_problem.as_deref().unwrap_or("no interface fits");
+        self.end(Exit::Interface, format!("{problem}{waited}"), effects);
     }
 
     /// What works and yet is likely to be wrong, a sentence each.

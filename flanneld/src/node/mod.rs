@@ -194,6 +194,8 @@ pub struct NodeCore {
     store_problem: Option<String>,
     stale_since: Tick,
     seen_refusals: Vec<(String, String)>,
+    #[serde(default)]
+    ending: Option<String>,
 }
 
 impl NodeCore {
@@ -231,6 +233,7 @@ impl NodeCore {
             store_problem: None,
             stale_since: Tick::ZERO,
             seen_refusals: Vec::new(),
+            ending: None,
         }
     }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use backends::kernel::{Class, KernelError, OpError, Own};
 use backends::traffic::Firewall;
-use backends::{External, Facts, IfName, KernelState, LocalNode, Object, Op, Owner, Route, diff};
+use backends::{External, Facts, Feature, IfName, KernelState, LocalNode, Object, Op, Owner, Route, diff};
 use serde::{Deserialize, Serialize};
 use subnet_lease::{Family, SubnetEnv};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use super::status::{FailureReport, LISTED, PassReport};
 use super::{Effect, NodeCore, Phase, Tick};
@@ -17,10 +17,6 @@ use crate::iface;
 
 const NO_PERMISSION: &str = "the kernel does not let us: this needs CAP_NET_ADMIN in the network namespace it runs in \
     (run it as root, or as a service with that capability)";
-const NO_VXLAN: &str = "this kernel has no vxlan: load the module (modprobe vxlan; some distributions keep it in a \
-    package of extra modules), or use the host-gw backend";
-const NO_NFTABLES: &str = "this kernel has no nf_tables: load the module (modprobe nf_tables), or run with \
-    --iptables-forward-rules=false and without --ip-masq";
 
 /// How the last pass ended.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -125,8 +121,7 @@ impl NodeCore {
             return self.pace.finished(now, self.host_stale);
         };
         if let Some(sentence) = self.lacking() {
-            error!("{sentence}");
-            return effects.push(Effect::Exit(Exit::Unsupported));
+            return self.end(Exit::Unsupported, sentence, effects);
         }
         self.phase = Phase::ReadingOwn(owner.clone());
         effects.push(Effect::ReadOwn(owner));
@@ -169,7 +164,9 @@ impl NodeCore {
         };
         self.note_devices(&own);
         self.report_refused();
-        self.choose_renderer(&own.firewall, effects);
+        if let Err(sentence) = self.choose_renderer(&own.firewall) {
+            return self.end(Exit::Unsupported, sentence, effects);
+        }
         let Some((node, mut conflicts, want)) = self.wish(&own.firewall) else {
             return self.pace.finished(now, self.host_stale);
         };
@@ -210,8 +207,7 @@ impl NodeCore {
         self.log_pass(now, failures.len());
         let hopeless = failures.iter().find_map(|(op, e)| self.hopeless(op, e));
         if let Some((exit, way_out)) = hopeless {
-            error!("{way_out}");
-            return effects.push(Effect::Exit(exit));
+            return self.end(exit, way_out, effects);
         }
         self.last.unswept |= failures.iter().any(|(op, _)| matches!(op, Op::Delete(_)));
         let failures = failures.into_iter().map(|(op, e)| (op.object().clone(), e.to_string())).collect();
@@ -219,18 +215,15 @@ impl NodeCore {
     }
 
     /// Failures that no retry mends: no permission, ever; at the start, a kernel that lacks what the backend needs.
-    fn hopeless(&self, op: &Op, error: &OpError) -> Option<(Exit, &'static str)> {
+    fn hopeless(&self, op: &Op, error: &OpError) -> Option<(Exit, String)> {
         let OpError::Failed(error) = error else { return None };
-        match (error.class(), op.object()) {
-            (Class::Fatal, _) => Some((Exit::Permission, NO_PERMISSION)),
-            (Class::Unsupported, Object::Link(_)) if !self.last.complete => {
-                Some((Exit::Unsupported, NO_VXLAN))
-            }
-            (Class::Unsupported, Object::Table(_)) if !self.last.complete => {
-                Some((Exit::Unsupported, NO_NFTABLES))
-            }
-            _ => None,
-        }
+        let feature = match (error.class(), op.object()) {
+            (Class::Fatal, _) => return Some((Exit::Permission, NO_PERMISSION.to_owned())),
+            (Class::Unsupported, Object::Link(_)) => Feature::Vxlan,
+            (Class::Unsupported, Object::Table(_)) => Feature::NfTables,
+            _ => return None,
+        };
+        (!self.last.complete).then(|| (Exit::Unsupported, self.without(feature)))
     }
 
     /// The end of a pass that had all it needs.
@@ -297,8 +290,7 @@ impl NodeCore {
     fn could_not_read(&mut self, what: &str, error: &KernelError, now: Tick, effects: &mut Vec<Effect>) {
         warn!("could not read {what}: {error}");
         if error.class() == Class::Fatal {
-            error!("{NO_PERMISSION}");
-            effects.push(Effect::Exit(Exit::Permission));
+            self.end(Exit::Permission, NO_PERMISSION.to_owned(), effects);
         }
         self.phase = Phase::Idle;
         self.pace.finished(now, true);

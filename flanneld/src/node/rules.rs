@@ -6,8 +6,7 @@ use serde::{Deserialize, Serialize};
 use subnet_lease::Family;
 use tracing::info;
 
-use super::{Effect, NodeCore};
-use crate::exit::Exit;
+use super::NodeCore;
 
 /// How the rules are made.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -31,8 +30,13 @@ impl Rules {
 impl NodeCore {
     /// Chooses once, so that what others load later does not move rules from here to there. Without any way to make
     /// them the daemon ends at its start, as it does when a backend can't work.
-    pub(super) fn choose_renderer(&mut self, firewall: &Firewall, effects: &mut Vec<Effect>) {
-        let Some(network) = self.network.as_ref().filter(|_| self.rules.renderer.is_none()) else { return };
+    ///
+    /// # Errors
+    /// One sentence, where rules are wished for and nothing here can make them.
+    pub(super) fn choose_renderer(&mut self, firewall: &Firewall) -> Result<(), String> {
+        let Some(network) = self.network.as_ref().filter(|_| self.rules.renderer.is_none()) else {
+            return Ok(());
+        };
         let nothing_wished = !self.settings.ip_masq && !self.settings.forward_rules;
         match traffic::choose_renderer(self.settings.traffic_rules, network.config.enable_nftables, firewall)
         {
@@ -40,12 +44,10 @@ impl NodeCore {
                 self.rules = Rules { renderer: Some(renderer), why: why.to_owned() };
                 info!("traffic rules by {}", self.rules.told().unwrap_or_default());
             }
-            Err(_) if nothing_wished => {}
-            Err(sentence) => {
-                tracing::error!("{sentence}");
-                effects.push(Effect::Exit(Exit::Unsupported));
-            }
+            Err(sentence) if !nothing_wished => return Err(sentence),
+            Err(_) => {}
         }
+        Ok(())
     }
 
     /// The rules that should stand, and what of others is in pods' way.

@@ -92,8 +92,19 @@ fn a_backend_that_cannot_work_here_ends_the_daemon_at_the_start_with_a_sentence(
     ] {
         let mut kernel = host(&[]);
         kernel.net.set_system(system("6.1.0", lacks.clone()));
-        let (_, exit) = ending(settings(), kernel, network, Duration::from_secs(1));
+        let (core, exit) = ending(settings(), kernel, network, Duration::from_secs(1));
         assert_eq!(exit, expected, "{lacks:?}");
+        let module = format!("modprobe {}", lacks[0].module());
+        assert_eq!(core.ending().is_some_and(|said| said.contains(&module)), expected.is_some(), "{lacks:?}");
+    }
+    // Rules that nothing can make, where there are to be some.
+    for (forward_rules, expected) in [(true, Some(Exit::Unsupported)), (false, None)] {
+        let mut kernel = host(&[]);
+        kernel.net.firewall.nf_tables = false;
+        let settings = Settings { forward_rules, ..settings() };
+        let (core, exit) = ending(settings, kernel, NETWORK, Duration::from_secs(1));
+        assert_eq!(exit, expected);
+        assert_eq!(core.ending().is_some_and(|said| said.contains("modprobe nf_tables")), forward_rules);
     }
 }
 
