@@ -75,7 +75,8 @@ fn by_hand(cluster: &mut Cluster, products: &Products, backend: Backend) -> Resu
                  ip route replace {subnet}.0/24 via {subnet}.0 dev hand onlink"
             ),
         };
-        sh(host, &script)?;
+        // What ours sets for itself, and takes back when it goes.
+        sh(host, &format!("sysctl -qw net.ipv4.ip_forward=1\n{script}"))?;
     }
     Ok(())
 }
