@@ -1,7 +1,7 @@
 //! Others filter on the same host: what they drop by default lets pods through, what they drop on purpose stays dropped,
 //! and nothing of theirs is touched.
 
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -30,8 +30,8 @@ pub(crate) fn cases() -> Vec<Case> {
         case("firewalld_trusts_pods_also_after_it_loaded_its_rules_anew", firewalld)
             .with_programs(&["/usr/sbin/firewalld"]),
     );
-    for form in ["iptables", "nft"] {
-        let name = format!("services_of_a_proxy_by_{form}_reach_pods_and_see_the_right_source");
+    for form in ["iptables", "nftables"] {
+        let name = format!("services_of_a_real_kube_proxy_by_{form}_reach_pods_and_see_the_right_source");
         cases.push(case(name, move || services(form)));
     }
     cases.push(case("a_foreign_chain_that_drops_is_named_with_the_line_to_add", named));
@@ -241,39 +241,62 @@ fn firewalld() -> Result<()> {
     .map(drop)
 }
 
-/// In the form of kube-proxy, with one service of one pod.
+/// What a real kube-proxy made, with its endpoint of web and local moved to a pod of the second host.
+fn kube_proxy(form: &str, pod: SocketAddr) -> Program {
+    let (rules, load) = match form {
+        "nftables" => (include_str!("foreign/kube-proxy.nft"), Program::new("nft").args(["-f", "-"])),
+        _ => (include_str!("foreign/kube-proxy.iptables"), Program::new("iptables-nft-restore")),
+    };
+    let rules = rules.replace("10.42.99.2", &pod.ip().to_string()).replace("9999", &pod.port().to_string());
+    // Counters of their own that a program with the right to make them has made before.
+    let counts = |line: &str| {
+        let (head, tail) = line.split_once(" -m nfacct --nfacct-name  ")?;
+        Some(format!("{head} {}", tail.split_once(' ')?.1))
+    };
+    let rules = rules.lines().map(|line| counts(line).unwrap_or_else(|| line.to_owned()) + "\n");
+    load.stdin(rules.collect::<String>())
+}
+
 fn services(form: &str) -> Result<()> {
     let mut cluster = two(Family::V4)?;
     let (host, pod) = (cluster.net.host(0).clone(), cluster.pods[1].address(Family::V4)?);
+    ensure!(host.address(Family::V4)?.to_string() == "172.30.0.1", "the node of the recording");
     let listener = cluster.pods[1].space().run(|| TcpListener::bind((pod, 0)))??;
-    let (rules, load) = match form {
-        "nft" => (include_str!("foreign/kube-proxy.nft"), Program::new("nft").args(["-f", "-"])),
-        _ => (
-            include_str!("foreign/kube-proxy.iptables"),
-            Program::new("iptables-nft-restore").arg("--noflush"),
-        ),
-    };
-    let port = listener.local_addr()?.port().to_string();
-    let rules = rules.replace("POD", &pod.to_string()).replace(":PORT", &format!(":{port}"));
-    let rules = rules.replace("/PORT", &format!("/{port}")).replace("CLUSTER", "10.42.0.0/16");
-    host.exec(&load.stdin(rules))?;
+    host.exec(&kube_proxy(form, listener.local_addr()?))?;
     let theirs = |host: &Host| -> Result<Vec<String>> {
         let all = sh(host, "nft list table ip kube-proxy 2>/dev/null || iptables-nft-save")?;
         let line = |l: &str| l.split(" [").next().unwrap_or_default().to_owned();
         Ok(all.lines().filter(|l| !l.contains("FLANNEL") && !l.starts_with('#')).map(line).collect())
     };
     let before = theirs(&host)?;
-    let service = "10.96.0.10:80".parse()?;
+    let outside = cluster.net.store().clone();
     for maker in ["--traffic-rules=nftables", "--traffic-rules=iptables-nft"] {
         cluster.set_flags(&[maker]);
         anew(&mut cluster, 0)?;
         let tunnel = sh(&host, "ip -4 -o address show dev flannel.1 | sed 's/.*inet //; s,/.*,,'")?;
         let (pods, tunnel) = (cluster.pods[0].address(Family::V4)?, tunnel.trim().parse()?);
-        for (from, expected) in [(cluster.pods[0].space(), pods), (host.space(), tunnel)] {
-            let stream = from.run(|| TcpStream::connect_timeout(&service, SOON))?;
-            let _stream = stream.with_context(|| format!("{maker}: {} → service", from.name()))?;
+        for (from, to, expected) in [
+            (cluster.pods[0].space(), "10.96.0.10:80", pods),
+            (host.space(), "10.96.0.10:80", tunnel),
+            (outside.space(), "172.30.0.1:30080", tunnel),
+            // Of a Service for local endpoints only, and there is none: its address within the cluster works.
+            (cluster.pods[0].space(), "10.96.0.11:80", pods),
+        ] {
+            let to = to.parse()?;
+            let stream = from.run(|| TcpStream::connect_timeout(&to, SOON))?;
+            let _stream = stream.with_context(|| format!("{maker}: {} → {to}", from.name()))?;
             let seen: IpAddr = listener.accept()?.1.ip();
-            ensure!(seen == expected, "{maker}: {seen} is seen, and {expected} should be");
+            ensure!(seen == expected, "{maker}: {} → {to}: {seen} is seen, and not {expected}", from.name());
+        }
+        for (from, to) in [(outside.space(), "172.30.0.1:30081"), (cluster.pods[0].space(), "10.96.0.12:80")]
+        {
+            let to = to.parse()?;
+            let stream = from.run(|| TcpStream::connect_timeout(&to, Duration::from_millis(300)))?;
+            ensure!(
+                stream.is_err(),
+                "{maker}: {} → {to}: our accept lifts the proxy's own drop",
+                from.name()
+            );
         }
         ensure!(theirs(&host)? == before, "{maker}: something of theirs changed");
     }
