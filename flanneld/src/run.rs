@@ -166,6 +166,9 @@ impl Running {
 
     /// Every input goes through here, and what follows from it; none is a tick.
     fn step(&mut self, core: &mut NodeCore, input: Option<Input>) {
+        if let Some(Input::Own(Ok(own))) = &input {
+            self.filter.gates = own.firewall.gates();
+        }
         let effects = self.tap.handle(core, clock::boot(), input);
         self.perform(effects);
     }

@@ -62,7 +62,8 @@ pub struct ForeignChain {
     pub fate: Fate,
     /// Its first rule that takes every packet, counted from one; 0 when it has none.
     pub end: u32,
-    /// The chains that it hands every packet to, in order, up to that rule.
+    /// The chains that it hands every packet to, in order, up to that rule. One that decides about every packet is that
+    /// rule.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub calls: Vec<String>,
     /// What it accepts with no other condition, before that rule.
@@ -243,6 +244,12 @@ impl Firewall {
     fn iptables_chain(&self, flavour: Flavour, family: Family, name: &str) -> Option<&ForeignChain> {
         let home = Home::Iptables(flavour);
         self.chains.iter().find(|c| c.home == home && c.family == family && c.name == name)
+    }
+
+    /// The chains that forwarded packets pass. Not those that a proxy writes anew all day: they drop nothing by default.
+    pub fn gates(&self) -> Vec<String> {
+        let names = self.chains.iter().flat_map(|chain| std::iter::once(&chain.name).chain(&chain.calls));
+        names.filter(|name| !name.starts_with("KUBE-")).cloned().collect()
     }
 
     /// Chains that drop by default and that no rule of ours stands in.

@@ -12,6 +12,7 @@ mod chaos;
 mod clients;
 mod coexist;
 mod connect;
+mod drops;
 mod fights;
 mod flannel;
 mod host;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         rules::cases(),
         matrix::cases(),
         coexist::cases(),
+        drops::cases(),
     ];
     case::run(&args, cases.into_iter().flatten().collect())
 }

@@ -1,12 +1,12 @@
 //! Traffic rules: who makes them, and that there is never a moment without.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use netns_harness::flannel::{Products, wait_for_subnet};
-use netns_harness::{Cluster, Family, Host, Process, Program, Spec, eventually};
+use netns_harness::{Cluster, Family, Host, Namespace, Process, Program, Spec, eventually};
 use serde_json::json;
 
 use crate::case::{Case, case, cluster, peer, products, spec};
@@ -31,6 +31,9 @@ pub(crate) const IPTABLES: [&str; 2] = ["iptables-nft-restore", "iptables-legacy
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
+        case("networks_that_are_exempt_see_pods_and_others_see_their_host", exempt)
+            .with_programs_anywhere(&IPTABLES),
+        case("a_blackhole_keeps_packets_for_no_pod_on_the_host_and_goes_when_it_is_switched_off", blackhole),
         case("switching_the_maker_of_rules_leaves_no_packet_unmasqueraded", switching)
             .with_programs_anywhere(&IPTABLES),
         case("rules_of_a_go_flannel_by_iptables_are_taken_over_as_they_are", adopted)
@@ -174,6 +177,85 @@ fn switching() -> Result<()> {
     })?;
     ensure!(arrived > 100, "only {arrived} packets arrived");
     Ok(())
+}
+
+/// Who somebody thinks has called at this address of his.
+fn seen(at: IpAddr, by: &Namespace, from: &Namespace) -> Result<IpAddr> {
+    let listener = by.run(|| TcpListener::bind((at, 0)))??;
+    let address = listener.local_addr()?;
+    let stream = from.run(|| TcpStream::connect_timeout(&address, SOON))?;
+    let _stream = stream.with_context(|| format!("{} → {address}", from.name()))?;
+    Ok(listener.accept()?.1.ip())
+}
+
+fn exempt() -> Result<()> {
+    let mut cluster = cluster(Spec { hosts: 2, ..spec(Family::Dual) })?;
+    let (host, outside) = (cluster.net.host(0).clone(), cluster.net.store().clone());
+    // Two more networks of the outside, of which the first is exempt.
+    let pairs = [
+        (Family::V4, ["192.0.2.9", "198.51.100.9"], 32),
+        (Family::V6, ["2001:db8:1::9", "2001:db8:2::9"], 128),
+    ];
+    for (family, [one, other], length) in pairs {
+        let (via, back) = (outside.address(family)?, host.address(family)?);
+        let pod = cluster.pods[0].address(family)?;
+        let nodad = if family == Family::V6 { "nodad" } else { "" };
+        for address in [one, other] {
+            let add = format!("ip address add {address}/{length} dev eth0 {nodad}");
+            outside.exec(&Program::new("sh").args(["-ec", &add]))?;
+            let way = format!("ip route replace {address}/{length} via {via}");
+            host.exec(&Program::new("sh").args(["-ec", &way]))?;
+        }
+        // Who sees pods must know the way to them.
+        let way = format!("ip route replace {pod}/{length} via {back}");
+        outside.exec(&Program::new("sh").args(["-ec", &way]))?;
+    }
+    for maker in MAKERS {
+        cluster.set_flags(&[maker.flag, "--no-masq-cidrs=192.0.2.0/24,2001:db8:1::/64"]);
+        anew(&mut cluster, 0)?;
+        for (family, [one, other], _) in pairs {
+            let pod = &cluster.pods[0];
+            for (at, expected) in [(one, pod.address(family)?), (other, host.address(family)?)] {
+                let source = seen(at.parse()?, outside.space(), pod.space())?;
+                ensure!(source == expected, "{maker:?}: {at} sees {source}, and not {expected}");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn blackhole() -> Result<()> {
+    let mut cluster = cluster(Spec { hosts: 2, ..spec(Family::Dual) })?;
+    let host = cluster.net.host(0).clone();
+    let holes = || -> Result<usize> {
+        let routes = "ip -4 route show type blackhole; ip -6 route show type blackhole";
+        Ok(host.exec(&Program::new("sh").args(["-ec", routes]))?.lines().count())
+    };
+    // The bridge has a route of its own; before there is one, or for what it does not cover, the default route would do.
+    let pods = [Family::V4, Family::V6].map(|f| cluster.pods[0].address(f).map(|a| (f, a.to_string())));
+    let goes_out = |family: Family| {
+        let nobody = pods.iter().flatten().find(|(f, _)| *f == family).context("a pod")?.1.clone();
+        let get = Program::new("ip").args(["route", "get", &nobody]);
+        host.exec(&Program::new("ip").args(["link", "set", "cni0", "down"]))?;
+        let way = host.output(&get)?;
+        host.exec(&Program::new("ip").args(["link", "set", "cni0", "up"]))?;
+        anyhow::Ok(way.status.success())
+    };
+    ensure!(holes()? == 0 && goes_out(Family::V4)? && goes_out(Family::V6)?, "without it they go out");
+    cluster.set_flags(&["--ip-blackhole-route"]);
+    cluster.restart_daemon(0)?;
+    eventually(SOON, || {
+        ensure!(holes()? == 2, "a blackhole for each family\n{}", cluster.daemons[0].log());
+        Ok(())
+    })?;
+    ensure!(!goes_out(Family::V4)? && !goes_out(Family::V6)?, "they go nowhere");
+    cluster.set_flags(&[]);
+    cluster.restart_daemon(0)?;
+    eventually(SOON, || {
+        ensure!(holes()? == 0, "they are left\n{}", cluster.daemons[0].log());
+        Ok(())
+    })
+    .map(drop)
 }
 
 /// A cluster with a Go flannel on the first host.

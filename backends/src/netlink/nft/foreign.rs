@@ -69,30 +69,70 @@ fn survey_once(socket: &mut Socket) -> Result<(Survey, bool), NetlinkError> {
     let mut interrupted = socket.dump(&mut request, |message| seen.extend(read_chain(&message)))?.interrupted;
     let mut survey = Survey { nf_tables: true, ..Survey::default() };
     let mut hasher = DefaultHasher::new();
+    let mut reader = Reader { socket, seen: &seen, interrupted, left: FOLLOWED, failed: None };
     for chain in seen.iter().filter(|chain| chain.counts()) {
-        let mut rules = Vec::new();
-        let mut request = begin_dump(GETRULE, chain.proto);
-        request.attr_str(RULE_TABLE, &chain.table).attr_str(RULE_CHAIN, &chain.name);
-        let dump = socket.dump(&mut request, |message| {
-            if let Some(rule) = read_rule(&message, chain, &mut hasher) {
-                rules.push(rule);
-            }
-        });
-        match dump {
-            Ok(dump) => interrupted |= dump.interrupted,
-            // Gone since.
-            Err(error) if error.errno() == Errno::ENOENT => interrupted = true,
-            Err(error) => return Err(error),
-        }
-        survey.take(chain, &rules);
+        let rules = reader.rules(chain, Some(&mut hasher))?;
+        survey.take(chain, &rules, &mut reader);
     }
+    if let Some(error) = reader.failed {
+        return Err(error);
+    }
+    interrupted = reader.interrupted;
     survey.used = seen.iter().any(|chain| chain.is_iptables() && !chain.is_ours());
     survey.fingerprint = hasher.finish();
     Ok((survey, interrupted))
 }
 
+/// Reads rules of chains that were seen.
+struct Reader<'a> {
+    socket: &'a mut Socket,
+    seen: &'a [Seen],
+    interrupted: bool,
+    /// So many more chains are followed that others call.
+    left: u32,
+    failed: Option<NetlinkError>,
+}
+
+impl Reader<'_> {
+    fn rules(
+        &mut self,
+        chain: &Seen,
+        mut hasher: Option<&mut DefaultHasher>,
+    ) -> Result<Vec<Foreign>, NetlinkError> {
+        let mut rules = Vec::new();
+        let mut request = begin_dump(GETRULE, chain.proto);
+        request.attr_str(RULE_TABLE, &chain.table).attr_str(RULE_CHAIN, &chain.name);
+        let dump = self.socket.dump(&mut request, |message| {
+            rules.extend(read_rule(&message, chain, hasher.as_deref_mut()));
+        });
+        match dump {
+            Ok(dump) => self.interrupted |= dump.interrupted,
+            // Gone since.
+            Err(error) if error.errno() == Errno::ENOENT => self.interrupted = true,
+            Err(error) => return Err(error),
+        }
+        Ok(rules)
+    }
+
+    /// What becomes of every packet in a chain that this one hands it to. The kernel knows no calls in circles.
+    fn called(&mut self, from: &Seen, name: &str) -> Fate {
+        let seen = self.seen;
+        let same = |c: &&Seen| c.proto == from.proto && c.table == from.table && c.name == name;
+        let chain = seen.iter().find(same).filter(|chain| !chain.is_ours() && self.left > 0);
+        let Some(chain) = chain else { return Fate::Returned };
+        self.left -= 1;
+        match self.rules(chain, None) {
+            Ok(rules) => outcome(&rules, Fate::Returned, &mut |name| self.called(chain, name)).0,
+            Err(error) => {
+                self.failed = Some(error);
+                Fate::Returned
+            }
+        }
+    }
+}
+
 impl Survey {
-    fn take(&mut self, chain: &Seen, rules: &[Foreign]) {
+    fn take(&mut self, chain: &Seen, rules: &[Foreign], reader: &mut Reader<'_>) {
         if chain.is_ours() {
             self.ours.extend(
                 chain.families().iter().filter(|f| !self.ours.contains(f)).copied().collect::<Vec<_>>(),
@@ -116,7 +156,7 @@ impl Survey {
             (true, false) => Fate::Accepted,
             (false, _) => Fate::Returned,
         };
-        let (fate, end, calls) = outcome(rules, policy);
+        let (fate, end, calls) = outcome(rules, policy, &mut |name| reader.called(chain, name));
         let passed = passed(rules, end);
         let home = chain.home();
         let table = match chain.proto {
@@ -139,13 +179,24 @@ pub(crate) fn passed(rules: &[Foreign], end: u32) -> Vec<(End, IpNetwork)> {
 }
 
 /// What a chain does with a packet that no condition of it holds for, which rule says so, and what it calls before.
-pub(crate) fn outcome(rules: &[Foreign], policy: Fate) -> (Fate, u32, Vec<String>) {
+/// `called` tells the same of a chain that it calls: returned where it does nothing, or is not known.
+pub(crate) fn outcome(
+    rules: &[Foreign],
+    policy: Fate,
+    called: &mut dyn FnMut(&str) -> Fate,
+) -> (Fate, u32, Vec<String>) {
     let mut calls = Vec::new();
     for (rule, number) in rules.iter().zip(1..).filter(|(rule, _)| !rule.conditional) {
         match (&rule.calls, rule.fate) {
             (_, Some(Fate::Returned)) => return (policy, number, calls),
             (_, Some(fate)) => return (fate, number, calls),
-            (Some(chain), None) => calls.push(chain.clone()),
+            (Some(chain), None) => {
+                calls.push(chain.clone());
+                let fate = called(chain);
+                if fate != Fate::Returned {
+                    return (fate, number, calls);
+                }
+            }
             (None, None) => {}
         }
     }
@@ -206,7 +257,7 @@ fn read_chain(message: &RawMessage<'_>) -> Option<Seen> {
 }
 
 /// A rule of this chain: old kernels don't know the filter.
-fn read_rule(message: &RawMessage<'_>, chain: &Seen, hasher: &mut DefaultHasher) -> Option<Foreign> {
+fn read_rule(message: &RawMessage<'_>, chain: &Seen, hasher: Option<&mut DefaultHasher>) -> Option<Foreign> {
     let attrs = attributes(message, NEWRULE)?;
     let of_chain =
         text(&attrs, RULE_TABLE) == Some(&chain.table) && text(&attrs, RULE_CHAIN) == Some(&chain.name);
@@ -214,7 +265,7 @@ fn read_rule(message: &RawMessage<'_>, chain: &Seen, hasher: &mut DefaultHasher)
         return None;
     }
     let list = attrs.clone().find(RULE_EXPRESSIONS).unwrap_or_default();
-    if chain.is_iptables() {
+    if let Some(hasher) = hasher.filter(|_| chain.is_iptables()) {
         (chain.proto, &chain.table, &chain.name, attrs.find(RULE_HANDLE)).hash(hasher);
         Foreign::hash_list(list, hasher);
     }
@@ -229,6 +280,8 @@ fn word(proto: u8) -> &'static str {
     }
 }
 
+/// Ours: a host has a handful of chains that all forwarded packets go through, and each costs a question.
+const FOLLOWED: u32 = 32;
 /// Where firewalld tells zones apart, in its versions 1 and 0.
 const ZONES: [&str; 2] = ["filter_FORWARD_ZONES", "filter_FORWARD_IN_ZONES"];
 /// The table of iptables before all others.
@@ -270,10 +323,14 @@ mod tests {
             (vec![all(Accepted)], Dropped, Accepted, 1),
             (vec![some(Accepted), all(Returned)], Dropped, Dropped, 2),
             (vec![rule(true, None, Some("other"))], Dropped, Dropped, 0),
+            (vec![some(Accepted), rule(false, None, Some("refuses")), all(Accepted)], Accepted, Dropped, 2),
+            (vec![rule(true, None, Some("refuses"))], Accepted, Accepted, 0),
         ] {
-            let (found, at, calls) = outcome(&rules, policy);
+            let mut called = |name: &str| if name == "refuses" { Dropped } else { Returned };
+            let (found, at, calls) = outcome(&rules, policy, &mut called);
             assert_eq!((found, at), (fate, end), "{rules:?}");
-            assert_eq!(calls.len(), usize::from(rules.contains(&call())), "{rules:?}");
+            let follows = |rule: &&Foreign| !rule.conditional && rule.calls.is_some();
+            assert_eq!(calls.len(), rules.iter().filter(follows).count(), "{rules:?}");
         }
     }
 

@@ -24,6 +24,8 @@ pub struct EventFilter {
     pub external: Option<IfName>,
     /// The netlink ports of our own requests.
     pub ours: Vec<u32>,
+    /// Chains of others that forwarded packets pass, as they were found last, whatever they are called.
+    pub gates: Vec<String>,
 }
 
 impl EventFilter {
@@ -42,7 +44,7 @@ impl EventFilter {
             if own {
                 gravest = graver(gravest, Some(KernelEvent::Own));
             } else if gravest.is_none_or(|e| e == KernelEvent::Own) {
-                let read = if netfilter { rules(&message) } else { self.judge(&message, gravest) };
+                let read = if netfilter { self.rules(&message) } else { self.judge(&message, gravest) };
                 let lost = read == Err(Unread::Broken);
                 let event = unreadable.note(read).flatten();
                 gravest = graver(gravest, if lost { Some(KernelEvent::Overrun) } else { event });
@@ -87,6 +89,18 @@ impl EventFilter {
         self.networks.iter().any(|net| contains_net(*net, dst))
     }
 
+    /// Most nf_tables messages name their table in the first attribute; a new generation without our table is not ours.
+    /// Of others only what forwarded packets pass and what our rules stand in counts: a proxy that rewrites its thousand
+    /// chains wakes nobody.
+    fn rules(&self, message: &RawMessage<'_>) -> Result<Option<KernelEvent>, Unread> {
+        let table = table(message).ok_or(Unread::Other)?;
+        let known =
+            |chain: &[u8]| self.gates.iter().any(|gate| Some(gate.as_bytes()) == chain.strip_suffix(&[0]));
+        let counts =
+            table.starts_with(b"flannel-") || passes_pods(message) || rule_of(message).is_some_and(known);
+        Ok(counts.then_some(KernelEvent::Own))
+    }
+
     fn route(&self, message: &RawMessage<'_>) -> Result<Option<KernelEvent>, Unread> {
         let mut gravest = None;
         RouteView::parse(message, |view| {
@@ -117,15 +131,6 @@ fn is_of_host(message: &RawMessage<'_>, netfilter: bool) -> bool {
     !netfilter && matches!(message.kind, RTM_NEWLINK | RTM_DELLINK | RTM_NEWADDR | RTM_DELADDR)
 }
 
-/// Most nf_tables messages name their table in the first attribute; a new generation without our table is not ours.
-/// Of others only what forwarded packets pass and what our rules stand in counts: a proxy that rewrites its thousand
-/// chains wakes nobody.
-fn rules(message: &RawMessage<'_>) -> Result<Option<KernelEvent>, Unread> {
-    let table = table(message).ok_or(Unread::Other)?;
-    let counts = table.starts_with(b"flannel-") || passes_pods(message);
-    Ok(counts.then_some(KernelEvent::Own))
-}
-
 pub(super) fn passes_pods(message: &RawMessage<'_>) -> bool {
     let attrs = Attrs::after(message.payload, NFGENMSG);
     match message.kind & 0xff {
@@ -135,9 +140,15 @@ pub(super) fn passes_pods(message: &RawMessage<'_>) -> bool {
             let number = hook.and_then(|hook| hook.find(NFTA_HOOK_HOOKNUM));
             number == Some(&NF_FORWARD.to_be_bytes()) || attrs.find(NFTA_CHAIN_NAME).is_some_and(is_a_gate)
         }
-        NFT_MSG_NEWRULE | NFT_MSG_DELRULE => attrs.find(NFTA_RULE_CHAIN).is_some_and(is_a_gate),
-        _ => false,
+        _ => rule_of(message).is_some_and(is_a_gate),
     }
+}
+
+/// The chain that a rule came to or went from.
+fn rule_of<'a>(message: &RawMessage<'a>) -> Option<&'a [u8]> {
+    let attrs = Attrs::after(message.payload, NFGENMSG);
+    let is_rule = matches!(message.kind & 0xff, NFT_MSG_NEWRULE | NFT_MSG_DELRULE);
+    attrs.find(NFTA_RULE_CHAIN).filter(|_| is_rule)
 }
 
 /// Whether a chain of this name may be one that forwarded packets pass. Only a hint: which do is read anew.
@@ -146,7 +157,7 @@ fn is_a_gate(name: &[u8]) -> bool {
     let forwards = name.windows(FORWARD.len()).any(|part| part == FORWARD);
     forwards && !name.starts_with(b"KUBE-")
         || name.starts_with(b"FLANNEL-")
-        || [&b"DOCKER-USER"[..], b"POSTROUTING"].contains(&&*name)
+        || [&b"DOCKER-USER"[..], b"PREROUTING", b"POSTROUTING"].contains(&&*name)
 }
 
 pub(super) fn table<'a>(message: &RawMessage<'a>) -> Option<&'a [u8]> {

@@ -189,8 +189,9 @@ impl Table {
             let fate = entries.iter().find(|e| e.at == policy)?.rule.fate?;
             Some((inside.map(|e| e.rule.clone()).collect::<Vec<_>>(), fate))
         };
+        let mut left = FOLLOWED;
         let mut push = |name: &str, rules: &[Foreign], policy| {
-            let (fate, end, calls) = outcome(rules, policy);
+            let (fate, end, calls) = outcome(rules, policy, &mut |name| called(&user, name, &mut left));
             let (home, table, name) = (Home::Iptables(Flavour::Legacy), table.to_owned(), name.to_owned());
             let passed = passed(rules, end);
             survey.chains.push(ForeignChain { family, home, table, name, fate, end, calls, passed });
@@ -219,6 +220,16 @@ impl Table {
         }
         survey.ours |= entries.iter().filter_map(Entry::begins).any(|name| [FWD, POSTRTG].contains(&name));
     }
+}
+
+/// What becomes of every packet in a chain that another hands it to.
+fn called(user: &dyn Fn(&str) -> Option<Vec<Foreign>>, name: &str, left: &mut u32) -> Fate {
+    if *left == 0 || name == FWD {
+        return Fate::Returned;
+    }
+    *left -= 1;
+    let rules = user(name).unwrap_or_default();
+    outcome(&rules, Fate::Returned, &mut |name| called(user, name, left)).0
 }
 
 /// Everything but what packets change.
@@ -286,6 +297,8 @@ const RAW_PROTOCOL: nix::sys::socket::SockProtocol = nix::sys::socket::SockProto
 
 /// Docker's chain for rules of others.
 const DOCKER_USER: &str = "DOCKER-USER";
+/// So many chains are followed that others call. Ours.
+const FOLLOWED: u32 = 32;
 /// `XT_TABLE_MAXNAMELEN`.
 const NAME: usize = 32;
 /// Size of `struct ipt_getinfo`.

@@ -1,0 +1,126 @@
+//! What somebody else drops on a host, where it is not plain to see: it is named with what ends that, and that ends it.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use netns_harness::{Cluster, Family, Host, Program, Spec, eventually};
+
+use crate::case::{Case, case, cluster, products, spec};
+use crate::rules::{IPTABLES, anew};
+
+const SOON: Duration = Duration::from_secs(10);
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases =
+        vec![case("a_chain_that_only_calls_the_one_that_drops_is_named_with_the_line_to_add", called)];
+    for flavour in ["nft", "legacy"] {
+        let name = format!("rules_stand_before_the_call_of_a_chain_that_rejects_{flavour}");
+        cases.push(case(name, move || calling(flavour)));
+        let name = format!("what_docker_drops_before_routing_is_named_with_its_switch_{flavour}");
+        cases.push(case(name, move || walled(flavour)));
+    }
+    cases.into_iter().map(|case| case.with_programs_anywhere(&IPTABLES)).collect()
+}
+
+fn sh(host: &Host, script: &str) -> Result<String> {
+    host.exec(&Program::new("sh").args(["-e", "-c", script]))
+}
+
+fn two() -> Result<Cluster> {
+    cluster(Spec { hosts: 2, ..spec(Family::V4) })
+}
+
+/// What status says is in the way, until it says what is wanted.
+fn told(cluster: &Cluster, host: &Host, wanted: impl Fn(&str) -> bool) -> Result<String> {
+    let ask = products()?.control_on_host(&cluster.store).args(["status", "--output=json"]);
+    let mut conflicts = String::new();
+    eventually(SOON, || {
+        // Its code tells whether the node is ready, which it is not.
+        let said = String::from_utf8_lossy(&host.output(&ask)?.stdout).into_owned();
+        let status: serde_json::Value = serde_json::from_str(&said)?;
+        conflicts = status["conflicts"].to_string();
+        ensure!(wanted(&conflicts), "{conflicts}");
+        Ok(())
+    })?;
+    Ok(conflicts)
+}
+
+fn refused(cluster: &Cluster) -> Result<()> {
+    let ping = cluster.pods[0].ping(&cluster.pods[1], Family::V4, Duration::from_millis(300));
+    ensure!(ping.is_err(), "what should be dropped passes");
+    Ok(())
+}
+
+fn called() -> Result<()> {
+    let cluster = two()?;
+    let host = cluster.net.host(1);
+    sh(
+        host,
+        "nft 'add table inet site; add chain inet site refuse; add chain inet site ask;
+              add rule inet site ask jump refuse;
+              add chain inet site guard { type filter hook forward priority 5; policy accept; };
+              add rule inet site guard jump ask'",
+    )?;
+    cluster.wait_for_pings(SOON)?;
+    // Neither its name nor that of the chain that drops says that forwarded packets go there.
+    sh(host, "nft add rule inet site ask counter drop")?;
+    refused(&cluster)?;
+    let conflicts = told(&cluster, host, |said| said.contains("guard"))?;
+    let lines = conflicts.split('`').skip(1).step_by(2).filter(|line| line.starts_with("nft "));
+    for line in lines {
+        sh(host, line)?;
+    }
+    cluster.wait_for_pings(SOON)?;
+    told(&cluster, host, |said| !said.contains("guard")).map(drop)
+}
+
+/// As ufw refuses what it forwards, with `reject` for its policy.
+fn calling(flavour: &str) -> Result<()> {
+    let mut cluster = two()?;
+    let host = cluster.net.host(1).clone();
+    let program = format!("iptables-{flavour}");
+    sh(
+        &host,
+        &format!(
+            "{program} -N site-reject; {program} -A site-reject -m limit --limit 3/min -j LOG
+             {program} -A site-reject -j REJECT; {program} -A FORWARD -j site-reject"
+        ),
+    )?;
+    // The older kind tells nobody: a start sees it.
+    anew(&mut cluster, 1)?;
+    cluster.wait_for_pings(SOON).with_context(|| cluster.daemons[1].log())?;
+    let chain = sh(&host, &format!("{program} -S FORWARD; {program} -S site-reject"))?;
+    let order = chain.find("FLANNEL-FWD").zip(chain.find("-j site-reject"));
+    ensure!(order.is_some_and(|(ours, theirs)| ours < theirs), "{chain}");
+    sh(&host, &format!("{program} -D FORWARD -j site-reject"))?;
+    anew(&mut cluster, 1)?;
+    let left = sh(&host, &format!("{program}-save"))?;
+    ensure!(!left.contains("FLANNEL"), "it goes with the reject: {left}");
+    Ok(())
+}
+
+/// Docker 28 and later, for a container of a bridge network.
+fn walled(flavour: &str) -> Result<()> {
+    let mut cluster = two()?;
+    let host = cluster.net.host(1).clone();
+    let pod = cluster.pods[1].address(Family::V4)?;
+    let rule = |verb: &str| {
+        sh(&host, &format!("iptables-{flavour} -t raw {verb} PREROUTING -d {pod}/32 ! -i cni0 -j DROP"))
+    };
+    rule("-A")?;
+    refused(&cluster)?;
+    if flavour == "legacy" {
+        anew(&mut cluster, 1)?;
+    }
+    let conflicts = told(&cluster, &host, |said| said.contains("table raw"))?;
+    for part in [&format!("the container {pod}"), "gateway_mode_ipv4=nat-unprotected", "allow-direct-routing"]
+    {
+        ensure!(conflicts.contains(part), "{part} in {conflicts}");
+    }
+    rule("-D")?;
+    cluster.wait_for_pings(SOON)?;
+    if flavour == "legacy" {
+        anew(&mut cluster, 1)?;
+    }
+    told(&cluster, &host, |said| !said.contains("table raw")).map(drop)
+}
