@@ -94,6 +94,7 @@ pub const LIST: &[Disturbance] = &[
     any("link_mac", &["ip link set {link} address 02:00:00:00:be:ef"]),
     any("link_mtu", &["ip link set {link} mtu 1300"]),
     any("link_learning", &["ip link set {link} type vxlan learning"]),
+    any("link_checksum", &["ethtool -K {link} tx-checksum-ip-generic on"]),
     any("link_alias", &["ip link set {link} alias mine"]),
     any("address_deleted", &["ip {f} address delete {tunnel} dev {link}"]),
     any("address_added", &["ip {f} address add {stray} dev {link}"]),

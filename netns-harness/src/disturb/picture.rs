@@ -11,6 +11,8 @@ use crate::process::Program;
 /// A command that fails (the device is not there) shows nothing.
 const LOOK: &str = "
 ip -d link show type vxlan
+ethtool -k flannel.1 | grep -w tx-checksum-ip-generic
+ethtool -k flannel-v6.1 | grep -w tx-checksum-ip-generic
 ip -o address show dev flannel.1
 ip -o address show dev flannel-v6.1
 ip -o address show dev eth0
@@ -34,9 +36,9 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// Looks; some 25 ms.
+    /// Looks; some 30 ms.
     pub fn of(host: &Host) -> Result<Self> {
-        let script = LOOK.trim().lines().map(|line| format!("{line} 2>/dev/null; echo '# {line}'\n"));
+        let script = LOOK.trim().lines().map(|line| format!("{{ {line}; }} 2>/dev/null; echo '# {line}'\n"));
         let said = host.exec(&Program::new("sh").arg("-c").arg(script.collect::<String>()))?;
         Ok(Self::read(&said))
     }

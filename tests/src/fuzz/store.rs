@@ -46,7 +46,7 @@ const JSON: [&str; 22] = [
 /// Keys and values of leases, a newline between.
 pub fn records() -> Target {
     let seeds = RECORDS.map(|record| record.as_bytes().to_vec()).to_vec();
-    Target { name: "record", cases: 250_000, seeds, words: &JSON, read: record }
+    Target { name: "record", cases: 600_000, seeds, words: &JSON, read: record }
 }
 
 fn record(bytes: &[u8]) {
@@ -107,7 +107,7 @@ const CONF_WORDS: [&str; 24] = [
 /// The network's configuration.
 pub fn net_confs() -> Target {
     let seeds = NET_CONFS.map(|conf| conf.as_bytes().to_vec()).to_vec();
-    Target { name: "net-conf", cases: 250_000, seeds, words: &CONF_WORDS, read: net_conf }
+    Target { name: "net-conf", cases: 400_000, seeds, words: &CONF_WORDS, read: net_conf }
 }
 
 fn net_conf(bytes: &[u8]) {

@@ -9,11 +9,14 @@ use std::path::Path;
 use backends::{Object, Op};
 use tests::world::{Scenario, Shape, Trouble, Why, in_file, seeds, shrink};
 
-const VXLAN: &str = r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}"#;
-const DUAL: &str = r#"{"Network": "10.0.0.0/8", "EnableIPv6": true, "IPv6Network": "fd00:244::/40", "IPv6SubnetLen": 64,
-    "Backend": {"Type": "vxlan"}}"#;
-const DIRECT: &str = r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", "DirectRouting": true}}"#;
-const HOST_GW: &str = r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "host-gw"}}"#;
+/// Above the last subnet strangers have routes of their own: more specific than a lease, so they would win.
+const VXLAN: &str = r#"{"Network": "10.0.0.0/8", "SubnetMax": "10.254.255.0", "Backend": {"Type": "vxlan"}}"#;
+const DUAL: &str = r#"{"Network": "10.0.0.0/8", "SubnetMax": "10.254.255.0", "EnableIPv6": true,
+    "IPv6Network": "fd00:244::/40", "IPv6SubnetLen": 64, "Backend": {"Type": "vxlan"}}"#;
+const DIRECT: &str = r#"{"Network": "10.0.0.0/8", "SubnetMax": "10.254.255.0",
+    "Backend": {"Type": "vxlan", "DirectRouting": true}}"#;
+const HOST_GW: &str =
+    r#"{"Network": "10.0.0.0/8", "SubnetMax": "10.254.255.0", "Backend": {"Type": "host-gw"}}"#;
 
 fn of(nodes: usize, network: &str, racks: usize) -> Shape {
     let six = network == DUAL;
