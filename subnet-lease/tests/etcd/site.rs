@@ -117,8 +117,10 @@ impl Site {
             (_, Self::Embedded { server, .. }) => server.restart().await,
             (3, Self::Single { etcd, .. }) => etcd.restart(),
             (_, Self::Single { etcd, .. }) => etcd.pause(true),
-            // Not the first, by which the operator writes; the leader or a follower, as it comes.
-            (3, Self::Members { cluster, .. }) => cluster.members[1].stop(),
+            (3, Self::Members { cluster, .. }) => {
+                let leader = cluster.leader().await;
+                cluster.members[leader].stop();
+            }
             (_, Self::Members { cluster, relays }) => {
                 cluster.members[2].pause(true);
                 relays[1].cut();
@@ -132,7 +134,7 @@ impl Site {
             Self::Single { etcd, .. } => etcd.pause(false),
             Self::Members { cluster, .. } => {
                 cluster.members[2].pause(false);
-                cluster.members[1].start_if_stopped();
+                cluster.members.iter_mut().for_each(Etcd::start_if_stopped);
             }
             _ => {}
         }
