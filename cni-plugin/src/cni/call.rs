@@ -95,9 +95,6 @@ impl Call {
     ) -> Result<Self, Failure> {
         let value = |name: &str| variable(name).unwrap_or_default();
         let missing: Vec<_> = verb.required().iter().filter(|name| value(name).is_empty()).copied().collect();
-        if missing == ["CNI_CONTAINERID"] {
-            return Err(Failure::new(Code::Container, "CNI_CONTAINERID is missing"));
-        }
         if !missing.is_empty() {
             let names = missing.join(", ");
             let msg = format!("CNI_COMMAND {} needs the variables {names}", verb.as_str());
@@ -238,7 +235,9 @@ mod tests {
             let variables = [FULL[0], FULL[1], ("CNI_IFNAME", bad)];
             assert_eq!(read(Verb::Add, &variables, CONF).unwrap_err(), Code::Environment, "{bad}");
         }
-        assert_eq!(read(Verb::Add, &[FULL[1], FULL[2]], CONF).unwrap_err(), Code::Container);
+        assert_eq!(read(Verb::Add, &[FULL[1], FULL[2]], CONF).unwrap_err(), Code::Environment);
+        let empty = [("CNI_CONTAINERID", ""), FULL[1], FULL[2]];
+        assert_eq!(read(Verb::Del, &empty, CONF).unwrap_err(), Code::Environment);
         assert_eq!(read(Verb::Add, &FULL, r#"{"cniVersion":"1.0.0"}"#).unwrap_err(), Code::Config);
     }
 

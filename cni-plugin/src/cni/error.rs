@@ -12,8 +12,6 @@ pub(crate) enum Code {
     Version,
     /// A key of the configuration asks for what we do not do.
     Unsupported,
-    /// No container ID; nothing to clean up.
-    Container,
     /// A missing or bad environment variable.
     Environment,
     /// Standard input or a file could not be read or written.
@@ -47,7 +45,6 @@ impl Code {
         match self {
             Self::Version => 1,
             Self::Unsupported => 2,
-            Self::Container => 3,
             Self::Environment => 4,
             Self::Io => 5,
             Self::Decoding => 6,

@@ -299,7 +299,7 @@ fn whatever_comes_in_one_document_goes_out() {
         assert_eq!(answer.code(), code, "{input} {}", answer.document);
         assert!(answer.document["cniVersion"].is_string());
     }
-    assert_eq!(host.call_with("ADD", &variables[1..], &host.conf().to_string()).code(), 3);
+    assert_eq!(host.call_with("ADD", &variables[1..], &host.conf().to_string()).code(), 4);
     assert_eq!(host.call_with("JUMP", &[], "").msg(), "unknown CNI_COMMAND: JUMP");
     let versions = host.call_with("VERSION", &[], "").document;
     assert_eq!(versions["supportedVersions"].as_array().unwrap().len(), 7);
