@@ -227,23 +227,23 @@ fn family(net: IpNetwork) -> u8 {
     if net.is_ipv4() { AF_INET } else { AF_INET6 }
 }
 
-fn header(batch: &mut Batch, kind: u16, flags: u16, family: u8) -> &mut Batch {
+pub(super) fn header(batch: &mut Batch, kind: u16, flags: u16, family: u8) -> &mut Batch {
     batch.message(SUBSYSTEM << 8 | kind, REQUEST | flags, &[family, 0, 0, 0])
 }
 
-fn begin(batch: &mut Batch) {
+pub(super) fn begin(batch: &mut Batch) {
     batch.message(BATCH_BEGIN, REQUEST, &[0, 0, 0, 10]);
 }
 
-fn end(batch: &mut Batch) {
+pub(super) fn end(batch: &mut Batch) {
     batch.message(BATCH_END, REQUEST, &[0, 0, 0, 10]);
 }
 
-fn attributes<'a>(message: &RawMessage<'a>, kind: u16) -> Option<Attrs<'a>> {
+pub(super) fn attributes<'a>(message: &RawMessage<'a>, kind: u16) -> Option<Attrs<'a>> {
     (message.kind == SUBSYSTEM << 8 | kind).then(|| Attrs::after(message.payload, 4))
 }
 
-fn text<'a>(attrs: &Attrs<'a>, kind: u16) -> Option<&'a str> {
+pub(super) fn text<'a>(attrs: &Attrs<'a>, kind: u16) -> Option<&'a str> {
     let bytes = attrs.clone().find(kind)?;
     std::str::from_utf8(bytes.strip_suffix(&[0]).unwrap_or(bytes)).ok()
 }
@@ -252,8 +252,8 @@ const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const REQUEST: u16 = 1;
-const ACK: u16 = 4;
-const DUMP: u16 = 0x300;
+pub(super) const ACK: u16 = 4;
+pub(super) const DUMP: u16 = 0x300;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 const NESTED: u16 = 0x8000;
@@ -262,18 +262,19 @@ const NEWTABLE: u16 = 0;
 const NEWCHAIN: u16 = 3;
 const GETCHAIN: u16 = 4;
 const DELCHAIN: u16 = 5;
-const NEWRULE: u16 = 6;
-const GETRULE: u16 = 7;
-const DELRULE: u16 = 8;
+pub(super) const NEWRULE: u16 = 6;
+pub(super) const GETRULE: u16 = 7;
+pub(super) const DELRULE: u16 = 8;
 
 const CHAIN_NAME: u16 = 3;
 const CHAIN_HOOK: u16 = 4;
 const CHAIN_POLICY: u16 = 5;
 const CHAIN_TYPE: u16 = 7;
-const RULE_TABLE: u16 = 1;
-const RULE_CHAIN: u16 = 2;
+pub(super) const RULE_TABLE: u16 = 1;
+pub(super) const RULE_CHAIN: u16 = 2;
+pub(super) const RULE_HANDLE: u16 = 3;
 const RULE_EXPRESSIONS: u16 = 4;
-const RULE_USERDATA: u16 = 7;
+pub(super) const RULE_USERDATA: u16 = 7;
 
 const NF_POSTROUTING: u32 = 4;
 const NF_ACCEPT: u32 = 1;

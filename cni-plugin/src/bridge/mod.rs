@@ -17,6 +17,7 @@ mod inside;
 mod key;
 mod masquerade;
 mod pod;
+mod reference;
 mod removal;
 
 use backends::netlink::Socket;
@@ -60,7 +61,10 @@ pub(crate) fn add(call: &Call) -> Result<Attachment, Failure> {
 
 /// DEL. Whatever of the configuration makes no sense any more, the link and the addresses are found without it.
 pub(crate) fn del(call: &Call) -> Result<(), Failure> {
-    removal::remove_link(call)?;
+    // What has no link of ours may be of another plugin's making.
+    if !removal::remove_link(call)? {
+        reference::remove_masquerade(call)?;
+    }
     ipam::free(call)
 }
 

@@ -82,18 +82,31 @@ impl Removal {
 
 /// Deletes the link of the call's attachment. It is found on the host, by the name that follows from the attachment;
 /// one that another plugin made, in the container. None there, or no namespace to enter, is fine. An interface that
-/// is no veth is not of our making and stays.
-pub(super) fn remove_link(call: &Call) -> Result<(), Failure> {
+/// is no veth is not of our making and stays. Whether it was found on the host: then an ADD of ours made it.
+pub(super) fn remove_link(call: &Call) -> Result<bool, Failure> {
     let what = || format!("cannot delete {}", call.ifname);
     let mut socket = Socket::route().during(Code::Kernel, what)?;
     if let Some(index) = key::find(&mut socket, call)? {
-        return remove(call, &mut socket, index, true).during(Code::Kernel, what);
+        return remove(call, &mut socket, index, true).map(|()| true).during(Code::Kernel, what);
     }
-    match Namespace::of(call, &Namespace::own()?) {
+    remove_inside(call).map(|()| false)
+}
+
+/// What another plugin made is found in the container alone.
+fn remove_inside(call: &Call) -> Result<(), Failure> {
+    let own = Namespace::own()?;
+    match Namespace::of(call, &own) {
         Ok(namespace) if namespace.enter().is_ok() => {}
         // Gone with everything in it; or the host's, in which an ADD has made nothing.
         Ok(_) | Err(NoEntry::Gone(_) | NoEntry::Own(_)) => return Ok(()),
     }
+    let removed = remove_found(call);
+    own.enter().and(removed)
+}
+
+/// The thread is in the container's namespace, and so will the child be that may do it.
+fn remove_found(call: &Call) -> Result<(), Failure> {
+    let what = || format!("cannot delete {}", call.ifname);
     let mut inside = Socket::route().during(Code::Kernel, what)?;
     let found = inside.get(&mut get_link(call.ifname), |message| {
         let link = LinkView::parse(&message).ok()?;

@@ -5,7 +5,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use subnet_lease::Family;
 
 use super::encode::{attr, comment, fixed, nest, number, text};
-use super::read::Element;
+use super::read::{Element, Reader};
 use super::*;
 
 /// A set or map to make: its key and value as types of nft (for people) and their lengths in bytes.
@@ -136,6 +136,22 @@ impl Change {
     pub(crate) fn delete_chain(&mut self, family: Family, chain: &str) {
         self.push(DELRULE, 0, family, &[text(rule::TABLE, self.table), text(rule::CHAIN, chain)]);
         self.push(DELCHAIN, 0, family, &[text(1, self.table), text(3, chain)]);
+    }
+
+    /// Delete a chain with the rules in it, and those of another chain that jump to it, as they are now.
+    pub(crate) fn delete_chain_from(
+        &mut self,
+        reader: &mut Reader<'_>,
+        family: Family,
+        chain: &str,
+        entry: &str,
+    ) -> Result<(), NetlinkError> {
+        let rules = reader.rules(family, Some(entry))?;
+        for rule in rules.iter().filter(|rule| rule.jumps_to(chain)) {
+            self.delete_rule(family, entry, rule.handle);
+        }
+        self.delete_chain(family, chain);
+        Ok(())
     }
 
     /// Does it. With a generation it is done only if nothing has changed since that was read; ERESTART else.

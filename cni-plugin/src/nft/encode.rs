@@ -39,7 +39,7 @@ pub(super) fn comment(kind: u16, text: &str) -> Vec<u8> {
 }
 
 /// The text of a comment.
-pub(super) fn comment_text(user: &[u8]) -> Option<&str> {
+pub(crate) fn comment_text(user: &[u8]) -> Option<&str> {
     let (kind, rest) = user.split_first()?;
     let (len, rest) = rest.split_first()?;
     let bytes = rest.get(..usize::from(*len)).filter(|_| *kind == COMMENT)?;

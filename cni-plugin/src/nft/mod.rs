@@ -19,6 +19,7 @@ mod expr;
 mod read;
 
 pub(crate) use change::{Change, Kind, Set};
+pub(crate) use encode::comment_text;
 pub(crate) use expr::{End, Expr, Field};
 pub(crate) use read::{Element, Reader};
 

@@ -53,12 +53,7 @@ pub(super) fn remove_chains(socket: &mut Socket, network: &str, container: &str)
             if !reader.has_chain(family, &chain).during(Code::Kernel, what)? {
                 continue;
             }
-            let rules = reader.rules(family, Some(entry)).during(Code::Kernel, what)?;
-            rules
-                .iter()
-                .filter(|r| r.jumps_to(&chain))
-                .for_each(|r| change.delete_rule(family, entry, r.handle));
-            change.delete_chain(family, &chain);
+            change.delete_chain_from(&mut reader, family, &chain, entry).during(Code::Kernel, what)?;
         }
     }
     commit(change, socket).during(Code::Kernel, what)

@@ -1,12 +1,12 @@
 //! A node changes to this plugin, and back, with containers running: what one binary made the other one takes away.
 
-use std::fs;
+use std::{fs, slice};
 
 use serde_json::{Value, json};
 
 use super::bandwidth::{bandwidth, both, qdiscs};
 use super::firewall::{firewall, rules};
-use super::host::{Host, Pod, Whose, complete};
+use super::host::{Host, Namespace, Pod, Whose, complete};
 use super::iptables::iptables;
 use super::portmap::{mapping, portmap, with};
 use super::tuning::{everything, state, tuning};
@@ -166,5 +166,30 @@ fn a_loopback() {
         assert_eq!(results[0], results[1]);
         call(removed_by, "CHECK");
         call(removed_by, "DEL");
+    }
+}
+
+#[test]
+fn masquerade_of_either_of_its_backends_is_ours_to_delete() {
+    for keys in [json!({ "ipMasqBackend": "iptables" }), json!({ "ipMasqBackend": "nftables" })] {
+        let (host, pods) = (Host::new(), [Pod::new("first-pod"), Pod::new("second-pod")]);
+        let bridge = with(&with(&host.bridge("net"), json!({ "ipMasq": true })), keys.clone());
+        let all = || {
+            let saved = ["iptables-save", "ip6tables-save"].map(|program| host.net.tool(program));
+            saved.concat() + &host.ruleset()
+        };
+        let of = |pod: &Pod| all().lines().filter(|line| line.contains(&pod.id)).count();
+        let results =
+            pods.each_ref().map(|pod| host.add(Whose::Reference, "net", pod, slice::from_ref(&bridge)).ok());
+        assert!(of(&pods[0]) > 0 && of(&pods[1]) > 0, "{keys}\n{}", all());
+        let other = of(&pods[1]);
+        // Whether a result is known, the namespace still there, or ipMasq still asked for, is all the same.
+        let plain = host.bridge("net");
+        let gone = Pod { net: Namespace::new(), id: pods[0].id.clone() };
+        host.del(Whose::Ours, "net", &gone, &[plain], &Value::Null);
+        assert_eq!((of(&pods[0]), of(&pods[1])), (0, other), "{keys}\n{}", all());
+        host.del(Whose::Ours, "net", &pods[1], slice::from_ref(&bridge), &results[1]);
+        assert_eq!(of(&pods[1]), 0, "{keys}\n{}", all());
+        assert!(!all().contains("10.88.1.") && !all().contains(":CNI-"), "{keys}\n{}", all());
     }
 }
