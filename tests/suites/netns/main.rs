@@ -15,6 +15,7 @@ mod connect;
 mod drops;
 mod fights;
 mod flannel;
+mod handover;
 mod host;
 mod laws;
 mod lease;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         lease::cases(),
         storms::cases(),
         flannel::cases(),
+        handover::cases(),
         adopt::cases(),
         rival::cases(),
         clients::cases(),

@@ -9,24 +9,26 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use netns_harness::flannel::SUBNET_ENV;
 use netns_harness::{Host, Program, Sandbox, eventually};
-use nix::errno::Errno;
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeVal;
-use nix::sys::wait::wait;
 use serde_json::Value;
+
+use super::aftermath::{self, Node};
 
 /// Where host-local keeps the addresses of the network.
 const STORE: &str = "/var/lib/cni/networks/cbr0";
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Room for many addresses.
-const SUBNET_ENV: &str =
-    "FLANNEL_NETWORK=10.0.0.0/8\nFLANNEL_SUBNET=10.244.0.1/16\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+/// What a daemon would have written, where none runs; with room for many addresses.
+const WRITTEN: &str =
+    "FLANNEL_NETWORK=10.240.0.0/12\nFLANNEL_SUBNET=10.244.0.1/16\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
 
 pub(super) struct Side {
     folder: PathBuf,
     host: Host,
     sandboxes: Vec<Sandbox>,
+    node: Option<Node>,
+    /// Processes that stay, of all sides.
+    kept: Vec<u32>,
 }
 
 /// Times of calls of one kind, in milliseconds.
@@ -34,6 +36,8 @@ pub(super) struct Side {
 pub(super) struct Timings {
     wall: Vec<f64>,
     cpu: Vec<f64>,
+    /// The daemon's meanwhile.
+    daemon: Vec<f64>,
 }
 
 impl Timings {
@@ -47,11 +51,24 @@ impl Timings {
         sorted.get(sorted.len() - 1 - sorted.len() / 100).copied().unwrap_or(f64::NAN)
     }
 
-    /// The mean: short times are counted in steps by some kernels.
+    /// Of all processes that follow from a call.
     pub(super) fn cpu(&self) -> f64 {
-        let count = u32::try_from(self.cpu.len()).unwrap_or(u32::MAX);
-        self.cpu.iter().sum::<f64>() / f64::from(count)
+        mean(&self.cpu)
     }
+
+    /// Of the daemon meanwhile: what it was given to do, and what it does when a link comes or goes.
+    pub(super) fn daemon(&self) -> f64 {
+        mean(&self.daemon)
+    }
+
+    pub(super) fn cpu_with_daemon(&self) -> f64 {
+        self.cpu() + self.daemon()
+    }
+}
+
+/// Of short times, which some kernels count in steps.
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / f64::from(u32::try_from(values.len()).unwrap_or(u32::MAX))
 }
 
 pub(super) fn median(values: &[f64]) -> f64 {
@@ -66,13 +83,36 @@ fn sorted(values: &[f64]) -> Vec<f64> {
 }
 
 impl Side {
-    /// A host with the daemon's file, and containers that nothing has connected.
-    pub(super) fn new(folder: &Path, host: &Host, containers: usize) -> Result<Self> {
-        fs::create_dir_all(host.path("/run/flannel"))?;
-        fs::write(host.path("/run/flannel/subnet.env"), SUBNET_ENV)?;
+    /// A host with a daemon or, without one, its file, and containers that nothing has connected.
+    pub(super) fn new(folder: &Path, host: &Host, containers: usize, node: Option<Node>) -> Result<Self> {
+        if node.is_none() {
+            fs::create_dir_all(host.path("/run/flannel"))?;
+            fs::write(host.path(SUBNET_ENV), WRITTEN)?;
+        }
         let sandboxes =
             (0..containers).map(|one| Sandbox::new(host, &format!("c{one}"))).collect::<Result<_>>()?;
-        Ok(Self { folder: folder.to_owned(), host: host.clone(), sandboxes })
+        Ok(Self { folder: folder.to_owned(), host: host.clone(), sandboxes, node, kept: Vec::new() })
+    }
+
+    /// The processes that run as long as this side does.
+    pub(super) fn pids(&self) -> Vec<u32> {
+        self.node.iter().flat_map(Node::pids).collect()
+    }
+
+    /// Nobody waits for the end of these.
+    pub(super) fn keep(&mut self, pids: &[u32]) {
+        pids.clone_into(&mut self.kept);
+    }
+
+    /// Waits until nothing of a call is left running, nor anything that it gave the daemon to do.
+    fn settle(&self) -> Result<()> {
+        aftermath::settle(&self.kept)?;
+        self.node.as_ref().map_or(Ok(()), Node::rest)
+    }
+
+    /// CPU time of the calls so far, and of the daemon beside them.
+    fn cpu(&self) -> Result<[Duration; 2]> {
+        Ok([aftermath::cpu()?, self.node.as_ref().map_or(Ok(Duration::ZERO), Node::cpu)?])
     }
 
     pub(super) fn host(&self) -> &Host {
@@ -89,14 +129,18 @@ impl Side {
         timings: &mut Timings,
         work: impl Fn() -> Result<T> + Sync,
     ) -> Result<T> {
-        let before = cpu()?;
+        let before = self.cpu()?;
         let (result, wall) = self.host.run(|| {
             let start = Instant::now();
             (work(), start.elapsed())
         })?;
-        settle()?;
+        self.settle()?;
         timings.wall.push(wall.as_secs_f64() * 1e3);
-        timings.cpu.push((cpu()?.saturating_sub(before)).as_secs_f64() * 1e3);
+        for ((now, before), times) in
+            self.cpu()?.into_iter().zip(before).zip([&mut timings.cpu, &mut timings.daemon])
+        {
+            times.push(now.saturating_sub(before).as_secs_f64() * 1e3);
+        }
         result
     }
 
@@ -173,7 +217,7 @@ impl Side {
                 ends.collect::<Result<()>>()
             })
         })??;
-        settle()?;
+        self.settle()?;
         Ok(start.elapsed().as_secs_f64() * 1e3)
     }
 
@@ -232,11 +276,11 @@ impl Side {
             program = program.env(&key.to_string_lossy(), value.unwrap_or_default());
         }
         self.host.exec(&program.arg(plugin).stdin(conf.to_string()))?;
-        settle()?;
+        self.settle()?;
         for container in 0..2 {
             self.host.run(|| self.del(container, plugins, &Value::Null))??;
         }
-        settle()?;
+        self.settle()?;
         let text = fs::read_to_string(trace)?;
         let calls = text.lines().filter(|line| line.contains('(') && !line.contains(" resumed>")).count();
         Ok(f64::from(u32::try_from(calls)?))
@@ -253,26 +297,4 @@ fn run(command: &mut Command) -> Result<f64> {
     let took = start.elapsed().as_secs_f64() * 1e3;
     ensure!(status.success(), "{command:?}: {status}");
     Ok(took)
-}
-
-/// Waits for every process that is left over: orphans of the plugins become this process's children.
-fn settle() -> Result<()> {
-    loop {
-        match wait() {
-            Ok(_) => {}
-            Err(Errno::ECHILD) => return Ok(()),
-            Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// CPU time of all children that have been waited for, theirs included.
-fn cpu() -> Result<Duration> {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
-    let time = |part: TimeVal| -> Result<Duration> {
-        Ok(Duration::from_secs(u64::try_from(part.tv_sec())?)
-            + Duration::from_micros(u64::try_from(part.tv_usec())?))
-    };
-    Ok(time(usage.user_time())? + time(usage.system_time())?)
 }

@@ -3,11 +3,13 @@
 //!
 //! ```text
 //!   round 1..n   ours: ADD, DEL of ten attachments     the other: ADD, DEL of ten attachments
+//!                beside our daemon, as in a cluster     beside the file that one has written
 //! ```
 //!
 //! Times are those of a runtime: from the start of the program until its output has ended. CPU time is that of all
-//! processes a call leaves behind too: this process inherits and waits for them.
+//! processes a call leaves behind too, which this process inherits and waits for, and that of our daemon meanwhile.
 
+mod aftermath;
 mod drive;
 mod empty;
 mod rows;
@@ -16,9 +18,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use netns_harness::flannel::Products;
 use netns_harness::{Net, Screen, Topology};
 use serde_json::{Value, json};
 
+use aftermath::Node;
 use drive::{Side, Timings};
 use rows::{Goal, Rows};
 
@@ -92,11 +96,17 @@ fn portmap(port: usize) -> Value {
     })
 }
 
-/// A host for each folder, with so many containers.
+/// A host for each folder, with so many containers; our daemon runs on the first one, which is ours.
 fn sides(folders: &[PathBuf], containers: usize) -> Result<(Net, Vec<Side>)> {
     let net = Net::build(Topology::flat(folders.len()))?;
-    let made = folders.iter().zip(net.hosts()).map(|(folder, host)| Side::new(folder, host, containers));
-    let sides = made.collect::<Result<_>>()?;
+    let mut node = Some(Node::start(net.host(0), net.store(), &Products::find()?)?);
+    let made = folders
+        .iter()
+        .zip(net.hosts())
+        .map(|(folder, host)| Side::new(folder, host, containers, node.take()));
+    let mut sides = made.collect::<Result<Vec<_>>>()?;
+    let kept: Vec<u32> = sides.iter().flat_map(Side::pids).collect();
+    sides.iter_mut().for_each(|side| side.keep(&kept));
     Ok((net, sides))
 }
 
@@ -127,10 +137,14 @@ fn turns(sides: &[Side], rounds: usize, chains: &[Chain<'_>]) -> Result<Vec<Vec<
 }
 
 fn one_by_one(folders: &[PathBuf], rounds: usize, rows: &mut Rows) -> Result<()> {
-    let (_net, sides) = sides(folders, TURN)?;
-    let all = turns(&sides, rounds, &[&|_| vec![flannel()]])?;
+    // Ours once more, on a host without a daemon.
+    let (_net, sides) = sides(&[folders, &folders[..1]].concat(), TURN)?;
+    let mut all = turns(&sides, rounds, &[&|_| vec![flannel()]])?;
+    let alone = all.pop().context("a side without a daemon")?;
     let goals =
         [("ADD", [(2.0, 0.25), (5.0, 0.4), (0.8, 0.1)]), ("DEL", [(0.8, 0.06), (2.0, 0.08), (0.5, 0.1)])];
+    // What a DEL hands to the daemon is the DEL's; that a link has come, the daemon merely notices.
+    let whole = [Timings::cpu, Timings::cpu_with_daemon];
     for (at, (verb, [median, p99, cpu])) in goals.into_iter().enumerate() {
         let figures = |of: fn(&Timings) -> f64| all.iter().map(|side| of(&side[0][at])).collect::<Vec<_>>();
         rows.add(&format!("{verb}, median"), "ms", Goal::ratio(median), figures(Timings::median));
@@ -139,9 +153,18 @@ fn one_by_one(folders: &[PathBuf], rounds: usize, rows: &mut Rows) -> Result<()>
             &format!("{verb}, CPU time of all its processes"),
             "ms",
             Goal::ratio(cpu),
-            figures(Timings::cpu),
+            figures(whole[at]),
+        );
+        rows.add(
+            &format!("{verb}, CPU time of the daemon meanwhile"),
+            "ms",
+            Goal::none(),
+            figures(Timings::daemon),
         );
     }
+    let others = all.iter().skip(1).map(|side| side[0][1].median());
+    let figures = std::iter::once(alone[0][1].median()).chain(others).collect();
+    rows.add("DEL, median, no daemon on the host", "ms", Goal::none(), figures);
     sides.iter().try_for_each(Side::is_empty)
 }
 

@@ -20,6 +20,15 @@ impl Goal {
     pub(super) fn absolute(absolute: f64) -> Self {
         Self { absolute, part: None }
     }
+
+    fn figure(self) -> String {
+        if self.absolute.is_finite() { format!("{:.2}", self.absolute) } else { "-".to_owned() }
+    }
+
+    /// Shown only.
+    pub(super) fn none() -> Self {
+        Self::absolute(f64::INFINITY)
+    }
 }
 
 #[derive(Debug)]
@@ -79,7 +88,7 @@ impl Rows {
         for row in &self.rows {
             let unit = if row.unit.is_empty() { String::new() } else { format!(" [{}]", row.unit) };
             let mut line =
-                format!("{:50} {:>9.2} {:>9.2}", row.name.clone() + &unit, row.ours, row.goal.absolute);
+                format!("{:50} {:>9.2} {:>9}", row.name.clone() + &unit, row.ours, row.goal.figure());
             if let Some((other, part)) = row.other.zip(row.part()) {
                 let goal = row.goal.part.map_or_else(|| "-".to_owned(), |goal| format!("{goal:.2}"));
                 line += &format!(" {other:>9.2} {part:>7.3} {goal:>9}");

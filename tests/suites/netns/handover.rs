@@ -1,0 +1,123 @@
+//! The daemon deletes containers' links for the plugin, and no other link.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixStream};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use netns_harness::flannel::StoreKind;
+use netns_harness::{Cni, Family, Host, Pod, Process, Program, Spec, eventually};
+
+use crate::case::{Case, case, cluster, products, spec};
+
+const SOON: Duration = Duration::from_secs(10);
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        case("a_del_beside_the_daemon_is_served_by_it", served),
+        case("the_daemon_is_asked_to_delete_links_that_are_no_containers_and_deletes_none", refused),
+    ]
+}
+
+fn one_host() -> Spec {
+    Spec { hosts: 1, store: StoreKind::Embedded, ..spec(Family::V4) }
+}
+
+fn served() -> Result<()> {
+    let cluster = cluster(one_host())?;
+    let (host, daemon, cni) = (cluster.net.host(0), &cluster.daemons[0], products()?.cni());
+    let [first, second] = ["first", "second"].map(|name| Pod::add(host, name, &cni));
+    let (first, second) = (first?, second?);
+    let link = hosts_end(&first)?;
+    ensure!(host.netlink()?.has_link(&link), "{link} is there");
+    host.exec(&powerless(&cni, &first))?;
+    ensure!(!host.netlink()?.has_link(&link), "{link} is gone when DEL returns");
+    // The one that could do it is gone: the plugin alone has not the right.
+    daemon.kill();
+    let link = hosts_end(&second)?;
+    let alone = host.output(&powerless(&cni, &second))?;
+    ensure!(!alone.status.success() && host.netlink()?.has_link(&link), "without a daemon: {alone:?}");
+    host.exec(&second.call("DEL"))?;
+    ensure!(!host.netlink()?.has_link(&link), "{link} is gone when DEL returns");
+    Ok(())
+}
+
+fn refused() -> Result<()> {
+    let cluster = cluster(one_host())?;
+    let (host, daemon) = (cluster.net.host(0), &cluster.daemons[0]);
+    let made = "ip link add plain type veth peer name plain1
+        ip link add alike type veth peer name alike1; ip link set alike alias 'icni cbr0 c1 eth0'
+        ip link add bridge9 type bridge; ip link set bridge9 alias 'cni cbr0 c9 eth0'";
+    host.exec(&Program::new("sh").args(["-e"]).stdin(made))?;
+    let links = ["lo", "eth0", "cni0", "flannel.1", "plain", "alike", "bridge9"];
+    for link in links {
+        let index = host.netlink()?.index(link)?;
+        ensure!(ask(host, &format!("unlink {index}\n"))? == "+\n", "{link}: it looks at it later");
+    }
+    for nonsense in ["unlink 4000000\n", "unlink 0\n"] {
+        ensure!(ask(host, nonsense)? == "+\n", "{nonsense}");
+    }
+    for nonsense in ["unlink\n", "unlink eth0\n", "unlink -1\n", "unlink 1 2\n"] {
+        ensure!(!ask(host, nonsense)?.starts_with('+'), "{nonsense}");
+    }
+    eventually(SOON, || {
+        ensure!(!is_unlinking(daemon)?, "it is still at it");
+        Ok(())
+    })?;
+    for link in links {
+        ensure!(host.netlink()?.has_link(link), "{link} is gone");
+    }
+    // It would have done it.
+    let (pod, index) = (&cluster.pods[0], host.netlink()?.index(&hosts_end(&cluster.pods[0])?)?);
+    ensure!(ask(host, &format!("unlink {index}\n"))? == "+\n");
+    let link = hosts_end(pod)?;
+    eventually(SOON, || {
+        ensure!(!host.netlink()?.has_link(&link), "{link} is still there");
+        Ok(())
+    })
+    .map(drop)
+}
+
+/// The name of the pair's end on the host.
+fn hosts_end(pod: &Pod) -> Result<String> {
+    pod.result()["interfaces"][1]["name"].as_str().map(str::to_owned).context("a host's end")
+}
+
+/// A DEL that is not allowed to change the network.
+fn powerless(cni: &Cni, pod: &Pod) -> Program {
+    Program::new("setpriv")
+        .args(["--bounding-set=-net_admin", "--inh-caps=-net_admin"])
+        .arg(&cni.plugin)
+        .env("CNI_COMMAND", "DEL")
+        .env("CNI_CONTAINERID", pod.name())
+        .env("CNI_NETNS", &*pod.path())
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_PATH", &cni.path)
+        .stdin(cni.conf.to_string())
+}
+
+/// What the daemon's socket answers.
+fn ask(host: &Host, question: &str) -> Result<String> {
+    let name = SocketAddr::from_abstract_name("selvage//coreos.com/network")?;
+    host.run(|| -> Result<String> {
+        let mut stream = UnixStream::connect_addr(&name)?;
+        stream.set_read_timeout(Some(SOON))?;
+        stream.write_all(question.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    })?
+}
+
+fn is_unlinking(daemon: &Process) -> Result<bool> {
+    for task in fs::read_dir(format!("/proc/{}/task", daemon.pid()))? {
+        // One that has just ended is not at it.
+        let name = fs::read_to_string(task?.path().join("comm")).unwrap_or_default();
+        if name.trim_end() == "unlink" {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
