@@ -12,6 +12,7 @@
 //! - ADD undoes what it did when it fails. DEL succeeds when what it removes is not there.
 //! - Nothing waits without a bound. No other program is run, but for the plugin that a configuration names and this
 //!   program does not have.
+#![cfg_attr(not(test), no_main)]
 
 mod alive;
 mod bandwidth;
@@ -20,6 +21,8 @@ mod chained;
 mod cni;
 mod daemon;
 mod delegate;
+#[cfg(not(test))]
+mod entry;
 mod firewall;
 mod flannel;
 mod hash;
@@ -42,7 +45,6 @@ mod tuning;
 
 use std::env;
 use std::io::{self, Write};
-use std::process::ExitCode;
 
 use cni::Version;
 use json::Object;
@@ -60,26 +62,28 @@ const PLUGINS: &[Plugin] = &[
     tuning::PLUGIN,
 ];
 
-fn main() -> ExitCode {
+/// The whole of a call; whether it went well.
+#[cfg_attr(test, allow(dead_code, reason = "called by `entry`"))]
+fn run() -> bool {
     let program = env::args_os().next().unwrap_or_default().to_string_lossy().into_owned();
     let name = program.rsplit('/').next().unwrap_or_default();
     if name == bridge::FINISHER {
-        return exit(bridge::finish(&env::args().nth(1).unwrap_or_default()));
+        return bridge::finish(&env::args().nth(1).unwrap_or_default());
     }
     let plugin = PLUGINS.iter().find(|plugin| plugin.name == name);
     let Some(command) = variable("CNI_COMMAND").filter(|command| !command.is_empty()) else {
         about(plugin);
-        return exit(true);
+        return true;
     };
     let answer = match plugin {
         Some(plugin) => plugin::answer(plugin, &command, variable),
         None => Err((plugin::unknown(name, &names()), Version::NEWEST)),
     };
     match answer {
-        Ok(document) => exit(document.is_none_or(|document| print(&document))),
+        Ok(document) => document.is_none_or(|document| print(&document)),
         Err((failure, version)) => {
             print(&failure.document(version));
-            exit(false)
+            false
         }
     }
 }
@@ -106,8 +110,4 @@ fn variable(name: &str) -> Option<String> {
 fn print(document: &Object) -> bool {
     let mut out = io::stdout().lock();
     writeln!(out, "{document}").and_then(|()| out.flush()).is_ok()
-}
-
-fn exit(well: bool) -> ExitCode {
-    if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

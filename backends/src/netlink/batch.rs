@@ -96,11 +96,9 @@ impl Batch {
     /// Writes lengths and sequence numbers (consecutive from `first`), asks for an acknowledgement on every `every`-th
     /// message and on the last, and yields the ranges of at most `every` messages to send one after the other.
     pub(super) fn seal(&mut self, first: u32, every: usize) -> Vec<std::ops::Range<usize>> {
-        self.close();
+        self.number(first);
         let mut ranges = Vec::with_capacity(self.starts.len() / every + 1);
         for (n, start) in self.starts.iter().copied().enumerate() {
-            let sequence = first.wrapping_add(u32::try_from(n).unwrap_or(u32::MAX));
-            self.bytes[start + 8..start + 12].copy_from_slice(&sequence.to_ne_bytes());
             let last_of_range = n + 1 == self.starts.len() || (n + 1).is_multiple_of(every);
             if last_of_range {
                 self.bytes[start + 6] |= NLM_F_ACK;
@@ -110,6 +108,15 @@ impl Batch {
             }
         }
         ranges
+    }
+
+    /// Writes lengths and sequence numbers (consecutive from `first`).
+    pub(super) fn number(&mut self, first: u32) {
+        self.close();
+        for (n, start) in self.starts.iter().copied().enumerate() {
+            let sequence = first.wrapping_add(u32::try_from(n).unwrap_or(u32::MAX));
+            self.bytes[start + 8..start + 12].copy_from_slice(&sequence.to_ne_bytes());
+        }
     }
 
     pub(super) fn bytes(&self) -> &[u8] {

@@ -38,30 +38,32 @@ pub enum Received<'a> {
 /// More messages than this in one send can fill the receive buffer of an unprivileged socket with answers: 256
 /// replies fit the kernel's default, the 257th is dropped together with the last acknowledgement (measured).
 const BATCH: usize = 200;
-/// Bytes that hold one datagram of any dump: the kernel fills at most 32 KiB.
-const BUFFER: usize = 64 * 1024;
+/// Bytes that hold one datagram of any dump: the kernel fills at most 32 KiB. Two of them fit what a small program is given
+/// to begin with.
+const BUFFER: usize = 40 * 1024;
 /// Room for the notifications of a storm (bytes).
 const EVENT_ROOM: usize = 8 * 1024 * 1024;
-/// Room for answers (bytes).
-const ANSWER_ROOM: usize = 1024 * 1024;
+/// So many answers fit into any socket as it is: the kernel gives 200 KiB, and counts less than 1 KiB for each.
+const FEW: usize = 32;
 /// Datagrams that a request may meet without one for itself: what is left of a dump of a million routes is 5000.
 const STRANGERS: usize = 100_000;
 
 impl Socket {
     /// A socket for requests to rtnetlink.
     pub fn route() -> Result<Self, NetlinkError> {
-        KernelWire::open(libc::NETLINK_ROUTE, ANSWER_ROOM).map(Self::over)
+        KernelWire::open(libc::NETLINK_ROUTE).map(Self::over)
     }
 
     /// A socket for requests to nf_tables.
     pub fn netfilter() -> Result<Self, NetlinkError> {
-        KernelWire::open(libc::NETLINK_NETFILTER, ANSWER_ROOM).map(Self::over)
+        KernelWire::open(libc::NETLINK_NETFILTER).map(Self::over)
     }
 
     /// A socket that hears the notifications of these groups (`RTNLGRP_…` or `NFNLGRP_…`) of a protocol
     /// (`NETLINK_ROUTE`, `NETLINK_NETFILTER`).
     pub fn subscribe(protocol: i32, groups: &[u32]) -> Result<Self, NetlinkError> {
-        let mut wire = KernelWire::open(protocol, EVENT_ROOM)?;
+        let mut wire = KernelWire::open(protocol)?;
+        wire.make_room(EVENT_ROOM);
         wire.join(groups)?;
         Ok(Self::over(wire))
     }
@@ -80,6 +82,7 @@ impl<W: Wire> Socket<W> {
 
     /// Sends every message and returns one result for each, in order. Errors do not stop the batch (law 15).
     pub fn apply(&mut self, batch: &mut Batch) -> Vec<Result<(), NetlinkError>> {
+        self.before(batch);
         let first = self.next_sequence(batch.len());
         let mut results = vec![Ok(()); batch.len()];
         for (n, range) in batch.seal(first, BATCH).into_iter().enumerate() {
@@ -100,6 +103,7 @@ impl<W: Wire> Socket<W> {
     /// # Errors
     /// With the place, in the batch, of the message that was refused; nothing was done. Or the answer was lost.
     pub fn transaction(&mut self, batch: &mut Batch) -> Result<(), (usize, NetlinkError)> {
+        self.before(batch);
         let first = self.next_sequence(batch.len());
         let messages = batch.len();
         batch.seal(first, usize::MAX);
@@ -133,9 +137,9 @@ impl<W: Wire> Socket<W> {
         self.ask(batch, |message| {
             match message.kind {
                 NLMSG_ERROR => return answer(message.payload).map(|()| Heard::Last),
-                _ => found = found.take().or_else(|| read(message)),
+                _ => found = read(message),
             }
-            Ok(Heard::Ours)
+            Ok(Heard::Last)
         })?;
         Ok(found)
     }
@@ -147,6 +151,7 @@ impl<W: Wire> Socket<W> {
         batch: &mut Batch,
         mut each: impl FnMut(RawMessage<'_>),
     ) -> Result<Dump, NetlinkError> {
+        self.wire.before_dump();
         let mut dump = Dump { interrupted: false };
         self.ask(batch, |message| {
             dump.interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
@@ -189,14 +194,15 @@ impl<W: Wire> Socket<W> {
         })
     }
 
-    /// Sends one message and passes what answers it to `each`.
+    /// Sends one message that asks for something, and passes what answers it to `each`: that, or a refusal. No
+    /// acknowledgement is asked for, which would only follow it.
     fn ask(
         &mut self,
         batch: &mut Batch,
         mut each: impl FnMut(RawMessage<'_>) -> Result<Heard, NetlinkError>,
     ) -> Result<(), NetlinkError> {
         let first = self.next_sequence(batch.len());
-        batch.seal(first, usize::MAX);
+        batch.number(first);
         self.send(batch.bytes())?;
         self.answers(|message| if message.sequence == first { each(message) } else { Ok(Heard::Stranger) })
     }
@@ -229,6 +235,13 @@ impl<W: Wire> Socket<W> {
             }
         }
         Err(NetlinkError::Unknown(Errno::EPROTO))
+    }
+
+    /// Before a batch whose answers may be many.
+    fn before(&mut self, batch: &Batch) {
+        if batch.len() > FEW {
+            self.wire.before_many();
+        }
     }
 
     /// The first sequence number for a request of so many messages.

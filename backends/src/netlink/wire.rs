@@ -20,49 +20,66 @@ pub trait Wire {
     /// Replaces the buffer by the next datagram. EAGAIN when there is none: at once, or where `wait` is asked for after
     /// some seconds; ENOBUFS when some were lost; EMSGSIZE when this one did not fit.
     fn receive(&mut self, buffer: &mut Vec<u8>, wait: bool) -> Result<(), Errno>;
+
+    /// A dump is asked for next.
+    fn before_dump(&mut self) {}
+
+    /// Requests come next that may have many answers before any of them is read.
+    fn before_many(&mut self) {}
 }
 
-/// A netlink socket in the network namespace it was made in.
-pub struct KernelWire(netlink_sys::Socket);
+/// A netlink socket in the network namespace it was made in. What only some requests need is asked of the kernel before
+/// the first of these: a CNI plugin makes two sockets for a handful of messages.
+pub struct KernelWire {
+    inner: netlink_sys::Socket,
+    is_strict: bool,
+    has_room: bool,
+}
 
+/// Room for answers (bytes).
+const ANSWER_ROOM: usize = 1024 * 1024;
 /// Answers come within microseconds; a kernel that is silent for this long has lost them.
 const ANSWER_WITHIN_S: i64 = 5;
 /// No datagram is larger (bytes): the kernel fills at most 32 KiB with a dump, but for one object that needs more.
 const LARGEST: usize = 4 * 1024 * 1024;
 
 impl KernelWire {
-    /// A socket of this protocol with `room` bytes for what is not read yet.
-    pub(super) fn open(protocol: i32, room: usize) -> Result<Self, NetlinkError> {
+    /// A socket of this protocol.
+    pub(super) fn open(protocol: i32) -> Result<Self, NetlinkError> {
         let mut inner = netlink_sys::Socket::new(protocol as isize)?;
-        inner.bind_auto()?;
-        // Old kernels lack these; what they add (shorter answers, the kernel's words, filtered dumps) is not vital:
-        // every message of a dump is checked again by its reader.
+        // The kernel chooses the port id.
+        inner.bind(&SocketAddr::new(0, 0))?;
+        // Old kernels lack these; what they add (shorter answers, the kernel's words) is not vital.
         for set in [netlink_sys::Socket::set_cap_ack, netlink_sys::Socket::set_ext_ack] {
             let _ = set(&inner, true);
         }
-        let _ = inner.set_netlink_get_strict_chk(true);
-        // The forced size needs CAP_NET_ADMIN in the first user namespace; the other one is cut to the system's limit.
-        if setsockopt(&inner, sockopt::RcvBufForce, &room).is_err() {
-            let _ = setsockopt(&inner, sockopt::RcvBuf, &room);
-        }
         let wait = TimeVal::seconds(ANSWER_WITHIN_S);
         setsockopt(&inner, sockopt::ReceiveTimeout, &wait).map_err(NetlinkError::Socket)?;
-        Ok(Self(inner))
+        Ok(Self { inner, is_strict: false, has_room: false })
+    }
+
+    /// Room for so many bytes that are not read yet.
+    pub(super) fn make_room(&mut self, bytes: usize) {
+        self.has_room = true;
+        // The forced size needs CAP_NET_ADMIN in the first user namespace; the other one is cut to the system's limit.
+        if setsockopt(&self.inner, sockopt::RcvBufForce, &bytes).is_err() {
+            let _ = setsockopt(&self.inner, sockopt::RcvBuf, &bytes);
+        }
     }
 
     pub(super) fn join(&mut self, groups: &[u32]) -> Result<(), NetlinkError> {
-        groups.iter().try_for_each(|group| Ok(self.0.add_membership(*group)?))
+        groups.iter().try_for_each(|group| Ok(self.inner.add_membership(*group)?))
     }
 
     pub(super) fn port(&self) -> u32 {
         let mut address = SocketAddr::new(0, 0);
-        self.0.get_address(&mut address).map_or(0, |()| address.port_number())
+        self.inner.get_address(&mut address).map_or(0, |()| address.port_number())
     }
 }
 
 impl Wire for KernelWire {
     fn send(&mut self, bytes: &[u8]) -> Result<(), Errno> {
-        self.0.send(bytes, 0).map(drop).map_err(|error| errno(&error))
+        self.inner.send(bytes, 0).map(drop).map_err(|error| errno(&error))
     }
 
     fn receive(&mut self, buffer: &mut Vec<u8>, wait: bool) -> Result<(), Errno> {
@@ -70,7 +87,7 @@ impl Wire for KernelWire {
         let flags = if wait { libc::MSG_TRUNC } else { libc::MSG_TRUNC | libc::MSG_DONTWAIT };
         loop {
             buffer.clear();
-            match self.0.recv_from(buffer, flags) {
+            match self.inner.recv_from(buffer, flags) {
                 // Whoever may write here can also write into the kernel; but what another process says is no answer.
                 Ok((_, from)) if from.port_number() != 0 => {}
                 Ok((len, _)) if len > buffer.len() => {
@@ -87,11 +104,25 @@ impl Wire for KernelWire {
             }
         }
     }
+
+    /// Old kernels lack it: every message of a dump is checked again by its reader.
+    fn before_dump(&mut self) {
+        if !self.is_strict {
+            self.is_strict = true;
+            let _ = self.inner.set_netlink_get_strict_chk(true);
+        }
+    }
+
+    fn before_many(&mut self) {
+        if !self.has_room {
+            self.make_room(ANSWER_ROOM);
+        }
+    }
 }
 
 impl AsFd for KernelWire {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.inner.as_fd()
     }
 }
 
