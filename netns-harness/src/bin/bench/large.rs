@@ -16,9 +16,6 @@ use crate::leases::leases;
 /// Some daemons take half a minute for five thousand peers.
 const PATIENCE: Duration = Duration::from_secs(120);
 const HEALTH: u16 = 10_254;
-/// Enough for the larger of the two networks that [`net_conf`] knows.
-const HOSTS: usize = 1_000;
-
 /// What the peers are.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Size {
@@ -53,6 +50,11 @@ impl Large {
         Ok(Self { size, net, store, program, netlink, daemon: None, present: 0..peers })
     }
 
+    /// Whether the peers are reached through a device of the daemon's.
+    pub(crate) fn has_tunnel(&self) -> bool {
+        self.size.backend == Backend::Vxlan
+    }
+
     /// From the daemon's start until the kernel has all peers.
     pub(crate) fn start(&mut self) -> Result<Duration> {
         let start = Instant::now();
@@ -60,7 +62,7 @@ impl Large {
         self.programmed()?;
         let took = start.elapsed();
         // Routes come last; what comes before them is looked at once.
-        if self.size.backend == Backend::Vxlan {
+        if self.has_tunnel() {
             let (resolved, forwarding) = self.netlink.neighbours(self.link())?;
             let peers = self.present.len();
             ensure!(
@@ -197,11 +199,14 @@ impl Large {
 
 /// The host's own subnet comes from the first few, which are no peer's.
 fn conf(size: Size, nftables: bool) -> Value {
-    let mut conf = net_conf(HOSTS, size.backend, size.family);
+    let mut conf = net_conf(1, size.backend, size.family);
     conf["EnableNFTables"] = nftables.into();
+    if size.family != Family::V6 {
+        conf["Network"] = "10.0.0.0/8".into();
+    }
     let (min, max, first, last) = match size.family {
         Family::V6 => ("IPv6SubnetMin", "IPv6SubnetMax", "fd42:0:0:1::", "fd42:0:0:ff::"),
-        _ => ("SubnetMin", "SubnetMax", "10.64.1.0", "10.64.255.0"),
+        _ => ("SubnetMin", "SubnetMax", "10.0.1.0", "10.0.255.0"),
     };
     (conf[min], conf[max]) = (first.into(), last.into());
     conf

@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 /// A key below flannel's prefix, and its value.
 pub(crate) type Record = (String, String);
 
-/// As many peers as 10.65.0.0 to 10.127.0.0 hold. After the last one come the first ones again.
-const PEERS: usize = 15_000;
+/// As many peers as 172.30.10.0 to 172.30.249.0 hold, a little less than a family of theirs. After the last one come the
+/// first ones again.
+const PEERS: usize = 60_000;
 
 /// The leases from the `from`-th to before the `to`-th peer.
 pub(crate) fn leases(backend: Backend, family: Family, from: usize, to: usize) -> Result<Vec<Record>> {
@@ -28,7 +29,7 @@ fn lease(backend: Backend, family: Family, n: u16) -> Result<Record> {
         }
         _ => {
             let (third, fourth) = (u8::try_from(10 + n / 250)?, u8::try_from(n % 250 + 1)?);
-            (format!("subnets/10.{}.{low}.0-24", 65 + high), Ipv4Addr::new(172, 30, third, fourth).into())
+            (format!("subnets/10.{}.{low}.0-24", 1 + high), Ipv4Addr::new(172, 30, third, fourth).into())
         }
     };
     Ok((key, record(backend, family, public, [2, 0x42, 0xac, 0x1e, high, low])))
@@ -58,7 +59,7 @@ mod tests {
     fn records_are_flannels() {
         let [(key, value)] = &leases(Backend::Vxlan, Family::V4, 0, 1).unwrap()[..] else { panic!() };
         let public = "172.30.10.1".parse().unwrap();
-        let flannels = netns_harness::flannel::vxlan_lease("10.65.0.0/24", public, "02:42:ac:1e:00:00");
+        let flannels = netns_harness::flannel::vxlan_lease("10.1.0.0/24", public, "02:42:ac:1e:00:00");
         assert_eq!((key, value), (&flannels.0, &flannels.1));
     }
 }
