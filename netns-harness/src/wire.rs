@@ -178,6 +178,23 @@ impl Netlink {
         Ok((count(resolved), count(forwarding)))
     }
 
+    /// Number of IPv6 routes over `link` that have a gateway.
+    pub fn gateways6(&self, link: &str) -> Result<usize> {
+        let index = self.index(link)?;
+        let mut all = RouteMessage::default();
+        all.header.address_family = AddressFamily::Inet6;
+        let is_one = |route: &RouteMessage| {
+            let has = |wanted: fn(&RouteAttribute, u32) -> bool| {
+                route.attributes.iter().any(|attribute| wanted(attribute, index))
+            };
+            has(|attribute, index| matches!(attribute, RouteAttribute::Oif(oif) if *oif == index))
+                && has(|attribute, _| matches!(attribute, RouteAttribute::Gateway(_)))
+        };
+        let routes = self.handle.route().get(all).execute();
+        let count = routes.try_fold(0, async |count, route| Ok(count + usize::from(is_one(&route))));
+        self.ask("read IPv6 routes", count)
+    }
+
     /// Makes a link of any kind.
     pub(crate) fn add_link(&self, what: &str, message: LinkMessage) -> Result<()> {
         self.ask(&format!("make {what}"), self.handle.link().add(message).execute())

@@ -167,12 +167,17 @@ impl Large {
 
     /// Waits until the kernel has a route for every peer and no other.
     fn programmed(&self) -> Result<()> {
-        let (peers, link, v6) = (self.present.len(), self.link(), self.size.family == Family::V6);
+        let (peers, link) = (self.present.len(), self.link());
+        let count = || match self.size.family {
+            // The kernel's list takes time with the square of its length.
+            Family::V6 => self.netlink.gateways6(link),
+            _ => gateways(link),
+        };
         let wait = || {
             let end = Instant::now() + PATIENCE;
             loop {
                 let look = Instant::now();
-                let routes = gateways(link, v6)?;
+                let routes = count()?;
                 if routes == peers {
                     return Ok(());
                 }
@@ -230,21 +235,17 @@ pub(crate) fn health(host: &Host, path: &str) -> Result<u16> {
     host.run(ask)?
 }
 
-/// How many routes of this thread's namespace go over a link and through a gateway. The kernel's own list is read
+/// How many IPv4 routes of this thread's namespace go over a link and through a gateway. The kernel's own list is read
 /// several times faster than a dump: ten thousand take 4 ms.
-fn gateways(link: &str, v6: bool) -> Result<usize> {
-    let file = if v6 { "/proc/thread-self/net/ipv6_route" } else { "/proc/thread-self/net/route" };
-    // Interface, destination, gateway, flags, …; IPv6 has the interface last and the flags before it.
+fn gateways(link: &str) -> Result<usize> {
+    // Interface, destination, gateway, flags, …
     let is_one = |line: &&str| {
         let mut fields = line.split_whitespace();
-        let (name, flags) = match v6 {
-            true => (fields.next_back(), fields.next_back()),
-            false => (fields.next(), fields.nth(2)),
-        };
+        let (name, flags) = (fields.next(), fields.nth(2));
         let flags = flags.and_then(|flags| u32::from_str_radix(flags, 16).ok()).unwrap_or(0);
         name == Some(link) && flags & RTF_GATEWAY != 0
     };
-    Ok(fs::read_to_string(file)?.lines().filter(is_one).count())
+    Ok(fs::read_to_string("/proc/thread-self/net/route")?.lines().filter(is_one).count())
 }
 
 /// `RTF_GATEWAY` of linux/route.h.
