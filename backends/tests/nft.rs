@@ -6,6 +6,8 @@ use std::io::Write;
 use std::process::{Command, Output, Stdio};
 use std::thread;
 
+use backends::kernel::KernelEvent;
+use backends::kernel::real::{EventFilter, Events};
 use backends::netlink::{NetlinkError, Socket, nft};
 use backends::traffic::{Chain, ChainKind, Hook, Policy, RuleInput, RuleTable, rules};
 use nix::sched::{CloneFlags, unshare};
@@ -259,5 +261,24 @@ fn a_table_reads_whole_while_another_one_changes() {
                 assert_eq!(read(socket, Family::V4).as_ref(), Some(&table));
             }
         });
+    });
+}
+
+/// Without waiting: who made the change has its answer after everybody who listens has the notification.
+#[test]
+fn a_rule_of_a_chain_that_forwarded_packets_were_found_to_pass_is_heard_of_and_that_of_another_is_not() {
+    in_namespace(|_| {
+        let chains = "add table inet site; add chain inet site ask; add chain inet site other";
+        by_hand(&chains.replace("; ", "\n"));
+        let mut events = Events::netfilter().unwrap();
+        let found = EventFilter { gates: vec!["ask".to_owned()], ..EventFilter::default() };
+        for (chain, filter, expected) in [
+            ("ask", &found, Some(KernelEvent::Own)),
+            ("other", &found, None),
+            ("ask", &EventFilter::default(), None),
+        ] {
+            by_hand(&format!("add rule inet site {chain} drop\n"));
+            assert_eq!(events.drain(filter).unwrap().event, expected, "{chain}");
+        }
     });
 }

@@ -23,6 +23,8 @@ pub(crate) fn cases() -> Vec<Case> {
         case("an_mtu_that_changes_reaches_every_device_and_subnet_env_each_family_by_its_own_overhead", mtus),
         case("one_mtu_of_the_network_counts_for_devices_and_pods", set_mtu),
         case("settings_that_stop_pods_are_put_right_and_put_back_by_cleanup", settings),
+        case("checksums_are_kept_from_the_hardware_of_every_tunnel_where_that_was_asked_for", checksums)
+            .with_programs_anywhere(&["ethtool"]),
         case("no_interface_that_was_asked_for_is_one_sentence_each_and_a_code_of_its_own", unfit),
         case("host_setup_writes_its_files_below_a_root_and_cleanup_removes_them", host_setup),
     ]
@@ -246,7 +248,9 @@ fn standing(host: &Host) -> Result<String> {
 }
 
 fn settings() -> Result<()> {
-    let mut cluster = Cluster::prepare(&spec(Family::Dual), &products()?)?;
+    let direct = json!({"Type": "vxlan", "DirectRouting": true});
+    let network = Map::from_iter([("Backend".to_owned(), direct)]);
+    let mut cluster = Cluster::prepare(&Spec { network, ..spec(Family::Dual) }, &products()?)?;
     for host in cluster.net.hosts() {
         let zero = SETTINGS.map(|path| format!("/proc/sys/{path}")).join(" ");
         sh(host, &format!("for f in {zero}; do [ ! -e $f ] || echo 0 > $f; done"))?;
@@ -275,9 +279,10 @@ fn settings() -> Result<()> {
     eventually(SOON, all_one)?;
     let tunnel = sh(
         &host,
-        "cat /proc/sys/net/ipv4/conf/flannel.1/rp_filter /proc/sys/net/ipv6/conf/flannel-v6.1/disable_ipv6",
+        "cat /proc/sys/net/ipv4/conf/flannel.1/rp_filter /proc/sys/net/ipv4/conf/eth0/rp_filter
+         cat /proc/sys/net/ipv6/conf/flannel-v6.1/disable_ipv6",
     )?;
-    ensure!(tunnel == "2\n0\n", "{tunnel}");
+    ensure!(tunnel == "2\n2\n0\n", "{tunnel}");
     let control = |verb: &str| host.exec(&products()?.control_on_host(&cluster.store).args(verb.split(' ')));
     let said = control("status")?;
     let words = said.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -305,6 +310,32 @@ fn settings() -> Result<()> {
     let again = control("cleanup --dry-run")?;
     ensure!(!again.contains("net.ipv6") && !again.contains("all/forwarding"), "{again}");
     Ok(())
+}
+
+fn checksums() -> Result<()> {
+    let flags = vec!["--tunnel-checksum=off".to_owned()];
+    let mut cluster = cluster(Spec { hosts: 2, flags, ..spec(Family::Dual) })?;
+    let host = cluster.net.host(0).clone();
+    let stand = |wanted: &str, why: &str| {
+        eventually(SOON, || {
+            for link in ["flannel.1", "flannel-v6.1"] {
+                let said = sh(&host, &format!("ethtool -k {link} | grep tx-checksum-ip-generic"))?;
+                ensure!(said.trim().ends_with(wanted), "{link}: {said}");
+            }
+            Ok(())
+        })
+        .context(why.to_owned())
+    };
+    stand(": off", "after the start")?;
+    sh(
+        &host,
+        "ethtool -K flannel.1 tx-checksum-ip-generic on; ethtool -K flannel-v6.1 tx-checksum-ip-generic on",
+    )?;
+    stand(": off", "after somebody turned it on")?;
+    cluster.wait_for_pings(SOON)?;
+    cluster.set_flags(&["--tunnel-checksum=on"]);
+    cluster.restart_daemon(0)?;
+    stand(": on", "where it was asked for").map(drop)
 }
 
 fn unfit() -> Result<()> {
