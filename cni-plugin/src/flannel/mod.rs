@@ -18,9 +18,9 @@ use env::Env;
 use state::State;
 
 use crate::cni::{Attachment, Call, Code, Failure, Verb};
-use crate::delegate;
 use crate::json::{Json, Object, object, wrong};
 use crate::plugin::Plugin;
+use crate::{daemon, delegate};
 
 /// The row of the table.
 pub(crate) const PLUGIN: Plugin = Plugin { name: "flannel", level: "v1.9.1", add, del, check, status, gc };
@@ -81,7 +81,11 @@ pub(crate) fn check(call: &Call) -> Result<(), Failure> {
 
 /// STATUS: the daemon has a lease, and an address is free.
 pub(crate) fn status(call: &Call) -> Result<(), Failure> {
-    let delegated = call.with(compose(&call.conf, &Env::read(&subnet_file(call)?)?)?)?;
+    let env = Env::read(&subnet_file(call)?).map_err(|failure| match failure.code {
+        Code::TryAgain => failure.details(daemon::why()),
+        _ => failure,
+    })?;
+    let delegated = call.with(compose(&call.conf, &env)?)?;
     delegate::run(&delegated, kind(&delegated.conf)?, Verb::Status)
 }
 
