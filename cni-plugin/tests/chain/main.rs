@@ -12,5 +12,6 @@ mod hostile;
 mod iptables;
 mod loopback;
 mod portmap;
+mod reuse;
 mod store;
 mod tuning;
