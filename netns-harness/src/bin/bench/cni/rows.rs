@@ -49,7 +49,7 @@ pub(super) struct Rows {
 
 impl Row {
     fn part(&self) -> Option<f64> {
-        self.other.map(|other| self.ours / other)
+        self.other.map(|other| self.ours / other).filter(|part| part.is_finite())
     }
 
     fn is_missed(&self) -> bool {
@@ -89,9 +89,12 @@ impl Rows {
             let unit = if row.unit.is_empty() { String::new() } else { format!(" [{}]", row.unit) };
             let mut line =
                 format!("{:50} {:>9.2} {:>9}", row.name.clone() + &unit, row.ours, row.goal.figure());
-            if let Some((other, part)) = row.other.zip(row.part()) {
-                let goal = row.goal.part.map_or_else(|| "-".to_owned(), |goal| format!("{goal:.2}"));
-                line += &format!(" {other:>9.2} {part:>7.3} {goal:>9}");
+            if let Some(other) = row.other {
+                let figure = |figure: Option<f64>, digits| {
+                    figure.map_or_else(|| "-".to_owned(), |figure| format!("{figure:.digits$}"))
+                };
+                line +=
+                    &format!(" {other:>9.2} {:>7} {:>9}", figure(row.part(), 3), figure(row.goal.part, 2));
             }
             lines.push(line + if row.is_missed() { " !" } else { "" });
         }
