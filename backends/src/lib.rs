@@ -19,6 +19,7 @@
 
 mod backend;
 mod conflict;
+pub mod dbus;
 mod diff;
 mod facts;
 pub mod kernel;

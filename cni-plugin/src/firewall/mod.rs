@@ -9,7 +9,6 @@
 
 mod chains;
 mod conf;
-mod dbus;
 mod record;
 mod zone;
 

@@ -1,17 +1,20 @@
 //! The firewall in firewalld: containers' addresses are sources of a zone.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
+use backends::dbus::{Bus, Method, Reply};
 use ipnetwork::IpNetwork;
 
-use super::dbus::{Bus, Method, Reply};
 use crate::cni::{Code, During, Failure};
 
 const FIREWALLD: &str = "org.fedoraproject.FirewallD1";
+/// It changes its rules meanwhile.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whether firewalld runs.
 pub(super) fn runs() -> bool {
-    Bus::connect().and_then(|mut bus| bus.has(FIREWALLD)).unwrap_or(false)
+    Bus::connect(PATIENCE).and_then(|mut bus| bus.has(FIREWALLD)).unwrap_or(false)
 }
 
 /// Adds the addresses; those that the zone has already are fine.
@@ -45,7 +48,7 @@ fn each(
     mut work: impl FnMut(&mut Bus, &str) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let mut bus =
-        Bus::connect().during(Code::Io, || "cannot reach firewalld over the system's bus".into())?;
+        Bus::connect(PATIENCE).during(Code::Io, || "cannot reach firewalld over the system's bus".into())?;
     addresses.iter().try_for_each(|ip| work(&mut bus, &IpNetwork::from(*ip).to_string()))
 }
 

@@ -360,6 +360,12 @@ fn unfit() -> Result<()> {
         ensure!(log.contains(part), "{part} in {log}");
     }
     ensure!(cluster.store.list("subnets/")?.is_empty(), "no lease was taken");
+    // A dry run ends as the daemon does.
+    let plan = products()?.control_on_host(&cluster.store).args(["plan", "--iface=lan9", "--iface-wait=0"]);
+    let said = host.output(&plan)?;
+    let sentence = String::from_utf8_lossy(&said.stderr);
+    ensure!(said.status.code() == Some(10), "{}: {sentence}", said.status);
+    ensure!(sentence.contains("--iface=lan9: there is no such interface"), "{sentence}");
     let wrong = ["--iface-regex=(", "--public-ip=fd00::1", "--iface-can-reach=0.0.0.0"];
     let process = host.spawn(&daemon.args(wrong).named("wrong"))?;
     let status = process.wait(SOON)?;

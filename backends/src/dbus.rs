@@ -1,27 +1,35 @@
-//! The little of D-Bus that three calls of firewalld need: texts in, a text or a truth value out.
+//! The little of D-Bus that a few calls of firewalld need: texts in, a text or a truth value out. For the daemon and for
+//! the CNI plugin; a library for all of it would bring more code than either has.
 
 use std::env;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 /// A connection to the system's bus.
-pub(super) struct Bus {
+#[derive(Debug)]
+pub struct Bus {
     stream: UnixStream,
     serial: u32,
 }
 
 /// A method to call.
-pub(super) struct Method<'a> {
-    pub(super) destination: &'a str,
-    pub(super) path: &'a str,
-    pub(super) interface: &'a str,
-    pub(super) name: &'a str,
+#[derive(Debug, Clone, Copy)]
+pub struct Method<'a> {
+    /// Whose it is: a name on the bus.
+    pub destination: &'a str,
+    /// The object.
+    pub path: &'a str,
+    /// The object's interface.
+    pub interface: &'a str,
+    /// Its name there.
+    pub name: &'a str,
 }
 
 /// What came back.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Reply {
+pub enum Reply {
     /// Its arguments.
     Return(Vec<u8>),
     /// Name and text of an error.
@@ -29,19 +37,36 @@ pub(super) enum Reply {
 }
 
 const SOCKET: &str = "/var/run/dbus/system_bus_socket";
-/// A bus that does not answer for this long is taken for dead; firewalld changes its rules meanwhile.
-const WITHIN: Duration = Duration::from_secs(10);
 /// Larger than any answer to us (bytes).
 const LARGEST: usize = 64 * 1024;
 
+impl Reply {
+    /// The text that was returned, empty where it was something else.
+    ///
+    /// # Errors
+    /// The service's words.
+    pub fn text(self) -> io::Result<String> {
+        match self {
+            Self::Return(body) => Ok(text_at(&body, 0).unwrap_or_default()),
+            Self::Error(error) => Err(io::Error::other(error)),
+        }
+    }
+}
+
 impl Bus {
-    /// Connects and introduces us.
-    pub(super) fn connect() -> io::Result<Self> {
-        let address = env::var("DBUS_SYSTEM_BUS_ADDRESS").unwrap_or_default();
-        let path = address.split([';', ',']).find_map(|part| part.strip_prefix("unix:path="));
-        let stream = UnixStream::connect(path.unwrap_or(SOCKET))?;
-        stream.set_read_timeout(Some(WITHIN))?;
-        stream.set_write_timeout(Some(WITHIN))?;
+    /// Whether there may be a bus.
+    pub fn exists() -> bool {
+        Path::new(&socket()).exists()
+    }
+
+    /// Connects as the user of this process, and introduces us. A bus that does not answer for so long is taken for dead.
+    ///
+    /// # Errors
+    /// There is no bus, or it does not accept us.
+    pub fn connect(patience: Duration) -> io::Result<Self> {
+        let stream = UnixStream::connect(socket())?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
         let mut bus = Self { stream, serial: 0 };
         bus.introduce()?;
         Ok(bus)
@@ -69,13 +94,19 @@ impl Bus {
     }
 
     /// Whether somebody has this name on the bus.
-    pub(super) fn has(&mut self, name: &str) -> io::Result<bool> {
+    ///
+    /// # Errors
+    /// The bus does not answer.
+    pub fn has(&mut self, name: &str) -> io::Result<bool> {
         let method = Method { destination: BUS, path: BUS_PATH, interface: BUS, name: "GetNameOwner" };
         self.call(&method, &[name]).map(|reply| matches!(reply, Reply::Return(_)))
     }
 
-    /// Calls a method with texts as its arguments.
-    pub(super) fn call(&mut self, method: &Method<'_>, arguments: &[&str]) -> io::Result<Reply> {
+    /// Calls a method with texts as its arguments. An error of the service is an answer.
+    ///
+    /// # Errors
+    /// The bus does not answer, or what it says cannot be read.
+    pub fn call(&mut self, method: &Method<'_>, arguments: &[&str]) -> io::Result<Reply> {
         self.serial += 1;
         self.stream.write_all(&request(self.serial, method, arguments))?;
         loop {
@@ -110,6 +141,13 @@ impl Bus {
             _ => None,
         })
     }
+}
+
+/// Where the system's bus listens.
+fn socket() -> String {
+    let address = env::var("DBUS_SYSTEM_BUS_ADDRESS").unwrap_or_default();
+    let path = address.split([';', ',']).find_map(|part| part.strip_prefix("unix:path="));
+    path.unwrap_or(SOCKET).to_owned()
 }
 
 /// What we read of a message's header.

@@ -3,25 +3,25 @@
 //! What stands is read from its rules; it is talked to only to change that. Its answer is its rules' change, which is a
 //! notification. What it is told holds until it loads its rules anew, which is one, too.
 
-mod dbus;
-
 use std::io;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-use self::dbus::{Bus, Interface};
+use crate::dbus::{Bus, Method};
 use crate::kernel::KernelError;
 
-const ZONE: Interface<'_> = Interface {
-    destination: "org.fedoraproject.FirewallD1",
-    path: "/org/fedoraproject/FirewallD1",
-    name: "org.fedoraproject.FirewallD1.zone",
-};
-const CONFIG: Interface<'_> = Interface {
-    destination: "org.fedoraproject.FirewallD1",
+const ADD: Method<'_> = zone("addSource");
+const REMOVE: Method<'_> = zone("removeSource");
+const KEPT: Method<'_> = Method {
+    destination: FIREWALLD,
     path: "/org/fedoraproject/FirewallD1/config",
-    name: "org.fedoraproject.FirewallD1.config",
+    interface: "org.fedoraproject.FirewallD1.config",
+    name: "getZoneOfSource",
 };
+const FIREWALLD: &str = "org.fedoraproject.FirewallD1";
+/// firewalld answers at once, or is loading its rules anew, which takes a second or two.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// firewalld's own zone that accepts everything.
 const TRUSTED: &str = "trusted";
 
@@ -33,7 +33,7 @@ pub(super) fn is_there() -> bool {
 /// Has it trust a network until it loads its rules anew.
 pub(super) fn trust(net: IpNetwork) -> Result<(), KernelError> {
     let source = net.to_string();
-    let add = || Bus::connect()?.call(ZONE, "addSource", &[TRUSTED, &source]);
+    let add = || Bus::connect(PATIENCE)?.call(&ADD, &[TRUSTED, &source])?.text();
     match add() {
         Err(error) if !error.to_string().contains("ALREADY_ENABLED") => Err(failed(&error)),
         _ => Ok(()),
@@ -44,13 +44,22 @@ pub(super) fn trust(net: IpNetwork) -> Result<(), KernelError> {
 pub(super) fn distrust(net: IpNetwork) -> Result<(), KernelError> {
     let source = net.to_string();
     let remove = || -> io::Result<()> {
-        let mut bus = Bus::connect()?;
-        if bus.call(CONFIG, "getZoneOfSource", &[&source])?.is_empty() {
-            bus.call(ZONE, "removeSource", &[TRUSTED, &source])?;
+        let mut bus = Bus::connect(PATIENCE)?;
+        if bus.call(&KEPT, &[&source])?.text()?.is_empty() {
+            bus.call(&REMOVE, &[TRUSTED, &source])?.text()?;
         }
         Ok(())
     };
     remove().map_err(|error| failed(&error))
+}
+
+const fn zone(name: &str) -> Method<'_> {
+    Method {
+        destination: FIREWALLD,
+        path: "/org/fedoraproject/FirewallD1",
+        interface: "org.fedoraproject.FirewallD1.zone",
+        name,
+    }
 }
 
 fn failed(error: &io::Error) -> KernelError {
