@@ -84,11 +84,14 @@ fn by_hand(cluster: &mut Cluster, products: &Products, backend: Backend) -> Resu
     Ok(())
 }
 
-/// The one rule that pods need to reach what is outside: with it the kernel follows connections, as it does under ours.
+/// What pods need to reach what is outside, and Services: with a rule that masquerades the kernel follows connections, and
+/// with the bridge's switch packets meet rules there as well.
 fn masquerade(cluster: &Cluster) -> Result<()> {
     let rules = "add table ip hand; add chain ip hand out { type nat hook postrouting priority 100; }
                  add rule ip hand out ip saddr 10.42.0.0/16 ip daddr != 10.42.0.0/16 masquerade";
-    cluster.net.hosts().iter().try_for_each(|host| sh(host, &format!("nft '{rules}'")))
+    let bridged =
+        "for f in /proc/sys/net/bridge/bridge-nf-call-iptables; do [ ! -e $f ] || echo 1 > $f; done";
+    cluster.net.hosts().iter().try_for_each(|host| sh(host, &format!("nft '{rules}'; {bridged}")))
 }
 
 fn undo(cluster: &Cluster, backend: Backend) -> Result<()> {
