@@ -31,10 +31,9 @@ impl LeaseBook {
     ) -> Result<(OwnLease, Vec<StoreEvent>), StoreError> {
         let mut events = self.expire(now);
         let choice = claim.choose(self.leases(), &[])?;
-        let mut lease = claim.lease(choice.subnets);
         let own = choice.own.and_then(|own| self.entries.get(&own));
         let reserved = own.is_some_and(|entry| entry.expires.is_none());
-        lease.extra = own.map(|entry| entry.lease.extra.clone()).unwrap_or_default();
+        let lease = claim.lease(choice.subnets, own.map(|entry| &entry.lease));
         if let Some(given_up) = choice.own.filter(|own| *own != choice.subnets) {
             self.entries.remove(&given_up);
             self.revision += 1;

@@ -31,6 +31,21 @@ fn a_changed_attribute_is_told_and_keeps_the_epoch() {
 }
 
 #[test]
+fn who_lost_its_subnets_says_so_as_long_as_its_lease_lasts() {
+    let (mut book, host) = (LeaseBook::default(), claim("192.168.0.1", V4));
+    let (own, _) = book.claim(at(0), &host, at(24)).unwrap();
+    assert_eq!(own.lease.former(), None);
+    let lost = own.lease.subnets;
+    book.claim(at(25), &Claim { previous: Some(lost), ..claim("192.168.0.2", V4) }, at(24)).unwrap();
+    let (new, _) = book.claim(at(26), &Claim { previous: Some(lost), ..host.clone() }, at(24)).unwrap();
+    assert_eq!(new.lease.former(), Some(lost));
+    let read = Lease::from_record(&new.lease.subnets.to_string(), &new.lease.to_record()).unwrap();
+    assert_eq!(read.former(), Some(lost));
+    let again = Claim { previous: Some(new.lease.subnets), ..host };
+    assert_eq!(book.claim(at(27), &again, at(24)).unwrap().0.lease.former(), Some(lost));
+}
+
+#[test]
 fn a_host_that_slept_past_its_lease_never_takes_over_who_came_after() {
     let (mut book, host) = (LeaseBook::default(), claim("192.168.0.1", V4));
     let (own, _) = book.claim(at(0), &host, at(24)).unwrap();
@@ -59,7 +74,7 @@ fn a_write_by_someone_who_saw_an_older_revision_is_refused() {
 #[test]
 fn a_reservation_stays_a_reservation_when_its_host_claims_it() {
     let (mut book, host) = (LeaseBook::default(), claim("192.168.0.1", V4));
-    book.put(at(0), host.lease("10.5.7.0-24".parse().unwrap()), None, None).unwrap();
+    book.put(at(0), host.lease("10.5.7.0-24".parse().unwrap(), None), None, None).unwrap();
     let (own, _) = book.claim(at(1), &host, at(24)).unwrap();
     assert_eq!((own.lease.subnets.to_string().as_str(), own.expires_in), ("10.5.7.0-24", None));
     assert_eq!(book.expire(at(10_000)), []);

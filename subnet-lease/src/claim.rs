@@ -51,9 +51,13 @@ impl Claim {
         }
     }
 
-    /// The lease that this claim asks for, given its subnets.
-    pub(crate) fn lease(&self, subnets: Subnets) -> Lease {
-        Lease { node: self.node.clone(), ..Lease::new(subnets, self.public, self.attrs.clone()) }
+    /// The lease that this claim asks for, given its subnets. What others added to the one that it comes from stays; one that
+    /// comes from none says which subnets were lost, so that who has them now hears of it.
+    pub(crate) fn lease(&self, subnets: Subnets, from: Option<&Lease>) -> Lease {
+        let lost = || self.previous.filter(|previous| *previous != subnets);
+        let extra = from
+            .map_or_else(|| lost().map(Lease::former_field).into_iter().collect(), |own| own.extra.clone());
+        Lease { node: self.node.clone(), extra, ..Lease::new(subnets, self.public, self.attrs.clone()) }
     }
 
     /// Own subnets if they still fit the network, else the previous ones, else free ones; family by family, so that

@@ -120,6 +120,9 @@ impl BackendAttrs {
     }
 }
 
+/// The field of [`Lease::former`].
+const FORMER: &str = "Former";
+
 /// Who holds which subnets, and how they are reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Lease {
@@ -147,6 +150,15 @@ impl Lease {
     /// A lease as its holder describes it.
     pub fn new(subnets: Subnets, public: PublicAddrs, attrs: BackendAttrs) -> Self {
         Self { subnets, public, attrs, node: None, extra: BTreeMap::new(), ttl: None, epoch: 0 }
+    }
+
+    /// The subnets that the holder had before and lost, if it says so (`Former` in the record, beyond flannel's fields).
+    pub fn former(&self) -> Option<Subnets> {
+        serde_json::from_str::<&str>(self.extra.get(FORMER)?.as_str()).ok()?.parse().ok()
+    }
+
+    pub(crate) fn former_field(lost: Subnets) -> (String, RawJson) {
+        (FORMER.to_owned(), RawJson::trusted(format!("\"{lost}\"")))
     }
 
     /// Whether both name the same holder.

@@ -123,6 +123,7 @@ impl NodeCore {
         // What was remembered is not what the store shows.
         self.leases.shown = leases.iter().find(own).filter(|_| !self.memories.in_use).cloned();
         let own = self.own.or_else(|| self.leases.shown.as_ref().map(|l| l.subnets));
+        leases.iter().for_each(|lease| name_former(lease, own, self.settings.node.as_deref()));
         let table = |leases, unreadable| {
             PeerTable::from_snapshot(&network.config, own.as_ref(), external.public, leases, unreadable)
         };
@@ -150,6 +151,7 @@ impl NodeCore {
         if is_own(&lease, self.own.as_ref(), external.public, self.settings.node.as_deref()) {
             self.leases.shown = Some(lease);
         } else {
+            name_former(&lease, self.own, self.settings.node.as_deref());
             peers.upsert(lease);
         }
     }
@@ -176,6 +178,17 @@ impl NodeCore {
         }
         self.seen_refusals = refused;
     }
+}
+
+/// A host that came back after its lease had ended, while its subnets are ours: its pods may still have their addresses.
+fn name_former(lease: &Lease, own: Option<Subnets>, us: Option<&str>) {
+    let Some(own) = own.filter(|own| lease.former() == Some(*own)) else { return };
+    let [theirs, ours] = [lease.node.as_deref(), us].map(|name| name.unwrap_or("without a name"));
+    warn!(
+        "the lease of {own} is ours, node {ours}, since that of node {theirs} at {} ended: it holds {} now, and pods of it \
+         that still have old addresses are cut off",
+        lease.public, lease.subnets
+    );
 }
 
 /// What a restart is for: another backend, other lengths or families, or a network that does not hold the one before.

@@ -48,7 +48,7 @@ async fn attempt(session: &mut Session, claim: &Claim, listing: &Listing) -> Res
 /// read, and a keep-alive the etcd lease that hung on it.
 async fn renew(session: &mut Session, claim: &Claim, held: &Held) -> Result<OwnLease, StoreError> {
     let key = session.keys().lease(&held.lease.subnets);
-    let mut lease = Lease { extra: held.lease.extra.clone(), ..claim.lease(held.lease.subnets) };
+    let mut lease = claim.lease(held.lease.subnets, Some(&held.lease));
     lease.epoch = held.lease.epoch;
     let mut etcd_lease = held.etcd_lease;
     if etcd_lease != 0 {
@@ -81,7 +81,7 @@ async fn acquire(
     seen: i64,
 ) -> Result<OwnLease, StoreError> {
     let key = session.keys().lease(&subnets);
-    let mut lease = claim.lease(subnets);
+    let mut lease = claim.lease(subnets, old.map(|old| &old.lease));
     let mut etcd_lease = 0;
     // What an operator reserved stays reserved when the network's shape moves it.
     if old.is_none_or(|old| old.etcd_lease != 0) {
