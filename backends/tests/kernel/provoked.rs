@@ -65,6 +65,33 @@ fn law_12_a_full_receive_buffer_says_so_once() {
     assert!(events.drain(&filter).unwrap().event.is_some(), "and goes on");
 }
 
+/// A node's pods come and go: what they bring along wakes nobody, and the underlay's own always does.
+#[test]
+fn what_comes_with_a_pod_is_told_once() {
+    let _lab = Lab::new();
+    let mut events = Events::route().unwrap();
+    let filter = EventFilter { external: Some(name("eth0")), ..EventFilter::default() };
+    let unknown = EventFilter::default();
+    for (typed, filter, expected) in [
+        ("ip link add pods0 type bridge", &filter, Some(KernelEvent::Host)),
+        ("ip link set pods0 address 02:00:00:00:00:0b", &filter, Some(KernelEvent::Host)),
+        ("ip link add host type veth peer name inner", &filter, Some(KernelEvent::Host)),
+        ("ip link set inner mtu 1400", &filter, Some(KernelEvent::Host)),
+        ("ip link set inner alias 'cni cbr0 x eth0'", &filter, None),
+        // The bridge itself changes with its first port.
+        ("ip link set inner master pods0", &filter, Some(KernelEvent::Host)),
+        ("ip link set host master pods0", &filter, None),
+        ("ip link set host up", &filter, None),
+        ("ip link set host mtu 1400", &unknown, Some(KernelEvent::Host)),
+        ("ip -6 address add fe80::7/64 dev pods0", &filter, None),
+        ("ip -6 address add fe80::7/64 dev eth0", &filter, Some(KernelEvent::Host)),
+        ("ip -6 address add fd30::7/64 dev pods0", &filter, Some(KernelEvent::Host)),
+    ] {
+        type_lines(typed);
+        assert_eq!(events.drain(filter).unwrap().event, expected, "{typed}");
+    }
+}
+
 #[test]
 fn law_16_an_accept_ends_only_its_own_chain() {
     let _lab = Lab::new();

@@ -7,10 +7,10 @@ use subnet_lease::contains_net;
 use super::super::read::Unreadable;
 use crate::kernel::KernelEvent;
 use crate::name::IfName;
-use crate::netlink::link::{LinkView, RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK};
+use crate::netlink::link::{AddressView, LinkView, RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK};
 use crate::netlink::neigh::{NeighView, RTM_DELNEIGH, RTM_NEWNEIGH};
 use crate::netlink::route::{RT_TABLE_MAIN, RTPROT_KERNEL, RouteView};
-use crate::netlink::{Attrs, Messages, RawMessage, Unread};
+use crate::netlink::{AF_BRIDGE, Attrs, Messages, RawMessage, Unread};
 use crate::owner::ROUTE_PROTOCOL;
 
 /// What tells our notifications from the noise of the host.
@@ -58,20 +58,40 @@ impl EventFilter {
     }
 
     /// What a message of rtnetlink asks for. Link down and the loss of the last address send no route messages, so
-    /// every link and address message counts.
+    /// link and address messages count, but for what comes with every pod: its end on the host, link-local addresses and
+    /// routes, and what a bridge says of its ports (which the link's own message says as well).
     fn judge(
         &self,
         message: &RawMessage<'_>,
         known: Option<KernelEvent>,
     ) -> Result<Option<KernelEvent>, Unread> {
         match message.kind {
-            RTM_NEWLINK | RTM_DELLINK => LinkView::parse(message).map(|_| Some(KernelEvent::Host)),
-            RTM_NEWADDR | RTM_DELADDR => Ok(Some(KernelEvent::Host)),
+            RTM_NEWLINK | RTM_DELLINK if message.payload.first() == Some(&AF_BRIDGE) => Ok(None),
+            RTM_NEWLINK | RTM_DELLINK => {
+                LinkView::parse(message).map(|view| (!self.is_pods(&view)).then_some(KernelEvent::Host))
+            }
+            RTM_NEWADDR | RTM_DELADDR => AddressView::parse(message).map(|view| {
+                let counts = !is_link_local(view.net) || self.may_be_external(view.link);
+                counts.then_some(KernelEvent::Host)
+            }),
             RTM_NEWNETCONF => Ok(forwarding(message).then_some(KernelEvent::Own)),
             RTM_NEWNEIGH | RTM_DELNEIGH if known.is_some() => Ok(None),
             RTM_NEWNEIGH | RTM_DELNEIGH => NeighView::parse(message).map(|view| self.neighbour(&view)),
             _ => self.route(message),
         }
+    }
+
+    /// A pod's end on this host, once that shows: a port of a bridge, or marked by our plugin.
+    fn is_pods(&self, view: &LinkView<'_>) -> bool {
+        let marked = view.alias.is_some_and(|alias| alias.starts_with(CNI_ALIAS));
+        let other = self.external.is_some_and(|external| external != view.name);
+        other && view.kind == "veth" && (view.master.is_some() || marked)
+    }
+
+    /// Whether a link of this index is the underlay, or nobody knows.
+    fn may_be_external(&self, index: u32) -> bool {
+        let Some(external) = self.external else { return true };
+        if_indextoname(index).is_ok_and(|name| IfName::from_kernel(name.as_bytes()) == external)
     }
 
     fn neighbour(&self, view: &NeighView) -> Option<KernelEvent> {
@@ -104,7 +124,7 @@ impl EventFilter {
     fn route(&self, message: &RawMessage<'_>) -> Result<Option<KernelEvent>, Unread> {
         let mut gravest = None;
         RouteView::parse(message, |view| {
-            if view.table != u32::from(RT_TABLE_MAIN) || view.cloned {
+            if view.table != u32::from(RT_TABLE_MAIN) || view.cloned || is_link_local(view.dst) {
                 return;
             }
             let inside = self.inside(view.dst);
@@ -119,6 +139,11 @@ impl EventFilter {
         })?;
         Ok(gravest)
     }
+}
+
+/// Of IPv6: every link that is up has one.
+fn is_link_local(net: IpNetwork) -> bool {
+    matches!(net, IpNetwork::V6(net) if net.ip().is_unicast_link_local())
 }
 
 /// Whether a message about a link's or the host's settings names forwarding.
@@ -179,6 +204,8 @@ const NETCONFMSG: usize = 1;
 const RTM_NEWNETCONF: u16 = 80;
 const NETCONFA_FORWARDING: u16 = 2;
 
+/// Begins the alias by which our CNI plugin finds its links again.
+const CNI_ALIAS: &str = "cni ";
 const FORWARD: &[u8] = b"FORWARD";
 /// `NF_INET_FORWARD`.
 const NF_FORWARD: u32 = 2;
