@@ -178,9 +178,9 @@ impl Netlink {
         Ok((count(resolved), count(forwarding)))
     }
 
-    /// Number of IPv6 routes over `link` that have a gateway.
+    /// Number of IPv6 routes over `link` that have a gateway; none while there is no such link.
     pub fn gateways6(&self, link: &str) -> Result<usize> {
-        let index = self.index(link)?;
+        let Ok(index) = self.index(link) else { return Ok(0) };
         let mut all = RouteMessage::default();
         all.header.address_family = AddressFamily::Inet6;
         let is_one = |route: &RouteMessage| {
