@@ -83,6 +83,25 @@ pub fn set_flags(batch: &mut Batch, link: u32, flags: u32) {
     batch.message(RTM_NEWLINK, REQUEST, &link_header(link, flags, flags));
 }
 
+/// Adds to the batch: set the MTU of a link, in bytes.
+pub fn set_mtu(batch: &mut Batch, link: u32, mtu: u32) {
+    batch.message(RTM_NEWLINK, REQUEST, &link_header(link, 0, 0)).attr_u32(IFLA_MTU, mtu);
+}
+
+/// Asks which number a network namespace has in ours (`IFLA_LINK_NETNSID` of links that lead there).
+pub fn namespace_number(namespace: BorrowedFd<'_>) -> Batch {
+    let mut batch = Batch::new();
+    batch.message(RTM_GETNSID, REQUEST, &[0; RTGEN]);
+    batch.attr_u32(NETNSA_FD, namespace.as_raw_fd().cast_unsigned());
+    batch
+}
+
+/// The answer; none where the namespace has no number, since no link of ours leads there.
+pub fn read_namespace_number(message: &RawMessage<'_>) -> Option<u32> {
+    let number = Attrs::after(message.payload, RTGEN).find(NETNSA_NSID).and_then(read_u32);
+    number.filter(|number| message.kind == RTM_NEWNSID && number.cast_signed() >= 0)
+}
+
 /// Asks for one link by index.
 pub fn get_link_at(link: u32) -> Batch {
     let mut batch = Batch::new();
@@ -253,6 +272,12 @@ pub(super) const NEW: u16 = 0x400 | 0x200;
 const APPEND: u16 = 0x400 | 0x800;
 /// `IFA_F_NODAD` in the byte that the header has for flags.
 const NODAD: u8 = IFA_F_NODAD.to_le_bytes()[0];
+/// Size of `struct rtgenmsg`, with what fills it up.
+const RTGEN: usize = 4;
+const RTM_NEWNSID: u16 = 88;
+const RTM_GETNSID: u16 = 90;
+const NETNSA_NSID: u16 = 1;
+const NETNSA_FD: u16 = 3;
 /// Size of `struct rtmsg`.
 const RTM: usize = 12;
 

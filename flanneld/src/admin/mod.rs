@@ -115,7 +115,7 @@ fn run(arguments: &[String], environment: &Environment, out: &mut dyn Write) -> 
         Verb::HostSetup(arguments) => host_setup::run(&arguments)?,
         Verb::Events(arguments) => events::run(&arguments, &config, out).map(|()| String::new())?,
         Verb::Replay(arguments) => replay::run(&arguments, out).map(|()| String::new())?,
-        Verb::Cni(verb) => cni::run(verb)?,
+        Verb::Cni(verb) => cni::run(verb, &config)?,
         Verb::Config(output) => settings::run(&raw, output.output)?,
     };
     match out.write_all(said.as_bytes()).and_then(|()| out.flush()) {

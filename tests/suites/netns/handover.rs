@@ -7,7 +7,7 @@ use std::os::unix::net::{SocketAddr, UnixStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use netns_harness::flannel::StoreKind;
+use netns_harness::flannel::{StoreKind, subnet_env};
 use netns_harness::{Cni, Family, Host, Pod, Process, Program, Spec, eventually};
 
 use crate::case::{Case, case, cluster, products, spec};
@@ -16,6 +16,7 @@ const SOON: Duration = Duration::from_secs(10);
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
+        case("pods_that_run_get_another_mtu_when_somebody_asks_for_it_and_not_before", lowered),
         case("a_del_beside_the_daemon_is_served_by_it", served),
         case("the_daemon_is_asked_to_delete_links_that_are_no_containers_and_deletes_none", refused),
     ]
@@ -42,6 +43,36 @@ fn served() -> Result<()> {
     host.exec(&second.call("DEL"))?;
     ensure!(!host.netlink()?.has_link(&link), "{link} is gone when DEL returns");
     Ok(())
+}
+
+/// The network's MTU falls while a pod runs: its own interface follows when somebody asks for it, and not before.
+fn lowered() -> Result<()> {
+    let cluster = cluster(one_host())?;
+    let (host, products) = (cluster.net.host(0), products()?);
+    sh(host, "ip netns add x")?;
+    host.exec(&products.cni().call("ADD", "x", "/run/netns/x"))?;
+    let inside = || sh(host, "ip -n x -o link show eth0");
+    ensure!(inside()?.contains("mtu 1450"), "{}", inside()?);
+    sh(host, "ip link set eth0 mtu 1400")?;
+    eventually(SOON, || {
+        let env = subnet_env(host).context("subnet.env")?;
+        ensure!(env["FLANNEL_MTU"] == "1350", "{env:?}");
+        Ok(())
+    })?;
+    let ask = products.control_on_host(&cluster.store).args(["cni", "mtu"]);
+    let shown = host.exec(&ask.clone().arg("--dry-run"))?;
+    ensure!(shown.contains("ip link set eth0 mtu 1350  # cni cbr0 x eth0"), "{shown}");
+    ensure!(inside()?.contains("mtu 1450"), "nobody asked: {}", inside()?);
+    let done = host.exec(&ask)?;
+    ensure!(done == shown, "{done}");
+    ensure!(inside()?.contains("mtu 1350"), "{}", inside()?);
+    ensure!(sh(host, "ip -o link show master cni0")?.contains("mtu 1350"), "the host's end as well");
+    ensure!(host.exec(&ask)? == "every pod has the MTU 1350\n", "a second time there is nothing to do");
+    sh(host, "ip netns delete x").map(drop)
+}
+
+fn sh(host: &Host, line: &str) -> Result<String> {
+    host.exec(&Program::new("sh").args(["-c", line]))
 }
 
 fn refused() -> Result<()> {

@@ -1,4 +1,5 @@
-//! `flannelctl cni`: puts the CNI plugin and its configuration where a runtime looks for them, and takes them away.
+//! `flannelctl cni`: puts the CNI plugin and its configuration where a runtime looks for them, and takes them away; gives
+//! pods that run another MTU.
 //!
 //! ```text
 //!   <bin>/selvage-cni                  the program            temporary file, sync, rename: whoever runs it meanwhile
@@ -9,6 +10,7 @@
 //! A foreign `flannel` or conflist that ours replaces stays beside as `….before-selvage`, and comes back with
 //! `uninstall`. A foreign program of another name is left alone, and named.
 
+mod mtu;
 mod place;
 mod runtime;
 
@@ -16,8 +18,10 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use self::mtu::Mtu;
 use self::place::{put_file, put_link, take_away};
 use self::runtime::{Folders, Runtime};
+use crate::config::NodeConfig;
 use crate::exit::{Exit, Failure};
 
 #[derive(Debug, clap::Subcommand)]
@@ -26,6 +30,8 @@ pub(super) enum Verb {
     Install(Install),
     /// Take away what `install` put there, and bring back what was there before.
     Uninstall(Target),
+    /// Give the pods that run the MTU that new ones get.
+    Mtu(Mtu),
 }
 
 #[derive(Debug, clap::Args)]
@@ -65,10 +71,11 @@ const OTHERS: [&str; 7] = ["bridge", "host-local", "portmap", "bandwidth", "fire
 const CONFLIST: &str = "10-flannel.conflist";
 const SHIPPED: &str = include_str!("../../../dist/10-flannel.conflist");
 
-pub(super) fn run(verb: Verb) -> Result<String, Failure> {
+pub(super) fn run(verb: Verb, config: &NodeConfig) -> Result<String, Failure> {
     match verb {
         Verb::Install(arguments) => install(&arguments),
         Verb::Uninstall(target) => uninstall(&target.folders()),
+        Verb::Mtu(arguments) => mtu::run(&arguments, config),
     }
 }
 

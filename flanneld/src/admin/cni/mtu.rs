@@ -1,0 +1,160 @@
+//! `flannelctl cni mtu`: gives pods that run the MTU that new ones get. Nobody does it unasked: a program in a pod may
+//! have measured its path, and a lower MTU breaks what is on its way.
+//!
+//! ```text
+//!   subnet.env ─▶ MTU      links with our plugin's alias ─▶ number of the pod's namespace ─▶ its file ─▶ both ends
+//! ```
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt::Write;
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::thread;
+
+use backends::IfName;
+use backends::netlink::link::{LinkView, dump_links};
+use backends::netlink::veth::{VethView, get_link_at, namespace_number, read_namespace_number, set_mtu};
+use backends::netlink::{Batch, NetlinkError, Socket};
+use nix::sched::{CloneFlags, setns};
+use subnet_lease::SubnetEnv;
+
+use crate::config::NodeConfig;
+use crate::exit::{Exit, Failure};
+
+#[derive(Debug, clap::Args)]
+pub(in crate::admin) struct Mtu {
+    /// Print what would be done, and do nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Begins the alias of our plugin's links.
+const ALIAS: &str = "cni ";
+
+/// A pod's link, as its end on the host tells.
+struct Pod {
+    name: IfName,
+    index: u32,
+    mtu: u32,
+    alias: String,
+    inner: u32,
+    namespace: Option<u32>,
+}
+
+/// Where a namespace is found.
+struct Place {
+    path: PathBuf,
+    file: File,
+}
+
+pub(super) fn run(arguments: &Mtu, config: &NodeConfig) -> Result<String, Failure> {
+    let env = SubnetEnv::read(&config.subnet_file).map_err(|error| Failure::new(Exit::NotReady, error))?;
+    let denied = |error: NetlinkError| Failure::new(Exit::Permission, error);
+    let mut socket = Socket::route().map_err(denied)?;
+    let pods = pods(&mut socket).map_err(denied)?;
+    let places = places(&mut socket);
+    let (mut said, mut failed) = (String::new(), String::new());
+    for pod in &pods {
+        let place = pod.namespace.and_then(|number| places.get(&number));
+        let done = match place {
+            Some(place) => change(&mut socket, pod, place, env.mtu, arguments.dry_run),
+            None => Err("its namespace is not found on this host".to_owned()),
+        };
+        match done {
+            Ok(lines) => said.push_str(&lines),
+            Err(why) => writeln!(failed, "{} ({}): {why}", pod.name, pod.alias).unwrap_or_default(),
+        }
+    }
+    if !failed.is_empty() {
+        return Err(Failure::new(Exit::Failed, said + failed.trim_end()));
+    }
+    Ok(if said.is_empty() { format!("every pod has the MTU {}\n", env.mtu) } else { said })
+}
+
+fn pods(socket: &mut Socket) -> Result<Vec<Pod>, NetlinkError> {
+    let mut pods = Vec::new();
+    socket.dump(&mut dump_links(Some("veth")), |message| {
+        let (Ok(link), Some(veth)) = (LinkView::parse(&message), VethView::parse(&message)) else { return };
+        let Some(alias) = link.alias.filter(|alias| alias.starts_with(ALIAS)) else { return };
+        let (name, index, mtu) = (link.name, link.index, link.mtu);
+        pods.push(Pod {
+            name,
+            index,
+            mtu,
+            alias: alias.to_owned(),
+            inner: veth.peer,
+            namespace: veth.namespace,
+        });
+    })?;
+    Ok(pods)
+}
+
+/// Network namespaces by the number that they have in ours: those that somebody mounted, and those that processes are in.
+fn places(socket: &mut Socket) -> BTreeMap<u32, Place> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounted = mounts.lines().filter(|line| line.contains(" - nsfs "));
+    let mounted = mounted.filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let processes = processes.map(|entry| entry.path().join("ns/net"));
+    let (mut seen, mut places) = (HashSet::new(), BTreeMap::new());
+    for path in mounted.chain(processes) {
+        let Ok(file) = File::open(&path) else { continue };
+        if !file.metadata().is_ok_and(|meta| seen.insert((meta.dev(), meta.ino()))) {
+            continue;
+        }
+        let number =
+            socket.get(&mut namespace_number(file.as_fd()), |message| read_namespace_number(&message));
+        if let Ok(Some(number)) = number {
+            places.insert(number, Place { path, file });
+        }
+    }
+    places
+}
+
+/// Both ends, the one that sends first where it gets smaller; the lines that say so, none where there is nothing to do.
+fn change(socket: &mut Socket, pod: &Pod, place: &Place, mtu: u32, dry_run: bool) -> Result<String, String> {
+    let inner = inside(place, |socket| {
+        socket.get(&mut get_link_at(pod.inner), |message| {
+            let (link, veth) = (LinkView::parse(&message).ok()?, VethView::parse(&message)?);
+            (veth.peer == pod.index).then_some((link.name, link.mtu))
+        })
+    })?;
+    let (inner, now) = inner.ok_or("the link inside is no end of it")?;
+    let mut said = String::new();
+    if now != mtu {
+        let at = place.path.display();
+        writeln!(said, "nsenter --net={at} ip link set {inner} mtu {mtu}  # {}", pod.alias)
+            .unwrap_or_default();
+        if !dry_run {
+            inside(place, |socket| socket.request(&mut to(pod.inner, mtu)))?;
+        }
+    }
+    if pod.mtu != mtu {
+        writeln!(said, "ip link set {} mtu {mtu}", pod.name).unwrap_or_default();
+        if !dry_run {
+            socket.request(&mut to(pod.index, mtu)).map_err(|error| error.to_string())?;
+        }
+    }
+    Ok(said)
+}
+
+fn to(link: u32, mtu: u32) -> Batch {
+    let mut batch = Batch::new();
+    set_mtu(&mut batch, link, mtu);
+    batch
+}
+
+/// With a socket of the place; on a thread of its own, since a thread that went there would have to come back.
+fn inside<T: Send>(
+    place: &Place,
+    work: impl FnOnce(&mut Socket) -> Result<T, NetlinkError> + Send,
+) -> Result<T, String> {
+    let work = || {
+        setns(&place.file, CloneFlags::CLONE_NEWNET).map_err(|errno| errno.to_string())?;
+        let mut socket = Socket::route().map_err(|error| error.to_string())?;
+        work(&mut socket).map_err(|error| error.to_string())
+    };
+    thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|_| Err("a thread ended".to_owned()))
+}
