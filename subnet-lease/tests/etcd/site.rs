@@ -133,8 +133,8 @@ impl Site {
         match self {
             Self::Single { etcd, .. } => etcd.pause(false),
             Self::Members { cluster, .. } => {
-                cluster.members[2].pause(false);
                 cluster.members.iter_mut().for_each(Etcd::start_if_stopped);
+                cluster.members[2].pause(false);
             }
             _ => {}
         }
