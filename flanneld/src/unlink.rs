@@ -38,7 +38,7 @@ fn delete(index: u32) -> Result<(), NetlinkError> {
     let mut socket = Socket::route()?;
     let is_containers = socket.get(&mut get_link_at(index), |message| {
         let link = LinkView::parse(&message).ok()?;
-        Some(link.kind == "veth" && link.alias.is_some_and(|alias| alias.starts_with("cni ")))
+        Some(link.is_containers())
     })?;
     if is_containers != Some(true) {
         return Ok(());

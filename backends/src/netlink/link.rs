@@ -9,6 +9,9 @@ use super::{
 };
 use crate::name::{IfName, Mac};
 
+/// Begins the alias of every link that our CNI plugin makes; the attachment follows.
+pub const CONTAINER_ALIAS: &str = "cni ";
+
 /// A link as the kernel reports it; borrowed from the message.
 #[derive(Debug)]
 pub struct LinkView<'a> {
@@ -41,6 +44,11 @@ impl<'a> LinkView<'a> {
             return Err(Unread::Other);
         }
         Self::read(message.payload).ok_or(Unread::Broken)
+    }
+
+    /// Whether our CNI plugin made it, for a container.
+    pub fn is_containers(&self) -> bool {
+        self.kind == "veth" && self.alias.is_some_and(|alias| alias.starts_with(CONTAINER_ALIAS))
     }
 
     fn read(payload: &'a [u8]) -> Option<Self> {

@@ -71,6 +71,7 @@ fn what_comes_with_a_pod_is_told_once() {
     let _lab = Lab::new();
     let mut events = Events::route().unwrap();
     let filter = EventFilter { external: Some(name("eth0")), ..EventFilter::default() };
+    let taken = EventFilter { links: vec![name("host")], ..filter.clone() };
     let unknown = EventFilter::default();
     for (typed, filter, expected) in [
         ("ip link add pods0 type bridge", &filter, Some(KernelEvent::Host)),
@@ -82,6 +83,7 @@ fn what_comes_with_a_pod_is_told_once() {
         ("ip link set inner master pods0", &filter, Some(KernelEvent::Host)),
         ("ip link set host master pods0", &filter, None),
         ("ip link set host up", &filter, None),
+        ("ip link set host mtu 1410", &taken, Some(KernelEvent::Host)),
         ("ip link set host mtu 1400", &unknown, Some(KernelEvent::Host)),
         ("ip -6 address add fe80::7/64 dev pods0", &filter, None),
         ("ip -6 address add fe80::7/64 dev eth0", &filter, Some(KernelEvent::Host)),

@@ -2,7 +2,7 @@
 
 use backends::IfName;
 use backends::netlink::Socket;
-use backends::netlink::link::{LinkView, get_link};
+use backends::netlink::link::{CONTAINER_ALIAS, LinkView, get_link};
 use nix::errno::Errno;
 
 use crate::cni::{Call, Code, During, Failure, Key};
@@ -26,7 +26,11 @@ pub(super) fn named([a, b, c, d]: [u8; 4]) -> IfName {
 /// `cni <network> <container> <interface>`; of names longer than an alias, their hash.
 pub(super) fn alias(call: &Call) -> String {
     let whole = format!("{}{} {}", prefix(&call.network), call.container, call.ifname);
-    if whole.len() <= LONGEST_ALIAS { whole } else { format!("cni {:016x}", fold(whole.as_bytes())) }
+    if whole.len() <= LONGEST_ALIAS {
+        whole
+    } else {
+        format!("{CONTAINER_ALIAS}{:016x}", fold(whole.as_bytes()))
+    }
 }
 
 /// The attachment that an alias of this network names.
@@ -36,7 +40,7 @@ pub(super) fn attachment(network: &str, alias: &str) -> Option<Key> {
 }
 
 fn prefix(network: &str) -> String {
-    format!("cni {network} ")
+    format!("{CONTAINER_ALIAS}{network} ")
 }
 
 /// The index of the host's end of an attachment that we made, where it is.

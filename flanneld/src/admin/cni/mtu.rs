@@ -30,9 +30,6 @@ pub(in crate::admin) struct Mtu {
     dry_run: bool,
 }
 
-/// Begins the alias of our plugin's links.
-const ALIAS: &str = "cni ";
-
 /// A pod's link, as its end on the host tells.
 struct Pod {
     name: IfName,
@@ -77,7 +74,7 @@ fn pods(socket: &mut Socket) -> Result<Vec<Pod>, NetlinkError> {
     let mut pods = Vec::new();
     socket.dump(&mut dump_links(Some("veth")), |message| {
         let (Ok(link), Some(veth)) = (LinkView::parse(&message), VethView::parse(&message)) else { return };
-        let Some(alias) = link.alias.filter(|alias| alias.starts_with(ALIAS)) else { return };
+        let Some(alias) = link.alias.filter(|_| link.is_containers()) else { return };
         let (name, index, mtu) = (link.name, link.index, link.mtu);
         pods.push(Pod {
             name,

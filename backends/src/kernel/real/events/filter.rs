@@ -83,9 +83,10 @@ impl EventFilter {
 
     /// A pod's end on this host, once that shows: a port of a bridge, or marked by our plugin.
     fn is_pods(&self, view: &LinkView<'_>) -> bool {
-        let marked = view.alias.is_some_and(|alias| alias.starts_with(CNI_ALIAS));
         let other = self.external.is_some_and(|external| external != view.name);
-        other && view.kind == "veth" && (view.master.is_some() || marked)
+        // Somebody's veth under the name of ours stands in the way.
+        let ours = self.links.contains(&view.name);
+        other && !ours && (view.is_containers() || view.kind == "veth" && view.master.is_some())
     }
 
     /// Whether a link of this index is the underlay, or nobody knows.
@@ -204,8 +205,6 @@ const NETCONFMSG: usize = 1;
 const RTM_NEWNETCONF: u16 = 80;
 const NETCONFA_FORWARDING: u16 = 2;
 
-/// Begins the alias by which our CNI plugin finds its links again.
-const CNI_ALIAS: &str = "cni ";
 const FORWARD: &[u8] = b"FORWARD";
 /// `NF_INET_FORWARD`.
 const NF_FORWARD: u32 = 2;
