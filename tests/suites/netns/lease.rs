@@ -14,9 +14,9 @@ use nix::sys::signal::Signal;
 
 use crate::case::{Case, case, cluster, etcdctl, products, spec};
 
-const SOON: Duration = Duration::from_secs(10);
+pub(crate) const SOON: Duration = Duration::from_secs(10);
 /// Longer than any back-off of a store's client.
-const LATER: Duration = Duration::from_secs(30);
+pub(crate) const LATER: Duration = Duration::from_secs(30);
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = vec![
@@ -24,8 +24,6 @@ pub(crate) fn cases() -> Vec<Case> {
         case("two_hosts_with_one_public_address_are_named_and_share_no_lease", one_address),
         case("a_lease_is_reserved_shown_and_released_by_hand", by_hand),
         case("a_host_told_so_gives_its_lease_back_when_it_stops", released_on_exit),
-        case("a_network_that_grows_is_followed_without_a_lost_packet_and_none_shrinks_over_leases", growth),
-        case("the_last_subnet_is_leased_and_then_the_shortage_is_said_until_one_is_free", last_subnet),
         case("seventeen_kinds_of_bad_record_change_no_kernel_and_lose_no_packet", poison),
         case("a_state_directory_that_cannot_be_written_is_said_and_stops_nobody", no_memory),
     ];
@@ -58,12 +56,12 @@ fn holders(cluster: &Cluster) -> Result<BTreeMap<String, String>> {
     Ok(cluster.store.list("subnets/")?.iter().map(|(key, record)| (key.clone(), address(record))).collect())
 }
 
-fn control(cluster: &Cluster, host: &Host, words: &[&str]) -> Result<String> {
+pub(crate) fn control(cluster: &Cluster, host: &Host, words: &[&str]) -> Result<String> {
     host.exec(&products()?.control_on_host(&cluster.store).args(words.iter().copied()))
 }
 
 /// The same, which must fail; what it said.
-fn refused(cluster: &Cluster, words: &[&str]) -> Result<String> {
+pub(crate) fn refused(cluster: &Cluster, words: &[&str]) -> Result<String> {
     let program = products()?.control_on_host(&cluster.store).args(words.iter().copied());
     let output = cluster.net.host(0).output(&program)?;
     ensure!(!output.status.success(), "{words:?} was done: {}", String::from_utf8_lossy(&output.stdout));
@@ -313,7 +311,7 @@ fn record(address: &str, node: &str, mac: u8) -> String {
     )
 }
 
-fn own_key(host: &Host) -> Result<String> {
+pub(crate) fn own_key(host: &Host) -> Result<String> {
     let env = subnet_env(host).context("subnet.env")?;
     Ok(format!("{PREFIX}/subnets/{}", env["FLANNEL_SUBNET"].replace(".1/24", ".0-24")))
 }
@@ -456,62 +454,5 @@ fn released_on_exit() -> Result<()> {
         Ok(())
     })?;
     cluster.daemons.pop();
-    Ok(())
-}
-
-fn growth() -> Result<()> {
-    let small = serde_json::json!({"Network": "10.42.0.0/20"});
-    let network = small.as_object().cloned().unwrap_or_default();
-    let mut cluster = cluster(Spec { network, ..spec(Family::V4) })?;
-    let host = cluster.net.host(0).clone();
-    let write = |conf: &serde_json::Value| fs::write(host.path("/run/new.json"), conf.to_string());
-    let conf = |net: &str| {
-        let mut conf = cluster.spec().net_conf();
-        conf["Network"] = net.into();
-        conf
-    };
-    let report = outage(&cluster.pods[0], &cluster.pods[1], Family::V4, SOON, || {
-        write(&conf("10.42.0.0/16"))?;
-        control(&cluster, &host, &["network", "set", "/run/new.json"])?;
-        for host in cluster.net.hosts() {
-            eventually(SOON, || {
-                let env = subnet_env(host).context("subnet.env")?;
-                ensure!(env["FLANNEL_NETWORK"] == "10.42.0.0/16", "{env:?}");
-                Ok(())
-            })?;
-        }
-        Ok(())
-    })?;
-    ensure!(report.lost() == 0, "{report:?}");
-    let rules = host.exec(&Program::new("nft").args(["list", "ruleset"]))?;
-    ensure!(rules.contains("10.42.0.0/16") && !rules.contains("10.42.0.0/20"), "{rules}");
-    let said = control(&cluster, &host, &["lease", "reserve", "10.42.200.0/24", "--for", "172.30.9.9"]);
-    said.context("a subnet of the larger network")?;
-    for (conf, why) in [(conf("10.42.0.0/20"), "10.42.200.0-24"), (conf("10.77.0.0/16"), "outside")] {
-        write(&conf)?;
-        let said = refused(&cluster, &["network", "set", "/run/new.json"])?;
-        ensure!(said.contains(why), "{said}");
-    }
-    cluster.join()?;
-    cluster.wait_for_pings(SOON).map(drop)
-}
-
-fn last_subnet() -> Result<()> {
-    let small = serde_json::json!({"Network": "10.42.0.0/22"});
-    let network = small.as_object().cloned().unwrap_or_default();
-    let mut cluster = cluster(Spec { network, ..spec(Family::V4) })?;
-    cluster.net.add_host()?;
-    let host = cluster.net.host(3).clone();
-    let daemon = host.spawn(&products()?.daemon(&cluster.store))?;
-    eventually(SOON, || {
-        let program = products()?.control_on_host(&cluster.store).arg("status");
-        let said = String::from_utf8(host.output(&program)?.stdout)?;
-        ensure!(said.contains("all 3 subnets of 10.42.0.0/22 are leased"), "{said}");
-        Ok(())
-    })?;
-    let free = own_key(cluster.net.host(2))?;
-    cluster.daemons[2].kill();
-    etcdctl(&cluster, &["del", &free])?;
-    wait_for_subnet(&host, &daemon, LATER)?;
     Ok(())
 }

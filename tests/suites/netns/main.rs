@@ -26,6 +26,7 @@ mod node;
 mod record;
 mod repair;
 mod rival;
+mod room;
 mod rules;
 mod store;
 mod storms;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         record::cases(),
         store::cases(),
         lease::cases(),
+        room::cases(),
         storms::cases(),
         flannel::cases(),
         handover::cases(),

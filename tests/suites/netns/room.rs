@@ -1,0 +1,75 @@
+//! A network that grows, one that would shrink, and one that is full.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use netns_harness::disturb::outage;
+use netns_harness::flannel::{subnet_env, wait_for_subnet};
+use netns_harness::{Family, Program, Spec, eventually};
+
+use crate::case::{Case, case, cluster, etcdctl, products, spec};
+use crate::lease::{LATER, SOON, control, own_key, refused};
+
+pub(crate) fn cases() -> Vec<Case> {
+    vec![
+        case("a_network_that_grows_is_followed_without_a_lost_packet_and_none_shrinks_over_leases", growth),
+        case("the_last_subnet_is_leased_and_then_the_shortage_is_said_until_one_is_free", last_subnet),
+    ]
+}
+
+fn growth() -> Result<()> {
+    let small = serde_json::json!({"Network": "10.42.0.0/20"});
+    let network = small.as_object().cloned().unwrap_or_default();
+    let mut cluster = cluster(Spec { network, ..spec(Family::V4) })?;
+    let host = cluster.net.host(0).clone();
+    let write = |conf: &serde_json::Value| fs::write(host.path("/run/new.json"), conf.to_string());
+    let conf = |net: &str| {
+        let mut conf = cluster.spec().net_conf();
+        conf["Network"] = net.into();
+        conf
+    };
+    let report = outage(&cluster.pods[0], &cluster.pods[1], Family::V4, SOON, || {
+        write(&conf("10.42.0.0/16"))?;
+        control(&cluster, &host, &["network", "set", "/run/new.json"])?;
+        for host in cluster.net.hosts() {
+            eventually(SOON, || {
+                let env = subnet_env(host).context("subnet.env")?;
+                ensure!(env["FLANNEL_NETWORK"] == "10.42.0.0/16", "{env:?}");
+                Ok(())
+            })?;
+        }
+        Ok(())
+    })?;
+    ensure!(report.lost() == 0, "{report:?}");
+    let rules = host.exec(&Program::new("nft").args(["list", "ruleset"]))?;
+    ensure!(rules.contains("10.42.0.0/16") && !rules.contains("10.42.0.0/20"), "{rules}");
+    let said = control(&cluster, &host, &["lease", "reserve", "10.42.200.0/24", "--for", "172.30.9.9"]);
+    said.context("a subnet of the larger network")?;
+    for (conf, why) in [(conf("10.42.0.0/20"), "10.42.200.0-24"), (conf("10.77.0.0/16"), "outside")] {
+        write(&conf)?;
+        let said = refused(&cluster, &["network", "set", "/run/new.json"])?;
+        ensure!(said.contains(why), "{said}");
+    }
+    cluster.join()?;
+    cluster.wait_for_pings(SOON).map(drop)
+}
+
+fn last_subnet() -> Result<()> {
+    let small = serde_json::json!({"Network": "10.42.0.0/22"});
+    let network = small.as_object().cloned().unwrap_or_default();
+    let mut cluster = cluster(Spec { network, ..spec(Family::V4) })?;
+    cluster.net.add_host()?;
+    let host = cluster.net.host(3).clone();
+    let daemon = host.spawn(&products()?.daemon(&cluster.store))?;
+    eventually(SOON, || {
+        let program = products()?.control_on_host(&cluster.store).arg("status");
+        let said = String::from_utf8(host.output(&program)?.stdout)?;
+        ensure!(said.contains("all 3 subnets of 10.42.0.0/22 are leased"), "{said}");
+        Ok(())
+    })?;
+    let free = own_key(cluster.net.host(2))?;
+    cluster.daemons[2].kill();
+    etcdctl(&cluster, &["del", &free])?;
+    wait_for_subnet(&host, &daemon, LATER)?;
+    Ok(())
+}
