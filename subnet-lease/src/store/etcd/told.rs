@@ -60,11 +60,14 @@ const TLS: [(&str, &str); 10] = [
 /// The way to the server failed.
 fn unreached(endpoint: &str, cause: &str) -> StoreError {
     // A certificate is asked for when the handshake seems over (TLS 1.3), so the refusal is a closed connection; and so is
-    // the answer of a server that expects a handshake.
+    // the answer of a server that expects a handshake, or none: the reset overtakes what else it said.
+    let lower = cause.to_lowercase();
     let hung_up =
-        ["connection closed", "broken pipe", "connection reset"].iter().any(|words| cause.contains(words));
+        ["connection closed", "broken pipe", "connection reset"].iter().any(|words| lower.contains(words));
     let hint = match endpoint.starts_with("https://") {
-        true => "it may want a certificate, or another one (etcd-certfile)",
+        true => {
+            "it may want a certificate, or another one (etcd-certfile), or does not speak TLS (http:// instead of https://)"
+        }
         false => "it may speak TLS (https:// instead of http://)",
     };
     match TLS.iter().find(|(words, _)| cause.contains(words)) {
