@@ -17,7 +17,9 @@ use std::os::unix::net::{SocketAddr, UnixListener as StdListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::unistd::geteuid;
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::{Pid, geteuid};
 use subnet_lease::NetworkId;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::UCred;
@@ -74,6 +76,8 @@ pub async fn take(network: &NetworkId) -> io::Result<Place> {
             bound => return bound.map(Place::Ours),
         }
         match connect(network).await {
+            // A program that it had just started, as it was killed, has not let go of its files yet.
+            Ok((_, peer)) if pid(&peer).is_some_and(is_dead) => sleep(PAUSE).await,
             Ok((stream, peer)) if trusted(&peer) => {
                 return Ok(Place::Held(Holder { pid: pid(&peer), stream }));
             }
@@ -124,6 +128,11 @@ fn trusted(peer: &UCred) -> bool {
 
 fn pid(peer: &UCred) -> Option<u32> {
     peer.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0)
+}
+
+fn is_dead(pid: u32) -> bool {
+    let pid = i32::try_from(pid).map(Pid::from_raw);
+    pid.is_ok_and(|pid| kill(pid, None) == Err(Errno::ESRCH))
 }
 
 fn stranger(peer: &UCred) -> String {
@@ -232,6 +241,10 @@ pub async fn ask(network: &NetworkId) -> Result<Status, NoStatus> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Command, Stdio};
+
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
     use super::*;
 
     /// A network that no other test has: abstract names are the whole namespace's.
@@ -266,6 +279,37 @@ mod tests {
             let Place::Held(holder) = take(&network).await.unwrap() else { panic!("taken twice") };
             assert_eq!(holder.pid, Some(std::process::id()));
             ours(&self::network("two")).await;
+        });
+    }
+
+    /// The test again, in a process of its own that leaves the listener to `cat`: as the daemon does with what it starts,
+    /// for the moment until that has a program of its own.
+    #[test]
+    fn the_place_of_a_dead_daemon_is_free_when_its_child_has_let_go_of_it() {
+        const CHILD: &str = "SELVAGE_TEST_PLACE";
+        let network = NetworkId::new(std::env::var(CHILD).unwrap_or_else(|_| network("dead").to_string()));
+        if std::env::var(CHILD).is_ok() {
+            return run(async {
+                let listener = ours(&network).await;
+                fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+                drop(Command::new("cat").stdout(Stdio::null()).spawn().unwrap());
+            });
+        }
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args([
+            "--exact",
+            "socket::tests::the_place_of_a_dead_daemon_is_free_when_its_child_has_let_go_of_it",
+        ]);
+        let child = child.env(CHILD, network.to_string()).stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut child = child.spawn().unwrap();
+        let held = child.stdin.take();
+        assert!(child.wait().unwrap().success());
+        run(async {
+            assert!(connect(&network).await.is_ok(), "somebody has it");
+            let mut taken = std::pin::pin!(take(&network));
+            assert!(futures::poll!(&mut taken).is_pending());
+            drop(held);
+            assert!(matches!(taken.await.unwrap(), Place::Ours(_)));
         });
     }
 
