@@ -2,7 +2,6 @@
 //! asked wait 10 to 40 ms; here nobody minds, and no child of the plugin is left for a process 1 that reaps none.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 
 use backends::netlink::link::LinkView;
 use backends::netlink::veth::{delete_link, get_link_at};
@@ -26,11 +25,9 @@ pub(crate) fn begin(index: u32) -> bool {
         }
         WAITING.fetch_sub(1, Ordering::Relaxed);
     };
-    let started = thread::Builder::new().name("unlink".to_owned()).spawn(work).is_ok();
-    if !started {
-        WAITING.fetch_sub(1, Ordering::Relaxed);
-    }
-    started
+    // Its thread may serve the next one, for some seconds.
+    drop(tokio::task::spawn_blocking(work));
+    true
 }
 
 /// Only what says that the plugin made it: an index may be another link's by now.

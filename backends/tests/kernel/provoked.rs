@@ -76,13 +76,17 @@ fn what_comes_with_a_pod_is_told_once() {
     for (typed, filter, expected) in [
         ("ip link add pods0 type bridge", &filter, Some(KernelEvent::Host)),
         ("ip link set pods0 address 02:00:00:00:00:0b", &filter, Some(KernelEvent::Host)),
-        ("ip link add host type veth peer name inner", &filter, Some(KernelEvent::Host)),
+        ("ip link add host type veth peer name inner", &filter, None),
+        ("ip link set inner up", &filter, None),
+        ("sysctl -qw net.ipv4.ip_forward=0 net.ipv4.ip_forward=1", &filter, Some(KernelEvent::Own)),
+        ("sysctl -qw net.ipv4.conf.pods0.forwarding=0", &filter, Some(KernelEvent::Own)),
+        // Now it leads somewhere, and may be anybody's.
+        ("ip link set host up", &filter, Some(KernelEvent::Host)),
         ("ip link set inner mtu 1400", &filter, Some(KernelEvent::Host)),
         ("ip link set inner alias 'cni cbr0 x eth0'", &filter, None),
         // The bridge itself changes with its first port.
         ("ip link set inner master pods0", &filter, Some(KernelEvent::Host)),
         ("ip link set host master pods0", &filter, None),
-        ("ip link set host up", &filter, None),
         ("ip link set host mtu 1410", &taken, Some(KernelEvent::Host)),
         ("ip link set host mtu 1400", &unknown, Some(KernelEvent::Host)),
         ("ip -6 address add fe80::7/64 dev pods0", &filter, None),

@@ -7,7 +7,9 @@ use subnet_lease::contains_net;
 use super::super::read::Unreadable;
 use crate::kernel::KernelEvent;
 use crate::name::IfName;
-use crate::netlink::link::{AddressView, LinkView, RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK};
+use crate::netlink::link::{
+    AddressView, IFF_LOWER_UP, LinkView, RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK,
+};
 use crate::netlink::neigh::{NeighView, RTM_DELNEIGH, RTM_NEWNEIGH};
 use crate::netlink::route::{RT_TABLE_MAIN, RTPROT_KERNEL, RouteView};
 use crate::netlink::{AF_BRIDGE, Attrs, Messages, RawMessage, Unread};
@@ -81,18 +83,20 @@ impl EventFilter {
         }
     }
 
-    /// A pod's end on this host, once that shows: a port of a bridge, or marked by our plugin.
+    /// A pod's end on this host: marked by our plugin, a port of a bridge, or (before it is either) a veth whose other end
+    /// is not up yet, which is no way to anywhere.
     fn is_pods(&self, view: &LinkView<'_>) -> bool {
         let other = self.external.is_some_and(|external| external != view.name);
         // Somebody's veth under the name of ours stands in the way.
         let ours = self.links.contains(&view.name);
-        other && !ours && (view.is_containers() || view.kind == "veth" && view.master.is_some())
+        let leads_nowhere = || view.master.is_some() || view.flags & IFF_LOWER_UP == 0;
+        other && !ours && (view.is_containers() || view.kind == "veth" && leads_nowhere())
     }
 
     /// Whether a link of this index is the underlay, or nobody knows.
     fn may_be_external(&self, index: u32) -> bool {
         let Some(external) = self.external else { return true };
-        if_indextoname(index).is_ok_and(|name| IfName::from_kernel(name.as_bytes()) == external)
+        name_of(index) == Some(external)
     }
 
     fn neighbour(&self, view: &NeighView) -> Option<KernelEvent> {
@@ -101,8 +105,7 @@ impl EventFilter {
 
     /// The name of a link of this index, if it is one that we make.
     pub(super) fn our_link(&self, index: u32) -> Option<IfName> {
-        let name = if_indextoname(index).ok()?;
-        Some(IfName::from_kernel(name.as_bytes())).filter(|name| self.links.contains(name))
+        name_of(index).filter(|name| self.links.contains(name))
     }
 
     /// Whether a route of this destination may be ours or stand in the way of one.
@@ -147,9 +150,16 @@ fn is_link_local(net: IpNetwork) -> bool {
     matches!(net, IpNetwork::V6(net) if net.ip().is_unicast_link_local())
 }
 
-/// Whether a message about a link's or the host's settings names forwarding.
+/// Whether a message about a link's or the host's settings says that forwarding changed. One that names other settings too
+/// comes with a new link, of which a message of its own tells.
 fn forwarding(message: &RawMessage<'_>) -> bool {
-    Attrs::after(message.payload, NETCONFMSG).find(NETCONFA_FORWARDING).is_some()
+    let attrs = Attrs::after(message.payload, NETCONFMSG);
+    attrs.clone().find(NETCONFA_FORWARDING).is_some() && attrs.find(NETCONFA_PROXY_NEIGH).is_none()
+}
+
+/// The name of a link that is there.
+fn name_of(index: u32) -> Option<IfName> {
+    if_indextoname(index).ok().map(|name| IfName::from_kernel(name.as_bytes()))
 }
 
 /// Links and addresses, of which every change makes the host's facts stale.
@@ -204,6 +214,7 @@ fn graver(a: Option<KernelEvent>, b: Option<KernelEvent>) -> Option<KernelEvent>
 const NETCONFMSG: usize = 1;
 const RTM_NEWNETCONF: u16 = 80;
 const NETCONFA_FORWARDING: u16 = 2;
+const NETCONFA_PROXY_NEIGH: u16 = 5;
 
 const FORWARD: &[u8] = b"FORWARD";
 /// `NF_INET_FORWARD`.
