@@ -3,28 +3,37 @@
 //! The library's looks for the stack's bounds in `/proc/self/maps`, makes a stack for signals and asks after the handlers
 //! of five: 19 of the 34 system calls of a VERSION, and a tenth of a millisecond of each plugin of each chain. What it
 //! gives that is needed here is done below: a closed pipe is an error and no end, and the standard files are open.
-//! Arguments are known without it: libc hands them to a constructor of the library.
 #![allow(unsafe_code, reason = "a symbol of a fixed name is how libc finds a program's beginning")]
 
-use std::ffi::{c_char, c_int};
+use std::ffi::{CStr, c_char, c_int};
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, IntoRawFd};
 
+use dlmalloc::GlobalDlmalloc;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 
+/// Takes memory from the kernel 64 KiB at a time. musl's own maps and unmaps a page or two for every new size: a quarter
+/// more system calls per ADD.
+#[global_allocator]
+static ALLOCATOR: GlobalDlmalloc = GlobalDlmalloc;
+
 // SAFETY: what `no_mangle` asks for is that no other symbol of the program has the name, and that whoever calls it by that
 // name means this signature. The crate is `no_main`, so that the compiler makes no `main` (two would not link), and the
-// one caller is libc's start-up code, for which C fixes the signature (argument count, arguments; exit status). Neither
-// argument is looked at.
+// one caller is libc's start-up code, for which C fixes the signature (argument count, arguments; exit status).
 #[unsafe(no_mangle)]
-extern "C" fn main(_count: c_int, _arguments: *const *const c_char) -> c_int {
+extern "C" fn main(count: c_int, arguments: *const *const c_char) -> c_int {
     if prepare().is_err() {
         return 1;
     }
-    c_int::from(!super::run())
+    let argument = |at: usize| match usize::try_from(count) {
+        // SAFETY: C promises `count` pointers to strings that end and that nobody changes while `main` runs.
+        Ok(count) if at < count => unsafe { CStr::from_ptr(*arguments.add(at)) }.to_string_lossy(),
+        _ => "".into(),
+    };
+    c_int::from(!super::run(&argument(0), &argument(1)))
 }
 
 /// Before anything is opened or written.

@@ -62,13 +62,12 @@ const PLUGINS: &[Plugin] = &[
     tuning::PLUGIN,
 ];
 
-/// The whole of a call; whether it went well.
+/// The whole of a call by this name, with its first argument; whether it went well.
 #[cfg_attr(test, allow(dead_code, reason = "called by `entry`"))]
-fn run() -> bool {
-    let program = env::args_os().next().unwrap_or_default().to_string_lossy().into_owned();
+fn run(program: &str, argument: &str) -> bool {
     let name = program.rsplit('/').next().unwrap_or_default();
     if name == bridge::FINISHER {
-        return bridge::finish(&env::args().nth(1).unwrap_or_default());
+        return bridge::finish(argument);
     }
     let plugin = PLUGINS.iter().find(|plugin| plugin.name == name);
     let Some(command) = variable("CNI_COMMAND").filter(|command| !command.is_empty()) else {

@@ -1,14 +1,15 @@
 //! Network namespaces: the container's by path, our own, and moving between them.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 
 use backends::netlink::Socket;
-use nix::libc;
+use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns};
 
 use crate::cni::{Call, Code, During, Failure};
+use crate::small_file;
 
 /// A network namespace, held open.
 #[derive(Debug)]
@@ -55,7 +56,7 @@ impl Namespace {
     /// The one at a path, of whatever kind.
     pub(crate) fn open(path: &str) -> std::io::Result<Self> {
         // Whatever else the path may be, opening it does not wait.
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        let file = small_file::open(path.as_ref(), OFlag::O_RDONLY | OFlag::O_NONBLOCK, 0)?;
         Ok(Self { file, path: path.to_owned() })
     }
 

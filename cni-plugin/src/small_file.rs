@@ -1,16 +1,32 @@
-//! Files of a few hundred bytes, each read by one system call: ADD reads a dozen of them.
+//! Files of a few hundred bytes, each opened, read and written by one system call: an ADD has a dozen of them.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::Path;
+
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::sys::stat::Mode;
 
 /// Larger than any of them. What is beyond it in a file that is none of theirs is not read.
 const LARGEST: usize = 8192;
 
+/// Flags of a file that is written anew.
+pub(crate) const ANEW: OFlag = OFlag::O_WRONLY.union(OFlag::O_CREAT).union(OFlag::O_TRUNC);
+
+/// The file, closed at exec. The standard library's way is musl's `open`, which says so in a second system call.
+pub(crate) fn open(path: &Path, flags: OFlag, mode: u32) -> io::Result<File> {
+    Ok(openat(AT_FDCWD, path, flags | OFlag::O_CLOEXEC, Mode::from_bits_truncate(mode))?.into())
+}
+
+/// Writes it all to a file that is there.
+pub(crate) fn write(path: &Path, text: &str) -> io::Result<()> {
+    open(path, OFlag::O_WRONLY | OFlag::O_TRUNC, 0)?.write_all(text.as_bytes())
+}
+
 /// The text; bytes that are not UTF-8 are replaced, since whoever parses it refuses them anyway.
 pub(crate) fn read(path: &Path) -> io::Result<String> {
     let mut bytes = [0; LARGEST];
-    let mut file = File::open(path)?;
+    let mut file = open(path, OFlag::O_RDONLY, 0)?;
     // A regular file yields all it has at once, and so does one of /proc.
     let len = loop {
         match file.read(&mut bytes) {

@@ -1,7 +1,5 @@
 //! Settings of the kernel's network stack, as files of the namespace that we are in.
 
-use std::fs;
-
 use crate::cni::{Code, During, Failure};
 use crate::small_file;
 
@@ -11,10 +9,10 @@ pub(crate) fn set(key: &str, value: &str) -> Result<(), Failure> {
     if small_file::read(path.as_ref()).is_ok_and(|now| now.trim_end() == value) {
         return Ok(());
     }
-    fs::write(&path, value).during(Code::Io, || format!("cannot set net/{key} to {value}"))
+    small_file::write(path.as_ref(), value).during(Code::Io, || format!("cannot set net/{key} to {value}"))
 }
 
 /// Sets a value of an interface that is not vital, or whose family this kernel does not have.
 pub(crate) fn try_set(key: &str, value: &str) {
-    let _ = fs::write(format!("/proc/sys/net/{key}"), value);
+    let _ = small_file::write(format!("/proc/sys/net/{key}").as_ref(), value);
 }

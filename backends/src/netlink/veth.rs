@@ -10,7 +10,7 @@ use super::link::{
     RTM_NEWADDR, RTM_NEWLINK,
 };
 use super::route::{RT_TABLE_MAIN, RTM_NEWROUTE, RTN_UNICAST, RTPROT_BOOT};
-use super::{Attrs, Batch, RawMessage, address_bytes, family_of, read_u32};
+use super::{AF_INET, Attrs, Batch, RawMessage, address_bytes, family_of, read_u32};
 use crate::name::{IfName, Mac};
 
 /// A veth pair to make: the host's end as a port of a bridge and up, the pod's end born in its namespace.
@@ -44,8 +44,11 @@ pub fn create_veth(batch: &mut Batch, pair: &VethPair<'_>) {
     batch.end(peer).end(data).end(info);
 }
 
+/// One queue each way, which is what a veth uses unless told otherwise. Without the number the kernel makes one per
+/// processor, and then waits until nobody uses the others.
 fn end(batch: &mut Batch, (name, mac): (IfName, Mac), mtu: u32) {
     batch.attr_str(IFLA_IFNAME, name.as_str()).attr(IFLA_ADDRESS, &mac.0);
+    batch.attr_u32(IFLA_NUM_TX_QUEUES, 1).attr_u32(IFLA_NUM_RX_QUEUES, 1);
     if mtu != 0 {
         batch.attr_u32(IFLA_MTU, mtu);
     }
@@ -83,6 +86,17 @@ pub fn set_flags(batch: &mut Batch, link: u32, flags: u32) {
     batch.message(RTM_NEWLINK, REQUEST, &link_header(link, flags, flags));
 }
 
+/// Adds to the batch: tell the neighbours about IPv4 addresses of a link (the sysctl `arp_notify`), and set these
+/// `IFF_…` flags of it.
+pub fn set_announcing(batch: &mut Batch, link: u32, flags: u32) {
+    batch.message(RTM_NEWLINK, REQUEST, &link_header(link, flags, flags));
+    let families = batch.nest(IFLA_AF_SPEC);
+    let family = batch.nest(u16::from(AF_INET));
+    let settings = batch.nest(IFLA_INET_CONF);
+    batch.attr_u32(IPV4_DEVCONF_ARP_NOTIFY, 1);
+    batch.end(settings).end(family).end(families);
+}
+
 /// Adds to the batch: set the MTU of a link, in bytes.
 pub fn set_mtu(batch: &mut Batch, link: u32, mtu: u32) {
     batch.message(RTM_NEWLINK, REQUEST, &link_header(link, 0, 0)).attr_u32(IFLA_MTU, mtu);
@@ -107,6 +121,21 @@ pub fn get_link_at(link: u32) -> Batch {
     let mut batch = Batch::new();
     batch.message(RTM_GETLINK, REQUEST, &link_header(link, 0, 0));
     batch
+}
+
+/// Asks whether packets of a family pass the host.
+pub fn get_forwarding(family: u8) -> Batch {
+    let mut batch = Batch::new();
+    let mut header = [0; NETCONF];
+    header[0] = family;
+    batch.message(RTM_GETNETCONF, REQUEST, &header).attr_u32(NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL);
+    batch
+}
+
+/// The answer.
+pub fn read_forwarding(message: &RawMessage<'_>) -> Option<bool> {
+    let state = Attrs::after(message.payload, NETCONF).find(NETCONFA_FORWARDING).and_then(read_u32);
+    state.filter(|_| message.kind == RTM_NEWNETCONF).map(|state| state != 0)
 }
 
 /// Asks for the ports of a bridge.
@@ -278,6 +307,13 @@ const RTM_NEWNSID: u16 = 88;
 const RTM_GETNSID: u16 = 90;
 const NETNSA_NSID: u16 = 1;
 const NETNSA_FD: u16 = 3;
+/// Size of `struct netconfmsg`, with what fills it up.
+const NETCONF: usize = 4;
+const RTM_NEWNETCONF: u16 = 80;
+const RTM_GETNETCONF: u16 = 82;
+const NETCONFA_IFINDEX: u16 = 1;
+const NETCONFA_FORWARDING: u16 = 2;
+const NETCONFA_IFINDEX_ALL: u32 = u32::MAX;
 /// Size of `struct rtmsg`.
 const RTM: usize = 12;
 
@@ -289,8 +325,13 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_OPERSTATE: u16 = 16;
 pub(super) const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
+const IFLA_AF_SPEC: u16 = 26;
 const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_NUM_TX_QUEUES: u16 = 31;
+const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_INET_CONF: u16 = 1;
+const IPV4_DEVCONF_ARP_NOTIFY: u16 = 22;
 pub(super) const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;

@@ -2,9 +2,12 @@
 
 use std::net::IpAddr;
 
+use backends::netlink::bridge::{create_bridge, set_mac};
 use backends::netlink::link::{AddressView, IFF_UP, LinkView, dump_addresses, get_link};
-use backends::netlink::veth::{add_address, delete_address, dump_ports, set_flags};
-use backends::netlink::{Batch, Socket, bridge::create_bridge, bridge::set_mac};
+use backends::netlink::veth::{
+    add_address, delete_address, dump_ports, get_forwarding, read_forwarding, set_flags,
+};
+use backends::netlink::{Batch, Socket, family_of};
 use backends::{IfName, Mac};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
@@ -52,8 +55,7 @@ impl Device {
                 self.make_room(socket, net, &there, force)?;
                 self.add(socket, net)?;
             }
-            let switch = if net.is_ipv4() { "ipv4/ip_forward" } else { "ipv6/conf/all/forwarding" };
-            sysctl::set(switch, "1")?;
+            forward(socket, &net)?;
         }
         Ok(())
     }
@@ -112,6 +114,16 @@ impl Device {
         failed
             .map_or(Ok(()), Err)
             .during(Code::Kernel, || format!("cannot give {net} to bridge {}", self.name))
+    }
+}
+
+/// Lets packets of a network's family pass the host. Netlink is asked first, since looking up a name below
+/// `/proc/sys/net` takes the longer the more namespaces there are.
+fn forward(socket: &mut Socket, net: &IpNetwork) -> Result<(), Failure> {
+    let is_on = socket.get(&mut get_forwarding(family_of(&net.ip())), |message| read_forwarding(&message));
+    match is_on {
+        Ok(Some(true)) => Ok(()),
+        _ => sysctl::set(if net.is_ipv4() { "ipv4/ip_forward" } else { "ipv6/conf/all/forwarding" }, "1"),
     }
 }
 

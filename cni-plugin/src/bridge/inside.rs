@@ -7,7 +7,9 @@ use backends::netlink::bridge::set_mac;
 use backends::netlink::link::{
     AddressView, IFA_F_DADFAILED, IFA_F_TENTATIVE, IFF_UP, RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, dump_addresses,
 };
-use backends::netlink::veth::{NewRoute, add_address, add_address_after_detection, add_route, set_flags};
+use backends::netlink::veth::{
+    NewRoute, add_address, add_address_after_detection, add_route, set_announcing,
+};
 use backends::netlink::{Batch, Socket};
 
 use super::conf::Bridge;
@@ -38,10 +40,8 @@ pub(super) fn furnish(
         add(&mut batch, pair.peer, lease.net);
         steps.push(format!("give {} to {name}", lease.net));
     }
-    if !conf.stay_down {
-        set_flags(&mut batch, pair.peer, IFF_UP);
-        steps.push(format!("set {name} up"));
-    }
+    set_announcing(&mut batch, pair.peer, if conf.stay_down { 0 } else { IFF_UP });
+    steps.push(format!("set {name} up"));
     for route in routes {
         add_route(&mut batch, &new_route(pair.peer, route));
         steps.push(format!("add the route to {}", route.dst));
@@ -92,8 +92,6 @@ fn addresses(inside: &mut Socket, link: u32) -> Result<Vec<AddressView>, Failure
 
 /// What the kernel does by itself on the container's interface.
 fn settings(name: IfName, leases: &[Lease], detect: bool) -> Result<(), Failure> {
-    // Tells the neighbours about the address; so does ndisc_notify.
-    sysctl::try_set(&format!("ipv4/conf/{name}/arp_notify"), "1");
     // Its frames may come back to it (hairpinMode), and look like somebody else's who has the same address.
     sysctl::try_set(&format!("ipv6/conf/{name}/accept_dad"), if detect { "1" } else { "0" });
     if detect {
@@ -103,6 +101,7 @@ fn settings(name: IfName, leases: &[Lease], detect: bool) -> Result<(), Failure>
     if !leases.iter().any(|lease| lease.net.is_ipv6()) {
         return Ok(());
     }
+    // Tells the neighbours about the address, as arp_notify does.
     sysctl::try_set(&format!("ipv6/conf/{name}/ndisc_notify"), "1");
     sysctl::try_set(&format!("ipv6/conf/{name}/keep_addr_on_down"), "1");
     sysctl::set("ipv6/conf/lo/disable_ipv6", "0")?;

@@ -4,15 +4,15 @@
 //! first one's. Ours is `<container>@<interface>` (no container ID has an `@`); the other is written as well, so that
 //! a Go plugin finds what we added, and read where ours is missing, so that we find what it added.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use backends::IfName;
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use crate::cni::{Code, During, Failure, Key};
+use crate::small_file;
 
 /// The two files of an interface.
 #[derive(Debug)]
@@ -29,7 +29,10 @@ impl State {
 
     /// Stores the text under our name; whether nothing was stored there before.
     pub(super) fn save(&self, text: &str) -> Result<bool, Failure> {
-        self.write(&self.own, text)
+        self.write(&self.own, text, |temporary, path| match fs::hard_link(temporary, path) {
+            Ok(()) => fs::remove_file(temporary).map(|()| true),
+            Err(_) => fs::rename(temporary, path).map(|()| false),
+        })
     }
 
     /// Takes back what [`State::save`] stored. The shared file may be that of an earlier ADD by a Go plugin.
@@ -39,7 +42,7 @@ impl State {
 
     /// Stores it where a Go plugin looks for it.
     pub(super) fn save_for_others(&self, text: &str) -> Result<(), Failure> {
-        self.write(&self.shared, text).map(drop)
+        self.write(&self.shared, text, |temporary, path| fs::rename(temporary, path))
     }
 
     /// The text that was stored last.
@@ -99,29 +102,29 @@ impl State {
         }
     }
 
-    /// In one step: whoever reads sees the old text, the new one, or none. Whether there was no old one. Not synced,
-    /// since after a power failure there is no namespace any more, and DEL finds the rest without it.
-    fn write(&self, name: &str, text: &str) -> Result<bool, Failure> {
+    /// In one step: whoever reads sees the old text, the new one, or none. Not synced, since after a power failure there
+    /// is no namespace any more, and DEL finds the rest without it. `place` puts the temporary file where it belongs.
+    fn write<T>(
+        &self,
+        name: &str,
+        text: &str,
+        place: impl Fn(&Path, &Path) -> io::Result<T>,
+    ) -> Result<T, Failure> {
         let (temporary, path) = (self.path(&temporary(name)), self.path(name));
-        let written = || -> io::Result<bool> {
+        let written = || {
             self.open(&temporary)?.write_all(text.as_bytes())?;
-            let fresh = renameat2(AT_FDCWD, &temporary, AT_FDCWD, &path, RenameFlags::RENAME_NOREPLACE);
-            if fresh.is_err() {
-                fs::rename(&temporary, &path)?;
-            }
-            Ok(fresh.is_ok())
+            place(&temporary, &path)
         };
         written().during(Code::Io, || format!("cannot write {}", path.display()))
     }
 
     /// Makes the folder when it turns out to be missing.
     fn open(&self, path: &Path) -> io::Result<File> {
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        match options.open(path) {
+        let open = || small_file::open(path, small_file::ANEW, 0o600);
+        match open() {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
-                options.open(path)
+                open()
             }
             other => other,
         }

@@ -13,14 +13,16 @@
 //! is read once, whole, and the index made anew.
 
 use std::collections::BTreeSet;
-use std::fs::{DirBuilder, File, Metadata, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, Metadata, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 use std::{fs, io, thread};
+
+use nix::fcntl::OFlag;
 
 use super::index::{Index, Stamp};
 use super::stale;
@@ -75,8 +77,7 @@ impl Store {
     pub(crate) fn open(place: &Place) -> Result<Option<Self>, Failure> {
         let path = place.folder.join("lock");
         let what = || format!("cannot lock {}", path.display());
-        let mut options = OpenOptions::new();
-        let file = match options.read(true).write(true).create(true).truncate(false).mode(0o750).open(&path) {
+        let file = match small_file::open(&path, OFlag::O_RDWR | OFlag::O_CREAT, 0o750) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             other => other.during(Code::Io, what)?,
         };
@@ -162,7 +163,7 @@ impl Store {
     pub(crate) fn reserve(&mut self, ip: IpAddr, holder: &Holder) -> Result<bool, Failure> {
         let path = self.path(ip);
         let what = || format!("cannot reserve {}", path.display());
-        let create = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let create = || small_file::open(&path, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL, 0o600);
         let file = match create() {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 if self.read(ip)?.is_some() {
@@ -219,8 +220,7 @@ impl Store {
     /// Remembers it.
     pub(crate) fn set_last(&self, set: usize, ip: IpAddr) -> Result<(), Failure> {
         let path = self.last_path(set);
-        let mut options = OpenOptions::new();
-        let file = options.write(true).create(true).truncate(true).mode(0o600).open(&path);
+        let file = small_file::open(&path, small_file::ANEW, 0o600);
         file.and_then(|mut file| file.write_all(ip.to_string().as_bytes()))
             .during(Code::Io, || format!("cannot write {}", path.display()))
     }
