@@ -53,6 +53,15 @@ pub struct HostLink {
     pub master: u32,
 }
 
+impl HostLink {
+    /// Whether it says the same as another, but for what changes with a bridge's ports and a cable, and is asked of the underlay
+    /// alone: MTU and carrier.
+    pub fn is_still(&self, other: &Self) -> bool {
+        let Self { mtu, carrier, .. } = *other;
+        *other == Self { mtu, carrier, ..self.clone() }
+    }
+}
+
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde asks for")]
 fn is_none(index: &u32) -> bool {
     *index == 0

@@ -166,8 +166,10 @@ impl Running {
 
     /// Every input goes through here, and what follows from it; none is a tick.
     fn step(&mut self, core: &mut NodeCore, input: Option<Input>) {
-        if let Some(Input::Own(Ok(own))) = &input {
-            self.filter.gates = own.firewall.gates();
+        match &input {
+            Some(Input::Own(Ok(own))) => self.filter.gates = own.firewall.gates(),
+            Some(Input::Host(Ok(facts))) => self.filter.known.clone_from(&facts.links),
+            _ => {}
         }
         let effects = self.tap.handle(core, clock::boot(), input);
         self.perform(effects);
@@ -185,7 +187,11 @@ impl Running {
     fn perform(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::ReadHost => self.ask(Ask::Host),
+                Effect::ReadHost => {
+                    // What changes until the answer is here may not be in it.
+                    self.filter.known.clear();
+                    self.ask(Ask::Host);
+                }
                 Effect::ReadOwn(owner) => {
                     self.filter.networks.clone_from(&owner.networks);
                     self.filter.links.clone_from(&owner.names);

@@ -98,6 +98,30 @@ fn what_comes_with_a_pod_is_told_once() {
     }
 }
 
+/// Its first pod gives the pods' bridge carrier and another MTU, and the last one takes them: news of the underlay alone.
+#[test]
+fn a_link_that_is_known_is_news_only_with_what_is_asked_of_it() {
+    let mut lab = Lab::new();
+    type_lines("ip link add pods0 up type bridge\nip link add inner type veth peer name host");
+    let known = lab.kernel.host().unwrap().links;
+    let filter = EventFilter { external: Some(name("eth0")), known, ..EventFilter::default() };
+    let first = "ip link set host alias 'cni cbr0 x eth0'
+        ip link set inner mtu 1400 master pods0 up
+        ip link set host up";
+    let mut events = Events::route().unwrap();
+    for (typed, expected) in [
+        (first, None),
+        ("ip link set pods0 mtu 1300", None),
+        ("ip link set eth0 mtu 1450", Some(KernelEvent::Host)),
+        ("ip link set pods0 down", Some(KernelEvent::Host)),
+        ("ip link add pods1 type bridge", Some(KernelEvent::Host)),
+        ("ip link delete pods0", Some(KernelEvent::Host)),
+    ] {
+        type_lines(typed);
+        assert_eq!(events.drain(&filter).unwrap().event, expected, "{typed}");
+    }
+}
+
 #[test]
 fn law_16_an_accept_ends_only_its_own_chain() {
     let _lab = Lab::new();

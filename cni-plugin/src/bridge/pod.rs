@@ -4,7 +4,9 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 
 use backends::netlink::link::get_link;
-use backends::netlink::veth::{PortMode, VethPair, VethView, create_veth, delete_link, set_port};
+use backends::netlink::veth::{
+    PortMode, VethPair, VethView, create_veth, delete_link, set_port, without_own_address,
+};
 use backends::netlink::{Batch, NetlinkError, Socket};
 use backends::{IfName, Mac};
 use nix::errno::Errno;
@@ -104,10 +106,12 @@ fn make(
     let mut batch = Batch::new();
     create_veth(&mut batch, pair);
     set_port(&mut batch, pair.host.0, alias, mode);
+    without_own_address(&mut batch, pair.host.0);
     let mut results = socket.apply(&mut batch).into_iter();
     results.next().unwrap_or(Ok(()))?;
     let view = look(socket, pair.host.0)?;
-    results.collect::<Result<(), _>>().inspect_err(|_| {
+    // The third does not matter.
+    results.next().unwrap_or(Ok(())).inspect_err(|_| {
         let mut batch = Batch::new();
         delete_link(&mut batch, view.index);
         let _ = socket.request(&mut batch);

@@ -88,7 +88,7 @@ impl HostReader {
     }
 }
 
-fn host_link(view: &LinkView<'_>) -> HostLink {
+pub(super) fn host_link(view: &LinkView<'_>) -> HostLink {
     let is = |flag| view.flags & flag != 0;
     HostLink {
         index: view.index,

@@ -4,7 +4,9 @@ use ipnetwork::IpNetwork;
 use nix::net::if_::if_indextoname;
 use subnet_lease::contains_net;
 
+use super::super::host::host_link;
 use super::super::read::Unreadable;
+use crate::facts::HostLink;
 use crate::kernel::KernelEvent;
 use crate::name::IfName;
 use crate::netlink::link::{
@@ -26,6 +28,8 @@ pub struct EventFilter {
     pub external: Option<IfName>,
     /// The netlink ports of our own requests.
     pub ours: Vec<u32>,
+    /// The host's links, as they were read last.
+    pub known: Vec<HostLink>,
     /// Chains of others that forwarded packets pass, as they were found last, whatever they are called.
     pub gates: Vec<String>,
 }
@@ -70,7 +74,7 @@ impl EventFilter {
         match message.kind {
             RTM_NEWLINK | RTM_DELLINK if message.payload.first() == Some(&AF_BRIDGE) => Ok(None),
             RTM_NEWLINK | RTM_DELLINK => {
-                LinkView::parse(message).map(|view| (!self.is_pods(&view)).then_some(KernelEvent::Host))
+                LinkView::parse(message).map(|view| self.counts(message, &view).then_some(KernelEvent::Host))
             }
             RTM_NEWADDR | RTM_DELADDR => AddressView::parse(message).map(|view| {
                 let counts = !is_link_local(view.net) || self.may_be_external(view.link);
@@ -83,14 +87,15 @@ impl EventFilter {
         }
     }
 
-    /// A pod's end on this host: marked by our plugin, a port of a bridge, or (before it is either) a veth whose other end
-    /// is not up yet, which is no way to anywhere.
-    fn is_pods(&self, view: &LinkView<'_>) -> bool {
+    /// Whether what a message says of a link counts: always of the underlay, and of one under a name of ours, whoever made
+    /// it. Of another, unless it is a pod's, only if it is new, gone, or changed in what is asked of such a link.
+    fn counts(&self, message: &RawMessage<'_>, view: &LinkView<'_>) -> bool {
         let other = self.external.is_some_and(|external| external != view.name);
-        // Somebody's veth under the name of ours stands in the way.
-        let ours = self.links.contains(&view.name);
-        let leads_nowhere = || view.master.is_some() || view.flags & IFF_LOWER_UP == 0;
-        other && !ours && (view.is_containers() || view.kind == "veth" && leads_nowhere())
+        if !other || self.links.contains(&view.name) {
+            return true;
+        }
+        let known = || self.known.iter().any(|known| known.is_still(&host_link(view)));
+        !is_pods(view) && (message.kind == RTM_DELLINK || !known())
     }
 
     /// Whether a link of this index is the underlay, or nobody knows.
@@ -143,6 +148,13 @@ impl EventFilter {
         })?;
         Ok(gravest)
     }
+}
+
+/// A pod's end on this host: marked by our plugin, a port of a bridge, or (before it is either) a veth whose other end is
+/// not up yet, which is no way to anywhere.
+fn is_pods(view: &LinkView<'_>) -> bool {
+    let leads_nowhere = || view.master.is_some() || view.flags & IFF_LOWER_UP == 0;
+    view.is_containers() || view.kind == "veth" && leads_nowhere()
 }
 
 /// Of IPv6: every link that is up has one.
