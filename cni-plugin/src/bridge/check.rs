@@ -1,14 +1,14 @@
 //! CHECK: is what ADD made still there? What chained plugins change is not looked at: the host end's Ethernet
 //! address, further addresses and routes.
 
-use backends::IfName;
 use backends::netlink::link::{AddressView, IFF_UP, LinkView, dump_addresses, get_link};
 use backends::netlink::route::{RouteView, dump_routes};
 use backends::netlink::veth::{VethView, get_link_at};
 use backends::netlink::{AF_INET, AF_INET6, Socket};
+use backends::{IfName, Mac};
 
 use super::conf::Bridge;
-use super::{default_gateway, device, masquerade};
+use super::{default_gateway, device, masquerade, spoof};
 use crate::cni::{Address, Attachment, Call, Code, During, Failure, Route};
 use crate::ipam::Lease;
 use crate::netns::Namespace;
@@ -22,9 +22,14 @@ pub(crate) fn check(call: &Call) -> Result<(), Failure> {
     let mut host = Socket::route().during(Code::Kernel, || "no netlink socket".into())?;
     let own = Namespace::own()?;
     let mut inside = Namespace::of(call, &own)?.socket(&own)?;
-    let (peer, leases) = container(call, &bridge, &mut inside, &result)?;
+    let (peer, mac, leases) = container(call, &bridge, &mut inside, &result)?;
     on_bridge(&mut host, &bridge, &result, &leases)?;
-    port(&mut host, &bridge, peer, call.ifname)?;
+    let port = port(&mut host, &bridge, peer, call.ifname)?;
+    if bridge.spoof_check
+        && let Some(chain) = spoof::missing(call, port, mac)?
+    {
+        return Err(differs(format!("a rule of macspoofchk is gone or altered in chain {chain}")));
+    }
     if bridge.masquerade
         && let Some(subnet) = masquerade::missing(&call.network, &leases)?
     {
@@ -33,13 +38,13 @@ pub(crate) fn check(call: &Call) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The container's side; yields the index of the host's end, and its addresses.
+/// The container's side; yields the index of the host's end, its Ethernet address and its addresses.
 fn container(
     call: &Call,
     bridge: &Bridge,
     inside: &mut Socket,
     result: &Attachment,
-) -> Result<(u32, Vec<Lease>), Failure> {
+) -> Result<(u32, Mac, Vec<Lease>), Failure> {
     let name = call.ifname;
     let position = result.interfaces.iter().position(|i| i.name == name && !i.sandbox.is_empty());
     let recorded = position.and_then(|n| result.interfaces.get(n));
@@ -65,7 +70,7 @@ fn container(
     let leases: Vec<_> = result.ips.iter().filter(is_its).map(lease).collect();
     addresses(inside, view.index, &leases)?;
     result.routes.iter().try_for_each(|wanted| route(inside, wanted))?;
-    Ok((view.peer, leases))
+    Ok((view.peer, mac.unwrap_or_default(), leases))
 }
 
 fn addresses(inside: &mut Socket, index: u32, leases: &[Lease]) -> Result<(), Failure> {
@@ -100,14 +105,15 @@ fn route(inside: &mut Socket, wanted: &Route) -> Result<(), Failure> {
     if found { Ok(()) } else { Err(differs(format!("the container has lost its route to {}", wanted.dst))) }
 }
 
-/// The host's side: the other end is a port of the bridge, in the mode that was asked for.
-fn port(host: &mut Socket, bridge: &Bridge, peer: u32, name: IfName) -> Result<(), Failure> {
+/// The host's side: the other end is a port of the bridge, in the mode that was asked for; yields its name.
+fn port(host: &mut Socket, bridge: &Bridge, peer: u32, name: IfName) -> Result<IfName, Failure> {
     let (device, kind, _) =
         device::find(host, bridge.name)?.ok_or_else(|| differs(format!("bridge {} is gone", bridge.name)))?;
     let found = host.get(&mut get_link_at(peer), |message| {
-        Some((LinkView::parse(&message).ok()?.master, VethView::parse(&message)?))
+        let link = LinkView::parse(&message).ok()?;
+        Some((link.name, link.master?, VethView::parse(&message)?))
     });
-    let Some((Some(master), view)) = found.ok().flatten().filter(|_| kind == "bridge") else {
+    let Some((port, master, view)) = found.ok().flatten().filter(|_| kind == "bridge") else {
         return Err(differs(format!("the link of {name} is no port of bridge {}", bridge.name)));
     };
     if master != device.index {
@@ -119,7 +125,7 @@ fn port(host: &mut Socket, bridge: &Bridge, peer: u32, name: IfName) -> Result<(
     if !(bridge.stay_down || view.running && view.forwarding) {
         return Err(differs(format!("bridge {} does not forward through the port of {name}", bridge.name)));
     }
-    Ok(())
+    Ok(port)
 }
 
 /// The bridge itself: its Ethernet address, up, and where it is the gateway, its addresses.

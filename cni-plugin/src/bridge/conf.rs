@@ -24,6 +24,8 @@ pub(crate) struct Bridge {
     pub(crate) masquerade: bool,
     pub(crate) port: PortMode,
     pub(crate) promiscuous: bool,
+    /// What a container sends with another Ethernet address than its own is lost.
+    pub(crate) spoof_check: bool,
     /// An IPv6 address that another host has is found out, and refused.
     pub(crate) detect_duplicates: bool,
     /// The container's interface stays down, for whoever sets it up later.
@@ -59,6 +61,7 @@ impl Bridge {
             masquerade: flag("ipMasq")?,
             port: PortMode { hairpin: flag("hairpinMode")?, isolated: flag("portIsolation")? },
             promiscuous: flag("promiscMode")?,
+            spoof_check: spoof_check(conf)?,
             detect_duplicates: flag("enabledad")?,
             stay_down: flag("disableContainerInterface")?,
             mtu: conf.number("mtu")?.unwrap_or(0),
@@ -88,17 +91,16 @@ pub(super) fn name(conf: &Object) -> Result<IfName, Failure> {
     named.map_or_else(|| DEFAULT_NAME.parse(), Ok).map_err(|_| wrong("bridge", "an interface name"))
 }
 
+/// The key `macspoofchk`.
+pub(super) fn spoof_check(conf: &Object) -> Result<bool, Failure> {
+    Ok(conf.flag("macspoofchk")?.unwrap_or(false))
+}
+
 /// What would change what the network means is refused, never ignored.
 fn refuse_unsupported(conf: &Object) -> Result<(), Failure> {
     let refuse = |key: &str, why: &str| {
         Err(Failure::new(Code::Unsupported, format!("{key:?} is not supported by this plugin")).details(why))
     };
-    if conf.flag("macspoofchk")?.unwrap_or(false) {
-        return refuse(
-            "macspoofchk",
-            "it needs rules for every container; the reference bridge plugin has it",
-        );
-    }
     for key in ["vlan", "vlanTrunk"] {
         let asked = match key {
             "vlan" => conf.number(key)?.unwrap_or(0) != 0,

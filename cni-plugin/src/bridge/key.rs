@@ -39,6 +39,12 @@ pub(super) fn attachment(network: &str, alias: &str) -> Option<Key> {
     Some((container.to_owned(), ifname.to_owned()))
 }
 
+/// The attachment that an alias names, whatever its network.
+pub(super) fn any_attachment(alias: &str) -> Option<Key> {
+    let network = alias.strip_prefix(CONTAINER_ALIAS)?.split_once(' ')?.0;
+    attachment(network, alias)
+}
+
 fn prefix(network: &str) -> String {
     format!("{CONTAINER_ALIAS}{network} ")
 }
@@ -74,5 +80,7 @@ mod tests {
         for other in ["cni cbr1 c1 eth0", "cni cbr0 c1", "cbr0 c1 eth0", "", "cni 0123456789abcdef"] {
             assert_eq!(attachment("cbr0", other), None, "{other}");
         }
+        assert_eq!(any_attachment("cni cbr1 c1 eth0"), attachment("cbr1", "cni cbr1 c1 eth0"));
+        assert_eq!(any_attachment("cni 0123456789abcdef"), None);
     }
 }

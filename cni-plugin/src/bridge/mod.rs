@@ -19,6 +19,7 @@ mod masquerade;
 mod pod;
 mod reference;
 mod removal;
+mod spoof;
 
 use backends::netlink::Socket;
 
@@ -30,7 +31,7 @@ use pod::{Pair, pod_mac};
 pub(crate) use removal::{FINISHER, finish};
 
 use crate::cni::{
-    Address, Attachment, Call, Code, Device as Hardware, Dns, During, Failure, Interface, Route,
+    Address, Attachment, Call, Code, Device as Hardware, Dns, During, Failure, Interface, Route, Version,
 };
 use crate::ipam::{self, Grant, Lease};
 use crate::netns::Namespace;
@@ -62,9 +63,12 @@ pub(crate) fn add(call: &Call) -> Result<Attachment, Failure> {
 /// DEL. Whatever of the configuration makes no sense any more, the link and the addresses are found without it.
 pub(crate) fn del(call: &Call) -> Result<(), Failure> {
     // What has no link of ours may be of another plugin's making.
-    if !removal::remove_link(call)? {
-        reference::remove_masquerade(call)?;
-    }
+    let others = !removal::remove_link(call)?;
+    let rules = if others { reference::remove_masquerade(call) } else { Ok(()) };
+    // With a link of ours there, the key says whether there are any.
+    let spoof =
+        if others || conf::spoof_check(&call.conf).unwrap_or(true) { spoof::remove(call) } else { Ok(()) };
+    rules.and(spoof)?;
     ipam::free(call)
 }
 
@@ -96,13 +100,16 @@ impl Attach<'_> {
         }
         let mac = pod_mac(self.bridge.mac, leases);
         let pair = Pair::create(&mut self.host, (self.call, self.bridge), &device, &self.namespace, mac)?;
-        self.finish(&device, &pair).inspect_err(|_| pair.delete(&mut self.host))
+        self.finish(&device, &pair).inspect_err(|_| self.undo(&pair))
     }
 
     /// What is left once the pair is there.
     fn finish(&mut self, device: &Device, pair: &Pair) -> Result<Attachment, Failure> {
         let leases = &self.grant.leases;
         let routes = routes(self.bridge, self.grant);
+        if self.bridge.spoof_check {
+            spoof::ensure(self.call, pair.host.0, pair.pod.1)?;
+        }
         self.namespace.enter()?;
         inside::furnish(self.bridge, pair, &mut self.inside, leases, &with_gateways(&routes, leases))?;
         if !self.bridge.stay_down {
@@ -117,8 +124,17 @@ impl Attach<'_> {
         Ok(self.attachment(device, pair, routes))
     }
 
+    /// After a failure.
+    fn undo(&mut self, pair: &Pair) {
+        pair.delete(&mut self.host);
+        if self.bridge.spoof_check && self.own.enter().is_ok() {
+            let _ = spoof::remove(self.call);
+        }
+    }
+
     fn attachment(&self, device: &Device, pair: &Pair, routes: Vec<Route>) -> Attachment {
-        // The bridge's MTU follows from all of its ports'.
+        // The bridge's MTU follows from all of its ports'. Results before 1.1.0 have none.
+        let mtu = if self.call.version >= Version::V1_1_0 { self.bridge.mtu } else { 0 };
         let interface = |(name, mac), mtu, sandbox: &str| Interface {
             name,
             mac: Some(mac),
@@ -131,8 +147,8 @@ impl Attach<'_> {
         Attachment {
             interfaces: vec![
                 interface((device.name, device.mac), 0, ""),
-                interface(pair.host, self.bridge.mtu, ""),
-                interface(pair.pod, self.bridge.mtu, &self.call.netns),
+                interface(pair.host, mtu, ""),
+                interface(pair.pod, mtu, &self.call.netns),
             ],
             ips: self.grant.leases.iter().map(address).collect(),
             routes,

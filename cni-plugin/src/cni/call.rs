@@ -176,7 +176,7 @@ fn network_name(conf: &Object) -> Result<String, Failure> {
 }
 
 /// A file name has at most 255 bytes, and an interface's name and a few signs go with it.
-const LONGEST_NAME: usize = 220;
+pub(crate) const LONGEST_NAME: usize = 220;
 
 /// The specification's rule for container IDs and network names; both become file names.
 pub(crate) fn is_name(text: &str) -> bool {

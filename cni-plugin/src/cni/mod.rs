@@ -14,6 +14,8 @@ mod version;
 
 pub(crate) use args::{CniArgs, address};
 pub(crate) use attachment::{Address, Attachment, Device, Dns, Interface, Route};
+#[cfg(test)]
+pub(crate) use call::LONGEST_NAME;
 pub(crate) use call::{Call, Key, Verb, is_name};
 pub(crate) use error::{Code, During, Failure};
 pub(crate) use version::Version;

@@ -4,7 +4,7 @@ use backends::netlink::{Batch, NetlinkError, Socket};
 use nix::sys::socket::{setsockopt, sockopt};
 use subnet_lease::Family;
 
-use super::encode::{attr, comment, fixed, nest, number, text};
+use super::encode::{TableFamily, attr, comment, fixed, nest, number, text};
 use super::read::{Element, Reader};
 use super::*;
 
@@ -28,7 +28,7 @@ pub(crate) enum Kind {
 /// What is to change in a table, done as a whole or not at all.
 pub(crate) struct Change {
     table: &'static str,
-    messages: Vec<(u16, u16, Vec<u8>, Family)>,
+    messages: Vec<(u16, u16, Vec<u8>, TableFamily)>,
 }
 
 impl Change {
@@ -36,13 +36,17 @@ impl Change {
         Self { table, messages: Vec::new() }
     }
 
-    fn push(&mut self, kind: u16, flags: u16, family: Family, parts: &[Vec<u8>]) {
-        self.messages.push((kind, flags, parts.concat(), family));
+    fn push(&mut self, kind: u16, flags: u16, family: impl Into<TableFamily>, parts: &[Vec<u8>]) {
+        self.messages.push((kind, flags, parts.concat(), family.into()));
     }
 
     /// Make the table; there already is fine, and so it is with all that is made here but elements.
-    pub(crate) fn table(&mut self, family: Family, note: &str) {
-        self.push(NEWTABLE, CREATE, family, &[text(1, self.table), comment(TABLE_COMMENT, note)]);
+    pub(crate) fn table(&mut self, family: impl Into<TableFamily>, note: &str) {
+        let mut parts = vec![text(1, self.table)];
+        if !note.is_empty() {
+            parts.push(comment(TABLE_COMMENT, note));
+        }
+        self.push(NEWTABLE, CREATE, family, &parts);
     }
 
     /// Make a set or map whose elements can expire.
@@ -66,22 +70,28 @@ impl Change {
     }
 
     /// Make a chain that other chains jump to.
-    pub(crate) fn chain(&mut self, family: Family, name: &str) {
+    pub(crate) fn chain(&mut self, family: impl Into<TableFamily>, name: &str) {
         self.push(NEWCHAIN, CREATE, family, &[text(1, self.table), text(3, name)]);
     }
 
-    /// Make a chain for address translation that a hook calls.
-    pub(crate) fn nat_chain(&mut self, family: Family, name: &str, hook: u32, priority: i32) {
+    /// Make a chain of a type (`nat`, `filter`) that a hook calls.
+    pub(crate) fn base_chain(
+        &mut self,
+        family: impl Into<TableFamily>,
+        name: &str,
+        kind: &str,
+        (hook, priority): (u32, i32),
+    ) {
         let at = nest(4, &[number(1, hook), number(2, priority.cast_unsigned())]);
-        self.push(NEWCHAIN, CREATE, family, &[text(1, self.table), text(3, name), at, text(7, "nat")]);
+        self.push(NEWCHAIN, CREATE, family, &[text(1, self.table), text(3, name), at, text(7, kind)]);
     }
 
     /// Add a rule behind the others of its chain, or before them.
-    pub(crate) fn rule(&mut self, family: Family, rule: &Rule) {
+    pub(crate) fn rule(&mut self, family: impl Into<TableFamily>, rule: &Rule) {
         let exprs: Vec<_> = rule.exprs.iter().map(|e| e.0.clone()).collect();
         let mut parts = vec![
             text(rule::TABLE, self.table),
-            text(rule::CHAIN, rule.chain),
+            text(rule::CHAIN, &rule.chain),
             nest(rule::EXPRESSIONS, &exprs),
         ];
         if !rule.note.is_empty() {
@@ -127,14 +137,20 @@ impl Change {
     }
 
     /// Delete a rule of this table.
-    pub(crate) fn delete_rule(&mut self, family: Family, chain: &str, handle: u64) {
+    pub(crate) fn delete_rule(&mut self, family: impl Into<TableFamily>, chain: &str, handle: u64) {
         let handle = attr(rule::HANDLE, &handle.to_be_bytes());
         self.push(DELRULE, 0, family, &[text(rule::TABLE, self.table), text(rule::CHAIN, chain), handle]);
     }
 
-    /// Delete a chain with the rules in it; nothing may jump to it any more.
-    pub(crate) fn delete_chain(&mut self, family: Family, chain: &str) {
+    /// Delete the rules of a chain, which must be there.
+    pub(crate) fn empty_chain(&mut self, family: impl Into<TableFamily>, chain: &str) {
         self.push(DELRULE, 0, family, &[text(rule::TABLE, self.table), text(rule::CHAIN, chain)]);
+    }
+
+    /// Delete a chain with the rules in it; nothing may jump to it any more.
+    pub(crate) fn delete_chain(&mut self, family: impl Into<TableFamily>, chain: &str) {
+        let family = family.into();
+        self.empty_chain(family, chain);
         self.push(DELCHAIN, 0, family, &[text(1, self.table), text(3, chain)]);
     }
 

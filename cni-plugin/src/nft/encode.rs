@@ -46,14 +46,33 @@ pub(crate) fn comment_text(user: &[u8]) -> Option<&str> {
     std::str::from_utf8(bytes.strip_suffix(&[0]).unwrap_or(bytes)).ok()
 }
 
+/// Whose packets a table sees: those of one version of IP, or all that enter a bridge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TableFamily {
+    Ip(Family),
+    Bridge,
+}
+
+impl From<Family> for TableFamily {
+    fn from(family: Family) -> Self {
+        Self::Ip(family)
+    }
+}
+
 /// `struct nfgenmsg`: family, version, low half of the generation.
-pub(super) fn fixed(family: Family) -> [u8; 4] {
-    [if family == Family::V4 { AF_INET } else { AF_INET6 }, 0, 0, 0]
+pub(super) fn fixed(family: impl Into<TableFamily>) -> [u8; 4] {
+    let number = match family.into() {
+        TableFamily::Ip(Family::V4) => AF_INET,
+        TableFamily::Ip(Family::V6) => AF_INET6,
+        TableFamily::Bridge => NFPROTO_BRIDGE,
+    };
+    [number, 0, 0, 0]
 }
 
 /// Size of `struct nfgenmsg`.
 pub(super) const FIXED: usize = 4;
 const NESTED: u16 = 0x8000;
+const NFPROTO_BRIDGE: u8 = 7;
 /// `NFTNL_UDATA_RULE_COMMENT` and `NFTNL_UDATA_SET_ELEM_COMMENT`.
 const COMMENT: u8 = 0;
 

@@ -24,6 +24,8 @@ pub(crate) enum Field {
     Port(End),
     /// The port to which the connection was before anything translated it.
     OriginalPort,
+    /// Ethernet address of the sender.
+    EthernetSource,
     /// Name of the interface that the packet came through, or goes out through.
     Interface(End),
     /// The packet's mark.
@@ -51,6 +53,7 @@ impl Expr {
                 payload(NETWORK, offset, len, slot)
             }
             Field::Port(end) => payload(TRANSPORT, if end == End::Source { 0 } else { 2 }, 2, slot),
+            Field::EthernetSource => payload(LINK, 6, 6, slot),
             Field::OriginalPort => {
                 let parts = [number(1, register(slot)), number(2, CT_PORT), attr(3, &[CT_ORIGINAL])];
                 expr("ct", &parts)
@@ -104,8 +107,17 @@ impl Expr {
 
     /// Go on in another chain, and come back from its end.
     pub(crate) fn jump(chain: &str) -> Self {
-        let verdict = nest(VERDICT, &[number(1, JUMP.cast_unsigned()), text(2, chain)]);
-        expr("immediate", &[number(1, VERDICT_REGISTER), nest(2, &[verdict])])
+        verdict(&[number(1, JUMP.cast_unsigned()), text(2, chain)])
+    }
+
+    /// Go on behind the jump that led here.
+    pub(crate) fn back() -> Self {
+        verdict(&[number(1, RETURN.cast_unsigned())])
+    }
+
+    /// The packet is lost.
+    pub(crate) fn drop() -> Self {
+        verdict(&[number(1, DROP)])
     }
 
     /// Go on only for a destination that is one of the host's own addresses.
@@ -138,6 +150,10 @@ fn expr(name: &str, body: &[Vec<u8>]) -> Expr {
     Expr(nest(LIST_ELEMENT, &[text(1, name), nest(2, body)]))
 }
 
+fn verdict(parts: &[Vec<u8>]) -> Expr {
+    expr("immediate", &[number(1, VERDICT_REGISTER), nest(2, &[nest(VERDICT, parts)])])
+}
+
 fn meta(key: u32, slot: u32) -> Expr {
     expr("meta", &[number(2, key), number(1, register(slot))])
 }
@@ -155,6 +171,9 @@ fn register(slot: u32) -> u32 {
 const VERDICT: u16 = 2;
 const VERDICT_REGISTER: u32 = 0;
 const JUMP: i32 = -3;
+const RETURN: i32 = -5;
+const DROP: u32 = 0;
+const LINK: u32 = 0;
 const NETWORK: u32 = 1;
 const TRANSPORT: u32 = 2;
 const META_MARK: u32 = 3;

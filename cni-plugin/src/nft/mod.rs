@@ -19,14 +19,14 @@ mod expr;
 mod read;
 
 pub(crate) use change::{Change, Kind, Set};
-pub(crate) use encode::comment_text;
+pub(crate) use encode::{TableFamily, comment_text};
 pub(crate) use expr::{End, Expr, Field};
-pub(crate) use read::{Element, Reader};
+pub(crate) use read::{Element, Reader, RuleView};
 
 /// A rule: where it stands and what it does. The note is its comment, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rule {
-    pub(crate) chain: &'static str,
+    pub(crate) chain: String,
     pub(crate) note: String,
     pub(crate) exprs: Vec<Expr>,
     /// Before the others of its chain, not behind them.

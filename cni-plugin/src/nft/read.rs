@@ -4,7 +4,7 @@ use backends::netlink::{Attrs, Batch, NetlinkError, Socket};
 use nix::errno::Errno;
 use subnet_lease::Family;
 
-use super::encode::{FIXED, attr, comment, comment_text, fixed, nest, text};
+use super::encode::{FIXED, TableFamily, attr, comment, comment_text, fixed, nest, text};
 use super::*;
 
 /// An element of a set or map.
@@ -79,12 +79,53 @@ impl RuleView {
             && rule.exprs.iter().zip(&theirs).all(same)
     }
 
+    /// The name of the interface that it asks packets to have come in through, before anything else.
+    pub(crate) fn input(&self) -> Option<&str> {
+        let mut theirs = Attrs::new(&self.exprs).map(|(_, expr)| expr);
+        let load = Expr::load(Field::Interface(End::Source), 0);
+        theirs.next().filter(|theirs| covers(theirs, load.0.get(4..).unwrap_or_default()))?;
+        let asked = body(theirs.next()?, "cmp")?;
+        let value = Attrs::new(asked.clone().find(CMP_DATA)?).find(VALUE)?;
+        let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
+        let equal = asked.clone().find(CMP_OPERATOR) == Some(&[0; 4]);
+        std::str::from_utf8(value.get(..end)?).ok().filter(|_| equal)
+    }
+
+    /// Its comment, be it nft's or iptables's, which is a match among its expressions.
+    pub(crate) fn comment(&self) -> &str {
+        self.iptables_comment().unwrap_or(&self.note)
+    }
+
+    fn iptables_comment(&self) -> Option<&str> {
+        let of_match = |(_, expr)| {
+            let said = body(expr, "match")?;
+            let info = said.clone().find(MATCH_INFO)?;
+            let end = info.iter().position(|byte| *byte == 0)?;
+            (name_of(said.clone().find(MATCH_NAME)?) == Some("comment")).then(|| info.get(..end))?
+        };
+        Attrs::new(&self.exprs).find_map(of_match).and_then(|text| std::str::from_utf8(text).ok())
+    }
+
+    /// The chain that its last expression jumps to.
+    pub(crate) fn target(&self) -> Option<&str> {
+        let said = body(Attrs::new(&self.exprs).last()?.1, "immediate")?;
+        let verdict = Attrs::new(said.clone().find(IMMEDIATE_DATA)?).find(VERDICT)?;
+        Attrs::new(verdict).find(VERDICT_CHAIN).and_then(name_of)
+    }
+
     /// Whether its last expression jumps to this chain.
     pub(crate) fn jumps_to(&self, chain: &str) -> bool {
         let jump = Expr::jump(chain);
         let last = Attrs::new(&self.exprs).last();
         last.is_some_and(|(_, theirs)| covers(theirs, jump.0.get(4..).unwrap_or_default()))
     }
+}
+
+/// What an expression of this name says.
+fn body<'a>(expr: &'a [u8], name: &str) -> Option<Attrs<'a>> {
+    let expr = Attrs::new(expr);
+    let found = expr.clone().find(1).and_then(name_of) == Some(name);
+    found.then(|| expr.clone().find(2).map(Attrs::new))?
 }
 
 /// Whether every attribute of ours is among theirs, at every depth of the trees.
@@ -122,7 +163,7 @@ impl Reader<'_> {
     /// The rules of the table, or of one chain; none when there is no such table.
     pub(crate) fn rules(
         &mut self,
-        family: Family,
+        family: impl Into<TableFamily>,
         chain: Option<&str>,
     ) -> Result<Vec<RuleView>, NetlinkError> {
         let mut parts = text(rule::TABLE, self.table);
@@ -174,7 +215,11 @@ impl Reader<'_> {
     }
 
     /// Whether there is such a chain.
-    pub(crate) fn has_chain(&mut self, family: Family, chain: &str) -> Result<bool, NetlinkError> {
+    pub(crate) fn has_chain(
+        &mut self,
+        family: impl Into<TableFamily>,
+        chain: &str,
+    ) -> Result<bool, NetlinkError> {
         let mut ask = Batch::new();
         ask.message(GETCHAIN, REQUEST, &fixed(family)).raw(&text(1, self.table)).raw(&text(3, chain));
         match self.socket.get(&mut ask, |message| (message.kind == NEWCHAIN).then_some(())) {
@@ -186,7 +231,7 @@ impl Reader<'_> {
     fn dump(
         &mut self,
         kind: u16,
-        family: Family,
+        family: impl Into<TableFamily>,
         parts: &[u8],
         mut each: impl FnMut(&Attrs<'_>),
     ) -> Result<(), NetlinkError> {
@@ -204,6 +249,14 @@ impl Reader<'_> {
         }
     }
 }
+
+const CMP_OPERATOR: u16 = 2;
+const CMP_DATA: u16 = 3;
+const IMMEDIATE_DATA: u16 = 2;
+const VERDICT: u16 = 2;
+const VERDICT_CHAIN: u16 = 2;
+const MATCH_NAME: u16 = 1;
+const MATCH_INFO: u16 = 3;
 
 fn absent(error: &NetlinkError) -> bool {
     error.errno() == Errno::ENOENT

@@ -69,7 +69,7 @@ fn condition(field: Field, equal: bool, value: &str, family: Family) -> Option<V
             bytes.resize(if whole { NAME } else { bytes.len() }, 0);
             if named { compare(&bytes) } else { None }
         }
-        Field::Protocol | Field::OriginalPort => None,
+        Field::Protocol | Field::OriginalPort | Field::EthernetSource => None,
     }
 }
 

@@ -90,7 +90,7 @@ impl Wish {
         }
         change.chain(self.family, HOSTPORTS);
         for (name, hook, priority) in HOOKS {
-            change.nat_chain(self.family, name, hook, priority);
+            change.base_chain(self.family, name, "nat", (hook, priority));
         }
         missing.iter().for_each(|rule| change.rule(self.family, rule));
     }
@@ -152,7 +152,7 @@ fn translations(family: Family, maps: &Maps, conditions: &[Expr], note: &str) ->
     ];
     let any = vec![Expr::load(Field::Protocol, 0), Expr::load(Field::Port(End::Destination), 1)];
     let plain = conditions.is_empty();
-    let made = move |exprs| Rule { chain: HOSTPORTS, note: note.to_owned(), exprs, first: true };
+    let made = move |exprs| Rule { chain: HOSTPORTS.to_owned(), note: note.to_owned(), exprs, first: true };
     let mut two = [made(translate(at, &maps.at)), made(translate(any, &maps.ports))];
     if !plain {
         // Each goes before all others, so the last one to go ends up first.
@@ -181,8 +181,8 @@ fn masquerade(family: Family, conditions: &[Expr], set: &str) -> Vec<Expr> {
     [&Expr::translated()[..], conditions, &key].concat()
 }
 
-fn rule(chain: &'static str, note: &str, exprs: Vec<Expr>) -> Rule {
-    Rule { chain, note: note.to_owned(), exprs, first: false }
+fn rule(chain: &str, note: &str, exprs: Vec<Expr>) -> Rule {
+    Rule { chain: chain.to_owned(), note: note.to_owned(), exprs, first: false }
 }
 
 /// The element that sends a host port to the container.

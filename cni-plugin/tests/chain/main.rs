@@ -13,5 +13,6 @@ mod iptables;
 mod loopback;
 mod portmap;
 mod reuse;
+mod spoof;
 mod store;
 mod tuning;

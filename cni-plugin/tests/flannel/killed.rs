@@ -3,12 +3,14 @@
 
 use std::fs;
 use std::io::Write;
+use std::process::Command;
 use std::thread;
 
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 use crate::host::{DUAL, Host, Namespace};
 
@@ -29,7 +31,7 @@ fn kill_at(host: &Host, verb: &str, n: usize, netns: &str) -> bool {
         ptrace::seize(pid, Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_EXITKILL).unwrap();
         ptrace::interrupt(pid).unwrap();
         waitpid(pid, None).unwrap();
-        child.stdin.take().unwrap().write_all(host.conf().to_string().as_bytes()).unwrap();
+        child.stdin.take().unwrap().write_all(conf(host).to_string().as_bytes()).unwrap();
         let came = step_to(pid, n);
         if came {
             kill(pid, Signal::SIGKILL).unwrap();
@@ -60,8 +62,15 @@ fn is_waiting(pid: u32) -> bool {
     stat.rsplit(')').next().unwrap().trim_start().starts_with('S')
 }
 
+/// With the keys that make most.
+fn conf(host: &Host) -> Value {
+    let mut conf = host.conf();
+    conf["delegate"]["macspoofchk"] = true.into();
+    conf
+}
+
 /// Everything of the host that an ADD may touch.
-fn snapshot(host: &Host, pod: &Namespace) -> [Vec<String>; 7] {
+fn snapshot(host: &Host, pod: &Namespace) -> [Vec<String>; 8] {
     let names = |folder: &str| {
         let mut names: Vec<_> = fs::read_dir(host.path(folder))
             .map(|all| all.map(|e| e.unwrap().file_name().into_string().unwrap()).collect())
@@ -73,7 +82,10 @@ fn snapshot(host: &Host, pod: &Namespace) -> [Vec<String>; 7] {
     let index = names(&format!("index/{}", index.to_str().unwrap()));
     let mut links = host.net.links();
     links.sort();
-    [links, host.net.addresses(), pod.links(), host.reserved(), names("state"), names("networks/cbr0"), index]
+    let rules = host.net.run(|| Command::new("nft").args(["list", "ruleset"]).output().unwrap());
+    let rules = String::from_utf8(rules.stdout).unwrap().lines().map(str::to_owned).collect();
+    let (state, network) = (names("state"), names("networks/cbr0"));
+    [links, host.net.addresses(), pod.links(), rules, host.reserved(), state, network, index]
 }
 
 /// Each system call is two stops, before and after; every second one is every boundary between two calls.
@@ -93,9 +105,9 @@ fn each_boundary(host: &Host, verb: &str, netns: &str, mut after: impl FnMut(usi
 fn host() -> (Host, Namespace, Namespace) {
     let (host, other, pod) = (Host::new(DUAL), Namespace::new(), Namespace::new());
     for container in ["c1", "c0"] {
-        assert!(host.call("ADD", container, &other.path(), &host.conf()).well);
+        assert!(host.call("ADD", container, &other.path(), &conf(&host)).well);
         if container == "c1" {
-            assert!(host.call("DEL", container, &other.path(), &host.conf()).well);
+            assert!(host.call("DEL", container, &other.path(), &conf(&host)).well);
         }
     }
     (host, other, pod)
@@ -108,25 +120,26 @@ fn an_add_killed_at_any_system_call_leaves_nothing_that_a_delete_does_not_find()
     each_boundary(&host, "ADD", &pod.path(), |n| {
         // As runtimes do it: with the namespace, or without when that is gone from their books.
         let netns = if n % 4 == 1 { pod.path() } else { String::new() };
-        let answer = host.call("DEL", "c1", &netns, &host.conf());
+        let answer = host.call("DEL", "c1", &netns, &conf(&host));
         assert!(answer.well, "boundary {n}: {}", answer.document);
         assert_eq!(snapshot(&host, &pod), before, "boundary {n}");
     });
+    assert!(before[3].iter().any(|rule| rule.contains("macspoofchk-c0-eth0")), "{:?}", before[3]);
     assert_eq!(other.links(), ["eth0 1430"]);
-    assert!(host.call("DEL", "c1", &pod.path(), &host.conf()).well);
-    assert!(host.call("ADD", "c1", &pod.path(), &host.conf()).well);
+    assert!(host.call("DEL", "c1", &pod.path(), &conf(&host)).well);
+    assert!(host.call("ADD", "c1", &pod.path(), &conf(&host)).well);
 }
 
 #[test]
 fn a_delete_killed_at_any_system_call_is_finished_by_the_next_one() {
     let (host, other, pod) = host();
     let before = snapshot(&host, &pod);
-    assert!(host.call("ADD", "c1", &pod.path(), &host.conf()).well);
+    assert!(host.call("ADD", "c1", &pod.path(), &conf(&host)).well);
     each_boundary(&host, "DEL", &pod.path(), |n| {
-        let answer = host.call("DEL", "c1", &pod.path(), &host.conf());
+        let answer = host.call("DEL", "c1", &pod.path(), &conf(&host));
         assert!(answer.well, "boundary {n}: {}", answer.document);
         assert_eq!(snapshot(&host, &pod), before, "boundary {n}");
-        let answer = host.call("ADD", "c1", &pod.path(), &host.conf());
+        let answer = host.call("ADD", "c1", &pod.path(), &conf(&host));
         assert!(answer.well, "boundary {n}: {}", answer.document);
     });
     assert_eq!(other.links(), ["eth0 1430"]);
