@@ -6,7 +6,7 @@ use backends::netlink::Socket;
 use backends::netlink::link::LinkView;
 use backends::netlink::veth::dump_ports;
 
-use super::{conf, device, key, masquerade, removal, spoof};
+use super::{conf, device, key, masquerade, reference, removal, spoof};
 use crate::cni::{Call, Code, During, Failure};
 use crate::{alive, ipam};
 
@@ -16,8 +16,8 @@ pub(crate) fn gc(call: &Call) -> Result<(), Failure> {
     let links = links(call);
     let addresses = ipam::collect_of(call);
     let rules = if valid.is_empty() { masquerade::remove(&call.network) } else { Ok(()) };
-    let spoof = spoof::collect(call);
-    Failure::all([links, addresses, rules, spoof].into_iter().filter_map(Result::err))
+    let (spoof, others) = (spoof::collect(call), reference::collect(call));
+    Failure::all([links, addresses, rules, spoof, others].into_iter().filter_map(Result::err))
 }
 
 fn links(call: &Call) -> Result<(), Failure> {

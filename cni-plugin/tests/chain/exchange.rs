@@ -1,5 +1,6 @@
 //! A node changes to this plugin, and back, with containers running: what one binary made the other one takes away.
 
+use std::os::unix::fs::symlink;
 use std::{fs, slice};
 
 use serde_json::{Value, json};
@@ -169,27 +170,91 @@ fn a_loopback() {
     }
 }
 
+/// The reference plugin's ways to masquerade, the third with tables of the old kernel interface.
+fn masquerading(host: &Host) -> [Value; 3] {
+    let folder = host.folder.join("old");
+    fs::create_dir(&folder).unwrap();
+    for family in ["iptables", "ip6tables"] {
+        for program in ["", "-save", "-restore"] {
+            let old = format!("/usr/sbin/{family}-legacy{program}");
+            symlink(old, folder.join(format!("{family}{program}"))).unwrap();
+        }
+    }
+    let old = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", folder.display());
+    [
+        json!({ "ipMasqBackend": "iptables" }),
+        json!({ "ipMasqBackend": "nftables" }),
+        json!({ "ipMasqBackend": "iptables", "PATH": old }),
+    ]
+}
+
+/// Two containers that the reference plugin masquerades in this way, with their configuration and results.
+fn masqueraded(host: &mut Host, keys: &Value) -> ([Pod; 2], Value, [Value; 2]) {
+    let pods = ["first-pod", "second-pod"].map(Pod::new);
+    let mut bridge = with(&with(&host.bridge("net"), json!({ "ipMasq": true })), keys.clone());
+    let old = bridge.as_object_mut().unwrap().remove("PATH");
+    host.env.extend(old.map(|path| ("PATH".to_owned(), path.as_str().unwrap().to_owned())));
+    let made =
+        pods.each_ref().map(|pod| host.add(Whose::Reference, "net", pod, slice::from_ref(&bridge)).ok());
+    host.env.clear();
+    assert_eq!(host.net.tool("iptables-legacy-save").contains(&pods[0].id), keys["PATH"].is_string());
+    (pods, bridge, made)
+}
+
+/// All rules, also those that only iptables shows in full.
+fn all_rules(host: &Host) -> String {
+    let programs = ["iptables-save", "ip6tables-save", "iptables-legacy-save", "ip6tables-legacy-save"];
+    programs.map(|program| host.net.tool(program)).concat() + &host.ruleset()
+}
+
+fn rules_of(host: &Host, pod: &Pod) -> usize {
+    all_rules(host).lines().filter(|line| line.contains(&pod.id)).count()
+}
+
 #[test]
-fn masquerade_of_either_of_its_backends_is_ours_to_delete() {
-    for keys in [json!({ "ipMasqBackend": "iptables" }), json!({ "ipMasqBackend": "nftables" })] {
-        let (host, pods) = (Host::new(), [Pod::new("first-pod"), Pod::new("second-pod")]);
-        let bridge = with(&with(&host.bridge("net"), json!({ "ipMasq": true })), keys.clone());
-        let all = || {
-            let saved = ["iptables-save", "ip6tables-save"].map(|program| host.net.tool(program));
-            saved.concat() + &host.ruleset()
-        };
-        let of = |pod: &Pod| all().lines().filter(|line| line.contains(&pod.id)).count();
-        let results =
-            pods.each_ref().map(|pod| host.add(Whose::Reference, "net", pod, slice::from_ref(&bridge)).ok());
-        assert!(of(&pods[0]) > 0 && of(&pods[1]) > 0, "{keys}\n{}", all());
-        let other = of(&pods[1]);
+fn masquerade_of_each_of_its_backends_is_ours_to_delete() {
+    for n in 0..3 {
+        let mut host = Host::new();
+        let keys = &masquerading(&host)[n];
+        let (pods, bridge, results) = masqueraded(&mut host, keys);
+        let other = rules_of(&host, &pods[1]);
+        assert!(rules_of(&host, &pods[0]) > 0 && other > 0, "{keys}\n{}", all_rules(&host));
         // Whether a result is known, the namespace still there, or ipMasq still asked for, is all the same.
         let plain = host.bridge("net");
         let gone = Pod { net: Namespace::new(), id: pods[0].id.clone() };
         host.del(Whose::Ours, "net", &gone, &[plain], &Value::Null);
-        assert_eq!((of(&pods[0]), of(&pods[1])), (0, other), "{keys}\n{}", all());
+        assert_eq!((rules_of(&host, &pods[0]), rules_of(&host, &pods[1])), (0, other), "{keys}");
         host.del(Whose::Ours, "net", &pods[1], slice::from_ref(&bridge), &results[1]);
-        assert_eq!(of(&pods[1]), 0, "{keys}\n{}", all());
-        assert!(!all().contains("10.88.1.") && !all().contains(":CNI-"), "{keys}\n{}", all());
+        let left = all_rules(&host);
+        assert!(!left.contains("10.88.1.") && !left.contains(":CNI-"), "{keys}\n{left}");
+    }
+}
+
+#[test]
+fn masquerade_of_each_of_its_backends_is_collected_with_what_is_not_valid_any_more() {
+    for n in 0..3 {
+        let mut host = Host::new();
+        let keys = &masquerading(&host)[n];
+        let (pods, bridge, _) = masqueraded(&mut host, keys);
+        let stranger = Pod::new("stranger");
+        let elsewhere =
+            with(&host.bridge("other"), json!({ "ipMasq": true, "ipMasqBackend": keys["ipMasqBackend"] }));
+        host.add(Whose::Reference, "other", &stranger, &[elsewhere]).ok();
+        let counts = |host: &Host| [&pods[0], &pods[1], &stranger].map(|pod| rules_of(host, pod));
+        let [first, second, others] = counts(&host);
+        assert!(first > 0 && second > 0 && others > 0, "{keys}\n{}", all_rules(&host));
+        let gc = |valid: &[&Pod]| {
+            let list: Vec<_> =
+                valid.iter().map(|pod| json!({ "containerID": pod.id, "ifname": "eth0" })).collect();
+            let keys = json!({ "cniVersion": "1.1.0", "cni.dev/valid-attachments": list });
+            host.call(Whose::Ours, "GC", ("", "", ""), &complete("net", &with(&bridge, keys), &Value::Null))
+                .ok();
+        };
+        gc(&[&pods[0], &pods[1]]);
+        assert_eq!(counts(&host), [first, second, others], "{keys}");
+        gc(&[&pods[1]]);
+        assert_eq!(counts(&host), [0, second, others], "{keys}\n{}", all_rules(&host));
+        gc(&[]);
+        assert_eq!(counts(&host), [0, 0, others], "{keys}\n{}", all_rules(&host));
     }
 }
