@@ -109,11 +109,11 @@ pub fn bare_link(kind: &str) -> Batch {
     batch
 }
 
-/// Asks for one link by name.
+/// Asks for one link by name, without its counters.
 pub fn get_link(name: IfName) -> Batch {
     let mut batch = Batch::new();
     batch.message(RTM_GETLINK, REQUEST, &[0; IFINFO]);
-    batch.attr_str(IFLA_IFNAME, name.as_str());
+    batch.attr_str(IFLA_IFNAME, name.as_str()).attr_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
     batch
 }
 
@@ -212,6 +212,8 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_PROTO_DOWN: u16 = 39;
+const IFLA_EXT_MASK: u16 = 29;
+const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 

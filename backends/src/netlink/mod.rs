@@ -18,6 +18,7 @@ pub mod link;
 pub mod neigh;
 pub mod nft;
 pub mod route;
+mod sieve;
 mod socket;
 pub mod veth;
 mod wire;

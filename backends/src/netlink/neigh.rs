@@ -25,6 +25,8 @@ pub struct NeighView {
     pub mac: Option<Mac>,
     /// An FDB entry over another port, VNI or link than its device's, or to a next hop object.
     pub diverted: bool,
+    /// An FDB entry that a bridge has of one of its ports.
+    pub of_port: bool,
 }
 
 impl NeighView {
@@ -40,12 +42,13 @@ impl NeighView {
         if payload.len() < NDM {
             return None;
         }
-        let (mut dst, mut mac, mut diverted) = (None, None, false);
+        let (mut dst, mut mac, mut diverted, mut of_port) = (None, None, false, false);
         for (kind, bytes) in Attrs::after(payload, NDM) {
             match kind {
                 NDA_DST => dst = address_from(bytes),
                 NDA_LLADDR => mac = <[u8; 6]>::try_from(bytes).ok().map(Mac),
                 NDA_PORT | NDA_VNI | NDA_IFINDEX | NDA_SRC_VNI | NDA_NH_ID => diverted = true,
+                NDA_MASTER => of_port = true,
                 _ => {}
             }
         }
@@ -57,6 +60,7 @@ impl NeighView {
             dst,
             mac,
             diverted,
+            of_port,
         })
     }
 }
@@ -128,6 +132,7 @@ const NDA_LLADDR: u16 = 2;
 const NDA_PORT: u16 = 6;
 const NDA_VNI: u16 = 7;
 const NDA_IFINDEX: u16 = 8;
+const NDA_MASTER: u16 = 9;
 const NDA_SRC_VNI: u16 = 11;
 const NDA_NH_ID: u16 = 13;
 

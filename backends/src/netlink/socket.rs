@@ -7,7 +7,7 @@ use nix::libc;
 
 use super::attrs::{Attrs, HEADER, Messages, RawMessage, align, read_u32};
 use super::wire::{KernelWire, Wire};
-use super::{Batch, NetlinkError};
+use super::{Batch, NetlinkError, sieve};
 
 /// Requests and their answers, and notifications, over a netlink socket.
 pub struct Socket<W = KernelWire> {
@@ -66,6 +66,12 @@ impl Socket {
         wire.make_room(EVENT_ROOM);
         wire.join(groups)?;
         Ok(Self::over(wire))
+    }
+
+    /// Of all that this socket hears, only the removal of one link is to wake it. A kernel that cannot do that lets
+    /// everything pass.
+    pub fn hear_only_removal_of(&self, link: u32) {
+        let _ = sieve::keep_removal(self.wire.as_fd(), link);
     }
 
     /// This socket's port id, as it stands in the notifications that our requests cause.

@@ -65,9 +65,18 @@ pub struct PortMode {
 
 /// Adds to the batch: set the alias of a bridge port, which its creation cannot (the kernel takes no notice of it
 /// there), and its mode. By name, so that it can follow the creation in one batch.
-pub fn set_port(batch: &mut Batch, port: IfName, alias: &str, mode: PortMode) {
+///
+/// With IPv6 it also says that the port gets no address of its own, for which it has no use: to make one, to ask whether
+/// another has it and to take it away is a tenth of what a pod's link costs. Without IPv6 that is refused with EAFNOSUPPORT.
+pub fn set_port(batch: &mut Batch, port: IfName, alias: &str, mode: PortMode, has_ipv6: bool) {
     batch.message(RTM_NEWLINK, REQUEST, &link_header(0, 0, 0)).attr_str(IFLA_IFNAME, port.as_str());
     batch.attr(IFLA_IFALIAS, alias.as_bytes());
+    if has_ipv6 {
+        let families = batch.nest(IFLA_AF_SPEC);
+        let family = batch.nest(u16::from(AF_INET6));
+        batch.attr_u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE);
+        batch.end(family).end(families);
+    }
     if mode == PortMode::default() {
         return;
     }
@@ -79,16 +88,6 @@ pub fn set_port(batch: &mut Batch, port: IfName, alias: &str, mode: PortMode) {
         batch.attr_u8(IFLA_BRPORT_ISOLATED, 1);
     }
     batch.end(data).end(info);
-}
-
-/// Adds to the batch: no IPv6 address of its own for a link, which a bridge port has no use for: making it, asking whether
-/// another has it, and taking it away again is a fifth of what a pod's link costs. Refused where there is no IPv6.
-pub fn without_own_address(batch: &mut Batch, port: IfName) {
-    batch.message(RTM_NEWLINK, REQUEST, &link_header(0, 0, 0)).attr_str(IFLA_IFNAME, port.as_str());
-    let families = batch.nest(IFLA_AF_SPEC);
-    let family = batch.nest(u16::from(AF_INET6));
-    batch.attr_u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE);
-    batch.end(family).end(families);
 }
 
 /// Adds to the batch: set these `IFF_…` flags of a link.

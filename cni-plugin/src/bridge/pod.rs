@@ -4,9 +4,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 
 use backends::netlink::link::get_link;
-use backends::netlink::veth::{
-    PortMode, VethPair, VethView, create_veth, delete_link, set_port, without_own_address,
-};
+use backends::netlink::veth::{PortMode, VethPair, VethView, create_veth, delete_link, set_port};
 use backends::netlink::{Batch, NetlinkError, Socket};
 use backends::{IfName, Mac};
 use nix::errno::Errno;
@@ -105,13 +103,17 @@ fn make(
 ) -> Result<VethView, NetlinkError> {
     let mut batch = Batch::new();
     create_veth(&mut batch, pair);
-    set_port(&mut batch, pair.host.0, alias, mode);
-    without_own_address(&mut batch, pair.host.0);
+    set_port(&mut batch, pair.host.0, alias, mode, true);
     let mut results = socket.apply(&mut batch).into_iter();
     results.next().unwrap_or(Ok(()))?;
     let view = look(socket, pair.host.0)?;
-    // The third does not matter.
-    results.next().unwrap_or(Ok(())).inspect_err(|_| {
+    let mut port = results.next().unwrap_or(Ok(()));
+    if port.as_ref().is_err_and(|error| error.errno() == Errno::EAFNOSUPPORT) {
+        let mut batch = Batch::new();
+        set_port(&mut batch, pair.host.0, alias, mode, false);
+        port = socket.request(&mut batch);
+    }
+    port.inspect_err(|_| {
         let mut batch = Batch::new();
         delete_link(&mut batch, view.index);
         let _ = socket.request(&mut batch);

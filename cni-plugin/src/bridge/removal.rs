@@ -124,14 +124,15 @@ fn remove_found(call: &Call) -> Result<(), Failure> {
 fn remove(call: &Call, socket: &mut Socket, index: u32, on_host: bool) -> Result<(), NetlinkError> {
     let forced = Removal::read(&call.conf).ok().flatten();
     // Heard from before anybody has begun.
-    let events = || Socket::subscribe(libc::NETLINK_ROUTE, &[RTNLGRP_LINK]).ok();
+    let events = || {
+        let socket = Socket::subscribe(libc::NETLINK_ROUTE, &[RTNLGRP_LINK]).ok();
+        socket.inspect(|socket| socket.hear_only_removal_of(index))
+    };
     let (mut taken, mut heard) = (false, None);
-    if on_host
-        && forced.is_none()
-        && let Some(daemon) = Daemon::find()
-    {
+    if on_host && forced.is_none() {
         heard = events();
-        taken = heard.is_some() && daemon.unlink(index);
+        // It wakes when we come, and finds what we want.
+        taken = heard.is_some() && Daemon::find().is_some_and(|daemon| daemon.unlink(index));
     }
     if !taken && forced.unwrap_or_else(Removal::choose) == Removal::Child {
         heard = heard.or_else(events);

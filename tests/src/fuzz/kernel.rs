@@ -59,7 +59,7 @@ fn written() -> Vec<u8> {
     }
     if let Ok(name) = "flannel.1".parse() {
         bridge::create_bridge(&mut batch, name, mac, 1450);
-        set_port(&mut batch, name, "cni a b eth0", PortMode { hairpin: true, isolated: true });
+        set_port(&mut batch, name, "cni a b eth0", PortMode { hairpin: true, isolated: true }, true);
     }
     encoded(batch)
 }

@@ -105,7 +105,8 @@ impl EventFilter {
     }
 
     fn neighbour(&self, view: &NeighView) -> Option<KernelEvent> {
-        self.our_link(view.link).map(|_| KernelEvent::Own)
+        let ours = !view.of_port && self.our_link(view.link).is_some();
+        ours.then_some(KernelEvent::Own)
     }
 
     /// The name of a link of this index, if it is one that we make.
