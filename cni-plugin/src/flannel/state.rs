@@ -5,11 +5,12 @@
 //! a Go plugin finds what we added, and read where ours is missing, so that we find what it added.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use backends::IfName;
+use nix::fcntl::OFlag;
 
 use crate::cni::{Code, During, Failure, Key};
 use crate::small_file;
@@ -93,8 +94,10 @@ impl State {
     }
 
     fn read(&self, name: &str) -> Result<Option<String>, Failure> {
-        match fs::read(self.path(name)) {
-            Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        let mut bytes = Vec::new();
+        let file = small_file::open(&self.path(name), OFlag::O_RDONLY, 0);
+        match file.and_then(|mut file| file.read_to_end(&mut bytes)) {
+            Ok(_) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => {
                 Err(error).during(Code::Io, || format!("cannot read {}", self.path(name).display()))
