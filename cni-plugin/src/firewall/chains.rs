@@ -37,30 +37,64 @@ fn of_family(addresses: &[IpAddr], family: Family) -> Vec<String> {
     mine.map(|ip| IpNetwork::from(*ip).to_string()).collect()
 }
 
-/// Makes what is missing for these addresses.
-pub(super) fn add(conf: &Firewall, addresses: &[IpAddr], bridge: Option<&str>) -> Result<(), Failure> {
-    for family in Family::ALL {
-        let nets = of_family(addresses, family);
-        if !nets.is_empty() {
-            filter(family).change(|saved| plan(conf, &nets, bridge, saved))?;
-        }
-    }
-    Ok(())
+/// What iptables does for a container.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part<'a> {
+    pub(super) conf: &'a Firewall,
+    /// Lets its packets pass; firewalld does it otherwise.
+    pub(super) accepts: bool,
+    /// The bridge whose policy it keeps.
+    pub(super) bridge: Option<&'a str>,
 }
 
-fn plan(conf: &Firewall, nets: &[String], bridge: Option<&str>, saved: &Saved) -> Plan {
-    let mut plan = Plan::default();
-    plan.chain(saved, PRIVATE);
-    plan.chain(saved, &conf.admin);
-    plan.rule(saved, FORWARD, &TO_PRIVATE, true);
-    plan.rule(saved, PRIVATE, &to_admin(&conf.admin), true);
-    for rule in nets.iter().flat_map(|net| rules_of(net)) {
-        plan.rule(saved, PRIVATE, &rule, false);
+impl Part<'_> {
+    /// Makes what is missing for these addresses.
+    pub(super) fn add(self, addresses: &[IpAddr]) -> Result<(), Failure> {
+        for family in Family::ALL {
+            let nets = of_family(addresses, family);
+            if !nets.is_empty() && !self.is_nothing() {
+                filter(family).change(|saved| self.plan(&nets, saved))?;
+            }
+        }
+        Ok(())
     }
-    if let Some(bridge) = bridge {
-        isolate(&mut plan, conf.ingress == Ingress::Isolated, bridge, saved);
+
+    /// Whether all of it is there.
+    pub(super) fn check(self, addresses: &[IpAddr]) -> Result<(), Failure> {
+        for family in Family::ALL {
+            let nets = of_family(addresses, family);
+            if nets.is_empty() || self.is_nothing() {
+                continue;
+            }
+            let missing = self.plan(&nets, &filter(family).read()?);
+            if let Some(line) = missing.first() {
+                let msg = format!("table filter of {family} has lost what this would make: {line}");
+                return Err(Failure::new(Code::Check, msg));
+            }
+        }
+        Ok(())
     }
-    plan
+
+    fn is_nothing(self) -> bool {
+        !self.accepts && self.bridge.is_none()
+    }
+
+    fn plan(self, nets: &[String], saved: &Saved) -> Plan {
+        let (mut plan, conf) = (Plan::default(), self.conf);
+        if self.accepts {
+            plan.chain(saved, PRIVATE);
+            plan.chain(saved, &conf.admin);
+            plan.rule(saved, FORWARD, &TO_PRIVATE, true);
+            plan.rule(saved, PRIVATE, &to_admin(&conf.admin), true);
+            for rule in nets.iter().flat_map(|net| rules_of(net)) {
+                plan.rule(saved, PRIVATE, &rule, false);
+            }
+        }
+        if let Some(bridge) = self.bridge {
+            isolate(&mut plan, conf.ingress == Ingress::Isolated, bridge, saved);
+        }
+        plan
+    }
 }
 
 /// Keeps other bridges' containers away from this one's, and with `alone` its own from each other.
@@ -99,22 +133,6 @@ pub(super) fn remove(addresses: &[IpAddr]) -> Result<(), Failure> {
             }
             plan
         })?;
-    }
-    Ok(())
-}
-
-/// Whether all of it is there.
-pub(super) fn check(conf: &Firewall, addresses: &[IpAddr], bridge: Option<&str>) -> Result<(), Failure> {
-    for family in Family::ALL {
-        let nets = of_family(addresses, family);
-        if nets.is_empty() {
-            continue;
-        }
-        let missing = plan(conf, &nets, bridge, &filter(family).read()?);
-        if let Some(line) = missing.first() {
-            let msg = format!("table filter of {family} has lost what this would make: {line}");
-            return Err(Failure::new(Code::Check, msg));
-        }
     }
     Ok(())
 }

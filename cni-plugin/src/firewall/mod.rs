@@ -15,6 +15,7 @@ mod zone;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use chains::Part;
 use conf::{Backend, Firewall, Ingress};
 
 use crate::chained::{self, owner, owner_network};
@@ -30,13 +31,11 @@ fn add(call: &Call) -> Result<Attachment, Failure> {
     let (addresses, bridge) = (addresses(&result), bridge(&conf, &result)?);
     let own = own_name(call);
     record::write(&conf.folder, &addresses, &own)?;
-    let made = match backend(&conf) {
-        Backend::Iptables => chains::add(&conf, &addresses, bridge),
-        // A policy is in iptables, whatever lets the container's packets pass.
-        Backend::Firewalld => zone::add(&conf.zone, &addresses)
-            .and_then(|()| if bridge.is_some() { chains::add(&conf, &addresses, bridge) } else { Ok(()) }),
-    };
-    made.inspect_err(|_| {
+    let backend = backend(&conf);
+    let zone = if backend == Backend::Firewalld { zone::add(&conf.zone, &addresses) } else { Ok(()) };
+    // A policy is in iptables, whatever lets the container's packets pass.
+    let part = Part { conf: &conf, accepts: backend == Backend::Iptables, bridge };
+    zone.and_then(|()| part.add(&addresses)).inspect_err(|_| {
         let _ = remove(&conf, &addresses, &own);
     })?;
     Ok(result)
@@ -69,12 +68,7 @@ fn remove(conf: &Firewall, addresses: &[IpAddr], own: &str) -> Result<(), Failur
     if !free.is_empty() {
         match backend(conf) {
             Backend::Iptables => chains::remove(&free)?,
-            Backend::Firewalld => {
-                zone::remove(&conf.zone, &free)?;
-                if conf.ingress != Ingress::Open {
-                    chains::remove(&free)?;
-                }
-            }
+            Backend::Firewalld => zone::remove(&conf.zone, &free)?,
         }
     }
     record::forget_draft(&conf.folder, own);
@@ -85,10 +79,12 @@ fn check(call: &Call) -> Result<(), Failure> {
     let result = chained::previous(call)?;
     let conf = Firewall::read(call)?;
     let addresses = addresses(&result);
-    match backend(&conf) {
-        Backend::Iptables => chains::check(&conf, &addresses, bridge(&conf, &result)?),
-        Backend::Firewalld => zone::check(&conf.zone, &addresses),
+    let bridge = bridge(&conf, &result)?;
+    let backend = backend(&conf);
+    if backend == Backend::Firewalld {
+        zone::check(&conf.zone, &addresses)?;
     }
+    Part { conf: &conf, accepts: backend == Backend::Iptables, bridge }.check(&addresses)
 }
 
 fn status(call: &Call) -> Result<(), Failure> {
@@ -105,10 +101,10 @@ fn gc(call: &Call) -> Result<(), Failure> {
     let (conf, network) = (Firewall::read(call)?, owner_network(&call.network));
     let stale = |owner: &str| owner.starts_with(&network) && !valid.contains(owner);
     let found = record::find(&conf.folder, stale);
-    found.into_iter().try_for_each(|ip| {
+    Failure::all(found.into_iter().filter_map(|ip| {
         let own = record::owner(&conf.folder, ip).unwrap_or_default();
-        remove(&conf, &[ip], &own)
-    })
+        remove(&conf, &[ip], &own).err()
+    }))
 }
 
 fn own_name(call: &Call) -> String {

@@ -244,6 +244,30 @@ fn where_firewalld_runs_the_addresses_are_sources_of_its_zone_whichever_binary_i
 }
 
 #[test]
+fn beside_firewalld_iptables_keeps_the_policy_and_nothing_else_as_the_reference_plugin_has_it() {
+    for policy in ["same-bridge", "isolated"] {
+        let made = [Whose::Ours, Whose::Reference].map(|whose| {
+            let ((host, _bus, sources), pod) = (with_firewalld(), Pod::new("c1"));
+            let before = host.add(Whose::Ours, "net", &pod, &[host.bridge("net")]).ok();
+            let conf = complete("net", &conf(&host, json!({ "ingressPolicy": policy })), &before);
+            let call = |whose, verb: &str| host.call(whose, verb, ("c1", &pod.net.path(), "eth0"), &conf);
+            call(whose, "ADD").ok();
+            let rules = ["iptables-save", "ip6tables-save"].map(|program| rules(&host, program));
+            assert_eq!(names(&sources).len(), 2);
+            call(Whose::Ours, "CHECK").ok();
+            host.net.tool("iptables -F CNI-ISOLATION-STAGE-2");
+            let lost = call(Whose::Ours, "CHECK");
+            assert!(lost.code() == 101 && lost.msg().contains("STAGE-2"), "{}", lost.msg());
+            call(Whose::Ours, "DEL").ok();
+            assert_eq!(names(&sources), [""; 0]);
+            rules
+        });
+        assert_eq!(made[0], made[1], "{policy}");
+        assert!(!made[0][0].is_empty() && !made[0].concat().join("\n").contains("10.88.1.2"), "{made:?}");
+    }
+}
+
+#[test]
 fn a_source_that_is_gone_is_named_by_check_and_a_bus_without_firewalld_means_iptables() {
     let ((host, _bus, sources), pod) = (with_firewalld(), Pod::new("c1"));
     let chain = [host.bridge("net"), conf(&host, json!({}))];
