@@ -165,8 +165,9 @@ fn check(call: &Call) -> Result<(), Failure> {
         }
         let gone =
             || Failure::new(Code::Check, format!("the intermediate device {} is gone", names(call)[0]));
-        compare(&mut socket, &ifb.ok_or_else(gone)?, limit)?;
-        if !tc::has_ingress(&mut socket, host.index).during(Code::Kernel, reading)? {
+        let ifb = ifb.ok_or_else(gone)?;
+        compare(&mut socket, &ifb, limit)?;
+        if !tc::redirects(&mut socket, host.index, ifb.index).during(Code::Kernel, reading)? {
             return Err(Failure::new(
                 Code::Check,
                 format!("what comes from {} is not limited any more", host.name),

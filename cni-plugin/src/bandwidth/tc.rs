@@ -118,11 +118,29 @@ pub(super) fn bucket_of(socket: &mut Socket, link: u32) -> Result<Option<Bucket>
     Ok(found)
 }
 
-/// Whether what comes in through a link is looked at by filters.
-pub(super) fn has_ingress(socket: &mut Socket, link: u32) -> Result<bool, NetlinkError> {
+/// Whether what comes in through a link leaves through this other one first.
+pub(super) fn redirects(socket: &mut Socket, from: u32, to: u32) -> Result<bool, NetlinkError> {
     let mut found = false;
-    qdiscs(socket, link, |parent, kind, _| found |= parent == INGRESS && kind == b"ingress\0")?;
+    let mut ask = Batch::new();
+    ask.message(GETFILTER, REQUEST | DUMP, &tcmsg(from, 0, INGRESS_HANDLE, 0));
+    socket.dump(&mut ask, |message| {
+        let attrs = Attrs::after(message.payload, TCMSG);
+        if message.kind == NEWFILTER && attrs.clone().find(KIND) == Some(b"u32\0") {
+            found |= attrs.find(OPTIONS).is_some_and(|options| steals_to(options, to));
+        }
+    })?;
     Ok(found)
+}
+
+/// Whether a filter's actions hand packets over to a link.
+fn steals_to(options: &[u8], to: u32) -> bool {
+    let actions = Attrs::new(options).find(U32_ACTIONS).unwrap_or_default();
+    Attrs::new(actions).any(|(_, action)| {
+        let action = Attrs::new(action);
+        let parms = action.clone().find(OPTIONS).and_then(|inner| Attrs::new(inner).find(MIRRED_PARMS));
+        let at = |offset: usize| parms?.get(offset..).and_then(read_u32);
+        action.clone().find(KIND) == Some(b"mirred\0") && at(20) == Some(REDIRECT) && at(24) == Some(to)
+    })
 }
 
 fn qdiscs(
@@ -188,6 +206,7 @@ const NEWQDISC: u16 = 36;
 const DELQDISC: u16 = 37;
 const GETQDISC: u16 = 38;
 const NEWFILTER: u16 = 44;
+const GETFILTER: u16 = 46;
 /// `NLM_F_CREATE | NLM_F_EXCL`.
 const NEW: u16 = 0x400 | 0x200;
 const DUMP: u16 = 0x300;

@@ -142,6 +142,9 @@ fn on_bridge(
     if flags & IFF_UP == 0 {
         return Err(differs(format!("bridge {name} is down")));
     }
+    if bridge.promiscuous && flags & device::IFF_PROMISC == 0 {
+        return Err(differs(format!("bridge {name} is not promiscuous any more")));
+    }
     let recorded = result.interfaces.iter().find(|i| i.name == name && i.sandbox.is_empty());
     if recorded.is_some_and(|i| i.mac.is_some_and(|mac| mac != device.mac)) {
         return Err(differs(format!("bridge {name} has another Ethernet address than at the ADD")));

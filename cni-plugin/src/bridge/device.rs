@@ -25,7 +25,7 @@ pub(super) struct Device {
     pub(super) mac: Mac,
 }
 
-const IFF_PROMISC: u32 = 0x100;
+pub(super) const IFF_PROMISC: u32 = 0x100;
 
 impl Device {
     /// Finds the bridge or makes it, and sees that it is up.

@@ -122,8 +122,10 @@ fn a_limit_that_is_gone_or_another_is_named_by_check() {
     let chain_again = [bandwidth(json!({ "egressRate": 8_000_000, "egressBurst": 160_000 }))];
     let check = || host.check(Whose::Ours, "net", &pod, &chain_again[0], &result);
     check().ok();
-    host.net.tool(&format!("tc qdisc del dev {veth} ingress"));
-    assert!(check().msg().contains("not limited"), "{}", check().msg());
+    for gone in ["filter", "qdisc"] {
+        host.net.tool(&format!("tc {gone} del dev {veth} ingress"));
+        assert!(check().msg().contains("not limited"), "{gone} {}", check().msg());
+    }
     host.net.tool(&format!("ip link del {ifb}"));
     assert!(check().msg().contains(ifb), "{}", check().msg());
 }

@@ -173,6 +173,19 @@ fn a_check_finds_each_thing_that_is_removed_or_altered() {
 }
 
 #[test]
+fn a_check_finds_a_bridge_that_is_not_promiscuous_any_more() {
+    let (host, pod) = (Host::new(DUAL), Namespace::new());
+    let mut conf = host.conf();
+    conf["delegate"] = json!({ "promiscMode": true });
+    conf["prevResult"] = host.call("ADD", "c1", &pod.path(), &conf).document;
+    assert!(host.call("CHECK", "c1", &pod.path(), &conf).well);
+    let off = ["link", "set", "cni0", "promisc", "off"];
+    host.net.run(|| assert!(Command::new("ip").args(off).status().unwrap().success()));
+    let answer = host.call("CHECK", "c1", &pod.path(), &conf);
+    assert!(answer.code() == 101 && answer.msg().contains("promiscuous"), "{}", answer.msg());
+}
+
+#[test]
 fn thirty_two_first_containers_share_one_bridge_one_rule_and_no_address() {
     let rounds = std::env::var("SELVAGE_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
     let pods: Vec<_> = (0..32).map(|_| Namespace::new()).collect();
