@@ -61,7 +61,7 @@ impl Bridge {
             masquerade: flag("ipMasq")?,
             port: PortMode { hairpin: flag("hairpinMode")?, isolated: flag("portIsolation")? },
             promiscuous: flag("promiscMode")?,
-            spoof_check: spoof_check(conf)?,
+            spoof_check: flag("macspoofchk")?,
             detect_duplicates: flag("enabledad")?,
             stay_down: flag("disableContainerInterface")?,
             mtu: conf.number("mtu")?.unwrap_or(0),
@@ -89,11 +89,6 @@ impl Bridge {
 pub(super) fn name(conf: &Object) -> Result<IfName, Failure> {
     let named = conf.parsed("bridge", "an interface name")?;
     named.map_or_else(|| DEFAULT_NAME.parse(), Ok).map_err(|_| wrong("bridge", "an interface name"))
-}
-
-/// The key `macspoofchk`.
-pub(super) fn spoof_check(conf: &Object) -> Result<bool, Failure> {
-    Ok(conf.flag("macspoofchk")?.unwrap_or(false))
 }
 
 /// What would change what the network means is refused, never ignored.

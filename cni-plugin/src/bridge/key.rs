@@ -7,8 +7,18 @@ use nix::errno::Errno;
 
 use crate::cni::{Call, Code, During, Failure, Key};
 
-/// The longest alias that the kernel takes, in bytes.
-const LONGEST_ALIAS: usize = 255;
+/// What follows in the alias of a link for which there are rules of `macspoofchk`.
+const CHECKED: &str = " macspoofchk";
+/// The kernel takes 255 bytes as an alias.
+const LONGEST_ALIAS: usize = 255 - CHECKED.len();
+
+/// The host's end of an attachment that we made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct HostEnd {
+    pub(super) index: u32,
+    /// There may be rules of `macspoofchk` for it.
+    pub(super) checked: bool,
+}
 
 /// The host's end of an attachment: `veth` and eight hex digits, as runtimes and tools know it, that follow from the
 /// attachment. Two may share one; the alias tells them apart.
@@ -33,9 +43,15 @@ pub(super) fn alias(call: &Call) -> String {
     }
 }
 
+/// The alias of a link for which there are rules of `macspoofchk`.
+pub(super) fn checked_alias(call: &Call) -> String {
+    alias(call) + CHECKED
+}
+
 /// The attachment that an alias of this network names.
 pub(super) fn attachment(network: &str, alias: &str) -> Option<Key> {
-    let (container, ifname) = alias.strip_prefix(&prefix(network))?.split_once(' ')?;
+    let (container, rest) = alias.strip_prefix(&prefix(network))?.split_once(' ')?;
+    let ifname = rest.strip_suffix(CHECKED).unwrap_or(rest);
     Some((container.to_owned(), ifname.to_owned()))
 }
 
@@ -49,12 +65,14 @@ fn prefix(network: &str) -> String {
     format!("{CONTAINER_ALIAS}{network} ")
 }
 
-/// The index of the host's end of an attachment that we made, where it is.
-pub(super) fn find(host: &mut Socket, call: &Call) -> Result<Option<u32>, Failure> {
+/// The host's end of an attachment that we made, where it is.
+pub(super) fn find(host: &mut Socket, call: &Call) -> Result<Option<HostEnd>, Failure> {
     let (name, wanted) = (host_name(call), alias(call));
     let found = host.get(&mut get_link(name), |message| {
         let link = LinkView::parse(&message).ok()?;
-        (link.kind == "veth" && link.alias == Some(&*wanted)).then_some(link.index)
+        let more = link.alias?.strip_prefix(&*wanted)?;
+        let is_its = link.kind == "veth" && (more.is_empty() || more == CHECKED);
+        is_its.then_some(HostEnd { index: link.index, checked: !more.is_empty() })
     });
     match found {
         Err(error) if error.errno() == Errno::ENODEV => Ok(None),
@@ -79,6 +97,14 @@ mod tests {
         assert_eq!(attachment("cbr0", "cni cbr0 c1 eth0"), Some(key));
         for other in ["cni cbr1 c1 eth0", "cni cbr0 c1", "cbr0 c1 eth0", "", "cni 0123456789abcdef"] {
             assert_eq!(attachment("cbr0", other), None, "{other}");
+        }
+        // An interface can be called like that.
+        for (alias, ifname) in [
+            ("cni cbr0 c1 eth0 macspoofchk", "eth0"),
+            ("cni cbr0 c1 macspoofchk", "macspoofchk"),
+            ("cni cbr0 c1 macspoofchk macspoofchk", "macspoofchk"),
+        ] {
+            assert_eq!(attachment("cbr0", alias), Some(("c1".to_owned(), ifname.to_owned())), "{alias}");
         }
         assert_eq!(any_attachment("cni cbr1 c1 eth0"), attachment("cbr1", "cni cbr1 c1 eth0"));
         assert_eq!(any_attachment("cni 0123456789abcdef"), None);

@@ -62,13 +62,11 @@ pub(crate) fn add(call: &Call) -> Result<Attachment, Failure> {
 
 /// DEL. Whatever of the configuration makes no sense any more, the link and the addresses are found without it.
 pub(crate) fn del(call: &Call) -> Result<(), Failure> {
-    // What has no link of ours may be of another plugin's making.
-    let others = !removal::remove_link(call)?;
-    let rules = if others { reference::remove_masquerade(call) } else { Ok(()) };
-    // With a link of ours there, the key says whether there are any.
-    let spoof =
-        if others || conf::spoof_check(&call.conf).unwrap_or(true) { spoof::remove(call) } else { Ok(()) };
-    rules.and(spoof)?;
+    let ours = removal::remove_link(call)?;
+    // What has no link of ours may be of another plugin's making; one of ours says what else there is.
+    let masquerade = if ours.is_none() { reference::remove_masquerade(call) } else { Ok(()) };
+    let spoof = if ours.is_none_or(|end| end.checked) { spoof::remove(call) } else { Ok(()) };
+    masquerade.and(spoof)?;
     ipam::free(call)
 }
 

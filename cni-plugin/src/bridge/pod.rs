@@ -40,7 +40,8 @@ impl Pair {
         namespace: &Namespace,
         mac: Mac,
     ) -> Result<Self, Failure> {
-        let (pod, alias) = ((call.ifname, mac), key::alias(call));
+        let pod = (call.ifname, mac);
+        let alias = if conf.spoof_check { key::checked_alias(call) } else { key::alias(call) };
         let mut name = key::host_name(call);
         for _ in 0..3 {
             let host = (name, random::mac());

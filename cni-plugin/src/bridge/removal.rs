@@ -24,7 +24,7 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::events::{RTNLGRP_LINK, now};
-use super::key;
+use super::key::{self, HostEnd};
 use crate::cni::{Call, Code, During, Failure};
 use crate::daemon::Daemon;
 use crate::json::{Object, wrong};
@@ -82,14 +82,14 @@ impl Removal {
 
 /// Deletes the link of the call's attachment. It is found on the host, by the name that follows from the attachment;
 /// one that another plugin made, in the container. None there, or no namespace to enter, is fine. An interface that
-/// is no veth is not of our making and stays. Whether it was found on the host: then an ADD of ours made it.
-pub(super) fn remove_link(call: &Call) -> Result<bool, Failure> {
+/// is no veth is not of our making and stays. Where it was found on the host: then an ADD of ours made it.
+pub(super) fn remove_link(call: &Call) -> Result<Option<HostEnd>, Failure> {
     let what = || format!("cannot delete {}", call.ifname);
     let mut socket = Socket::route().during(Code::Kernel, what)?;
-    if let Some(index) = key::find(&mut socket, call)? {
-        return remove(call, &mut socket, index, true).map(|()| true).during(Code::Kernel, what);
+    if let Some(end) = key::find(&mut socket, call)? {
+        return remove(call, &mut socket, end.index, true).map(|()| Some(end)).during(Code::Kernel, what);
     }
-    remove_inside(call).map(|()| false)
+    remove_inside(call).map(|()| None)
 }
 
 /// What another plugin made is found in the container alone.

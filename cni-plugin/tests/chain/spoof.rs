@@ -88,6 +88,16 @@ fn a_delete_takes_the_rules_also_when_nothing_else_is_left_of_the_container() {
 }
 
 #[test]
+fn a_delete_takes_the_rules_also_when_the_configuration_has_not_the_key_any_more() {
+    let (host, pods) = (Host::new(), two());
+    for pod in &pods {
+        host.add(Whose::Ours, "net", pod, &[bridge(&host, "net")]).ok();
+    }
+    host.del(Whose::Ours, "net", &pods[0], &[host.bridge("net")], &Value::Null);
+    assert_eq!((of(&host, &pods[0]).len(), of(&host, &pods[1]).len()), (0, 6), "{}", host.ruleset());
+}
+
+#[test]
 fn a_check_finds_each_rule_that_is_gone_or_altered() {
     let chain = "cni-br-iface-c1-eth0";
     for (broken, named) in [
