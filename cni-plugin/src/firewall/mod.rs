@@ -12,11 +12,13 @@ mod conf;
 mod record;
 mod zone;
 
-use std::collections::BTreeSet;
+use std::cell::LazyCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use chains::Part;
 use conf::{Backend, Firewall, Ingress};
+use record::Gate;
 
 use crate::chained::{self, owner, owner_network};
 use crate::cni::{Attachment, Call, Failure};
@@ -30,11 +32,11 @@ fn add(call: &Call) -> Result<Attachment, Failure> {
     let conf = Firewall::read(call)?;
     let (addresses, bridge) = (addresses(&result), bridge(&conf, &result)?);
     let own = own_name(call);
-    record::write(&conf.folder, &addresses, &own)?;
-    let backend = backend(&conf);
-    let zone = if backend == Backend::Firewalld { zone::add(&conf.zone, &addresses) } else { Ok(()) };
+    let gate = gate(&conf);
+    record::write(&conf.folder, &addresses, &own, &gate)?;
+    let zone = if let Gate::Zone(zone) = &gate { zone::add(zone, &addresses) } else { Ok(()) };
     // A policy is in iptables, whatever lets the container's packets pass.
-    let part = Part { conf: &conf, accepts: backend == Backend::Iptables, bridge };
+    let part = Part { conf: &conf, accepts: gate == Gate::Iptables, bridge };
     zone.and_then(|()| part.add(&addresses)).inspect_err(|_| {
         let _ = remove(&conf, &addresses, &own);
     })?;
@@ -43,6 +45,14 @@ fn add(call: &Call) -> Result<Attachment, Failure> {
 
 fn backend(conf: &Firewall) -> Backend {
     conf.backend.unwrap_or_else(|| if zone::runs() { Backend::Firewalld } else { Backend::Iptables })
+}
+
+/// What the configuration means to let addresses pass.
+fn gate(conf: &Firewall) -> Gate {
+    match backend(conf) {
+        Backend::Iptables => Gate::Iptables,
+        Backend::Firewalld => Gate::Zone(conf.zone.clone()),
+    }
 }
 
 fn bridge<'a>(conf: &Firewall, result: &'a Attachment) -> Result<Option<&'a str>, Failure> {
@@ -65,12 +75,20 @@ fn del(call: &Call) -> Result<(), Failure> {
 fn remove(conf: &Firewall, addresses: &[IpAddr], own: &str) -> Result<(), Failure> {
     let held = |ip: &IpAddr| record::owner(&conf.folder, *ip).is_some_and(|owner| owner != own);
     let free: Vec<_> = addresses.iter().copied().filter(|ip| !held(ip)).collect();
-    if !free.is_empty() {
-        match backend(conf) {
-            Backend::Iptables => chains::remove(&free)?,
-            Backend::Firewalld => zone::remove(&conf.zone, &free)?,
+    // As it was when they were added: firewalld may have come or gone since, and the configuration changed.
+    let mut by_zone: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    let (mut in_chains, usual) = (Vec::new(), LazyCell::new(|| gate(conf)));
+    for ip in &free {
+        match record::gate(&conf.folder, *ip).unwrap_or_else(|| usual.clone()) {
+            Gate::Iptables => in_chains.push(*ip),
+            Gate::Zone(zone) => by_zone.entry(zone).or_default().push(*ip),
         }
     }
+    // Sources end with firewalld.
+    if !by_zone.is_empty() && zone::runs() {
+        by_zone.iter().try_for_each(|(zone, addresses)| zone::remove(zone, addresses))?;
+    }
+    chains::remove(&in_chains)?;
     record::forget_draft(&conf.folder, own);
     free.into_iter().try_for_each(|ip| record::forget(&conf.folder, ip))
 }

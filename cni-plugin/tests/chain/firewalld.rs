@@ -244,6 +244,37 @@ fn where_firewalld_runs_the_addresses_are_sources_of_its_zone_whichever_binary_i
 }
 
 #[test]
+fn what_let_an_address_pass_is_taken_away_whatever_the_host_and_the_configuration_have_become() {
+    let ((mut host, _bus, sources), pods) = (with_firewalld(), [Pod::new("c1"), Pod::new("c2")]);
+    let zone = conf(&host, json!({ "firewalldZone": "pods" }));
+    let result = host.add(Whose::Ours, "net", &pods[0], &[host.bridge("net"), zone]).ok();
+    assert_eq!(names(&sources).len(), 2);
+    host.del(Whose::Ours, "net", &pods[0], &[conf(&host, json!({ "backend": "iptables" }))], &result);
+    assert_eq!(names(&sources), [""; 0]);
+    let with_bus = std::mem::take(&mut host.env);
+    host.env.push(("DBUS_SYSTEM_BUS_ADDRESS".to_owned(), "unix:path=/nowhere".to_owned()));
+    let plain = conf(&host, json!({}));
+    let result = host.add(Whose::Ours, "net", &pods[1], &[host.bridge("net"), plain.clone()]).ok();
+    let all = |host: &Host| ["iptables-save", "ip6tables-save"].map(|program| rules(host, program)).concat();
+    let of_address = |rule: &String| rule.contains("10.88.1.") || rule.contains("fc00:88:1:");
+    assert_eq!(all(&host).iter().filter(|rule| of_address(rule)).count(), 4);
+    host.env = with_bus;
+    host.del(Whose::Ours, "net", &pods[1], &[plain], &result);
+    assert_eq!(all(&host).iter().filter(|rule| of_address(rule)).count(), 0, "{:#?}", all(&host));
+}
+
+#[test]
+fn a_delete_without_the_firewalld_that_had_the_addresses_is_no_error() {
+    let ((mut host, _bus, sources), pod) = (with_firewalld(), Pod::new("c1"));
+    let plain = conf(&host, json!({}));
+    let result = host.add(Whose::Ours, "net", &pod, &[host.bridge("net"), plain.clone()]).ok();
+    assert_eq!(names(&sources).len(), 2);
+    host.env = vec![("DBUS_SYSTEM_BUS_ADDRESS".to_owned(), "unix:path=/nowhere".to_owned())];
+    host.del(Whose::Ours, "net", &pod, &[plain], &result);
+    assert!(!host.folder.join("firewall/10.88.1.2").exists());
+}
+
+#[test]
 fn beside_firewalld_iptables_keeps_the_policy_and_nothing_else_as_the_reference_plugin_has_it() {
     for policy in ["same-bridge", "isolated"] {
         let made = [Whose::Ours, Whose::Reference].map(|whose| {
