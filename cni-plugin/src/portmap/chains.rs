@@ -5,11 +5,10 @@ use ipnetwork::IpNetwork;
 use subnet_lease::Family;
 
 use super::conf::{Mapping, PortMap, Protocol};
-use super::reference::chain;
+use super::reference::{DNAT, chain, container};
 use crate::cni::{Call, Code, Failure};
 use crate::iptables::{Plan, Saved, SavedRule, Table, has_legacy};
 
-const DNAT: &str = "CNI-HOSTPORT-DNAT";
 const SET_MARK: &str = "CNI-HOSTPORT-SETMARK";
 const MASQUERADE: &str = "CNI-HOSTPORT-MASQ";
 const TO_HOST: [&str; 6] = ["-m", "addrtype", "--dst-type", "LOCAL", "-j", DNAT];
@@ -193,13 +192,15 @@ pub(super) fn remove_legacy(call: &Call) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Removes the chains of containers of a network that are not valid any more.
-pub(super) fn collect(network: &str, valid: &dyn Fn(&str) -> bool) -> Result<(), Failure> {
-    for family in Family::ALL.into_iter().filter(|family| nat(*family).is_there()) {
-        nat(family).change(|saved| {
+/// Removes the chains of containers of a network that are not valid any more from tables of the old kernel interface,
+/// where there are any.
+pub(super) fn collect_legacy(network: &str, valid: &dyn Fn(&str) -> bool) -> Result<(), Failure> {
+    for family in Family::ALL.into_iter().filter(|family| has_legacy(*family, "nat")) {
+        let table = Table { legacy: true, ..nat(family) };
+        table.change(|saved| {
             let stale = |rule: &SavedRule| {
-                let (name, id) = owner(rule)?;
-                (name == network && !valid(id)).then(|| rule.after("-j").map(str::to_owned))?
+                let id = container(network, rule.after("--comment")?)?;
+                (!valid(id)).then(|| rule.after("-j").map(str::to_owned))?
             };
             let mut chains: Vec<_> = saved.rules(DNAT).filter_map(stale).collect();
             chains.dedup();
@@ -209,11 +210,4 @@ pub(super) fn collect(network: &str, valid: &dyn Fn(&str) -> bool) -> Result<(),
         })?;
     }
     Ok(())
-}
-
-/// Network and container from a rule's comment.
-fn owner(rule: &SavedRule) -> Option<(&str, &str)> {
-    let text = rule.after("--comment")?.strip_prefix("dnat name: \"")?;
-    let (name, id) = text.split_once("\" id: \"")?;
-    Some((name, id.strip_suffix('"')?))
 }

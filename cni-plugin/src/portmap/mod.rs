@@ -196,12 +196,9 @@ fn gc(call: &Call) -> Result<(), Failure> {
     let removed =
         native::remove(&mut socket, &|owner| owner.starts_with(&network) && !valid.contains(owner))?;
     forget_removed(&mut socket, &removed);
-    match PortMap::read(call)?.backend {
-        Backend::Nftables => Ok(()),
-        Backend::Iptables => {
-            chains::collect(&call.network, &|id| keys.iter().any(|(container, _)| container == id))
-        }
-    }
+    let is_valid = |id: &str| keys.iter().any(|(container, _)| container == id);
+    reference::collect(&mut socket, &call.network, &is_valid)?;
+    chains::collect_legacy(&call.network, &is_valid)
 }
 
 fn netfilter() -> Result<Socket, Failure> {

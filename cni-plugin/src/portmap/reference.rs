@@ -3,13 +3,16 @@
 //!
 //! Its rules name the container alone, neither network nor interface; so it, and we, remove all of a container's.
 
+use std::collections::BTreeSet;
+
 use backends::netlink::Socket;
 use nix::errno::Errno;
 use subnet_lease::Family;
 
 use crate::cni::{Code, During, Failure};
 use crate::hash;
-use crate::nft::{Change, Reader};
+use crate::iptables::Turn;
+use crate::nft::{Change, Reader, RuleView};
 
 /// The table of its backend `nftables`.
 const TABLE: &str = "cni_hostport";
@@ -17,8 +20,10 @@ const TABLE: &str = "cni_hostport";
 const CHAINS: [&str; 3] = ["hostports", "hostip_hostports", "masquerading"];
 /// The table of its backend `iptables`, as nf_tables has it.
 const NAT: &str = "nat";
+/// The chain that leads to those of containers.
+pub(super) const DNAT: &str = "CNI-HOSTPORT-DNAT";
 /// Prefixes of a container's chains there, each with the chain that jumps to it.
-const ENTRIES: [(&str, &str); 2] = [("CNI-DN-", "CNI-HOSTPORT-DNAT"), ("CNI-SN-", "CNI-HOSTPORT-SNAT")];
+const ENTRIES: [(&str, &str); 2] = [("CNI-DN-", DNAT), ("CNI-SN-", "CNI-HOSTPORT-SNAT")];
 /// Longest name of a chain of iptables.
 const NAME: usize = 28;
 
@@ -57,6 +62,35 @@ pub(super) fn remove_chains(socket: &mut Socket, network: &str, container: &str)
         }
     }
     commit(change, socket).during(Code::Kernel, what)
+}
+
+/// Removes the chains of a network's containers that are not valid any more, likewise.
+pub(super) fn collect(
+    socket: &mut Socket,
+    network: &str,
+    valid: &dyn Fn(&str) -> bool,
+) -> Result<(), Failure> {
+    let mut left = BTreeSet::new();
+    for family in Family::ALL {
+        let rules = Reader { socket, table: NAT }.rules(family, Some(DNAT));
+        let rules =
+            rules.during(Code::Kernel, || "cannot read the chains of iptables with port maps".into())?;
+        let stale = |rule: &RuleView| {
+            let id = container(network, rule.comment()).filter(|id| !valid(id))?;
+            (rule.target() == Some(&chain("CNI-DN-", network, id))).then(|| id.to_owned())
+        };
+        left.extend(rules.iter().filter_map(stale));
+    }
+    if left.is_empty() {
+        return Ok(());
+    }
+    let _turn = Turn::take();
+    left.iter().try_for_each(|id| remove_chains(socket, network, id))
+}
+
+/// The container that the comment of a rule names, if it is of this network.
+pub(super) fn container<'a>(network: &str, comment: &'a str) -> Option<&'a str> {
+    comment.strip_prefix(&format!("dnat name: \"{network}\" id: \""))?.strip_suffix('"')
 }
 
 /// What somebody else removed meanwhile is gone as well.

@@ -170,8 +170,8 @@ fn a_loopback() {
     }
 }
 
-/// The reference plugin's ways to masquerade, the third with tables of the old kernel interface.
-fn masquerading(host: &Host) -> [Value; 3] {
+/// A `PATH` whose `iptables` is that of the old kernel interface.
+fn old_iptables(host: &Host) -> String {
     let folder = host.folder.join("old");
     fs::create_dir(&folder).unwrap();
     for family in ["iptables", "ip6tables"] {
@@ -180,11 +180,42 @@ fn masquerading(host: &Host) -> [Value; 3] {
             symlink(old, folder.join(format!("{family}{program}"))).unwrap();
         }
     }
-    let old = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", folder.display());
+    format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", folder.display())
+}
+
+#[test]
+fn port_maps_in_tables_of_the_old_kernel_interface_are_ours_to_delete_and_to_collect() {
+    let (mut host, pods) = (Host::new(), [Pod::new("c1"), Pod::new("c2"), Pod::new("c3")]);
+    let conf = |n: u16| iptables(&[mapping("tcp", 8081 + n, 80)], json!({}));
+    let befores = pods.each_ref().map(|pod| host.add(Whose::Ours, "net", pod, &[host.bridge("net")]).ok());
+    host.env.push(("PATH".to_owned(), old_iptables(&host)));
+    for (n, pod) in pods.iter().enumerate() {
+        let conf = complete("net", &conf(n.try_into().unwrap()), &befores[n]);
+        host.call(Whose::Reference, "ADD", (&pod.id, &pod.net.path(), "eth0"), &conf).ok();
+    }
+    host.env.clear();
+    let ports = |host: &Host| {
+        let all =
+            ["iptables-legacy-save", "ip6tables-legacy-save"].map(|program| rules(host, program)).concat();
+        ["8081", "8082", "8083"].map(|port| all.iter().filter(|rule| rule.contains(port)).count())
+    };
+    let [first, second, third] = ports(&host);
+    assert!(first > 0 && second > 0 && third > 0);
+    host.del(Whose::Ours, "net", &pods[0], &[portmap(&[])], &Value::Null);
+    assert_eq!(ports(&host), [0, second, third]);
+    let valid = json!([{ "containerID": "c3", "ifname": "eth0" }]);
+    let keys = json!({ "cniVersion": "1.1.0", "cni.dev/valid-attachments": valid });
+    host.call(Whose::Ours, "GC", ("", "", ""), &complete("net", &with(&portmap(&[]), keys), &Value::Null))
+        .ok();
+    assert_eq!(ports(&host), [0, 0, third]);
+}
+
+/// The reference plugin's ways to masquerade, the third with tables of the old kernel interface.
+fn masquerading(host: &Host) -> [Value; 3] {
     [
         json!({ "ipMasqBackend": "iptables" }),
         json!({ "ipMasqBackend": "nftables" }),
-        json!({ "ipMasqBackend": "iptables", "PATH": old }),
+        json!({ "ipMasqBackend": "iptables", "PATH": old_iptables(host) }),
     ]
 }
 

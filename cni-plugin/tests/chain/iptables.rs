@@ -104,22 +104,26 @@ fn a_flow_of_udp_goes_to_the_new_container_with_its_next_packet() {
 
 #[test]
 fn a_collection_removes_the_chains_of_what_is_not_valid() {
-    let (host, pods) = (Host::new(), [Pod::new("c1"), Pod::new("c2")]);
-    for (n, pod) in pods.iter().enumerate() {
-        let port = 8080 + u16::try_from(n).unwrap();
-        host.add(
-            Whose::Ours,
-            "net",
-            pod,
-            &[host.bridge("net"), iptables(&[mapping("tcp", port, 80)], json!({}))],
-        )
-        .ok();
+    // Whoever made them, and whatever ours makes by now.
+    for (made_by, backend) in
+        [(Whose::Ours, "iptables"), (Whose::Reference, "iptables"), (Whose::Reference, "nftables")]
+    {
+        let (host, pods) = (Host::new(), [Pod::new("c1"), Pod::new("c2"), Pod::new("stranger")]);
+        for (n, pod) in pods.iter().enumerate() {
+            let port = 8080 + u16::try_from(n).unwrap();
+            let network = if n == 2 { "other" } else { "net" };
+            let before = host.add(Whose::Ours, network, pod, &[host.bridge(network)]).ok();
+            let conf = complete(network, &iptables(&[mapping("tcp", port, 80)], json!({})), &before);
+            host.call(made_by, "ADD", (&pod.id, &pod.net.path(), "eth0"), &conf).ok();
+        }
+        let keys = json!({ "cniVersion": "1.1.0", "backend": backend });
+        let mut conf = complete("net", &iptables(&[], keys), &Value::Null);
+        conf["cni.dev/valid-attachments"] = json!([{ "containerID": "c2", "ifname": "eth0" }]);
+        host.call(Whose::Ours, "GC", ("", "", ""), &conf).ok();
+        let all =
+            ["iptables-save", "ip6tables-save"].map(|program| rules(&host, program)).concat().join("\n");
+        assert!(!all.contains("8080") && all.contains("8081") && all.contains("8082"), "{made_by:?} {all}");
     }
-    let mut conf = complete("net", &iptables(&[], json!({ "cniVersion": "1.1.0" })), &Value::Null);
-    conf["cni.dev/valid-attachments"] = json!([{ "containerID": "c2", "ifname": "eth0" }]);
-    host.call(Whose::Ours, "GC", ("", "", ""), &conf).ok();
-    let all = rules(&host, "iptables-save").join("\n");
-    assert!(!all.contains("8080") && all.contains("8081"), "{all}");
 }
 
 #[test]
