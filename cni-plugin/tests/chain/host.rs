@@ -243,6 +243,8 @@ impl Host {
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         let path = if whose == Whose::Reference { peers() } else { PathBuf::from("/nowhere") };
         command.env("CNI_PATH", path).envs(self.env.iter().cloned());
+        // Where a hostile configuration may write.
+        command.current_dir(&self.folder);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
