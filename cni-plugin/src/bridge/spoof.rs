@@ -85,15 +85,29 @@ pub(super) fn ensure(call: &Call, port: IfName, mac: Mac) -> Result<(), Failure>
     let what = || "cannot set up macspoofchk, which needs nf_tables for bridges".to_owned();
     let mut socket = Socket::netfilter().during(Code::Kernel, what)?;
     let names = Names::of(call);
+    let rules = names.rules(port, mac);
+    match addition(&names, &rules, false).commit(&mut socket, None) {
+        Err(error) if error.errno() == Errno::ENOENT => {
+            addition(&names, &rules, true).commit(&mut socket, None).during(Code::Kernel, what)
+        }
+        other => other.during(Code::Kernel, what),
+    }
+}
+
+/// With what is everybody's only where it is missing: the kernel takes a base chain that is there for a changed one, and
+/// waits for its readers.
+fn addition(names: &Names, rules: &[Rule], whole: bool) -> Change {
     let mut change = Change::of(TABLE);
-    change.table(FAMILY, "");
-    change.base_chain(FAMILY, ENTRY, "filter", HOOK);
+    if whole {
+        change.table(FAMILY, "");
+        change.base_chain(FAMILY, ENTRY, "filter", HOOK);
+    }
     for chain in [&names.port, &names.mac] {
         change.chain(FAMILY, chain);
         change.empty_chain(FAMILY, chain);
     }
-    names.rules(port, mac).iter().for_each(|rule| change.rule(FAMILY, rule));
-    change.commit(&mut socket, None).during(Code::Kernel, what)
+    rules.iter().for_each(|rule| change.rule(FAMILY, rule));
+    change
 }
 
 /// Removes what there is of the call's attachment; none there, or no nf_tables, is fine.

@@ -111,6 +111,7 @@ fn a_check_finds_each_rule_that_is_gone_or_altered() {
             "cni-br-iface-c1-eth0-mac",
         ),
         ("delete table bridge nat".to_owned(), "PREROUTING"),
+        ("flush chain bridge nat PREROUTING\ndelete chain bridge nat PREROUTING".to_owned(), "PREROUTING"),
     ] {
         let (host, pod) = (Host::new(), Pod::new("c1"));
         let conf = bridge(&host, "net");
@@ -122,6 +123,8 @@ fn a_check_finds_each_rule_that_is_gone_or_altered() {
         assert!(lost.code() == 101 && lost.msg().ends_with(named), "{broken} {}", lost.msg());
         host.del(Whose::Ours, "net", &pod, slice::from_ref(&conf), &result);
         assert_eq!(of(&host, &pod), [""; 0], "{broken}");
+        host.add(Whose::Ours, "net", &pod, slice::from_ref(&conf)).ok();
+        assert_eq!(of(&host, &pod).len(), 6, "{broken}");
     }
 }
 
