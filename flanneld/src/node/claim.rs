@@ -28,7 +28,11 @@ pub(super) struct ClaimState {
     confirmed: bool,
     /// When the lease ends.
     expires: Option<Tick>,
+    /// When to try again what failed; before that nothing is claimed.
     retry: Option<Tick>,
+    /// When what somebody undid is claimed again; another claim does not wait for it.
+    #[serde(default)]
+    paced: Option<Tick>,
     failures: u32,
     /// When a claim last succeeded, and from when on the same may be made again.
     held_at: Tick,
@@ -47,7 +51,7 @@ impl ClaimState {
         if self.in_flight {
             return Tick::MAX;
         }
-        self.retry.or_else(|| self.renewal(margin)).unwrap_or(Tick::MAX)
+        self.retry.or(self.paced).or_else(|| self.renewal(margin)).unwrap_or(Tick::MAX)
     }
 
     /// A wish of ours that changed is told at once, and so is the first claim after a calm time; what somebody undoes
@@ -78,11 +82,10 @@ impl ClaimState {
 impl NodeCore {
     /// Claims when the store does not show what we would publish, or when the lease is to be renewed.
     pub(super) fn claim_if_due(&mut self, now: Tick, effects: &mut Vec<Effect>) {
-        let waits = |at: Tick| at > now && at != self.claim.not_before;
-        if self.claim.in_flight || self.claim.retry.is_some_and(waits) {
+        if self.claim.in_flight || self.claim.retry.is_some_and(|at| at > now) {
             return;
         }
-        self.claim.retry = None;
+        (self.claim.retry, self.claim.paced) = (None, None);
         let Some(claim) = self.wished_claim() else { return };
         let shown = self.leases.shown.as_ref();
         let as_wished = |l: &Lease| l.public == claim.public && l.attrs == claim.attrs;
@@ -92,7 +95,7 @@ impl NodeCore {
         }
         let same = self.claim.wish.as_ref().is_some_and(|w| (&w.0, &w.1) == (&claim.public, &claim.attrs));
         if same && self.claim.not_before > now {
-            self.claim.retry = Some(self.claim.not_before);
+            self.claim.paced = Some(self.claim.not_before);
             return;
         }
         self.claim.undone = same && self.claim.confirmed && !shown.is_some_and(as_wished);
