@@ -114,7 +114,7 @@ fn del(call: &Call) -> Result<(), Failure> {
     // A kernel without nf_tables has nothing of ours.
     let Some(Ok(mut socket)) = socket else { return chains::remove_legacy(call) };
     let own = own_name(call);
-    let removed = native::remove(&mut socket, &|owner| owner == own)?;
+    let ending = native::expire(&mut socket, &|owner| owner == own)?;
     // A rule of the reference plugin's table names the container alone: it may be of another network than this one,
     // unless this one has ports.
     let runtime = call.conf.object("runtimeConfig").ok().flatten();
@@ -122,6 +122,7 @@ fn del(call: &Call) -> Result<(), Failure> {
         reference::remove_rules(&mut socket, &call.container)?;
     }
     remove_chains(call, &mut socket)?;
+    let removed = native::end(&mut socket, ending, &|owner| owner == own)?;
     // Last, so that no packet finds a forward any more and is remembered anew.
     if removed.is_empty() {
         forget_mapped(call, &mut socket);

@@ -1,8 +1,11 @@
 //! Port maps in nf_tables: what the verbs do with the table.
 
+use std::time::Duration;
+
 use backends::netlink::Socket;
 use nix::errno::Errno;
-use nix::poll::{PollTimeout, poll};
+use nix::poll::ppoll;
+use nix::sys::time::TimeSpec;
 use subnet_lease::Family;
 
 use super::table::{TABLE, Wish, meaning};
@@ -12,12 +15,12 @@ use crate::nft::{Change, Element, Reader};
 /// Tries when others change the ruleset at the same time; the last one goes ahead nevertheless.
 const TRIES: u32 = 20;
 
-/// Looks at elements that are about to expire, a millisecond apart; the slowest kernel has a tick of ten.
-const TICKS: u32 = 50;
-const TICK_MS: u8 = 1;
+/// Looks at elements that are about to expire, and what is between two; the slowest kernel has a tick of ten milliseconds.
+const LOOKS: u32 = 100;
+const BETWEEN: Duration = Duration::from_micros(500);
 
 /// Elements by family and set.
-type Owned = (Family, String, Vec<Element>);
+pub(super) type Owned = (Family, String, Vec<Element>);
 /// An element of ours that was taken away, with its family.
 pub(super) type Removed = (Family, Element);
 
@@ -57,9 +60,14 @@ pub(super) fn add(socket: &mut Socket, wishes: &[Wish]) -> Result<(), Failure> {
     Err(Failure::new(Code::TryAgain, "the host's nf_tables rules change faster than they can be read"))
 }
 
-/// Takes away the elements whose owner is meant, and yields them. They expire, which needs no waiting for the kernel's
-/// readers; what is there still after that, on an old kernel, is deleted.
+/// Takes away the elements whose owner is meant, and yields them.
 pub(super) fn remove(socket: &mut Socket, meant: &dyn Fn(&str) -> bool) -> Result<Vec<Removed>, Failure> {
+    let ending = expire(socket, meant)?;
+    end(socket, ending, meant)
+}
+
+/// Lets the elements whose owner is meant expire, which needs no waiting for the kernel's readers, but for its next tick.
+pub(super) fn expire(socket: &mut Socket, meant: &dyn Fn(&str) -> bool) -> Result<Vec<Owned>, Failure> {
     let what = || format!("cannot remove port maps from table {TABLE}");
     for n in 1..=TRIES {
         let mut reader = Reader { socket, table: TABLE };
@@ -73,20 +81,20 @@ pub(super) fn remove(socket: &mut Socket, meant: &dyn Fn(&str) -> bool) -> Resul
         match change.commit(socket, generation.filter(|_| n < TRIES)) {
             Err(error) if error.errno() == Errno::ERESTART => {}
             // A kernel that cannot do it may also say so.
-            _ => return end(socket, found, meant),
+            _ => return Ok(found),
         }
     }
     Err(Failure::new(Code::Kernel, what()))
 }
 
-/// Waits for the elements' end, or brings it about.
-fn end(
+/// Waits for these elements' end; what an old kernel does not let expire is deleted.
+pub(super) fn end(
     socket: &mut Socket,
     found: Vec<Owned>,
     meant: &dyn Fn(&str) -> bool,
 ) -> Result<Vec<Removed>, Failure> {
     let what = || format!("cannot remove port maps from table {TABLE}");
-    for n in 0..TICKS {
+    for n in 0..LOOKS {
         let mut change = Change::of(TABLE);
         let mut left = 0;
         for (family, set, _) in &found {
@@ -94,7 +102,7 @@ fn end(
                 Reader { socket, table: TABLE }.elements(*family, set).during(Code::Kernel, what)?;
             there.retain(|element| meant(&element.owner));
             left += there.len();
-            there.retain(|element| !element.ends || n + 1 == TICKS);
+            there.retain(|element| !element.ends || n + 1 == LOOKS);
             change.delete(*family, set, &there);
         }
         if left == 0 {
@@ -105,7 +113,7 @@ fn end(
             Err(error) if error.errno() == Errno::ENOENT => {}
             other => other.during(Code::Kernel, what)?,
         }
-        let _ = poll(&mut [], PollTimeout::from(TICK_MS));
+        let _ = ppoll(&mut [], Some(TimeSpec::from_duration(BETWEEN)), None);
     }
     let of_set = |(family, _, elements): Owned| elements.into_iter().map(move |element| (family, element));
     Ok(found.into_iter().flat_map(of_set).filter(|(_, element)| !element.value.is_empty()).collect())
