@@ -7,8 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use backends::kernel::real::{EventFilter, Events};
 use backends::kernel::{Kernel, KernelError, KernelEvent, OpError};
+use backends::netlink::link::LinkView;
+use backends::netlink::{Received, Socket};
 use backends::{Mac, Neigh, Object, Op};
 use nix::errno::Errno;
+use nix::libc;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
@@ -17,6 +20,9 @@ use nix::sys::socket::{
 };
 
 use crate::lab::{Lab, ip, name, type_lines};
+
+const RTNLGRP_LINK: u32 = 1;
+const RTM_DELLINK: u16 = 17;
 
 /// How often something is tried that comes within a few times on a quiet machine.
 const TRIES: usize = 5000;
@@ -120,6 +126,20 @@ fn a_link_that_is_known_is_news_only_with_what_is_asked_of_it() {
         type_lines(typed);
         assert_eq!(events.drain(&filter).unwrap().event, expected, "{typed}");
     }
+}
+
+#[test]
+fn a_sieve_lets_the_removal_of_its_link_pass_and_nothing_else() {
+    let _lab = Lab::new();
+    type_lines("ip link add one type bridge\nip link add two type bridge");
+    let index = if_nametoindex("one").unwrap();
+    let mut socket = Socket::subscribe(libc::NETLINK_ROUTE, &[RTNLGRP_LINK]).unwrap();
+    socket.hear_only_removal_of(index);
+    type_lines("ip link set one up\nip link delete two\nip link set one down\nip link delete one");
+    let Received::Messages(mut heard) = socket.receive().unwrap() else { panic!("nothing passed") };
+    let message = heard.next().unwrap();
+    assert_eq!((message.kind, LinkView::parse(&message).unwrap().index), (RTM_DELLINK, index));
+    assert!(matches!(socket.receive().unwrap(), Received::Empty));
 }
 
 #[test]
