@@ -6,7 +6,9 @@ use backends::kernel::KernelEvent;
 use backends::kernel::real::{EventFilter, HostReader, OwnReader, Unreadable};
 use backends::netlink::nft::TableReader;
 use backends::netlink::route::{RT_TABLE_MAIN, RTN_UNICAST, RouteView, put_route};
-use backends::netlink::veth::{NewRoute, PortMode, VethView, add_address, add_route, set_port};
+use backends::netlink::veth::{
+    NewRoute, PortMode, VethView, add_address, add_route, read_forwarding, read_namespace_number, set_port,
+};
 use backends::netlink::{AF_BRIDGE, AF_INET, AF_INET6, Batch, Messages, bridge, neigh};
 use backends::{KernelState, Mac, Owner, diff};
 use subnet_lease::{Family, NetworkId};
@@ -98,7 +100,7 @@ fn read(bytes: &[u8]) {
             own.route(&message, family);
             host.route(&message, family);
         }
-        let _ = VethView::parse(&message);
+        let _ = (VethView::parse(&message), read_namespace_number(&message), read_forwarding(&message));
     }
     assert!(host.facts.links.len() + host.facts.addresses.len() + host.facts.routes.len() <= most);
     let (have, unreadable) = own.finish();
