@@ -63,7 +63,8 @@ impl NodeCore {
             // On an interrupted read nothing is chosen anew; it is read once more after this pass.
             Ok(facts) if facts.interrupted && self.facts.is_some() => self.host_stale = true,
             Ok(facts) => {
-                self.host_stale = facts.interrupted;
+                // What was told since it was asked for may not be in it.
+                self.host_stale |= facts.interrupted;
                 self.facts = Some(facts);
                 self.choose_external(now);
                 self.snapshot(now);

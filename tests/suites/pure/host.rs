@@ -108,6 +108,25 @@ fn a_backend_that_cannot_work_here_ends_the_daemon_at_the_start_with_a_sentence(
     }
 }
 
+/// The kernel is read on a thread of its own: what it told after that, and before the answer was heard, is not in the answer.
+#[test]
+fn what_is_told_while_the_host_is_read_is_read_in_the_next_pass() {
+    use backends::kernel::{Kernel as _, KernelEvent};
+    let mut solo = running(settings(), host(&[]), NETWORK, &[2]);
+    let now = Duration::from_secs(1);
+    let effects = solo.core.handle(now, Input::Kernel(KernelEvent::Host));
+    assert!(matches!(effects[..], [Effect::ReadHost]), "{effects:?}");
+    let before = solo.kernel.host();
+    for line in ["ip address add 172.16.0.77/24 dev eth0", "ip address delete 172.16.0.1/24 dev eth0"] {
+        type_line(&mut solo.kernel.net, line).unwrap();
+    }
+    solo.core.handle(now, Input::Kernel(KernelEvent::Host));
+    solo.hear(Input::Host(before));
+    solo.wait(Duration::from_secs(1));
+    let told = format!("{:?}", solo.status());
+    assert!(told.contains("172.16.0.77"), "{told}");
+}
+
 #[test]
 fn an_interface_that_was_named_is_waited_for_so_long_and_no_other_is_taken() {
     for (wait, until, expected) in [
