@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 
-/// Takes memory from the kernel 64 KiB at a time. musl's own maps and unmaps a page or two for every new size: a quarter
+/// Takes memory from the kernel 64 KiB at a time. musl's own maps and unmaps a page or two for every new size: twenty
 /// more system calls per ADD.
 #[global_allocator]
 static ALLOCATOR: GlobalDlmalloc = GlobalDlmalloc;

@@ -16,6 +16,7 @@ pub mod bridge;
 mod error;
 pub mod link;
 pub mod neigh;
+pub mod netconf;
 pub mod nft;
 pub mod route;
 mod sieve;

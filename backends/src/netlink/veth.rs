@@ -66,8 +66,8 @@ pub struct PortMode {
 /// Adds to the batch: set the alias of a bridge port, which its creation cannot (the kernel takes no notice of it
 /// there), and its mode. By name, so that it can follow the creation in one batch.
 ///
-/// With IPv6 it also says that the port gets no address of its own, for which it has no use: to make one, to ask whether
-/// another has it and to take it away is a tenth of what a pod's link costs. Without IPv6 that is refused with EAFNOSUPPORT.
+/// With IPv6 it also says that the port gets no address of its own, for which it has no use: the kernel would make one, ask
+/// all ports whether another has it, and take it away again. Without IPv6 that is refused with EAFNOSUPPORT.
 pub fn set_port(batch: &mut Batch, port: IfName, alias: &str, mode: PortMode, has_ipv6: bool) {
     batch.message(RTM_NEWLINK, REQUEST, &link_header(0, 0, 0)).attr_str(IFLA_IFNAME, port.as_str());
     batch.attr(IFLA_IFALIAS, alias.as_bytes());
@@ -130,21 +130,6 @@ pub fn get_link_at(link: u32) -> Batch {
     let mut batch = Batch::new();
     batch.message(RTM_GETLINK, REQUEST, &link_header(link, 0, 0));
     batch
-}
-
-/// Asks whether packets of a family pass the host.
-pub fn get_forwarding(family: u8) -> Batch {
-    let mut batch = Batch::new();
-    let mut header = [0; NETCONF];
-    header[0] = family;
-    batch.message(RTM_GETNETCONF, REQUEST, &header).attr_u32(NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL);
-    batch
-}
-
-/// The answer.
-pub fn read_forwarding(message: &RawMessage<'_>) -> Option<bool> {
-    let state = Attrs::after(message.payload, NETCONF).find(NETCONFA_FORWARDING).and_then(read_u32);
-    state.filter(|_| message.kind == RTM_NEWNETCONF).map(|state| state != 0)
 }
 
 /// Asks for the ports of a bridge.
@@ -316,13 +301,6 @@ const RTM_NEWNSID: u16 = 88;
 const RTM_GETNSID: u16 = 90;
 const NETNSA_NSID: u16 = 1;
 const NETNSA_FD: u16 = 3;
-/// Size of `struct netconfmsg`, with what fills it up.
-const NETCONF: usize = 4;
-const RTM_NEWNETCONF: u16 = 80;
-const RTM_GETNETCONF: u16 = 82;
-const NETCONFA_IFINDEX: u16 = 1;
-const NETCONFA_FORWARDING: u16 = 2;
-const NETCONFA_IFINDEX_ALL: u32 = u32::MAX;
 /// Size of `struct rtmsg`.
 const RTM: usize = 12;
 

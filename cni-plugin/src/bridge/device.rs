@@ -4,9 +4,8 @@ use std::net::IpAddr;
 
 use backends::netlink::bridge::{create_bridge, set_mac};
 use backends::netlink::link::{AddressView, IFF_UP, LinkView, dump_addresses, get_link};
-use backends::netlink::veth::{
-    add_address, delete_address, dump_ports, get_forwarding, read_forwarding, set_flags,
-};
+use backends::netlink::netconf::{get_forwarding, read_forwarding};
+use backends::netlink::veth::{add_address, delete_address, dump_ports, set_flags};
 use backends::netlink::{Batch, Socket, family_of};
 use backends::{IfName, Mac};
 use ipnetwork::IpNetwork;

@@ -41,7 +41,7 @@ pub(super) fn furnish(
         steps.push(format!("give {} to {name}", lease.net));
     }
     set_announcing(&mut batch, pair.peer, if conf.stay_down { 0 } else { IFF_UP });
-    steps.push(format!("set {name} up"));
+    steps.push(format!("set {name} {}", if conf.stay_down { "to announce addresses" } else { "up" }));
     for route in routes {
         add_route(&mut batch, &new_route(pair.peer, route));
         steps.push(format!("add the route to {}", route.dst));

@@ -4,10 +4,11 @@ use std::sync::OnceLock;
 
 use backends::kernel::KernelEvent;
 use backends::kernel::real::{EventFilter, HostReader, OwnReader, Unreadable};
+use backends::netlink::netconf::read_forwarding;
 use backends::netlink::nft::TableReader;
 use backends::netlink::route::{RT_TABLE_MAIN, RTN_UNICAST, RouteView, put_route};
 use backends::netlink::veth::{
-    NewRoute, PortMode, VethView, add_address, add_route, read_forwarding, read_namespace_number, set_port,
+    NewRoute, PortMode, VethView, add_address, add_route, read_namespace_number, set_port,
 };
 use backends::netlink::{AF_BRIDGE, AF_INET, AF_INET6, Batch, Messages, bridge, neigh};
 use backends::{KernelState, Mac, Owner, diff};

@@ -13,6 +13,7 @@ use crate::netlink::link::{
     AddressView, IFF_LOWER_UP, LinkView, RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK,
 };
 use crate::netlink::neigh::{NeighView, RTM_DELNEIGH, RTM_NEWNEIGH};
+use crate::netlink::netconf::{RTM_NEWNETCONF, tells_forwarding};
 use crate::netlink::route::{RT_TABLE_MAIN, RTPROT_KERNEL, RouteView};
 use crate::netlink::{AF_BRIDGE, Attrs, Messages, RawMessage, Unread};
 use crate::owner::ROUTE_PROTOCOL;
@@ -80,7 +81,7 @@ impl EventFilter {
                 let counts = !is_link_local(view.net) || self.may_be_external(view.link);
                 counts.then_some(KernelEvent::Host)
             }),
-            RTM_NEWNETCONF => Ok(forwarding(message).then_some(KernelEvent::Own)),
+            RTM_NEWNETCONF => Ok(tells_forwarding(message).then_some(KernelEvent::Own)),
             RTM_NEWNEIGH | RTM_DELNEIGH if known.is_some() => Ok(None),
             RTM_NEWNEIGH | RTM_DELNEIGH => NeighView::parse(message).map(|view| self.neighbour(&view)),
             _ => self.route(message),
@@ -94,8 +95,9 @@ impl EventFilter {
         if !other || self.links.contains(&view.name) {
             return true;
         }
-        let known = || self.known.iter().any(|known| known.is_still(&host_link(view)));
-        !is_pods(view) && (message.kind == RTM_DELLINK || !known())
+        let known = || self.known.iter().find(|known| known.index == view.index);
+        let is_news = || known().is_none_or(|known| !known.is_still(&host_link(view)));
+        !is_pods(view) && (message.kind == RTM_DELLINK || is_news())
     }
 
     /// Whether a link of this index is the underlay, or nobody knows.
@@ -163,13 +165,6 @@ fn is_link_local(net: IpNetwork) -> bool {
     matches!(net, IpNetwork::V6(net) if net.ip().is_unicast_link_local())
 }
 
-/// Whether a message about a link's or the host's settings says that forwarding changed. One that names other settings too
-/// comes with a new link, of which a message of its own tells.
-fn forwarding(message: &RawMessage<'_>) -> bool {
-    let attrs = Attrs::after(message.payload, NETCONFMSG);
-    attrs.clone().find(NETCONFA_FORWARDING).is_some() && attrs.find(NETCONFA_PROXY_NEIGH).is_none()
-}
-
 /// The name of a link that is there.
 fn name_of(index: u32) -> Option<IfName> {
     if_indextoname(index).ok().map(|name| IfName::from_kernel(name.as_bytes()))
@@ -222,12 +217,6 @@ fn graver(a: Option<KernelEvent>, b: Option<KernelEvent>) -> Option<KernelEvent>
     };
     if weight(b) > weight(a) { b } else { a }
 }
-
-/// Size of `struct netconfmsg`.
-const NETCONFMSG: usize = 1;
-const RTM_NEWNETCONF: u16 = 80;
-const NETCONFA_FORWARDING: u16 = 2;
-const NETCONFA_PROXY_NEIGH: u16 = 5;
 
 const FORWARD: &[u8] = b"FORWARD";
 /// `NF_INET_FORWARD`.

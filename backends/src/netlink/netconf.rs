@@ -1,0 +1,35 @@
+//! Settings of links and of the host as rtnetlink tells them: whether packets are forwarded.
+
+use super::link::REQUEST;
+use super::{Attrs, Batch, RawMessage, read_u32};
+
+/// Asks whether packets of a family (`AF_INET`, `AF_INET6`) pass the host.
+pub fn get_forwarding(family: u8) -> Batch {
+    let mut batch = Batch::new();
+    let mut header = [0; NETCONF];
+    header[0] = family;
+    batch.message(RTM_GETNETCONF, REQUEST, &header).attr_u32(NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL);
+    batch
+}
+
+/// The answer.
+pub fn read_forwarding(message: &RawMessage<'_>) -> Option<bool> {
+    let state = Attrs::after(message.payload, NETCONF).find(NETCONFA_FORWARDING).and_then(read_u32);
+    state.filter(|_| message.kind == RTM_NEWNETCONF).map(|state| state != 0)
+}
+
+/// Whether a notification says that forwarding changed, of a link or of the host. One that names other settings too comes
+/// with a new link, of which a message of its own tells.
+pub(crate) fn tells_forwarding(message: &RawMessage<'_>) -> bool {
+    let attrs = Attrs::after(message.payload, NETCONF);
+    attrs.clone().find(NETCONFA_FORWARDING).is_some() && attrs.find(NETCONFA_PROXY_NEIGH).is_none()
+}
+
+/// Size of `struct netconfmsg`, with what fills it up.
+const NETCONF: usize = 4;
+pub(crate) const RTM_NEWNETCONF: u16 = 80;
+const RTM_GETNETCONF: u16 = 82;
+const NETCONFA_IFINDEX: u16 = 1;
+const NETCONFA_FORWARDING: u16 = 2;
+const NETCONFA_PROXY_NEIGH: u16 = 5;
+const NETCONFA_IFINDEX_ALL: u32 = u32::MAX;
