@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   NetworkConfig, own lease, PeerTable, Facts
-//!         │  Backend::desired, traffic::rules          pure
+//!         │  Backend::desired, rules::rules            pure
 //!         ▼
 //!   KernelState (the wish)      Kernel::own ─▶ KernelState (the dump)
 //!         └───────────── diff(want, have, owner) ────────────┘    pure
@@ -18,28 +18,17 @@
 #![warn(missing_docs)]
 
 mod backend;
-mod conflict;
-pub mod dbus;
-mod diff;
-mod facts;
 pub mod kernel;
-mod name;
+pub mod local;
 pub mod netlink;
-mod owner;
 mod plan;
+pub mod rules;
 mod state;
-mod system;
-pub mod traffic;
 
 pub use backend::{Backend, External, LocalNode, choose};
-pub use conflict::conflicts;
-pub use diff::diff;
-pub use facts::{Facts, HostAddress, HostLink, HostRoute};
-pub use name::{BadIfName, BadMac, IfName, Mac};
-pub use owner::{Owner, ROUTE_PROTOCOL, Verdict, Wanted, tag};
-pub use plan::{Op, Plan};
+pub use plan::{Op, Owner, Plan, ROUTE_PROTOCOL, Verdict, Wanted, conflicts, diff, tag};
 pub use state::{
-    Address, Fdb, KernelState, Key, Link, LinkKind, Neigh, Object, Route, RouteKind, Sysctl, TableKey, Vxlan,
+    Address, BadIfName, BadMac, Facts, Fdb, Feature, HostAddress, HostLink, HostRoute, IfName, KernelState,
+    Key, Link, LinkKind, Mac, Neigh, Object, Route, RouteKind, Sysctl, System, TableKey, Vxlan,
     default_metric,
 };
-pub use system::{Feature, System};

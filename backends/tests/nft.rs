@@ -9,7 +9,7 @@ use std::thread;
 use backends::kernel::KernelEvent;
 use backends::kernel::real::{EventFilter, Events};
 use backends::netlink::{NetlinkError, Socket, nft};
-use backends::traffic::{Chain, ChainKind, Hook, Policy, RuleInput, RuleTable, rules};
+use backends::rules::{Chain, ChainKind, Hook, Policy, RuleInput, RuleTable, rules};
 use nix::sched::{CloneFlags, unshare};
 use subnet_lease::Family;
 

@@ -3,8 +3,8 @@
 use subnet_lease::{BackendAttrs, NetworkConfig, PeerTable};
 
 use super::{Backend, External, LocalNode, Wish, path_mtu};
-use crate::facts::Facts;
-use crate::name::{IfName, Mac};
+use crate::state::Facts;
+use crate::state::{IfName, Mac};
 
 pub(super) struct Alloc;
 

@@ -14,10 +14,10 @@ use subnet_lease::{
     BackendAttrs, BackendConfig, Family, NetworkConfig, NetworkId, PeerTable, PublicAddrs, Subnets,
 };
 
-use crate::facts::Facts;
-use crate::name::{IfName, Mac};
+use crate::state::Facts;
+use crate::state::Feature;
 use crate::state::Object;
-use crate::system::Feature;
+use crate::state::{IfName, Mac};
 
 /// The underlay link and the addresses on it that count.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

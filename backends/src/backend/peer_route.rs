@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use crate::name::IfName;
-use crate::owner::ROUTE_PROTOCOL;
+use crate::plan::ROUTE_PROTOCOL;
+use crate::state::IfName;
 use crate::state::{Object, Route, RouteKind, default_metric};
 
 /// A plain route through a neighbour on the underlay. Its scope stays universe, since a Go flannel that takes over

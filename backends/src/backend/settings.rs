@@ -9,8 +9,8 @@
 use subnet_lease::Family;
 
 use super::{LocalNode, Wish};
-use crate::facts::Facts;
-use crate::name::IfName;
+use crate::state::Facts;
+use crate::state::IfName;
 use crate::state::{Object, Sysctl};
 
 /// Neighbours that a host has besides our peers: pods, gateways, other machines. Ours.

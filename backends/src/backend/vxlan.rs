@@ -3,11 +3,11 @@
 use subnet_lease::{BackendAttrs, Family, NetworkConfig, Peer, PeerTable, VxlanData};
 
 use super::{Backend, External, LocalNode, Wish, path_mtu, peer_route, settings};
-use crate::facts::Facts;
-use crate::name::{IfName, Mac};
-use crate::owner::tag;
+use crate::plan::tag;
+use crate::state::Facts;
+use crate::state::Feature;
 use crate::state::{self, Address, Fdb, Link, LinkKind, Neigh, Object, Sysctl};
-use crate::system::Feature;
+use crate::state::{IfName, Mac};
 
 /// What the network's configuration says; see [`BackendConfig::Vxlan`](subnet_lease::BackendConfig).
 pub(super) struct Vxlan {

@@ -16,15 +16,15 @@ use serde::{Deserialize, Serialize};
 #[cfg(any(feature = "kernel", feature = "fake"))]
 use subnet_lease::Family;
 
-use crate::facts::Facts;
-use crate::name::IfName;
 use crate::netlink::NetlinkError;
-use crate::owner::Owner;
 use crate::plan::Op;
+use crate::plan::Owner;
+use crate::rules::Firewall;
+use crate::state::Facts;
+use crate::state::IfName;
 use crate::state::KernelState;
 #[cfg(any(feature = "kernel", feature = "fake"))]
 use crate::state::Object;
-use crate::traffic::Firewall;
 
 /// What a kernel must be able to do.
 pub trait Kernel {
@@ -234,8 +234,8 @@ fn link_made_by(op: &Op) -> Option<IfName> {
 #[cfg(all(test, any(feature = "kernel", feature = "fake")))]
 mod tests {
     use super::*;
-    use crate::traffic::RuleTable;
-    use crate::traffic::iptables::{Flavour, IptablesRules};
+    use crate::rules::RuleTable;
+    use crate::rules::iptables::{Flavour, IptablesRules};
 
     #[test]
     fn old_rules_of_a_family_stay_when_its_new_ones_could_not_be_put() {

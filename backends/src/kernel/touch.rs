@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::owner::ROUTE_PROTOCOL;
+use crate::plan::ROUTE_PROTOCOL;
 use crate::state::Key;
 
 /// Somebody else touched something that may be ours. A hint: it gives a fight a name, and says that a link is stirred.

@@ -3,7 +3,7 @@
 use super::Batch;
 use super::link::{IFF_UP, REQUEST, RTM_NEWLINK};
 use super::veth::{IFLA_ADDRESS, IFLA_IFNAME, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MTU, NEW, link_header};
-use crate::name::{IfName, Mac};
+use crate::state::{IfName, Mac};
 
 /// Adds to the batch: make a bridge that is up. Its address is given at birth, since a bridge without one of its own
 /// takes the lowest of its ports' and changes it as they come and go. EEXIST when the name is taken.

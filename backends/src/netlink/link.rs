@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use super::{
     AF_INET, AF_INET6, Attrs, Batch, RawMessage, Unread, address_from, family_of, read_u16, read_u32,
 };
-use crate::name::{IfName, Mac};
+use crate::state::{IfName, Mac};
 
 /// Begins the alias of every link that our CNI plugin makes; the attachment follows.
 pub const CONTAINER_ALIAS: &str = "cni ";

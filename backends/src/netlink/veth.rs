@@ -11,7 +11,7 @@ use super::link::{
 };
 use super::route::{RT_TABLE_MAIN, RTM_NEWROUTE, RTN_UNICAST, RTPROT_BOOT};
 use super::{AF_INET, AF_INET6, Attrs, Batch, RawMessage, address_bytes, family_of, read_u32};
-use crate::name::{IfName, Mac};
+use crate::state::{IfName, Mac};
 
 /// A veth pair to make: the host's end as a port of a bridge and up, the pod's end born in its namespace.
 /// The pod's end cannot be up from birth: the kernel answers ENOTCONN while it has no peer yet.

@@ -1,11 +1,17 @@
 //! Kernel state as a set of objects: the wish, the dump and the inside of the fake kernel are all this one type.
 
+mod facts;
+mod name;
 mod object;
 mod sysctl;
+mod system;
 
+pub use facts::{Facts, HostAddress, HostLink, HostRoute};
+pub use name::{BadIfName, BadMac, IfName, Mac};
 pub use object::default_metric;
 pub use object::{Address, Fdb, Key, Link, LinkKind, Neigh, Object, Route, RouteKind, TableKey, Vxlan};
 pub use sysctl::Sysctl;
+pub use system::{Feature, System};
 
 /// Objects ordered by [`Key`]. Several may share a key in a dump: the kernel allows two routes to one destination with
 /// equal metric, and the first of them is the one in force. Their order is kept.

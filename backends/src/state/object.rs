@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 use subnet_lease::Family;
 
 use super::Sysctl;
-use crate::name::{IfName, Mac};
-use crate::owner::ROUTE_PROTOCOL;
-use crate::traffic::RuleTable;
-use crate::traffic::iptables::{Flavour, IptablesRules};
+use crate::plan::ROUTE_PROTOCOL;
+use crate::rules::RuleTable;
+use crate::rules::iptables::{Flavour, IptablesRules};
+use crate::state::{IfName, Mac};
 
 /// The identity of an object. **The order of the variants is the dependency order**: objects are created in this
 /// order and deleted in reverse.

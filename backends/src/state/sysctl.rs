@@ -5,7 +5,7 @@ use std::fs;
 use serde::{Deserialize, Serialize};
 use subnet_lease::Family;
 
-use crate::name::IfName;
+use crate::state::IfName;
 
 /// A setting. All but one are files under `/proc/sys`. The order counts: the underlay's advertisements are kept before the
 /// host forwards.

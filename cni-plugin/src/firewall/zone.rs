@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use backends::dbus::{Bus, Method, Reply};
+use backends::local::dbus::{Bus, Method, Reply};
 use ipnetwork::IpNetwork;
 
 use crate::cni::{Code, During, Failure};

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use backends::traffic::Asked;
-use backends::traffic::iptables::Flavour;
+use backends::rules::Asked;
+use backends::rules::iptables::Flavour;
 use ipnetwork::IpNetwork;
 use regex_lite::Regex;
 use subnet_lease::etcd::EtcdConfig;

@@ -254,7 +254,7 @@ fn networks_that_see_pods_come_as_lists_and_one_by_one_and_rules_are_made_by_a_k
     let config = config(flags, &[]).unwrap();
     let nets: Vec<_> = config.no_masquerade.iter().map(ToString::to_string).collect();
     assert_eq!(nets, ["192.0.2.0/24", "2001:db8::/32", "198.51.100.7/32"]);
-    assert_eq!(config.traffic_rules, backends::traffic::Asked::Iptables);
+    assert_eq!(config.traffic_rules, backends::rules::Asked::Iptables);
 
     let said = errors("--no-masq-cidrs=192.0.2.0/33 --traffic-rules=ipchains", &[]);
     assert!(said.contains("\"192.0.2.0/33\" is not a network"), "{said}");

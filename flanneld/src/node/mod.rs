@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backends::kernel::{KernelError, KernelEvent, OpError, Own, Touch};
-use backends::traffic::Asked;
+use backends::rules::Asked;
 use backends::{External, Facts, Mac, Owner, Plan};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use backends::kernel::{Class, KernelError, OpError, Own};
-use backends::traffic::Firewall;
+use backends::rules::Firewall;
 use backends::{External, Facts, Feature, IfName, KernelState, LocalNode, Object, Op, Owner, Route, diff};
 use serde::{Deserialize, Serialize};
 use subnet_lease::{Family, SubnetEnv};

@@ -1,6 +1,6 @@
 //! Traffic rules: by which program they are made, chosen once a run, and what they follow from.
 
-use backends::traffic::{self, Firewall, Renderer, RuleInput, Standing};
+use backends::rules::{self, Firewall, Renderer, RuleInput, Standing};
 use backends::{KernelState, LocalNode, Object};
 use serde::{Deserialize, Serialize};
 use subnet_lease::Family;
@@ -38,8 +38,7 @@ impl NodeCore {
             return Ok(());
         };
         let nothing_wished = !self.settings.ip_masq && !self.settings.forward_rules;
-        match traffic::choose_renderer(self.settings.traffic_rules, network.config.enable_nftables, firewall)
-        {
+        match rules::choose_renderer(self.settings.traffic_rules, network.config.enable_nftables, firewall) {
             Ok((renderer, why)) => {
                 self.rules = Rules { renderer: Some(renderer), why: why.to_owned() };
                 info!("traffic rules by {}", self.rules.told().unwrap_or_default());
@@ -54,7 +53,7 @@ impl NodeCore {
     pub(super) fn standing_rules(&self, node: &LocalNode, firewall: &Firewall) -> (Vec<Object>, Vec<String>) {
         let Some(renderer) = self.rules.renderer else { return (Vec::new(), Vec::new()) };
         let Standing { tables, iptables, trusted, in_the_way } =
-            traffic::standing(&self.rule_input(node), renderer, firewall);
+            rules::standing(&self.rule_input(node), renderer, firewall);
         let tables = tables.into_iter().map(|t| Object::Table(Box::new(t)));
         let iptables = iptables.into_iter().map(|rules| Object::Iptables(Box::new(rules)));
         let trusted = trusted.into_iter().map(Object::Trusted);

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use backends::kernel::{KernelError, KernelEvent, OpError, Own, Touch};
-use backends::traffic::Firewall;
+use backends::rules::Firewall;
 use backends::{Facts, HostAddress, HostLink, HostRoute, Object, Plan, System};
 use serde::{Deserialize, Serialize};
 use subnet_lease::{Lease, OwnLease, StoreError, StoreEvent, SubnetEnv, Subnets};

@@ -1,7 +1,7 @@
 //! Laws about links: 1, 4, 5, 8, 13, 15, 17.
 
 use backends::kernel::{KernelEvent, OpError};
-use backends::traffic::{RuleInput, rules};
+use backends::rules::{RuleInput, rules};
 use backends::{LinkKind, Object, Op, diff};
 use nix::errno::Errno;
 

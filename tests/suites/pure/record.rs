@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use backends::kernel::{KernelError, KernelEvent, OpError, Own, Touch, Who};
 use backends::netlink::NetlinkError;
-use backends::traffic::{self, RuleInput};
+use backends::rules::{self, RuleInput};
 use backends::{
     Address, Facts, Fdb, Feature, HostAddress, HostLink, HostRoute, IfName, Link, LinkKind, Mac, Neigh,
     Object, Route, RouteKind, Sysctl, System, Vxlan,
@@ -105,7 +105,7 @@ fn object() -> impl Strategy<Value = Object> {
                 forward_rules: true,
                 ..RuleInput::default()
             };
-            Object::Table(Box::new(traffic::rules(&input).remove(0)))
+            Object::Table(Box::new(rules::rules(&input).remove(0)))
         }),
     ]
 }

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use nix::errno::Errno;
 
 use super::namespace::Namespace;
-use crate::facts::Facts;
 use crate::plan::Op;
+use crate::state::Facts;
 use crate::state::{Key, Object, Sysctl};
 
 /// A seeded source of chance (SplitMix64): the same seed, the same run.

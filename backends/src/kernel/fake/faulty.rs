@@ -3,11 +3,11 @@
 use nix::errno::Errno;
 
 use super::faults::Rng;
-use crate::facts::Facts;
 use crate::kernel::{Kernel, KernelError, OpError, Own};
 use crate::netlink::NetlinkError;
-use crate::owner::Owner;
 use crate::plan::Op;
+use crate::plan::Owner;
+use crate::state::Facts;
 
 /// A kernel behind which another one stands. Each fault strikes once.
 pub struct Faulty<K> {

@@ -28,10 +28,10 @@ pub use namespace::Namespace;
 pub use routes::{Hop, Place};
 
 use super::{Failed, Kernel, KernelError, KernelEvent, OpError, Own, benign};
-use crate::facts::Facts;
 use crate::netlink::NetlinkError;
-use crate::owner::Owner;
 use crate::plan::Op;
+use crate::plan::Owner;
+use crate::state::Facts;
 use crate::state::{KernelState, Object};
 
 /// A kernel in memory.

@@ -9,12 +9,12 @@ use subnet_lease::Family;
 
 use super::laws;
 use super::routes::{Held, Place, Routes, connected};
-use crate::name::{IfName, Mac};
 use crate::netlink::route::RTPROT_KERNEL;
+use crate::rules::iptables::{Flavour, IptablesRules};
+use crate::rules::{Firewall, RuleTable};
+use crate::state::System;
 use crate::state::{Fdb, Link, LinkKind, Neigh, Route, Sysctl};
-use crate::system::System;
-use crate::traffic::iptables::{Flavour, IptablesRules};
-use crate::traffic::{Firewall, RuleTable};
+use crate::state::{IfName, Mac};
 
 /// A network namespace.
 #[derive(Debug, Clone)]

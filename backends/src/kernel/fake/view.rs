@@ -7,11 +7,11 @@ use subnet_lease::{Family, contains_net};
 
 use super::namespace::{Change, Device, Namespace};
 use super::routes::{Held, Hop};
-use crate::facts::{Facts, HostAddress, HostLink, HostRoute};
 use crate::kernel::KernelEvent;
-use crate::name::Mac;
-use crate::owner::{Owner, ROUTE_PROTOCOL};
+use crate::plan::{Owner, ROUTE_PROTOCOL};
+use crate::state::Mac;
 use crate::state::{Address, Fdb, Neigh, Object, Route, Sysctl};
+use crate::state::{Facts, HostAddress, HostLink, HostRoute};
 
 impl Namespace {
     /// What happens to a packet to this address.

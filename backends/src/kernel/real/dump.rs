@@ -9,10 +9,10 @@ use super::ethtool;
 use super::iptables::Iptables;
 use super::read::OwnReader;
 use crate::kernel::{KernelError, Own};
-use crate::name::IfName;
 use crate::netlink::route::read_routes;
 use crate::netlink::{AF_BRIDGE, AF_INET, AF_INET6, Batch, RawMessage, Socket, link, neigh, nft};
-use crate::owner::Owner;
+use crate::plan::Owner;
+use crate::state::IfName;
 use crate::state::{Object, Sysctl};
 
 /// One dump in progress.

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-use crate::name::IfName;
+use crate::state::IfName;
 
 /// Whether the device leaves checksums of what it sends to the hardware.
 pub(super) fn tx_checksum(link: IfName) -> Result<bool, Errno> {

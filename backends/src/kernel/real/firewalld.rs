@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-use crate::dbus::{Bus, Method};
 use crate::kernel::KernelError;
+use crate::local::dbus::{Bus, Method};
 
 const ADD: Method<'_> = zone("addSource");
 const REMOVE: Method<'_> = zone("removeSource");

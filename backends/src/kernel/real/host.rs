@@ -4,7 +4,6 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use super::read::Unreadable;
-use crate::facts::{Facts, HostAddress, HostLink, HostRoute};
 use crate::kernel::KernelError;
 use crate::netlink::link::{
     self, AddressView, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_PERMANENT, IFA_F_TEMPORARY, IFA_F_TENTATIVE,
@@ -12,7 +11,8 @@ use crate::netlink::link::{
 };
 use crate::netlink::route::{RT_TABLE_MAIN, RTN_UNICAST, RTPROT_KERNEL, RouteView, get_route, read_routes};
 use crate::netlink::{AF_INET, AF_INET6, RawMessage, Socket};
-use crate::owner::ROUTE_PROTOCOL;
+use crate::plan::ROUTE_PROTOCOL;
+use crate::state::{Facts, HostAddress, HostLink, HostRoute};
 
 /// Routes beyond the defaults and those that come with an address are only of interest when the interface is chosen by what it can
 /// reach; a router with a full table has a million of them, and this many tell enough.

@@ -24,14 +24,14 @@ use links::Links;
 pub use read::{OwnReader, Unreadable};
 
 use super::{Failed, Kernel, KernelError, OpError, Own, benign};
-use crate::facts::Facts;
-use crate::name::IfName;
 use crate::netlink::route::{RT_TABLE_MAIN, RTN_BLACKHOLE, RTN_UNICAST, RouteView, delete_route, put_route};
 use crate::netlink::{Batch, NetlinkError, Socket, neigh, nft};
-use crate::owner::Owner;
 use crate::plan::Op;
+use crate::plan::Owner;
+use crate::state::Facts;
+use crate::state::IfName;
+use crate::state::System;
 use crate::state::{Object, Route, RouteKind, Sysctl, default_metric};
-use crate::system::System;
 
 /// The kernel of the network namespace it was opened in. Lives on one thread.
 pub struct RealKernel {

@@ -9,7 +9,7 @@ use subnet_lease::Family;
 
 use crate::netlink::{NetlinkError, Socket, link, nft};
 use crate::state::Sysctl;
-use crate::system::{Feature, System};
+use crate::state::{Feature, System};
 
 /// Asks. A feature counts as missing only when the kernel says so.
 pub(super) fn system(route: &mut Socket, netfilter: Option<&mut Socket>) -> System {

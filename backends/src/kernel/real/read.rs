@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::name::IfName;
 use crate::netlink::link::{AddressView, IFA_F_PERMANENT, IFF_UP, LinkView, RT_SCOPE_LINK, port_from};
 use crate::netlink::neigh::{NUD_PERMANENT, NeighView};
 use crate::netlink::route::{RT_TABLE_MAIN, RTN_BLACKHOLE, RTN_UNICAST, RouteView};
 use crate::netlink::{AF_BRIDGE, AF_INET, AF_INET6, RawMessage, Unread, address_from, read_u32};
-use crate::owner::Owner;
+use crate::plan::Owner;
+use crate::state::IfName;
 use crate::state::{
     Address, Fdb, KernelState, Link, LinkKind, Neigh, Object, Route, RouteKind, Vxlan, default_metric,
 };

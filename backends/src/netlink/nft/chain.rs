@@ -7,7 +7,7 @@ use super::expr;
 use super::message::{APPEND, CREATE, GETRULE, NEWCHAIN, NEWRULE, attributes, be32, header, text};
 use crate::netlink::link::DUMP;
 use crate::netlink::{Attrs, Batch, NetlinkError, RawMessage};
-use crate::traffic::{Chain, ChainKind, Hook, Policy, Rule, table_name};
+use crate::rules::{Chain, ChainKind, Hook, Policy, Rule, table_name};
 
 /// A chain of the kernel, without its rules; none if it is of another table.
 pub(super) fn read_chain(message: &RawMessage<'_>, family: Family) -> Option<Chain> {

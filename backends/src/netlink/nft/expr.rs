@@ -11,7 +11,7 @@ use subnet_lease::Family;
 
 use super::message::be32;
 use crate::netlink::{Attrs, Batch, address_bytes, address_from};
-use crate::traffic::{End, Fate, Match, Rule, Verdict};
+use crate::rules::{End, Fate, Match, Rule, Verdict};
 
 /// An expression that we use, with everything that it says. All go through one register.
 #[derive(Debug, Clone, PartialEq, Eq)]

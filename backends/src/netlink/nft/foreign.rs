@@ -12,8 +12,8 @@ use subnet_lease::Family;
 use super::expr::Foreign;
 use super::message::{GETCHAIN, GETRULE, NEWCHAIN, NEWRULE, attributes, be32, begin_dump, text};
 use crate::netlink::{AF_INET, AF_INET6, AF_UNSPEC, Attrs, NetlinkError, RawMessage, Socket};
-use crate::traffic::iptables::{FWD, Flavour, POSTRTG};
-use crate::traffic::{End, Fate, ForeignChain, Home};
+use crate::rules::iptables::{FWD, Flavour, POSTRTG};
+use crate::rules::{End, Fate, ForeignChain, Home};
 
 /// What was found.
 #[derive(Debug, Default)]

@@ -4,7 +4,7 @@ use subnet_lease::Family;
 
 use crate::netlink::link::{DUMP, REQUEST};
 use crate::netlink::{AF_INET, AF_INET6, AF_UNSPEC, Attrs, Batch, RawMessage};
-use crate::traffic::table_name;
+use crate::rules::table_name;
 
 /// The kernel takes what lies between these two as one transaction.
 pub(super) fn begin(batch: &mut Batch) {

@@ -28,7 +28,7 @@ use self::message::{
 };
 use super::link::DUMP;
 use super::{Batch, NetlinkError, RawMessage, Socket};
-use crate::traffic::{Chain, RuleTable};
+use crate::rules::{Chain, RuleTable};
 
 /// Reads the table of a family; none when it does not exist. A wish that equals it is in force, rule for rule.
 ///

@@ -2,7 +2,7 @@ use ipnetwork::IpNetwork;
 
 use super::*;
 use crate::netlink::Messages;
-use crate::traffic::{ChainKind, End, Hook, Match, Policy, Rule, RuleInput, Verdict, rules};
+use crate::rules::{ChainKind, End, Hook, Match, Policy, Rule, RuleInput, Verdict, rules};
 
 /// The expression list as it goes into the message.
 fn list(rule: &Rule, family: Family) -> Vec<u8> {

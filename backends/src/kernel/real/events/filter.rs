@@ -6,9 +6,7 @@ use subnet_lease::contains_net;
 
 use super::super::host::host_link;
 use super::super::read::Unreadable;
-use crate::facts::HostLink;
 use crate::kernel::KernelEvent;
-use crate::name::IfName;
 use crate::netlink::link::{
     AddressView, IFF_LOWER_UP, LinkView, RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK,
 };
@@ -16,7 +14,9 @@ use crate::netlink::neigh::{NeighView, RTM_DELNEIGH, RTM_NEWNEIGH};
 use crate::netlink::netconf::{RTM_NEWNETCONF, tells_forwarding};
 use crate::netlink::route::{RT_TABLE_MAIN, RTPROT_KERNEL, RouteView};
 use crate::netlink::{AF_BRIDGE, Attrs, Messages, RawMessage, Unread};
-use crate::owner::ROUTE_PROTOCOL;
+use crate::plan::ROUTE_PROTOCOL;
+use crate::state::HostLink;
+use crate::state::IfName;
 
 /// What tells our notifications from the noise of the host.
 #[derive(Debug, Clone, Default)]

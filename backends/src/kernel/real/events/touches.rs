@@ -14,8 +14,8 @@ use crate::netlink::link::{AddressView, LinkView, RTM_DELADDR, RTM_DELLINK, RTM_
 use crate::netlink::neigh::{NeighView, RTM_DELNEIGH, RTM_NEWNEIGH};
 use crate::netlink::route::{RT_TABLE_MAIN, RTM_NEWROUTE, RTPROT_KERNEL, RouteView};
 use crate::netlink::{AF_BRIDGE, AF_INET, AF_INET6, Attrs, Messages, RawMessage};
+use crate::rules::iptables::Flavour;
 use crate::state::{Key, default_metric};
-use crate::traffic::iptables::Flavour;
 
 /// More than this are not told at once. Ours: a fight is over a few objects, and a flood is not read for names.
 const MOST: usize = 32;

@@ -15,8 +15,8 @@ use subnet_lease::Family;
 
 use crate::netlink::nft::{Foreign, outcome, passed};
 use crate::netlink::{address_from, read_u32};
-use crate::traffic::iptables::{FWD, Flavour, POSTRTG};
-use crate::traffic::{Fate, ForeignChain, Home};
+use crate::rules::iptables::{FWD, Flavour, POSTRTG};
+use crate::rules::{Fate, ForeignChain, Home};
 
 /// What was found.
 #[derive(Debug, Clone, Default)]

@@ -21,9 +21,9 @@ use self::programs::Programs;
 use super::firewalld;
 use crate::kernel::KernelError;
 use crate::netlink::{Socket, nft};
+use crate::rules::Firewall;
+use crate::rules::iptables::{Flavour, IptablesRules, read, restore};
 use crate::state::Object;
-use crate::traffic::Firewall;
-use crate::traffic::iptables::{Flavour, IptablesRules, read, restore};
 
 type Place = (Flavour, Family);
 

@@ -7,7 +7,7 @@ use subnet_lease::Family;
 
 use super::process;
 use crate::kernel::KernelError;
-use crate::traffic::iptables::{Flavour, program};
+use crate::rules::iptables::{Flavour, program};
 
 /// Where they are beside the directories of `PATH`, which a service's often lacks.
 const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];

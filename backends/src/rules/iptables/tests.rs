@@ -1,6 +1,6 @@
 use super::*;
-use crate::traffic::RuleInput;
-use crate::traffic::tests::{combinations, input, net};
+use crate::rules::RuleInput;
+use crate::rules::tests::{combinations, input, net};
 
 const GOLDEN: &str = include_str!("../golden.iptables");
 
@@ -22,7 +22,7 @@ fn every_combination_of_flags_gives_the_input_of_the_golden_file() {
         }
     }
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/src/traffic/golden.iptables"), &all).unwrap();
+        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/src/rules/golden.iptables"), &all).unwrap();
         return;
     }
     assert_eq!(all, GOLDEN);

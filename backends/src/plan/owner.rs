@@ -21,8 +21,8 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use subnet_lease::{NetworkId, contains_net};
 
-use crate::name::IfName;
 use crate::netlink::route::{RTPROT_BOOT, RTPROT_KERNEL};
+use crate::state::IfName;
 use crate::state::{KernelState, Link, Object, Route, RouteKind};
 
 /// The route protocol number of every route that we make. Chosen once; it is on users' disks and in their kernels.

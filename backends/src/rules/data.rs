@@ -1,35 +1,4 @@
-//! Masquerade and forward rules as data: one nf_tables table per enabled family, the same in the wish and in what the
-//! kernel reports.
-//!
-//! ```text
-//!   RuleInput ── rules() ──▶ RuleTable ── to_nft() ────────▶ text for `nft -f -`, for people
-//!                               │  ▲
-//!                               ▼  │                         netlink::nft
-//!                          expressions of the kernel
-//! ```
-//!
-//! The meaning is that of flannel's iptables rules. C is the cluster network, P the own lease's subnet:
-//!
-//! | chain `postrtg` (nat, postrouting) | why |
-//! |---|---|
-//! | mark 0x4000/0x4000: return | kube-proxy masquerades this one itself |
-//! | P → C: return | pods see each other's addresses |
-//! | C → P: return | the same, arriving |
-//! | not C → P: return | who called a pod here stays visible |
-//! | C → exempt network: return | the operator wants the pod's address seen there |
-//! | C → not multicast: masquerade | nobody outside knows a way back to a pod |
-//! | not C → C: masquerade | from this host to a pod elsewhere: the answer must come back through the tunnel |
-//!
-//! Chain `forward` (filter, forward) accepts what comes from C and what goes to C.
-
-mod firewall;
-pub mod iptables;
-mod text;
-
-pub use firewall::{
-    Asked, Fate, Firewall, ForeignChain, Home, Renderer, Standing, choose as choose_renderer, standing,
-};
-pub(crate) use text::table_name;
+//! The rules as data, and which of them should stand.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -177,7 +146,7 @@ pub fn rules(input: &RuleInput) -> Vec<RuleTable> {
     Family::ALL.into_iter().filter_map(table).collect()
 }
 
-fn forward(input: &RuleInput, family: Family) -> Option<Chain> {
+pub(super) fn forward(input: &RuleInput, family: Family) -> Option<Chain> {
     let pass = |(cluster, _)| {
         [End::Source, End::Destination].map(|end| Rule::When(vec![inside(end, cluster)], Verdict::Accept))
     };
@@ -193,7 +162,7 @@ fn forward(input: &RuleInput, family: Family) -> Option<Chain> {
     (input.forward_rules && !chain.rules.is_empty()).then_some(chain)
 }
 
-fn postrouting(input: &RuleInput, family: Family) -> Option<Chain> {
+pub(super) fn postrouting(input: &RuleInput, family: Family) -> Option<Chain> {
     let mut rules = vec![Rule::When(vec![Match::Mark(KUBE_MARK)], Verdict::Return)];
     rules.extend(input.of(family).flat_map(|(cluster, own)| input.masquerade(cluster, own)));
     let chain = Chain {
@@ -208,7 +177,7 @@ fn postrouting(input: &RuleInput, family: Family) -> Option<Chain> {
 }
 
 impl RuleInput {
-    fn of(&self, family: Family) -> impl Iterator<Item = (IpNetwork, IpNetwork)> {
+    pub(super) fn of(&self, family: Family) -> impl Iterator<Item = (IpNetwork, IpNetwork)> {
         let fits = move |(cluster, own): &&(IpNetwork, IpNetwork)| {
             [cluster, own].iter().all(|net| Family::of(&net.ip()) == family)
         };
@@ -244,7 +213,7 @@ fn outside(end: End, net: IpNetwork) -> Match {
     Match::Address { end, inside: false, net: without_host_bits(net) }
 }
 
-fn without_host_bits(net: IpNetwork) -> IpNetwork {
+pub(super) fn without_host_bits(net: IpNetwork) -> IpNetwork {
     IpNetwork::new(net.network(), net.prefix()).unwrap_or(net)
 }
 
@@ -256,6 +225,3 @@ fn multicast(like: IpNetwork) -> IpNetwork {
     };
     IpNetwork::new(address, prefix).unwrap_or(like)
 }
-
-#[cfg(test)]
-mod tests;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use subnet_lease::Family;
 
 use crate::IfName;
-use crate::system::System;
+use crate::state::System;
 
 /// The host as the backends see it. Read from the kernel when an event asks for it; never changed in place.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,13 +1,21 @@
 //! What to do, in order; prints itself as the lines an operator would type.
 
+mod conflict;
+mod diff;
+mod owner;
+
+pub use conflict::conflicts;
+pub use diff::diff;
+pub use owner::{Owner, ROUTE_PROTOCOL, Verdict, Wanted, tag};
+
 use std::borrow::Cow;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::netlink::link::RT_SCOPE_UNIVERSE;
+use crate::rules::iptables::restore;
 use crate::state::{Address, Fdb, Link, LinkKind, Neigh, Object, Route, RouteKind, Sysctl, default_metric};
-use crate::traffic::iptables::restore;
 
 /// One step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

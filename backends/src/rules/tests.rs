@@ -1,3 +1,8 @@
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use subnet_lease::Family;
+
 use super::*;
 
 const GOLDEN: &str = include_str!("golden.nft");
@@ -42,7 +47,7 @@ fn every_combination_of_flags_gives_the_rules_of_the_golden_file() {
         }
     }
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/src/traffic/golden.nft"), &all).unwrap();
+        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/src/rules/golden.nft"), &all).unwrap();
         return;
     }
     assert_eq!(all, GOLDEN);

@@ -3,10 +3,10 @@
 use ipnetwork::IpNetwork;
 use subnet_lease::contains_net;
 
-use crate::facts::Facts;
-use crate::name::IfName;
-use crate::owner::{Owner, ROUTE_PROTOCOL, Verdict, Wanted};
 use crate::plan::Op;
+use crate::plan::{Owner, ROUTE_PROTOCOL, Verdict, Wanted};
+use crate::state::Facts;
+use crate::state::IfName;
 use crate::state::{KernelState, Link, Object, Route, RouteKind};
 
 /// So many sentences are enough.

@@ -14,9 +14,9 @@ use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::HashSet;
 
-use crate::name::IfName;
-use crate::owner::{Owner, Verdict, Wanted};
 use crate::plan::{Op, Plan};
+use crate::plan::{Owner, Verdict, Wanted};
+use crate::state::IfName;
 use crate::state::{KernelState, Link, Object, RouteKind};
 
 /// What to do so that `have` becomes `want`. Everything in `have` that the owner calls foreign is left alone.

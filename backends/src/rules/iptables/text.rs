@@ -5,7 +5,7 @@ use std::fmt::Write;
 use subnet_lease::Family;
 
 use super::{FWD, Flavour, Hint, IptablesRules, IptablesTable, Jump, OwnChain, POSTRTG};
-use crate::traffic::{End, Match, Rule, Verdict};
+use crate::rules::{End, Match, Rule, Verdict};
 
 /// A rule as `iptables-save` prints it after its chain.
 pub(super) fn rule(rule: &Rule, comment: &str) -> String {
