@@ -14,41 +14,18 @@
 //!   program does not have.
 #![cfg_attr(not(test), no_main)]
 
-mod alive;
-mod bandwidth;
-mod bridge;
-mod chained;
-mod cni;
-mod daemon;
-mod delegate;
+mod contract;
 #[cfg(not(test))]
 mod entry;
-mod firewall;
-mod flannel;
-mod hash;
-mod host_route;
-mod ipam;
-mod iptables;
-mod json;
-mod link;
-mod loopback;
-mod netns;
-mod nft;
 mod plugin;
-mod portmap;
-mod random;
-#[cfg(test)]
-mod scratch;
-mod small_file;
-mod sysctl;
-mod tuning;
+mod sys;
 
 use std::env;
 use std::io::{self, Write};
 
-use cni::Version;
-use json::Object;
-use plugin::Plugin;
+use contract::Version;
+use contract::json::Object;
+use plugin::{Plugin, bandwidth, bridge, firewall, flannel, ipam, loopback, portmap, tuning};
 
 /// Every name by which the program is called.
 const PLUGINS: &[Plugin] = &[

@@ -1,0 +1,149 @@
+//! A container's link: the veth pair, and the wait until its port forwards.
+
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+
+use backends::netlink::link::get_link;
+use backends::netlink::veth::{PortMode, VethPair, VethView, create_veth, delete_link, set_port};
+use backends::netlink::{Batch, NetlinkError, Socket};
+use backends::{IfName, Mac};
+use nix::errno::Errno;
+
+use super::conf::{Bridge, PORT_UP_WITHIN};
+use super::device::Device;
+use super::events::{Events, RTNLGRP_LINK};
+use super::key;
+use crate::contract::{Call, Code, During, Failure};
+use crate::plugin::ipam::Lease;
+use crate::sys::netns::Namespace;
+use crate::sys::random;
+
+/// A veth pair that exists.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pair {
+    /// The host's end.
+    pub(super) host: (IfName, Mac),
+    /// The container's end.
+    pub(super) pod: (IfName, Mac),
+    /// The host's end: its own index.
+    index: u32,
+    /// The container's end: its index there.
+    pub(super) peer: u32,
+}
+
+impl Pair {
+    /// Makes the pair: the host's end up and a port of the bridge, the container's end born in its namespace.
+    pub(super) fn create(
+        socket: &mut Socket,
+        (call, conf): (&Call, &Bridge),
+        device: &Device,
+        namespace: &Namespace,
+        mac: Mac,
+    ) -> Result<Self, Failure> {
+        let pod = (call.ifname, mac);
+        let alias = if conf.spoof_check { key::checked_alias(call) } else { key::alias(call) };
+        let mut name = key::host_name(call);
+        for _ in 0..3 {
+            let host = (name, random::mac());
+            let pair =
+                VethPair { host, pod, mtu: conf.mtu, bridge: device.index, namespace: namespace.as_fd() };
+            match make(socket, &pair, &alias, conf.port) {
+                Ok(view) => return Ok(Self { host, pod, index: view.index, peer: view.peer }),
+                // Either end's name may be the one that is taken; the host's by another attachment, or by this one.
+                Err(error) if error.errno() == Errno::EEXIST => {
+                    if key::find(socket, call)?.is_some() {
+                        return Err(exists(call, "has a link already, which a DEL removes"));
+                    }
+                    let [a, b, c, d, ..] = random::bytes();
+                    name = key::named([a, b, c, d]);
+                }
+                Err(error) => {
+                    return Err(error).during(Code::Kernel, || format!("cannot make the link of {}", pod.0));
+                }
+            }
+        }
+        Err(exists(call, "exists already in the container's namespace"))
+    }
+
+    /// Takes it away again, after a failure; both ends go.
+    pub(super) fn delete(&self, socket: &mut Socket) {
+        let mut batch = Batch::new();
+        delete_link(&mut batch, self.index);
+        let _ = socket.request(&mut batch);
+    }
+
+    /// Returns when the bridge forwards through the port: the container's first packet is not to be lost.
+    /// It nearly always does at once, so it is asked before anything is subscribed to.
+    pub(super) fn wait_forwarding(&self, socket: &mut Socket, own: &Namespace) -> Result<(), Failure> {
+        if self.forwards(socket)? {
+            return Ok(());
+        }
+        let mut events = Events::within(own, RTNLGRP_LINK, PORT_UP_WITHIN)?;
+        while !self.forwards(socket)? {
+            if !events.wait()? {
+                let msg = format!("bridge port {} does not come up", self.host.0);
+                return Err(Failure::new(Code::Kernel, msg));
+            }
+        }
+        Ok(())
+    }
+
+    fn forwards(&self, socket: &mut Socket) -> Result<bool, Failure> {
+        let view =
+            look(socket, self.host.0).during(Code::Kernel, || format!("cannot read {}", self.host.0))?;
+        Ok(view.running && view.forwarding)
+    }
+}
+
+/// The pair in one batch, and what the kernel made of it. What fails on the way is taken away again.
+fn make(
+    socket: &mut Socket,
+    pair: &VethPair<'_>,
+    alias: &str,
+    mode: PortMode,
+) -> Result<VethView, NetlinkError> {
+    let mut batch = Batch::new();
+    create_veth(&mut batch, pair);
+    set_port(&mut batch, pair.host.0, alias, mode, true);
+    let mut results = socket.apply(&mut batch).into_iter();
+    results.next().unwrap_or(Ok(()))?;
+    let view = look(socket, pair.host.0)?;
+    let mut port = results.next().unwrap_or(Ok(()));
+    if port.as_ref().is_err_and(|error| error.errno() == Errno::EAFNOSUPPORT) {
+        let mut batch = Batch::new();
+        set_port(&mut batch, pair.host.0, alias, mode, false);
+        port = socket.request(&mut batch);
+    }
+    port.inspect_err(|_| {
+        let mut batch = Batch::new();
+        delete_link(&mut batch, view.index);
+        let _ = socket.request(&mut batch);
+    })?;
+    Ok(view)
+}
+
+fn exists(call: &Call, what: &str) -> Failure {
+    let msg = format!("interface {} {what}", call.ifname);
+    Failure::new(Code::Exists, msg).details(format!("container {}", call.container))
+}
+
+/// The Ethernet address of a container: the one asked for, else one that follows from its address, so that who
+/// remembers the neighbour that had this address before remembers the right thing.
+pub(super) fn pod_mac(asked: Option<Mac>, leases: &[Lease]) -> Mac {
+    let of_address = |lease: &Lease| match lease.net.ip() {
+        IpAddr::V4(ip) => {
+            let [a, b, c, d] = ip.octets();
+            Mac([0x0a, 0x58, a, b, c, d])
+        }
+        IpAddr::V6(ip) => {
+            let [_, _, _, _, a, b, c, d] = key::fold(&ip.octets()).to_be_bytes();
+            Mac([0x0a, 0x59, a, b, c, d])
+        }
+    };
+    asked.or_else(|| leases.first().map(of_address)).unwrap_or_else(random::mac)
+}
+
+fn look(socket: &mut Socket, name: IfName) -> Result<VethView, NetlinkError> {
+    let view = socket.get(&mut get_link(name), |message| VethView::parse(&message))?;
+    view.ok_or(NetlinkError::Refused { errno: Errno::ENODEV, text: None })
+}

@@ -1,0 +1,122 @@
+//! What the link was like before: a file of the reference plugin's form, from which DEL sets it back.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::PathBuf;
+
+use backends::IfName;
+use backends::netlink::link::{LinkView, get_link};
+use backends::netlink::{Attrs, Batch, Socket, read_u32};
+
+use super::conf::Tuning;
+use crate::contract::json::Object;
+use crate::contract::{Call, Code, During, Failure};
+use crate::sys::{link, small_file};
+
+/// What of a link can be tuned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct State {
+    pub(super) index: u32,
+    pub(super) mac: backends::Mac,
+    pub(super) mtu: u32,
+    pub(super) queue: u32,
+    /// How many want to see every frame.
+    pub(super) watchers: u32,
+    pub(super) all_multicast: bool,
+}
+
+impl State {
+    pub(super) fn read(socket: &mut Socket, name: IfName) -> Result<Self, Failure> {
+        let what = || format!("cannot read {name} of the container");
+        let found = socket.get(&mut get_link(name), |message| {
+            let view = LinkView::parse(&message).ok()?;
+            let number =
+                |kind| Attrs::after(message.payload, IFINFO).find(kind).and_then(read_u32).unwrap_or(0);
+            Some(Self {
+                index: view.index,
+                mac: view.mac.unwrap_or_default(),
+                mtu: view.mtu,
+                queue: number(link::QUEUE),
+                watchers: number(PROMISCUITY),
+                all_multicast: view.flags & IFF_ALLMULTI != 0,
+            })
+        });
+        found.during(Code::Kernel, what)?.ok_or_else(|| Failure::new(Code::Kernel, what()))
+    }
+}
+
+fn path(call: &Call, conf: &Tuning) -> PathBuf {
+    conf.folder.join(format!("{}_{}.json", call.container, call.ifname))
+}
+
+/// Writes down what will be changed.
+pub(super) fn write(call: &Call, conf: &Tuning, state: &State) -> Result<(), Failure> {
+    let mut old = Object::default();
+    if conf.mac.is_some() {
+        old.set("mac", state.mac.to_string());
+    }
+    if conf.promiscuous {
+        old.set("promisc", state.watchers != 0);
+    }
+    if conf.mtu != 0 {
+        old.set("mtu", state.mtu);
+    }
+    if conf.all_multicast.is_some() {
+        old.set("allmulti", state.all_multicast);
+    }
+    if conf.queue.is_some() {
+        old.set("txQLen", state.queue);
+    }
+    let path = path(call, conf);
+    let what = || format!("cannot write {}", path.display());
+    DirBuilder::new().recursive(true).mode(0o700).create(&conf.folder).during(Code::Io, what)?;
+    let mut file = OpenOptions::new();
+    let file = file.write(true).create(true).truncate(true).mode(0o600).open(&path);
+    file.and_then(|mut file| write!(file, "{old}")).during(Code::Io, what)
+}
+
+/// Sets back what the file says, as far as it can be; the interface is there. Then the file has served.
+pub(super) fn restore(call: &Call, conf: &Tuning, socket: &mut Socket) -> Result<(), Failure> {
+    let text = small_file::read(&path(call, conf)).unwrap_or_default();
+    let old = Object::parse("the backup", text.as_bytes());
+    if let (Ok(old), Ok(state)) = (old, State::read(socket, call.ifname)) {
+        let mut batch = Batch::new();
+        let index = state.index;
+        if let Ok(Some(mtu)) = old.number("mtu") {
+            link::set_mtu(&mut batch, index, mtu);
+        }
+        if let Ok(Some(mac)) = old.parsed("mac", "") {
+            link::set_mac(&mut batch, index, mac);
+        }
+        for (key, bit) in [("promisc", IFF_PROMISC), ("allmulti", IFF_ALLMULTI)] {
+            if let Ok(Some(on)) = old.flag(key) {
+                link::set_flags(&mut batch, index, if on { bit } else { 0 }, bit);
+            }
+        }
+        if let Ok(Some(queue)) = old.number("txQLen") {
+            link::set_queue(&mut batch, index, queue);
+        }
+        // An interface that is about to go need not be as it was.
+        let _ = socket.apply(&mut batch);
+    }
+    forget(call, conf)
+}
+
+/// Removes the file; none there is fine.
+pub(super) fn forget(call: &Call, conf: &Tuning) -> Result<(), Failure> {
+    let path = path(call, conf);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).during(Code::Io, || format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Size of `struct ifinfomsg`.
+const IFINFO: usize = 16;
+/// `IFLA_PROMISCUITY`.
+const PROMISCUITY: u16 = 30;
+pub(super) const IFF_PROMISC: u32 = 0x100;
+pub(super) const IFF_ALLMULTI: u32 = 0x200;
