@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::host::{Host, Namespace, Pod, SOON, Whose, complete};
 use super::portmap::with;
+use crate::host::namespace::SOON;
+use crate::host::{Host, Namespace, Pod, Whose, complete};
 
 pub(crate) fn bandwidth(limits: Value) -> Value {
     with(&json!({ "type": "bandwidth" }), limits)
@@ -61,13 +62,13 @@ pub(crate) fn qdiscs(host: &Host) -> Vec<String> {
 #[test]
 fn both_directions_pass_at_their_rate() {
     let (host, pod) = (Host::new(), Pod::new("c1"));
-    let free = takes(&host.client, &host.net, "192.0.2.1:9000");
+    let free = takes(host.client(), &host.net, "192.0.2.1:9000");
     let chain = [host.bridge("net"), bandwidth(both())];
     let result = host.add(Whose::Ours, "net", &pod, &chain).ok();
     let ifb = &result["interfaces"][3];
     assert!(ifb["name"].as_str().unwrap().starts_with("bwp") && ifb["sandbox"].is_null(), "{result}");
-    let inward = takes(&host.client, &pod.net, "10.88.1.2:9000");
-    let outward = takes(&pod.net, &host.client, "192.0.2.2:9000");
+    let inward = takes(host.client(), &pod.net, "10.88.1.2:9000");
+    let outward = takes(&pod.net, host.client(), "192.0.2.2:9000");
     assert!(inward > LIMITED && outward > LIMITED, "{inward:?} {outward:?}, and {free:?} without a limit");
     host.check(Whose::Ours, "net", &pod, &chain[1], &result).ok();
     host.del(Whose::Ours, "net", &pod, &chain, &result);
@@ -103,7 +104,7 @@ fn the_burst_that_containerd_always_sends_is_that_burst() {
     let tbf = shown.as_array().unwrap().iter().find(|q| q["kind"] == "tbf").unwrap();
     assert_eq!(tbf["options"]["rate"], 125_000, "{tbf}");
     // The whole burst goes at once: twice as fast as the rate alone would have it, at least.
-    assert!(takes(&host.client, &pod.net, "10.88.1.2:9000") < Duration::from_secs(6));
+    assert!(takes(host.client(), &pod.net, "10.88.1.2:9000") < Duration::from_secs(6));
     host.check(Whose::Ours, "net", &pod, &chain[1], &result).ok();
 }
 

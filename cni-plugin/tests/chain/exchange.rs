@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use super::bandwidth::{bandwidth, both, qdiscs};
 use super::firewall::{firewall, rules};
-use super::host::{Host, Namespace, Pod, Whose, complete};
 use super::iptables::iptables;
 use super::portmap::{mapping, portmap, with};
 use super::tuning::{everything, state, tuning};
+use crate::host::{Host, Namespace, Pod, Whose, complete};
 
 const BOTH_WAYS: [(Whose, Whose); 2] = [(Whose::Ours, Whose::Reference), (Whose::Reference, Whose::Ours)];
 
@@ -67,9 +67,9 @@ fn port_maps_of_either_of_its_backends_are_ours_to_delete_whatever_ours_is() {
         };
         call(Whose::Reference, "ADD", &with(&conf, keys.clone()));
         let server = pod.net.listen(80);
-        assert!(host.client.reaches("192.0.2.1:8080", &server).is_some(), "{keys}");
+        assert!(host.client().reaches("192.0.2.1:8080", &server).is_some(), "{keys}");
         call(Whose::Ours, "DEL", &conf);
-        assert!(host.client.is_kept_from("192.0.2.1:8080", &server), "{keys}\n{}", host.ruleset());
+        assert!(host.client().is_kept_from("192.0.2.1:8080", &server), "{keys}\n{}", host.ruleset());
         let left = host.ruleset();
         assert!(!left.contains("10.88.1.2") && !left.contains("CNI-DN-"), "{keys}\n{left}");
     }
@@ -87,7 +87,7 @@ fn a_port_map_that_the_reference_plugin_forgot_of_ours_never_stands_in_the_way_o
             |verb: &str| host.call(Whose::Reference, verb, ("c2", &pods[1].net.path(), "eth0"), &theirs).ok();
         call("ADD");
         let server = pods[1].net.listen(80);
-        assert!(host.client.reaches("192.0.2.1:8080", &server).is_some(), "{backend}\n{}", host.ruleset());
+        assert!(host.client().reaches("192.0.2.1:8080", &server).is_some(), "{backend}\n{}", host.ruleset());
         call("DEL");
         host.del(Whose::Ours, "net", &pods[1], &[host.bridge("net")], &before);
     }
@@ -153,7 +153,7 @@ fn what_was_tuned() {
         call(removed_by, "CHECK", &result);
         call(removed_by, "DEL", &result);
         assert_eq!(state(&pod), was, "{made_by:?}");
-        assert_eq!(fs::read_dir(host.folder.join("tuning")).unwrap().count(), 0, "{made_by:?}");
+        assert_eq!(fs::read_dir(host.path("tuning")).unwrap().count(), 0, "{made_by:?}");
     }
 }
 
@@ -172,7 +172,7 @@ fn a_loopback() {
 
 /// A `PATH` whose `iptables` is that of the old kernel interface.
 fn old_iptables(host: &Host) -> String {
-    let folder = host.folder.join("old");
+    let folder = host.path("old");
     fs::create_dir(&folder).unwrap();
     for family in ["iptables", "ip6tables"] {
         for program in ["", "-save", "-restore"] {

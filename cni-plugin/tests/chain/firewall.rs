@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::host::{Host, Pod, Whose, complete};
 use super::portmap::with;
+use crate::host::{Host, Pod, Whose, complete};
 
 pub(crate) fn firewall(host: &Host, keys: Value) -> Value {
-    let conf = json!({ "type": "firewall", "backend": "iptables", "dataDir": host.folder.join("firewall") });
+    let conf = json!({ "type": "firewall", "backend": "iptables", "dataDir": host.path("firewall") });
     with(&conf, keys)
 }
 
@@ -27,12 +27,12 @@ fn under_a_host_that_drops_a_container_reaches_out_and_is_answered() {
     let chain = [host.bridge("net"), firewall(&host, json!({}))];
     let result = host.add(Whose::Ours, "net", &pods[0], &chain).ok();
     host.add(Whose::Ours, "net", &pods[1], &chain[..1]).ok();
-    let server = host.client.listen(80);
+    let server = host.client().listen(80);
     for target in ["192.0.2.2:80", "[2001:db8::2]:80"] {
         assert!(pods[0].net.reaches(target, &server).is_some(), "{target}");
         assert!(pods[1].net.is_kept_from(target, &server), "{target}");
     }
-    assert!(host.client.is_kept_from("10.88.1.2:80", &pods[0].net.listen(80)));
+    assert!(host.client().is_kept_from("10.88.1.2:80", &pods[0].net.listen(80)));
     host.check(Whose::Ours, "net", &pods[0], &chain[1], &result).ok();
     host.del(Whose::Ours, "net", &pods[0], &chain[1..], &result);
     assert!(pods[0].net.is_kept_from("192.0.2.2:80", &server));
@@ -57,7 +57,7 @@ fn a_policy_keeps_the_containers_of_other_bridges_away() {
     }
     for target in targets {
         assert!(pods[1].net.is_kept_from(target, &server), "{target}");
-        assert!(host.client.reaches(target, &server).is_some(), "{target}");
+        assert!(host.client().reaches(target, &server).is_some(), "{target}");
     }
     host.check(Whose::Ours, "net", &pods[0], &chain("net", "same-bridge")[1], &one).ok();
     host.net.tool("iptables -F CNI-ISOLATION-STAGE-2");

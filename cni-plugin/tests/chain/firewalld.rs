@@ -11,8 +11,9 @@ use std::thread;
 use serde_json::{Value, json};
 
 use super::firewall::rules;
-use super::host::{Host, Pod, SOON, Whose, complete};
 use super::portmap::with;
+use crate::host::namespace::SOON;
+use crate::host::{Host, Pod, Whose, complete};
 
 /// A bus of its own; with it goes what is connected.
 struct Bus(Child);
@@ -38,7 +39,7 @@ fn with_firewalld() -> (Host, Bus, Sources) {
 
 fn with_bus() -> (Host, Bus, String) {
     let host = Host::new();
-    let (socket, conf) = (host.folder.join("bus"), host.folder.join("bus.conf"));
+    let (socket, conf) = (host.path("bus"), host.path("bus.conf"));
     let text = format!(
         "<busconfig><type>system</type><listen>unix:path={}</listen><auth>EXTERNAL</auth>\
          <policy context=\"default\"><allow send_destination=\"*\"/><allow own=\"*\"/><allow receive_sender=\"*\"/>\
@@ -208,7 +209,7 @@ fn text(bytes: &[u8], at: usize) -> String {
 }
 
 fn conf(host: &Host, keys: Value) -> Value {
-    with(&json!({ "type": "firewall", "dataDir": host.folder.join("firewall") }), keys)
+    with(&json!({ "type": "firewall", "dataDir": host.path("firewall") }), keys)
 }
 
 fn names(sources: &Sources) -> Vec<String> {
@@ -271,7 +272,7 @@ fn a_delete_without_the_firewalld_that_had_the_addresses_is_no_error() {
     assert_eq!(names(&sources).len(), 2);
     host.env = vec![("DBUS_SYSTEM_BUS_ADDRESS".to_owned(), "unix:path=/nowhere".to_owned())];
     host.del(Whose::Ours, "net", &pod, &[plain], &result);
-    assert!(!host.folder.join("firewall/10.88.1.2").exists());
+    assert!(!host.path("firewall/10.88.1.2").exists());
 }
 
 #[test]

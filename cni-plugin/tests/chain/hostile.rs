@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 
 use super::bandwidth::{bandwidth, both, qdiscs};
 use super::firewall::{firewall, rules};
-use super::host::{Host, Pod, Whose, complete};
 use super::iptables::iptables;
 use super::portmap::{mapping, portmap};
 use super::tuning::{everything, tuning};
+use crate::host::{Host, Pod, Whose, complete};
 
 fn plugins(host: &Host) -> Vec<Value> {
     let ports = [mapping("tcp", 8080, 80), mapping("udp", 8081, 81)];
@@ -39,7 +39,7 @@ fn left(host: &Host) -> Vec<String> {
     lines.extend(host.net.tool("ip -o link").lines().filter(|line| line.contains("bwp")).map(str::to_owned));
     lines.extend(host.ruleset().lines().filter(|line| line.contains("/c1/")).map(str::to_owned));
     for folder in ["firewall", "tuning"] {
-        let files = fs::read_dir(host.folder.join(folder)).into_iter().flatten();
+        let files = fs::read_dir(host.path(folder)).into_iter().flatten();
         lines.extend(files.map(|file| file.unwrap().path().display().to_string()));
     }
     lines
@@ -56,7 +56,9 @@ fn killed_at_any_moment_of_an_add_a_delete_leaves_nothing() {
         for moment in 0..steps {
             let made = host.add(Whose::Ours, "net", &pod, &bridge).ok();
             let kind = plugin["type"].as_str().unwrap();
-            let mut command = host.command(Whose::Ours, kind, "ADD", attachment);
+            let (container, netns, ifname) = attachment;
+            let variables = [("CNI_CONTAINERID", container), ("CNI_NETNS", netns), ("CNI_IFNAME", ifname)];
+            let mut command = host.command(Whose::Ours, kind, "ADD", &variables);
             let input = complete("net", &plugin, &made);
             host.net.run(|| {
                 let mut child = command.spawn().unwrap();

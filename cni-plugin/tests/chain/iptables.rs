@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::firewall::rules;
-use super::host::{Host, Pod, Whose, complete};
 use super::portmap::{TARGETS, asks, mapping, portmap, with};
+use crate::host::{Host, Pod, Whose, complete};
 
 pub(crate) fn iptables(mappings: &[Value], keys: Value) -> Value {
     with(&with(&portmap(mappings), json!({ "backend": "iptables" })), keys)
@@ -22,7 +22,7 @@ fn a_host_port_leads_to_the_container_from_everywhere() {
     let result = host.add(Whose::Ours, "net", &pod, &chain).ok();
     let server = pod.net.listen(80);
     for target in TARGETS {
-        assert!(host.client.reaches(target, &server).is_some(), "{target}");
+        assert!(host.client().reaches(target, &server).is_some(), "{target}");
         assert!(pod.net.reaches(target, &server).is_some(), "{target} from itself");
     }
     assert!(host.net.reaches("127.0.0.1:8080", &server).is_some());
@@ -33,7 +33,7 @@ fn a_host_port_leads_to_the_container_from_everywhere() {
     host.del(Whose::Ours, "net", &pod, &chain, &result);
     assert!(!rules(&host, "iptables-save").join("\n").contains("CNI-DN-"));
     for target in TARGETS {
-        assert!(host.client.is_kept_from(target, &server), "{target}");
+        assert!(host.client().is_kept_from(target, &server), "{target}");
     }
 }
 
@@ -82,8 +82,8 @@ fn iptables_words_choose_it_without_being_asked() {
         with(&portmap(&[mapping("tcp", 8080, 80)]), json!({ "conditionsV4": ["!", "-s", "192.0.2.2"] }));
     host.add(Whose::Ours, "net", &pod, &[host.bridge("net"), conf]).ok();
     let server = pod.net.listen(80);
-    assert!(host.client.is_kept_from(TARGETS[0], &server));
-    assert!(host.client.reaches(TARGETS[1], &server).is_some());
+    assert!(host.client().is_kept_from(TARGETS[0], &server));
+    assert!(host.client().reaches(TARGETS[1], &server).is_some());
     assert!(!host.ruleset().contains("selvage_portmap"));
 }
 
@@ -93,7 +93,7 @@ fn a_flow_of_udp_goes_to_the_new_container_with_its_next_packet() {
     let chain = [host.bridge("net"), iptables(&[mapping("udp", 8080, 53)], json!({}))];
     let servers = [pods[0].net.udp("[::]:53"), pods[1].net.udp("[::]:53")];
     let both = [(&servers[0], "one"), (&servers[1], "two")];
-    let client = host.client.udp("0.0.0.0:0");
+    let client = host.client().udp("0.0.0.0:0");
     client.connect(TARGETS[0]).unwrap();
     let first = host.add(Whose::Ours, "net", &pods[0], &chain).ok();
     assert_eq!(asks(&client, &both).as_deref(), Some("one"));

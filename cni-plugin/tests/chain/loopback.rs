@@ -1,6 +1,6 @@
 use serde_json::json;
 
-use super::host::{Host, Pod, Whose};
+use crate::host::{Host, Pod, Whose};
 
 #[test]
 fn the_loopback_is_up_after_an_add_and_its_addresses_are_the_result() {
@@ -21,7 +21,7 @@ fn the_loopback_is_up_after_an_add_and_its_addresses_are_the_result() {
         Whose::Ours,
         "DEL",
         ("c1", "/run/netns/gone", "eth0"),
-        &super::host::complete("lo", &conf, &result),
+        &crate::host::complete("lo", &conf, &result),
     );
     assert!(gone.well, "{}", gone.document);
 }
@@ -30,7 +30,7 @@ fn the_loopback_is_up_after_an_add_and_its_addresses_are_the_result() {
 fn a_result_before_it_is_handed_on_and_an_address_that_is_none_of_its_own_is_refused() {
     let (host, pod) = (Host::new(), Pod::new("c1"));
     let before = json!({ "cniVersion": "1.0.0", "ips": [{ "address": "10.1.2.3/24" }] });
-    let conf = super::host::complete("lo", &json!({ "type": "loopback" }), &before);
+    let conf = crate::host::complete("lo", &json!({ "type": "loopback" }), &before);
     let call = |verb| host.call(Whose::Ours, verb, ("c1", &pod.net.path(), "eth0"), &conf);
     assert_eq!(call("ADD").ok(), before);
     pod.net.tool("ip address add 10.9.9.9/32 dev lo");

@@ -3,11 +3,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests panic to fail")]
 
+#[path = "../host/mod.rs"]
+mod host;
+
 mod bandwidth;
 mod exchange;
 mod firewall;
 mod firewalld;
-mod host;
 mod hostile;
 mod iptables;
 mod loopback;

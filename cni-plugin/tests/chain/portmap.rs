@@ -5,7 +5,7 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use super::host::{Host, Pod, Whose, complete};
+use crate::host::{Host, Pod, Whose, complete};
 
 pub(crate) fn mapping(protocol: &str, host: u16, container: u16) -> Value {
     json!({ "hostPort": host, "containerPort": container, "protocol": protocol })
@@ -41,13 +41,13 @@ fn a_host_port_leads_to_the_container_in_both_families_when_add_returns() {
     let server = pod.net.listen(80);
     for (target, source) in TARGETS.into_iter().zip(["::ffff:192.0.2.2", "2001:db8::2"]) {
         let seen =
-            host.client.reaches(target, &server).unwrap_or_else(|| panic!("{target}\n{}", host.ruleset()));
+            host.client().reaches(target, &server).unwrap_or_else(|| panic!("{target}\n{}", host.ruleset()));
         assert_eq!(seen.ip().to_string(), source, "the container sees who it is");
     }
     host.del(Whose::Ours, "net", &pod, &chain, &result);
     assert!(!host.ruleset().contains("c1"), "{}", host.ruleset());
     for target in TARGETS {
-        assert!(host.client.is_kept_from(target, &server), "{target}");
+        assert!(host.client().is_kept_from(target, &server), "{target}");
     }
 }
 
@@ -102,14 +102,14 @@ fn without_snat_nothing_is_masqueraded_and_with_masqall_everything_is() {
     let host = Host::new();
     let (pod, ..) = one(&host, json!({ "snat": false }));
     let server = pod.net.listen(80);
-    assert_eq!(host.client.reaches(TARGETS[0], &server).unwrap().ip().to_string(), "::ffff:192.0.2.2");
+    assert_eq!(host.client().reaches(TARGETS[0], &server).unwrap().ip().to_string(), "::ffff:192.0.2.2");
     assert!(host.net.is_kept_from("127.0.0.1:8080", &server));
     assert_eq!(host.net.sysctl("net/ipv4/conf/cni0/route_localnet"), "0");
     let host = Host::new();
     let (pod, ..) = one(&host, json!({ "masqAll": true }));
     let server = pod.net.listen(80);
     for (target, bridge) in TARGETS.into_iter().zip(["::ffff:10.88.1.1", "fc00:88:1::1"]) {
-        assert_eq!(host.client.reaches(target, &server).unwrap().ip().to_string(), bridge, "{target}");
+        assert_eq!(host.client().reaches(target, &server).unwrap().ip().to_string(), bridge, "{target}");
     }
 }
 
@@ -140,9 +140,9 @@ fn a_host_ip_limits_a_port_to_that_address_and_to_its_family() {
         ("192.0.2.1:8084", false),
     ] {
         let got = if expected {
-            host.client.reaches(target, &server).is_some()
+            host.client().reaches(target, &server).is_some()
         } else {
-            !host.client.is_kept_from(target, &server)
+            !host.client().is_kept_from(target, &server)
         };
         assert_eq!(got, expected, "{target}\n{}", host.ruleset());
     }
@@ -171,7 +171,7 @@ fn a_flow_of_udp_goes_to_the_new_container_with_its_next_packet() {
         let chain = [host.bridge("net"), portmap(&[mapping("udp", 8080, 53)])];
         let servers = [pods[0].net.udp("[::]:53"), pods[1].net.udp("[::]:53")];
         let both = [(&servers[0], "one"), (&servers[1], "two")];
-        let client = host.client.udp(bind);
+        let client = host.client().udp(bind);
         client.connect(target).unwrap();
         let _ = client.send(b"before there is a forward, and remembered as such");
         let first = host.add(Whose::Ours, "net", &pods[0], &chain).ok();
@@ -194,7 +194,7 @@ fn a_delete_forgets_its_flows_of_udp_and_no_others() {
     host.add(Whose::Ours, "net", &other, &chains[1]).ok();
     let servers = [pod.net.udp("[::]:53"), other.net.udp("[::]:53")];
     let clients = ["192.0.2.1:8080", "192.0.2.1:8081"].map(|target| {
-        let client = host.client.udp("0.0.0.0:0");
+        let client = host.client().udp("0.0.0.0:0");
         client.connect(target).unwrap();
         client
     });
@@ -224,7 +224,7 @@ fn a_table_that_somebody_emptied_is_named_by_check_and_made_anew_by_the_next_add
         let second = [host.bridge("net"), portmap(&[mapping("tcp", 9090, 90)])];
         let second_result = host.add(Whose::Ours, "net", &other, &second).ok();
         let server = other.net.listen(90);
-        assert!(host.client.reaches("192.0.2.1:9090", &server).is_some(), "{flush}\n{}", host.ruleset());
+        assert!(host.client().reaches("192.0.2.1:9090", &server).is_some(), "{flush}\n{}", host.ruleset());
         host.check(Whose::Ours, "net", &other, &second[1], &second_result).ok();
         host.del(Whose::Ours, "net", &other, &second, &second_result);
         host.del(Whose::Ours, "net", &pod, &chain, &result);
@@ -261,9 +261,9 @@ fn the_last_to_ask_for_a_port_gets_it_and_keeps_it_when_the_first_ends() {
     let chain = [host.bridge("net"), portmap(&[mapping("tcp", 8080, 80)])];
     let results = pods.each_ref().map(|pod| host.add(Whose::Ours, "net", pod, &chain).ok());
     let server = pods[1].net.listen(80);
-    assert!(host.client.reaches(TARGETS[0], &server).is_some(), "{}", host.ruleset());
+    assert!(host.client().reaches(TARGETS[0], &server).is_some(), "{}", host.ruleset());
     host.del(Whose::Ours, "net", &pods[0], &chain, &results[0]);
-    assert!(host.client.reaches(TARGETS[0], &server).is_some(), "{}", host.ruleset());
+    assert!(host.client().reaches(TARGETS[0], &server).is_some(), "{}", host.ruleset());
     assert!(!host.ruleset().contains("net/c1/"), "{}", host.ruleset());
 }
 
@@ -338,10 +338,10 @@ fn conditions_in_nft_words_hold_for_the_containers_that_have_them() {
     ];
     let results = [0, 1].map(|n| host.add(Whose::Ours, "net", &pods[n], &chains[n]).ok());
     let servers = pods.each_ref().map(|pod| pod.net.listen(80));
-    assert!(host.client.is_kept_from("192.0.2.1:8080", &servers[0]));
-    assert!(host.client.reaches("[2001:db8::1]:8080", &servers[0]).is_some(), "{}", host.ruleset());
+    assert!(host.client().is_kept_from("192.0.2.1:8080", &servers[0]));
+    assert!(host.client().reaches("[2001:db8::1]:8080", &servers[0]).is_some(), "{}", host.ruleset());
     assert!(host.net.reaches("192.0.2.1:8080", &servers[0]).is_some());
-    assert!(host.client.reaches("192.0.2.1:8081", &servers[1]).is_some());
+    assert!(host.client().reaches("192.0.2.1:8081", &servers[1]).is_some());
     host.check(Whose::Ours, "net", &pods[0], &chains[0][1], &results[0]).ok();
     for (n, pod) in pods.iter().enumerate() {
         host.del(Whose::Ours, "net", pod, &chains[n], &results[n]);
@@ -356,7 +356,7 @@ fn a_thousand_ports_come_and_go_at_once() {
     let chain = [host.bridge("net"), portmap(&mappings)];
     let result = host.add(Whose::Ours, "net", &pod, &chain).ok();
     let server = pod.net.listen(777);
-    assert!(host.client.reaches("192.0.2.1:20777", &server).is_some());
+    assert!(host.client().reaches("192.0.2.1:20777", &server).is_some());
     host.check(Whose::Ours, "net", &pod, &chain[1], &result).ok();
     host.del(Whose::Ours, "net", &pod, &chain, &result);
     assert!(!host.ruleset().contains("net/c1/"));
@@ -421,7 +421,7 @@ fn containerds_spelling_of_the_keys_maps_ports_too() {
         [host.bridge("net"), json!({ "type": "portmap", "RuntimeConfig": { "PortMappings": [spelt] } })];
     host.add(Whose::Ours, "net", &pod, &chain).ok();
     let server = pod.net.listen(80);
-    assert!(host.client.reaches(TARGETS[0], &server).is_some());
+    assert!(host.client().reaches(TARGETS[0], &server).is_some());
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use super::host::{Host, Pod, Whose};
 use super::portmap::with;
+use crate::host::{Host, Pod, Whose};
 
 /// More than a loaded machine needs.
 const LOOKS: usize = 2000;

@@ -4,8 +4,8 @@ use std::slice;
 
 use serde_json::{Value, json};
 
-use super::host::{Host, Pod, Whose, complete};
 use super::portmap::with;
+use crate::host::{Host, Pod, Whose, complete};
 
 const OTHER: &str = "02:00:00:00:00:99";
 
@@ -37,7 +37,7 @@ fn a_container_reaches_others_with_its_own_ethernet_address_and_nobody_with_anot
         for pod in &pods {
             host.add(whose, "net", pod, slice::from_ref(&conf)).ok();
         }
-        let servers = [(&pods[1].net, "10.88.1.3:80"), (&host.client, "192.0.2.2:80")]
+        let servers = [(&pods[1].net, "10.88.1.3:80"), (host.client(), "192.0.2.2:80")]
             .map(|(net, target)| (net.listen(80), target));
         let own = pods[0].net.tool("ip -o link show eth0");
         let own = own.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap().to_owned();
@@ -164,7 +164,7 @@ fn a_collection_takes_the_rules_of_ports_that_are_gone_and_leaves_those_that_hol
 fn an_add_that_fails_leaves_no_rule() {
     let (host, pod) = (Host::new(), Pod::new("c1"));
     // A route through what is on no link is refused when the container is furnished.
-    let ipam = json!({ "type": "host-local", "subnet": "10.88.1.0/24", "dataDir": host.folder.join("networks"),
+    let ipam = json!({ "type": "host-local", "subnet": "10.88.1.0/24", "dataDir": host.path("networks"),
         "routes": [{ "dst": "10.9.0.0/16", "gw": "192.0.2.77" }] });
     let conf = with(&bridge(&host, "net"), json!({ "ipam": ipam }));
     assert_eq!(host.add(Whose::Ours, "net", &pod, slice::from_ref(&conf)).code(), 100);

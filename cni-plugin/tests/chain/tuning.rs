@@ -4,11 +4,11 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use super::host::{Host, Pod, Whose, complete};
 use super::portmap::with;
+use crate::host::{Host, Pod, Whose, complete};
 
 pub(crate) fn tuning(host: &Host, keys: Value) -> Value {
-    with(&json!({ "type": "tuning", "dataDir": host.folder.join("tuning") }), keys)
+    with(&json!({ "type": "tuning", "dataDir": host.path("tuning") }), keys)
 }
 
 pub(crate) fn everything() -> Value {
@@ -67,7 +67,7 @@ fn a_delete_sets_the_interface_back_and_needs_none() {
         let before = state(&pod);
         let conf = complete("net", &tuning(&host, everything()), &made);
         host.call(Whose::Ours, "ADD", ("c1", &pod.net.path(), "eth0"), &conf).ok();
-        assert_eq!(fs::read_dir(host.folder.join("tuning")).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(host.path("tuning")).unwrap().count(), 1);
         if gone {
             pod.net.tool("ip link del eth0");
         }
@@ -77,7 +77,7 @@ fn a_delete_sets_the_interface_back_and_needs_none() {
         if !gone {
             assert_eq!(state(&pod), before);
         }
-        assert_eq!(fs::read_dir(host.folder.join("tuning")).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(host.path("tuning")).unwrap().count(), 0);
     }
 }
 

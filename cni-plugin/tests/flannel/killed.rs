@@ -12,15 +12,15 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::host::{DUAL, Host, Namespace};
+use crate::host::{DUAL, Host, Namespace, Whose};
 
 /// More stops than any call makes.
 const MOST: usize = 2000;
 
 /// Calls the plugin and kills it when it stops for the `n`th time at a system call; whether it came that far.
 fn kill_at(host: &Host, verb: &str, n: usize, netns: &str) -> bool {
-    let variables = [("CNI_CONTAINERID", "c1"), ("CNI_NETNS", netns)];
-    let mut command = host.command("flannel", verb, &variables);
+    let variables = [("CNI_CONTAINERID", "c1"), ("CNI_NETNS", netns), ("CNI_IFNAME", "eth0")];
+    let mut command = host.command(Whose::Ours, "flannel", verb, &variables);
     host.net.run(|| {
         let mut child = command.spawn().unwrap();
         let pid = Pid::from_raw(child.id().cast_signed());
@@ -103,11 +103,11 @@ fn each_boundary(host: &Host, verb: &str, netns: &str, mut after: impl FnMut(usi
 
 /// With another container on the bridge, which is not to notice.
 fn host() -> (Host, Namespace, Namespace) {
-    let (host, other, pod) = (Host::new(DUAL), Namespace::new(), Namespace::new());
+    let (host, other, pod) = (Host::with_env(DUAL), Namespace::new(), Namespace::new());
     for container in ["c1", "c0"] {
-        assert!(host.call("ADD", container, &other.path(), &conf(&host)).well);
+        assert!(host.flannel("ADD", container, &other.path(), &conf(&host)).well);
         if container == "c1" {
-            assert!(host.call("DEL", container, &other.path(), &conf(&host)).well);
+            assert!(host.flannel("DEL", container, &other.path(), &conf(&host)).well);
         }
     }
     (host, other, pod)
@@ -120,26 +120,26 @@ fn an_add_killed_at_any_system_call_leaves_nothing_that_a_delete_does_not_find()
     each_boundary(&host, "ADD", &pod.path(), |n| {
         // As runtimes do it: with the namespace, or without when that is gone from their books.
         let netns = if n % 4 == 1 { pod.path() } else { String::new() };
-        let answer = host.call("DEL", "c1", &netns, &conf(&host));
+        let answer = host.flannel("DEL", "c1", &netns, &conf(&host));
         assert!(answer.well, "boundary {n}: {}", answer.document);
         assert_eq!(snapshot(&host, &pod), before, "boundary {n}");
     });
     assert!(before[3].iter().any(|rule| rule.contains("macspoofchk-c0-eth0")), "{:?}", before[3]);
     assert_eq!(other.links(), ["eth0 1430"]);
-    assert!(host.call("DEL", "c1", &pod.path(), &conf(&host)).well);
-    assert!(host.call("ADD", "c1", &pod.path(), &conf(&host)).well);
+    assert!(host.flannel("DEL", "c1", &pod.path(), &conf(&host)).well);
+    assert!(host.flannel("ADD", "c1", &pod.path(), &conf(&host)).well);
 }
 
 #[test]
 fn a_delete_killed_at_any_system_call_is_finished_by_the_next_one() {
     let (host, other, pod) = host();
     let before = snapshot(&host, &pod);
-    assert!(host.call("ADD", "c1", &pod.path(), &conf(&host)).well);
+    assert!(host.flannel("ADD", "c1", &pod.path(), &conf(&host)).well);
     each_boundary(&host, "DEL", &pod.path(), |n| {
-        let answer = host.call("DEL", "c1", &pod.path(), &conf(&host));
+        let answer = host.flannel("DEL", "c1", &pod.path(), &conf(&host));
         assert!(answer.well, "boundary {n}: {}", answer.document);
         assert_eq!(snapshot(&host, &pod), before, "boundary {n}");
-        let answer = host.call("ADD", "c1", &pod.path(), &conf(&host));
+        let answer = host.flannel("ADD", "c1", &pod.path(), &conf(&host));
         assert!(answer.well, "boundary {n}: {}", answer.document);
     });
     assert_eq!(other.links(), ["eth0 1430"]);

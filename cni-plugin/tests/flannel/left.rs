@@ -16,7 +16,7 @@ use crate::host::{Answer, DUAL, Host, Namespace, TINY};
 
 /// With addresses that no other test has: what any namespace of the machine has is in use.
 fn alone(env: &str, n: u8) -> Host {
-    Host::new(
+    Host::with_env(
         &env.replace("10.244.1.", &format!("10.244.{n}."))
             .replace("fc00:42:0:1:", &format!("fc00:42:0:{n}:")),
     )
@@ -27,14 +27,14 @@ fn gc(host: &Host, valid: &[&str]) -> Answer {
     conf["cniVersion"] = "1.1.0".into();
     let list: Vec<_> = valid.iter().map(|c| json!({ "containerID": c, "ifname": "eth0" })).collect();
     conf["cni.dev/valid-attachments"] = list.into();
-    host.call_with("GC", &[("CNI_PATH", "/nowhere")], &conf.to_string())
+    host.flannel_with("GC", &[("CNI_PATH", "/nowhere")], &conf.to_string())
 }
 
 #[test]
 fn a_collection_removes_links_leases_and_files_of_what_is_not_valid_and_nothing_else() {
     let (host, pods) = (alone(DUAL, 101), [Namespace::new(), Namespace::new(), Namespace::new()]);
     for (n, pod) in pods.iter().enumerate() {
-        assert!(host.call("ADD", &format!("c{n}"), &pod.path(), &host.conf()).well);
+        assert!(host.flannel("ADD", &format!("c{n}"), &pod.path(), &host.conf()).well);
     }
     let answer = gc(&host, &["c1"]);
     assert!(answer.well, "{}", answer.document);
@@ -48,10 +48,10 @@ fn a_collection_removes_links_leases_and_files_of_what_is_not_valid_and_nothing_
 #[test]
 fn a_collection_without_a_list_is_refused_and_removes_nothing() {
     let (host, pod) = (alone(DUAL, 102), Namespace::new());
-    assert!(host.call("ADD", "c1", &pod.path(), &host.conf()).well);
+    assert!(host.flannel("ADD", "c1", &pod.path(), &host.conf()).well);
     let mut conf = host.conf();
     conf["cniVersion"] = "1.1.0".into();
-    let answer = host.call_with("GC", &[("CNI_PATH", "/nowhere")], &conf.to_string());
+    let answer = host.flannel_with("GC", &[("CNI_PATH", "/nowhere")], &conf.to_string());
     assert!(answer.code() == 7 && answer.msg().contains("valid-attachments"), "{}", answer.msg());
     assert_eq!((pod.links().len(), host.reserved().len()), (1, 2));
 }
@@ -59,7 +59,7 @@ fn a_collection_without_a_list_is_refused_and_removes_nothing() {
 #[test]
 fn a_collection_takes_what_a_go_plugin_made_and_frees_no_address_that_a_namespace_has() {
     let (host, pod) = (alone(DUAL, 103), Namespace::new());
-    assert!(host.call("ADD", "c1", &pod.path(), &host.conf()).well);
+    assert!(host.flannel("ADD", "c1", &pod.path(), &host.conf()).well);
     // As the Go plugins leave it: no alias, no file with the interface's name.
     let port = host.net.links()[1].split(' ').next().unwrap().to_owned();
     let ip = |words: &[&str]| assert!(Command::new("ip").args(words).status().unwrap().success());
@@ -84,10 +84,10 @@ fn a_collection_takes_what_a_go_plugin_made_and_frees_no_address_that_a_namespac
 
 #[test]
 fn a_delete_without_a_namespace_takes_the_link_away_as_well() {
-    let (host, pod) = (Host::new(DUAL), Namespace::new());
+    let (host, pod) = (Host::with_env(DUAL), Namespace::new());
     for netns in ["", "/run/netns/gone"] {
-        assert!(host.call("ADD", "c1", &pod.path(), &host.conf()).well);
-        assert!(host.call("DEL", "c1", netns, &host.conf()).well);
+        assert!(host.flannel("ADD", "c1", &pod.path(), &host.conf()).well);
+        assert!(host.flannel("DEL", "c1", netns, &host.conf()).well);
         assert_eq!((pod.links(), host.net.links().len(), host.reserved()), (vec![], 1, vec![]), "{netns}");
     }
 }
@@ -101,38 +101,38 @@ fn a_full_subnet_of_an_earlier_boot_serves_again() {
     fs::write(folder.join("10.244.104.2"), "old\r\neth0").unwrap();
     let mut status = host.conf();
     status["cniVersion"] = "1.1.0".into();
-    assert_eq!(host.call("STATUS", "", "", &status).code(), 50, "of this boot");
-    assert_eq!(host.call("ADD", "c1", &pod.path(), &host.conf()).code(), 11);
+    assert_eq!(host.flannel("STATUS", "", "", &status).code(), 50, "of this boot");
+    assert_eq!(host.flannel("ADD", "c1", &pod.path(), &host.conf()).code(), 11);
     file.set_modified(UNIX_EPOCH + Duration::from_secs(1_000_000_000)).unwrap();
-    assert!(host.call("STATUS", "", "", &status).well);
-    let answer = host.call("ADD", "c1", &pod.path(), &host.conf());
+    assert!(host.flannel("STATUS", "", "", &status).well);
+    let answer = host.flannel("ADD", "c1", &pod.path(), &host.conf());
     assert!(answer.well && answer.document["ips"][0]["address"] == "10.244.104.2/30", "{}", answer.document);
 }
 
 #[test]
 fn an_empty_reservation_is_no_reservation_to_any_verb() {
-    let (host, pod) = (Host::new(TINY), Namespace::new());
+    let (host, pod) = (Host::with_env(TINY), Namespace::new());
     let folder = host.path("networks/cbr0");
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join("10.244.1.2"), "").unwrap();
     let mut status = host.conf();
     status["cniVersion"] = "1.1.0".into();
-    assert!(host.call("STATUS", "", "", &status).well);
-    assert!(host.call("ADD", "c1", &pod.path(), &host.conf()).well);
-    assert!(host.call("DEL", "c1", &pod.path(), &host.conf()).well);
+    assert!(host.flannel("STATUS", "", "", &status).well);
+    assert!(host.flannel("ADD", "c1", &pod.path(), &host.conf()).well);
+    assert!(host.flannel("DEL", "c1", &pod.path(), &host.conf()).well);
     assert_eq!(host.reserved(), [""; 0]);
 }
 
 #[test]
 fn a_bridge_without_containers_takes_the_new_subnets_address_and_one_that_is_down_comes_up() {
-    let (host, pods) = (Host::new(DUAL), [Namespace::new(), Namespace::new()]);
-    assert!(host.call("ADD", "c1", &pods[0].path(), &host.conf()).well);
-    assert!(host.call("DEL", "c1", &pods[0].path(), &host.conf()).well);
+    let (host, pods) = (Host::with_env(DUAL), [Namespace::new(), Namespace::new()]);
+    assert!(host.flannel("ADD", "c1", &pods[0].path(), &host.conf()).well);
+    assert!(host.flannel("DEL", "c1", &pods[0].path(), &host.conf()).well);
     fs::write(host.path("subnet.env"), DUAL.replace("10.244.1.1", "10.244.2.1")).unwrap();
     host.net.run(|| {
         assert!(Command::new("ip").args(["link", "set", "cni0", "down"]).status().unwrap().success())
     });
-    let answer = host.call("ADD", "c2", &pods[1].path(), &host.conf());
+    let answer = host.flannel("ADD", "c2", &pods[1].path(), &host.conf());
     assert!(answer.well, "{}", answer.document);
     assert_eq!(host.net.addresses(), ["10.244.2.1/24", "fc00:42:0:1::1/64"]);
     assert!(host.net.is_up("cni0"));
@@ -155,33 +155,33 @@ fn a_check_finds_each_thing_that_is_removed_or_altered() {
         ("bridge cni0 is down", false, &["link", "set", "cni0", "down"]),
     ];
     for (named, in_pod, words) in breaks {
-        let (host, pod) = (Host::new(DUAL), Namespace::new());
+        let (host, pod) = (Host::with_env(DUAL), Namespace::new());
         let mut conf = host.conf();
-        conf["prevResult"] = host.call("ADD", "c1", &pod.path(), &conf).document;
+        conf["prevResult"] = host.flannel("ADD", "c1", &pod.path(), &conf).document;
         let port = conf["prevResult"]["interfaces"][1]["name"].as_str().unwrap().to_owned();
         let words: Vec<_> = words.iter().map(|word| if *word == "PORT" { &*port } else { word }).collect();
         // What chained plugins do: the host end's Ethernet address, a further address, a further route.
         host.net.run(|| ip(&["link", "set", &port, "address", "02:00:00:00:00:98"]));
         pod.run(|| ip(&["addr", "add", "192.0.2.7/32", "dev", "eth0"]));
         pod.run(|| ip(&["route", "add", "192.0.2.0/24", "dev", "eth0"]));
-        let answer = host.call("CHECK", "c1", &pod.path(), &conf);
+        let answer = host.flannel("CHECK", "c1", &pod.path(), &conf);
         assert!(answer.well, "{named} {}", answer.document);
         (if in_pod { &pod } else { &host.net }).run(|| ip(&words));
-        let answer = host.call("CHECK", "c1", &pod.path(), &conf);
+        let answer = host.flannel("CHECK", "c1", &pod.path(), &conf);
         assert!(answer.code() == 101 && answer.msg().contains(named), "{named} {}", answer.msg());
     }
 }
 
 #[test]
 fn a_check_finds_a_bridge_that_is_not_promiscuous_any_more() {
-    let (host, pod) = (Host::new(DUAL), Namespace::new());
+    let (host, pod) = (Host::with_env(DUAL), Namespace::new());
     let mut conf = host.conf();
     conf["delegate"] = json!({ "promiscMode": true });
-    conf["prevResult"] = host.call("ADD", "c1", &pod.path(), &conf).document;
-    assert!(host.call("CHECK", "c1", &pod.path(), &conf).well);
+    conf["prevResult"] = host.flannel("ADD", "c1", &pod.path(), &conf).document;
+    assert!(host.flannel("CHECK", "c1", &pod.path(), &conf).well);
     let off = ["link", "set", "cni0", "promisc", "off"];
     host.net.run(|| assert!(Command::new("ip").args(off).status().unwrap().success()));
-    let answer = host.call("CHECK", "c1", &pod.path(), &conf);
+    let answer = host.flannel("CHECK", "c1", &pod.path(), &conf);
     assert!(answer.code() == 101 && answer.msg().contains("promiscuous"), "{}", answer.msg());
 }
 
@@ -190,9 +190,9 @@ fn thirty_two_first_containers_share_one_bridge_one_rule_and_no_address() {
     let rounds = std::env::var("SELVAGE_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
     let pods: Vec<_> = (0..32).map(|_| Namespace::new()).collect();
     for _ in 0..rounds {
-        let host = Host::new(&DUAL.replace("IPMASQ=true", "IPMASQ=false"));
+        let host = Host::with_env(&DUAL.replace("IPMASQ=true", "IPMASQ=false"));
         let call = |n: usize, verb: &str| {
-            let answer = host.call(verb, &format!("c{n}"), &pods[n].path(), &host.conf());
+            let answer = host.flannel(verb, &format!("c{n}"), &pods[n].path(), &host.conf());
             assert!(answer.well, "{}", answer.document);
         };
         thread::scope(|scope| (0..32).for_each(|n| drop(scope.spawn(move || call(n, "ADD")))));
@@ -207,12 +207,12 @@ fn thirty_two_first_containers_share_one_bridge_one_rule_and_no_address() {
 
 #[test]
 fn garbage_in_any_file_or_result_is_one_document_and_never_more() {
-    let host = Host::new(DUAL);
+    let host = Host::with_env(DUAL);
     let garbage: [&[u8]; 6] = [b"", b"\0\0\0", b"{", b"\xff\xfe", b"[[[[", &[b'a'; 9000]];
     for bytes in garbage {
         let pod = Namespace::new();
         for netns in [pod.path(), String::new()] {
-            let answer = host.call("ADD", "c1", &pod.path(), &host.conf());
+            let answer = host.flannel("ADD", "c1", &pod.path(), &host.conf());
             assert!(answer.well, "{}", answer.document);
             for name in host.stored() {
                 fs::write(host.path("state").join(name), bytes).unwrap();
@@ -221,7 +221,7 @@ fn garbage_in_any_file_or_result_is_one_document_and_never_more() {
             fs::write(host.path("networks/cbr0/10.244.1.200"), bytes).unwrap();
             let mut conf = host.conf();
             conf["prevResult"] = json!({ "ips": String::from_utf8_lossy(bytes) });
-            let answer = host.call("DEL", "c1", &netns, &conf);
+            let answer = host.flannel("DEL", "c1", &netns, &conf);
             assert!(answer.well && answer.document == Value::Null, "{}", answer.document);
             assert_eq!((pod.links(), host.stored()), (vec![], vec![]));
             let _ = fs::remove_file(host.path("networks/cbr0/10.244.1.200"));
@@ -230,7 +230,7 @@ fn garbage_in_any_file_or_result_is_one_document_and_never_more() {
         fs::write(host.path("subnet.env"), bytes).unwrap();
         let mut conf = host.conf();
         conf["subnetFileWait"] = 1.into();
-        assert_eq!(host.call("ADD", "c1", &pod.path(), &conf).code(), 11);
+        assert_eq!(host.flannel("ADD", "c1", &pod.path(), &conf).code(), 11);
         fs::write(host.path("subnet.env"), DUAL).unwrap();
     }
 }
@@ -253,11 +253,11 @@ fn daemon(host: &Host, answer: &'static [u8]) -> thread::JoinHandle<String> {
 #[test]
 fn a_daemon_is_asked_to_delete_the_link_and_one_that_will_not_or_does_not_is_not_waited_for() {
     for (answer, deletes) in [(&b"+\n"[..], true), (b"+\n", false), (b"-\n", false), (b"", false)] {
-        let (host, pod) = (Host::new(DUAL), Namespace::new());
-        assert!(host.call("ADD", "c1", &pod.path(), &host.conf()).well);
+        let (host, pod) = (Host::with_env(DUAL), Namespace::new());
+        assert!(host.flannel("ADD", "c1", &pod.path(), &host.conf()).well);
         let daemon = daemon(&host, answer);
         thread::scope(|scope| {
-            let call = scope.spawn(|| host.call("DEL", "c1", &pod.path(), &host.conf()));
+            let call = scope.spawn(|| host.flannel("DEL", "c1", &pod.path(), &host.conf()));
             let asked = daemon.join().unwrap();
             let index: u32 = asked.strip_prefix("unlink ").unwrap().trim_end().parse().unwrap();
             if deletes {
@@ -275,12 +275,12 @@ fn a_daemon_is_asked_to_delete_the_link_and_one_that_will_not_or_does_not_is_not
 
 #[test]
 fn as_long_as_there_is_no_subnet_status_says_what_the_daemon_waits_for() {
-    let host = Host::new(DUAL);
+    let host = Host::with_env(DUAL);
     fs::remove_file(host.path("subnet.env")).unwrap();
     let mut conf = host.conf();
     conf["cniVersion"] = "1.1.0".into();
     let said = |host: &Host| {
-        let answer = host.call("STATUS", "", "", &conf);
+        let answer = host.flannel("STATUS", "", "", &conf);
         (answer.code(), answer.document["details"].as_str().unwrap().to_owned())
     };
     let (code, details) = said(&host);
