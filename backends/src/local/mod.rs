@@ -1,3 +1,8 @@
-//! What daemon and plugin both need of this machine beside netlink. It needs no feature and no other crate.
+//! What daemon and plugin both need of this machine beside netlink. No feature of this crate is needed for it.
 
 pub mod dbus;
+pub mod files;
+pub mod hash;
+pub mod mounts;
+pub mod processes;
+pub mod random;

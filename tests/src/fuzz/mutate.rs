@@ -1,34 +1,6 @@
 //! Making bad bytes out of good ones.
 
-/// A small random source (splitmix64): the same everywhere, for ever.
-pub struct Rng(u64);
-
-impl Rng {
-    /// From a seed.
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// The next number.
-    #[allow(clippy::should_implement_trait, reason = "it never ends, so it is no iterator")]
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Below `end`; 0 when that is 0.
-    #[allow(clippy::cast_possible_truncation, reason = "a remainder of a usize fits one")]
-    pub fn below(&mut self, end: usize) -> usize {
-        if end == 0 { 0 } else { (self.next() % end as u64) as usize }
-    }
-
-    #[allow(clippy::cast_possible_truncation, reason = "the low byte is meant")]
-    fn byte(&mut self) -> u8 {
-        self.next() as u8
-    }
-}
+use backends::kernel::fake::Rng;
 
 /// Yields cases from seeds.
 pub struct Mutator {
@@ -72,7 +44,7 @@ impl Mutator {
         // Short spans more often than long ones.
         let most = 1 << self.rng.below(7);
         let span = at..(at + self.rng.below(most)).min(len);
-        let noise = self.rng.byte();
+        let noise = byte(&mut self.rng);
         match self.rng.below(10) {
             0 => self.write(at, &[1 << (noise & 7)], |old, bit| old ^ bit),
             1 => self.write(at, &[noise], |_, new| new),
@@ -100,7 +72,7 @@ impl Mutator {
             6 => self.number(at & !3, 4),
             7 => self.number(at & !1, 2),
             8 => {
-                let noise: Vec<_> = span.map(|_| self.rng.byte()).collect();
+                let noise: Vec<_> = span.map(|_| byte(&mut self.rng)).collect();
                 self.insert(at, &noise);
             }
             _ => self.write(at, &vec![noise; span.len()], |_, new| new),
@@ -130,4 +102,9 @@ impl Mutator {
     fn insert(&mut self, at: usize, bytes: &[u8]) {
         self.bytes.splice(at..at, bytes.iter().copied());
     }
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "the low byte is meant")]
+fn byte(rng: &mut Rng) -> u8 {
+    rng.next_u64() as u8
 }

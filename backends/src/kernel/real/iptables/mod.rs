@@ -9,7 +9,6 @@
 //! ```
 
 mod legacy;
-mod process;
 mod programs;
 
 use std::collections::HashMap;

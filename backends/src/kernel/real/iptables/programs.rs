@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use subnet_lease::Family;
 
-use super::process;
 use crate::kernel::KernelError;
+use crate::local::processes::{self, Limits};
 use crate::rules::iptables::{Flavour, program};
 
-/// Where they are beside the directories of `PATH`, which a service's often lacks.
-const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
+/// 20,000 rules are printed within half a second, and are some three million bytes. The limits are ours.
+const LIMITS: Limits = Limits { time: Duration::from_secs(10), output: 64 << 20 };
 
 /// How long they wait for the lock that all of the older flavour share, in seconds. Ours: what stands behind us in the
 /// same thread is peers' routes, so we rather come again.
@@ -25,11 +26,9 @@ pub(super) struct Programs(HashMap<(Flavour, Family), Pair>);
 impl Programs {
     /// Looks for them.
     pub(super) fn find() -> Self {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let directories: Vec<_> =
-            std::env::split_paths(&path).chain(DIRECTORIES.into_iter().map(PathBuf::from)).collect();
-        let found = |name: String| directories.iter().map(|dir| dir.join(&name)).find(|file| file.is_file());
-        let pair = |word: &str| Some([found(format!("{word}-restore"))?, found(format!("{word}-save"))?]);
+        let pair = |word: &str| {
+            Some([processes::find(&format!("{word}-restore"))?, processes::find(&format!("{word}-save"))?])
+        };
         let mut all = HashMap::new();
         for flavour in Flavour::ALL {
             let pairs = Family::ALL
@@ -49,13 +48,13 @@ impl Programs {
     /// All rules as text.
     pub(super) fn save(&self, flavour: Flavour, family: Family) -> Result<String, KernelError> {
         let [_, save] = self.pair(flavour, family)?;
-        process::run(save, &[], "")
+        run(save, &[], "")
     }
 
     /// Performs an input.
     pub(super) fn restore(&self, flavour: Flavour, family: Family, input: &str) -> Result<(), KernelError> {
         let [restore, _] = self.pair(flavour, family)?;
-        process::run(restore, &["--noflush", WAIT], input).map(drop)
+        run(restore, &["--noflush", WAIT], input).map(drop)
     }
 
     fn pair(&self, flavour: Flavour, family: Family) -> Result<&Pair, KernelError> {
@@ -64,6 +63,13 @@ impl Programs {
             said: "not installed; the package iptables has it".to_owned(),
         })
     }
+}
+
+fn run(program: &Path, arguments: &[&str], input: &str) -> Result<String, KernelError> {
+    processes::run(program, arguments, input, LIMITS).map_err(|error| {
+        let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
+        KernelError::Program { program: name, said: error.to_string() }
+    })
 }
 
 /// Where the names don't tell the flavour there is one only: what the name leads to tells it, else its version.
@@ -79,7 +85,7 @@ fn flavour_of(program: &Path) -> Option<Flavour> {
         "xtables-nft-multi" => Some(Flavour::Nft),
         "xtables-legacy-multi" => Some(Flavour::Legacy),
         _ => {
-            let version = process::run(program, &["--version"], "").ok()?;
+            let version = run(program, &["--version"], "").ok()?;
             Some(if version.contains("nf_tables") { Flavour::Nft } else { Flavour::Legacy })
         }
     }
