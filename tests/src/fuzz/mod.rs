@@ -19,7 +19,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-pub use mutate::{Mutator, Rng};
+pub use mutate::Mutator;
 
 /// Something that reads bytes from outside.
 pub struct Target {
