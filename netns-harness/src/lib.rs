@@ -10,7 +10,7 @@
 //!     └─ probe, stream, disturb, chaos    ask, send and break, from inside any of them
 //! ```
 //!
-//! It knows the product as command lines only, so another flannel's programs fit in their place.
+//! It runs the product by command lines only, so the programs of another flannel can take their place.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -18,7 +18,7 @@
 //! use netns_harness::{Family, Net, Pod, Topology, disturb, enter};
 //!
 //! fn main() -> anyhow::Result<()> {
-//!     enter()?; // first of all: an ordinary user becomes root in a user namespace
+//!     enter()?; // first: an ordinary user becomes root in a user namespace
 //!     let products = Products::find()?;
 //!     let net = Net::build(Topology::flat(2).family(Family::Dual))?;
 //!     let store = Store::start(net.store(), StoreKind::Embedded, &products)?;
@@ -39,11 +39,11 @@
 //! }
 //! ```
 //!
-//! What holds, whatever happens:
-//! - Every namespace, mount and file hangs on a descriptor of this process, and every child dies with it. So nothing
-//!   outlives it, not even SIGKILL, but one nearly empty directory, which the next run sweeps.
-//! - A sweep takes only directories whose owner's lock is free; runs side by side never meet.
-//! - No address, link, route, rule or sysctl of the machine itself is touched, and no other program is needed.
+//! What always holds:
+//! - Every namespace, mount and file is held by a descriptor of this process, and every child dies with it. So after the process ends,
+//!   even by SIGKILL, only one nearly empty directory is left, and the next run removes it.
+//! - A run removes only directories whose lock is free; runs side by side do not disturb each other.
+//! - No address, link, route, rule or sysctl of the machine itself is changed, and no other program is needed.
 #![allow(clippy::disallowed_methods, reason = "the harness measures time and waits for other programs")]
 #![warn(missing_docs)]
 

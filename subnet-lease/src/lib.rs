@@ -14,8 +14,8 @@
 //! ```
 //!
 //! A cluster has one network, say `10.5.0.0/16`, cut into subnets of one length. Every host *leases* one subnet (per address
-//! family), writes into the store where it can be reached, and renews before the lease runs out. Every host
-//! reads all other leases; they are its *peers*. That is all hosts know of each other.
+//! family), writes into the store where it can be reached, and renews before the lease ends. Every host
+//! reads all other leases: they are its *peers*. Hosts know nothing else of each other.
 //!
 //! ```
 //! use subnet_lease::{BackendAttrs, Claim, MemoryStore, NetworkConfig, PeerTable, StoreEvent};
@@ -42,11 +42,11 @@
 //! ```
 //!
 //! What always holds:
-//! - A lease's identity is its subnets. No two admitted peers overlap, nor does one overlap ours.
-//! - A `PeerTable` comes from a snapshot, so "no peers" was once said by the store and is never assumed.
-//! - What cannot be read is unknown, not gone: it is reported, and a peer that was known stays.
-//! - No write goes over a subnet that somebody else holds.
-//! - Nothing that the store, a file or a peer says makes this crate panic.
+//! - The subnets are the identity of a lease. No two admitted peers overlap, and none overlaps ours.
+//! - A `PeerTable` is made from a snapshot only, so "no peers" is what the store reported, never an assumption.
+//! - A record that cannot be read is unknown, not absent: it is reported, and a peer that was known stays.
+//! - No write replaces the lease of another host.
+//! - No bytes from the store, a file or a peer make this crate panic.
 
 mod backend;
 mod book;
