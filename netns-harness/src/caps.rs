@@ -1,4 +1,4 @@
-//! What this machine can do for us, found out by trying it in a scratch namespace.
+//! What this machine supports, found by trying it in a scratch namespace.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -14,7 +14,7 @@ use crate::enter::{is_rootless, why_closed};
 use crate::namespace::Namespace;
 use crate::rundir::RunDir;
 
-/// One thing that a test or a demonstration may need.
+/// One feature that a test or a demonstration may need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Need {
     /// Network and mount namespaces of our own.
@@ -57,7 +57,7 @@ impl Need {
         Self::Ipv6,
     ];
 
-    /// What to say when it is missing: the thing, and the way out.
+    /// The message for a missing feature: what is missing, and how to get it.
     fn way_out(self) -> &'static str {
         match self {
             Self::Namespaces => {
@@ -77,14 +77,14 @@ impl Need {
     }
 }
 
-/// What is missing here.
+/// The features that are missing here.
 #[derive(Debug, Clone, Default)]
 pub struct Caps {
     missing: BTreeMap<Need, String>,
 }
 
 impl Caps {
-    /// Tries everything once in the life of this process, in some 30 ms. Call [`crate::enter`] before.
+    /// Tries everything once per process, in about 30 ms. Call [`crate::enter`] before.
     pub fn probe() -> &'static Self {
         static CAPS: OnceLock<Caps> = OnceLock::new();
         CAPS.get_or_init(|| {
@@ -103,12 +103,12 @@ impl Caps {
         })
     }
 
-    /// One sentence for each of `needs` that is missing: what, and the way out.
+    /// One sentence for each of `needs` that is missing: what is missing, and how to get it.
     pub fn missing(&self, needs: &[Need]) -> Vec<&str> {
         needs.iter().filter_map(|need| self.missing.get(need)).map(String::as_str).collect()
     }
 
-    /// All of `needs`, or an error that says what is missing and how to get it.
+    /// Returns an error that names what is missing of `needs` and how to get it.
     pub fn require(&self, needs: &[Need]) -> Result<()> {
         match self.missing(needs) {
             none if none.is_empty() => Ok(()),
@@ -147,7 +147,7 @@ fn bare(name: &str, kind: InfoKind) -> rtnetlink::packet_route::link::LinkMessag
     LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(kind).name(name).build()
 }
 
-/// Asks nf_tables for its generation number, the smallest question it answers.
+/// Requests the generation number of nf_tables, its smallest request.
 fn nf_tables() -> Result<()> {
     /// NFNL_SUBSYS_NFTABLES and NFT_MSG_GETGEN, NFT_MSG_NEWGEN of linux/netfilter/nf_tables.h.
     const ASK: u16 = 10 << 8 | 16;
@@ -162,5 +162,9 @@ fn nf_tables() -> Result<()> {
     kernel.write_all(&message)?;
     let mut answer = [0; 256];
     let length = kernel.read(&mut answer)?;
-    if length >= 6 && answer[4..6] == ANSWER.to_ne_bytes() { Ok(()) } else { bail!("it does not answer") }
+    if length >= 6 && answer[4..6] == ANSWER.to_ne_bytes() {
+        Ok(())
+    } else {
+        bail!("nf_tables does not answer")
+    }
 }

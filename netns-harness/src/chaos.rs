@@ -1,6 +1,5 @@
-//! Random disturbances on a cluster whose pods talk all the time: what each cost, and that nothing is left of it.
-//!
-//! The order follows from the seed alone, so a run that failed can be had again; the moments don't.
+//! Random disturbances of a cluster under constant traffic: what each one costs, and whether everything is
+//! repaired. The seed alone decides the order, so a failed run can be repeated. The moments are not repeated.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,12 +16,12 @@ use crate::pod::Pod;
 use crate::stream::{Record, Stream};
 use crate::topology::{Family, eventually};
 
-/// One packet so often from every pod to every other, in each family.
+/// Each pod sends one packet to each other pod in this interval, in each family.
 const INTERVAL: Duration = Duration::from_millis(5);
-/// From the beginning of one disturbance to the next, when the repair is not slower.
+/// The time from one disturbance to the next, unless the repair takes longer.
 const PACE: Duration = Duration::from_millis(400);
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Outcome {
     /// The seed of the order.
@@ -67,8 +66,8 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// A cluster's spec with room for so many more peers, and for what disturbances put beside the leases; checksums are not
-/// left to the kernel's own choice, so that there is something to put right.
+/// A cluster's spec with room for more peers, and for the leases that disturbances add. Checksum offload is
+/// set explicitly, so that a disturbance can change it.
 pub fn with_room(mut spec: Spec, peers: u16) -> Spec {
     if spec.family != Family::V6 {
         let first = if peers == 0 { "10.42" } else { "10.64" };
@@ -80,7 +79,7 @@ pub fn with_room(mut spec: Spec, peers: u16) -> Spec {
     spec
 }
 
-/// Writes leases of peers that need not exist into the store, and waits until every host has routes to them.
+/// Writes leases of peers that do not exist into the store, and waits until every host has routes to them.
 pub fn add_peers(cluster: &Cluster, peers: u16) -> Result<()> {
     let lease = |number: u16| -> Result<(String, String)> {
         let [high, low] = number.to_be_bytes();
@@ -101,10 +100,11 @@ pub fn add_peers(cluster: &Cluster, peers: u16) -> Result<()> {
     Ok(())
 }
 
-/// Disturbs `cluster` for `time`, in the ways of `only` (all when empty). Afterwards all pods talk, every host looks as before, and no daemon has ended.
+/// Disturbs `cluster` for `time` with the disturbances of `only` (all when empty). At the end all pods must
+/// reach each other, every host must look as before, and every daemon must still run.
 ///
 /// # Errors
-/// Names the disturbance that was not repaired, or what is not as it should be in the end; always with the seed.
+/// Names the disturbance that was not repaired, or the difference at the end; always with the seed.
 pub fn run(cluster: &mut Cluster, time: Duration, seed: u64, only: &[String]) -> Result<Outcome> {
     let mut marks = Vec::new();
     let result = disturb(cluster, time, seed, only, &mut marks);
@@ -112,7 +112,7 @@ pub fn run(cluster: &mut Cluster, time: Duration, seed: u64, only: &[String]) ->
         let done: String = marks.iter().map(|it| format!("  {it}\n")).collect();
         let daemon = marks.last().and_then(|last| cluster.daemons.get(last.host));
         let said = daemon.map(|daemon| last_lines(&daemon.log(), 15)).unwrap_or_default();
-        format!("CHAOS_SEED={seed}, after\n{done}, where the daemon says\n{said}\n")
+        format!("CHAOS_SEED={seed}, after\n{done}the daemon's log ends with\n{said}\n")
     })
 }
 
@@ -142,21 +142,21 @@ fn disturb(
         }
         thread::sleep(PACE.saturating_sub(start.elapsed()));
     }
-    rest.check().context("in the end")?;
+    rest.check().context("after the last disturbance")?;
     drop(rest);
     cluster.wait_for_pings(Duration::from_secs(5))?;
-    nobody_ended(cluster)?;
+    check_daemons(cluster)?;
     let records: Vec<Record> = streams.into_iter().map(Stream::finish).collect::<Result<_>>()?;
     Ok(outcome(seed, marks, &records))
 }
 
-/// One disturbance done.
+/// One disturbance that was done.
 struct Mark {
     what: &'static Disturbance,
     family: Family,
     host: usize,
     took: Duration,
-    /// Packets that each stream had sent before.
+    /// Packets that each stream had sent before the disturbance.
     sent: Vec<u64>,
 }
 
@@ -166,7 +166,7 @@ impl fmt::Display for Mark {
     }
 }
 
-/// A loss belongs to the disturbance during which, or after which, the packet was sent.
+/// A loss is counted for the disturbance that was the last one when the packet was sent.
 fn outcome(seed: u64, marks: &[Mark], records: &[Record]) -> Outcome {
     let all: Vec<u64> = records.iter().map(|it| it.report.sent).collect();
     let mut rows = BTreeMap::new();
@@ -193,16 +193,16 @@ fn traffic(pods: &[Pod], family: Family) -> Result<Vec<Stream>> {
     Ok(streams)
 }
 
-fn nobody_ended(cluster: &Cluster) -> Result<()> {
+fn check_daemons(cluster: &Cluster) -> Result<()> {
     for (daemon, host) in cluster.daemons.iter().zip(cluster.net.hosts()) {
         let log = daemon.log();
         let well = daemon.status().is_none() && !log.contains("panicked");
-        ensure!(well, "the daemon of {}:\n{}", host.name(), last_lines(&log, 20));
+        ensure!(well, "the daemon of {} ended or panicked:\n{}", host.name(), last_lines(&log, 20));
     }
     Ok(())
 }
 
-/// SplitMix64: the same numbers for the same seed, on every machine.
+/// SplitMix64: the same numbers for the same seed on every machine.
 struct Dice(u64);
 
 impl Dice {

@@ -1,17 +1,18 @@
 //! A whole cluster: a net, a store, and on every host a daemon and a pod.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::flannel::{Backend, Products, Store, StoreKind, net_conf, wait_for_subnet};
+use crate::flannel::{Backend, Products, Store, StoreKind, daemon_flags, net_conf, wait_for_subnet};
 use crate::pod::Pod;
 use crate::process::{Process, Program};
 use crate::topology::{Family, Net, Topology, eventually};
 
-/// What a cluster should be.
+/// The description of a cluster.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Spec {
     /// Number of hosts.
@@ -55,7 +56,7 @@ impl Spec {
     }
 }
 
-/// A cluster as a file describes it; what is not said comes from flags or defaults.
+/// A cluster as a file describes it. Missing keys come from flags or defaults.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SpecFile {
@@ -68,13 +69,13 @@ pub struct SpecFile {
 }
 
 impl SpecFile {
-    /// Reads a file; the error names it and what is wrong.
+    /// Reads a file; an error names the file and the fault.
     pub fn read(path: &str) -> Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| path.to_owned())?;
         serde_json::from_str(&text).with_context(|| path.to_owned())
     }
 
-    /// What the file means.
+    /// The spec that the file describes.
     pub fn spec(self) -> Result<Spec> {
         let default = Spec::default();
         Ok(Spec {
@@ -97,14 +98,14 @@ fn word<T: std::str::FromStr<Err = String> + Default>(key: &str, text: Option<St
     }
 }
 
-/// A cluster that runs. Dropping it ends it.
+/// A running cluster. Dropping it ends it.
 #[derive(Debug)]
 pub struct Cluster {
     /// One pod a host, in the hosts' order.
     pub pods: Vec<Pod>,
-    /// One daemon a host, in the hosts' order.
+    /// One daemon per host, in the order of the hosts.
     pub daemons: Vec<Process>,
-    /// Where the leases are.
+    /// The store with the leases.
     pub store: Store,
     /// The hosts.
     pub net: Net,
@@ -131,7 +132,7 @@ impl Cluster {
         })
     }
 
-    /// All of it, up to pods that reach each other.
+    /// Builds the whole cluster and waits until its pods reach each other.
     pub fn up(spec: &Spec, products: &Products) -> Result<Self> {
         let mut cluster = Self::prepare(spec, products)?;
         cluster.set_network()?;
@@ -141,9 +142,20 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// What it should be.
+    /// Its description.
     pub fn spec(&self) -> &Spec {
         &self.spec
+    }
+
+    /// The environment in which `flannelctl` on a host finds the store, and has the settings of the daemons.
+    pub(crate) fn environment(&self) -> Vec<(String, String)> {
+        let programs = self.products.flanneld.parent().unwrap_or(Path::new("/usr/bin"));
+        let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
+        let flags = daemon_flags(&self.store).into_iter().chain(self.spec.flags.clone());
+        flags
+            .map(|flag| variable(&flag))
+            .chain([("PATH".to_owned(), format!("{}:{path}", programs.display()))])
+            .collect()
     }
 
     /// Writes the net-conf into the store.
@@ -167,7 +179,7 @@ impl Cluster {
     pub fn add_pods(&mut self) -> Result<()> {
         for host in &self.net.hosts()[self.pods.len()..] {
             let pod = Pod::add(host, "pod", &self.products.cni())?;
-            // Two hosts with one subnet would answer all pings, each its own.
+            // Two hosts with one subnet would each answer pings to its own pod.
             let double = self.pods.iter().find(|other| shares_address(other, &pod));
             if let Some(other) = double {
                 bail!("{} and {} have the same address", other.name(), pod.name());
@@ -182,22 +194,22 @@ impl Cluster {
         self.net.add_host()?;
         self.start_daemons()?;
         self.add_pods()?;
-        self.pods.last().context("no pod")
+        self.pods.last().context("the cluster has no pod")
     }
 
-    /// Other flags for daemons that start from now on.
+    /// Sets the flags of daemons that start from now on.
     pub fn set_flags(&mut self, flags: &[&str]) {
         self.spec.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
     }
 
-    /// Starts a host's daemon again, as its supervisor would.
+    /// Starts a host's daemon again, as a supervisor would.
     pub fn restart_daemon(&mut self, number: usize) -> Result<()> {
         self.daemons[number].kill();
         self.daemons[number] = self.net.host(number).spawn(&self.daemon())?;
         Ok(())
     }
 
-    /// The daemon as flannel's own manifest runs it.
+    /// The daemon with the flags of flannel's own manifest.
     fn daemon(&self) -> Program {
         self.products.daemon(&self.store).args(self.spec.flags.clone())
     }
@@ -221,6 +233,13 @@ impl Cluster {
     }
 }
 
+/// The variable of a flag: `--ip-masq` is `FLANNELD_IP_MASQ=true`.
+fn variable(flag: &str) -> (String, String) {
+    let (name, value) = flag.split_once('=').unwrap_or((flag, "true"));
+    let name = name.trim_start_matches('-').replace('-', "_").to_uppercase();
+    (format!("FLANNELD_{name}"), value.to_owned())
+}
+
 fn shares_address(one: &Pod, other: &Pod) -> bool {
     one.addresses().iter().any(|address| other.addresses().contains(address))
 }
@@ -239,6 +258,16 @@ mod tests {
         assert_eq!((spec.hosts, spec.backend, spec.store), (5, Backend::HostGw, StoreKind::Embedded));
         assert_eq!(spec.net_conf()["Network"], "10.9.0.0/16");
         assert_eq!(spec.net_conf()["Backend"]["Type"], "host-gw");
+    }
+
+    #[test]
+    fn a_flag_is_given_to_programs_inside_a_lab_as_a_variable() {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(variable("--ip-masq"), pair("FLANNELD_IP_MASQ", "true"));
+        assert_eq!(
+            variable("--etcd-endpoints=http://[fd30::1]:2379"),
+            pair("FLANNELD_ETCD_ENDPOINTS", "http://[fd30::1]:2379")
+        );
     }
 
     #[test]

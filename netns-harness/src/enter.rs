@@ -1,4 +1,4 @@
-//! First thing in `main`: the right to make namespaces, and a clean end on signals.
+//! The first call in `main`: gets the right to make namespaces, and ends cleanly on signals.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,11 +14,11 @@ static ROOTLESS: AtomicBool = AtomicBool::new(false);
 /// Prepares this process: an unprivileged user gets a user namespace of its own in which it is root, and
 /// SIGINT, SIGTERM and SIGHUP end the process only after its hosts, processes and files are gone.
 ///
-/// Call it first in `main`, before any thread exists: the kernel lets only a single-threaded process enter a user
-/// namespace. As root nothing but the signals depends on it.
+/// Call it first in `main`, before any thread exists: the kernel lets only a single-threaded process enter a
+/// user namespace. As root, only the handling of signals depends on it.
 ///
 /// # Errors
-/// One sentence with the way out, when this machine keeps user namespaces closed.
+/// One sentence with the way out, when user namespaces are closed on this machine.
 pub fn enter() -> Result<()> {
     if !geteuid().is_root() {
         become_root_inside()?;
@@ -42,7 +42,7 @@ fn become_root_inside() -> Result<()> {
             why_closed().unwrap_or_else(|| format!("cannot make a user namespace: {errno}; run as root"))
         );
     }
-    // The kernel wants `setgroups` given up before an unprivileged process may map its group.
+    // The kernel requires that `setgroups` is denied before an unprivileged process may map its group.
     let maps = [
         ("setgroups", "deny".to_owned()),
         ("uid_map", format!("0 {uid} 1")),
@@ -55,7 +55,7 @@ fn become_root_inside() -> Result<()> {
             })
         })?;
     }
-    // With AppArmor's restriction everything so far succeeds, and the namespace comes without capabilities.
+    // With AppArmor's restriction all calls so far succeed, but the namespace has no capabilities.
     if unshare(CloneFlags::CLONE_NEWNET).is_err() {
         bail!(
             "{}",
@@ -65,7 +65,7 @@ fn become_root_inside() -> Result<()> {
     Ok(())
 }
 
-/// Who closed user namespaces on this machine, and how to open them.
+/// Which setting closes user namespaces on this machine, and how to open them.
 pub(crate) fn why_closed() -> Option<String> {
     const SWITCHES: [(&str, &str, &str, &str); 3] = [
         (

@@ -1,6 +1,6 @@
 //! The product as command lines: the store, the daemon, its control program and the CNI plugin.
 //!
-//! Any flannel-compatible daemon fits: nothing here knows more of it than its flags.
+//! Any flannel-compatible daemon works: only its flags are used here.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,7 +21,7 @@ use crate::topology::{Family, UPLINK, eventually};
 /// flannel's default prefix of keys.
 pub const PREFIX: &str = "/coreos.com/network";
 
-/// Where a daemon says what it leased, on its host.
+/// The file in which a daemon publishes its subnet on its host.
 pub const SUBNET_ENV: &str = "/run/flannel/subnet.env";
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Products {
     /// The daemon, which is also the embedded store.
     pub flanneld: PathBuf,
-    /// The control program; when there is no such file, the daemon called by that name.
+    /// The control program. If the file does not exist, the daemon is called by that name.
     pub flannelctl: PathBuf,
     /// The CNI plugin `flannel`.
     pub cni: PathBuf,
@@ -68,20 +68,20 @@ impl Products {
         Self::in_dir(&dir)
     }
 
-    /// The control program, talking to `store`.
+    /// The control program with the endpoint of `store`.
     pub fn control(&self, store: &Store) -> Program {
         let program = if self.flannelctl.exists() { &self.flannelctl } else { &self.flanneld };
         Program::new(program).called("flannelctl").arg(format!("--etcd-endpoints={}", store.endpoint()))
     }
 
-    /// The control program, seeing what the daemon of the same host would see.
+    /// The control program with the flags of the daemon of that host.
     pub fn control_on_host(&self, store: &Store) -> Program {
         self.control(store).args(node_flags())
     }
 
-    /// A daemon for a host of ours, with the flags that every flannel understands.
+    /// A daemon for one of our hosts, with flags that every flannel has.
     pub fn daemon(&self, store: &Store) -> Program {
-        Program::new(&self.flanneld).arg(format!("--etcd-endpoints={}", store.endpoint())).args(node_flags())
+        Program::new(&self.flanneld).args(daemon_flags(store))
     }
 
     /// The CNI plugin with flannel's usual configuration.
@@ -90,11 +90,16 @@ impl Products {
     }
 }
 
+/// The flags of a daemon that uses `store`.
+pub(crate) fn daemon_flags(store: &Store) -> Vec<String> {
+    std::iter::once(format!("--etcd-endpoints={}", store.endpoint())).chain(node_flags()).collect()
+}
+
 fn node_flags() -> [String; 3] {
     [format!("--subnet-file={SUBNET_ENV}"), format!("--iface={UPLINK}"), "--ip-masq".to_owned()]
 }
 
-/// Which program keeps the leases.
+/// The program that keeps the leases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum StoreKind {
     /// The product's own.
@@ -165,7 +170,7 @@ impl FromStr for Backend {
     }
 }
 
-/// A store that runs.
+/// A running store.
 #[derive(Debug)]
 pub struct Store {
     host: Host,
@@ -199,7 +204,7 @@ impl Store {
         &self.process
     }
 
-    /// Starts it again, on the data it had.
+    /// Starts it again on its data.
     pub fn restart(&mut self) -> Result<()> {
         self.process.kill();
         self.process = self.host.spawn(&self.program)?;
@@ -210,17 +215,17 @@ impl Store {
     pub fn set_network(&self, products: &Products, conf: &Value) -> Result<()> {
         fs::write(self.host.path("/run/net-conf.json"), conf.to_string())?;
         let program = products.control(self).args(["network", "set", "/run/net-conf.json"]);
-        // On a busy machine a new etcd may let the first question time out.
+        // On a busy machine the first request to a new etcd may time out.
         eventually(3 * PATIENCE, || self.host.exec(&program).map(drop)).map(drop)
     }
 
-    /// Writes keys below [`PREFIX`] with etcdctl, which works on any store; many in one transaction each.
+    /// Writes keys below [`PREFIX`] with etcdctl, which works with every store; many keys in one transaction.
     pub fn put(&self, pairs: &[(String, String)]) -> Result<()> {
         let puts = pairs.iter().map(|(key, value)| format!("put {} {}\n", quoted_key(key), quoted(value)));
         self.transact(&puts.collect::<Vec<_>>())
     }
 
-    /// Deletes keys below [`PREFIX`], in the same way.
+    /// Deletes keys below [`PREFIX`] in the same way.
     pub fn delete(&self, keys: &[String]) -> Result<()> {
         self.transact(&keys.iter().map(|key| format!("del {}\n", quoted_key(key))).collect::<Vec<_>>())
     }
@@ -228,7 +233,7 @@ impl Store {
     fn transact(&self, lines: &[String]) -> Result<()> {
         // etcd refuses more than 128 operations a transaction.
         for chunk in lines.chunks(100) {
-            // No conditions, the operations, and nothing otherwise.
+            // A transaction for etcdctl: no conditions, the operations, no alternative.
             let script = format!("\n{}\n\n", chunk.concat());
             eventually(PATIENCE, || self.etcdctl(&["txn"], &script).map(drop))?;
         }
@@ -249,7 +254,7 @@ impl Store {
     }
 
     fn wait(&self) -> Result<()> {
-        let last_words = || last_lines(&self.process.log(), 8);
+        let log_end = || last_lines(&self.process.log(), 8);
         let connect = || {
             self.host.space().run(|| TcpStream::connect_timeout(&self.address, PATIENCE))?.map_err(Into::into)
         };
@@ -258,9 +263,9 @@ impl Store {
             None => connect().map(drop),
         });
         if let Some(status) = self.process.status() {
-            bail!("the store ended: {status}\n{}", last_words());
+            bail!("the store ended: {status}\n{}", log_end());
         }
-        answer.map(drop).with_context(|| format!("the store does not answer\n{}", last_words()))
+        answer.map(drop).with_context(|| format!("the store does not answer\n{}", log_end()))
     }
 }
 
@@ -292,13 +297,13 @@ fn etcd(listen: SocketAddr) -> Program {
     ])
 }
 
-/// A net-conf for so many hosts: 10.42.0.0/16 with 254 subnets, else 10.64.0.0/10 with 16,382; fd42::/48.
+/// A net-conf for this many hosts: 10.42.0.0/16 with 254 subnets, else 10.64.0.0/10 with 16,382; fd42::/48.
 pub fn net_conf(hosts: usize, backend: Backend, family: Family) -> Value {
     let mut conf = Map::new();
     let network = if hosts > 250 { "10.64.0.0/10" } else { "10.42.0.0/16" };
     conf.insert("EnableIPv4".into(), json!(family != Family::V6));
     conf.insert("EnableIPv6".into(), json!(family != Family::V4));
-    // What a fresh host surely has; iptables is a package of its own.
+    // Every fresh host has nf_tables; iptables is a package of its own.
     conf.insert("EnableNFTables".into(), json!(true));
     if family != Family::V6 {
         conf.insert("Network".into(), json!(network));
@@ -312,7 +317,7 @@ pub fn net_conf(hosts: usize, backend: Backend, family: Family) -> Value {
     Value::Object(conf)
 }
 
-/// What a host's daemon wrote to [`SUBNET_ENV`]; `None` as long as there is no such file.
+/// The content of [`SUBNET_ENV`] on a host; `None` while there is no such file.
 pub fn subnet_env(host: &Host) -> Option<BTreeMap<String, String>> {
     let text = fs::read_to_string(host.path(SUBNET_ENV)).ok()?;
     Some(
@@ -323,8 +328,8 @@ pub fn subnet_env(host: &Host) -> Option<BTreeMap<String, String>> {
     )
 }
 
-/// Waits until the daemon has written [`SUBNET_ENV`], and returns how long that took. A daemon that ends first is
-/// an error with its last words.
+/// Waits until the daemon has written [`SUBNET_ENV`], and returns how long that took. If the daemon ends
+/// first, the error has the end of its log.
 pub fn wait_for_subnet(host: &Host, daemon: &Process, patience: Duration) -> Result<Duration> {
     let took = eventually(patience, || {
         if host.path(SUBNET_ENV).exists() || daemon.status().is_some() {
@@ -339,8 +344,8 @@ pub fn wait_for_subnet(host: &Host, daemon: &Process, patience: Duration) -> Res
     took.with_context(|| format!("{} on {}\n{}", daemon.name(), host.name(), last_lines(&daemon.log(), 8)))
 }
 
-/// The record of a lease, byte for byte as flannel's vxlan backend writes it (no TTL), for peers that need not exist:
-/// key below [`PREFIX`] and value.
+/// The record of a lease, byte for byte as flannel's vxlan backend writes it (without a TTL), for peers that
+/// do not exist: the key below [`PREFIX`], and the value.
 pub fn vxlan_lease(subnet: &str, public: IpAddr, mac: &str) -> (String, String) {
     let value = format!(
         "{{\"PublicIP\":\"{public}\",\"PublicIPv6\":null,\"BackendType\":\"vxlan\",\

@@ -1,4 +1,5 @@
-//! A virtual host: a network namespace with a name, a /run, a /var/lib and a /sys of its own, where programs run.
+//! A virtual host: a network namespace with a name and with its own /run, /var/lib and /sys, in which
+//! programs run.
 
 use std::fs::{self, File};
 use std::io;
@@ -24,7 +25,8 @@ use crate::wire::Netlink;
 
 const NONE: Option<&str> = None;
 
-/// A virtual host. Clones are the same host; it is gone, with every process in it, when the last one is dropped.
+/// A virtual host. Clones are the same host. When the last clone is dropped, the host and every process in it
+/// end.
 #[derive(Debug, Clone)]
 pub struct Host(Arc<Inner>);
 
@@ -39,7 +41,7 @@ struct Inner {
 }
 
 impl Host {
-    /// Makes a host without any wire.
+    /// Makes a host without a wire.
     pub(crate) fn create(run: &Arc<RunDir>, name: &str) -> Result<Self> {
         let space = Namespace::create(run, name)?;
         for dir in ["run", "lib"] {
@@ -74,7 +76,7 @@ impl Host {
         lock(&self.0.addresses).clone()
     }
 
-    /// Its first underlay address of a family, for others to talk to; of [`Family::Dual`] the IPv4 one.
+    /// Its first underlay address of a family; the IPv4 address for [`Family::Dual`].
     pub fn address(&self, family: Family) -> Result<IpAddr> {
         let fits = |address: &&IpNetwork| address.is_ipv6() == (family == Family::V6);
         let addresses = lock(&self.0.addresses);
@@ -82,14 +84,14 @@ impl Host {
         found.with_context(|| format!("{} has no address of family {family}", self.name()))
     }
 
-    /// Gives `link` an address that counts as one of the underlay.
+    /// Adds an address to `link` and counts it as an underlay address.
     pub fn add_address(&self, link: &str, address: IpNetwork) -> Result<()> {
         self.space().add_address(link, address)?;
         lock(&self.0.addresses).push(address);
         Ok(())
     }
 
-    /// Takes an underlay address away.
+    /// Deletes an underlay address.
     pub fn delete_address(&self, link: &str, address: IpNetwork) -> Result<()> {
         self.netlink()?.delete_address(link, address)?;
         lock(&self.0.addresses).retain(|other| *other != address);
@@ -107,7 +109,7 @@ impl Host {
         self.0.space.netlink()
     }
 
-    /// Sets a link down, for disturbance.
+    /// Sets a link down.
     pub fn link_down(&self, link: &str) -> Result<()> {
         self.netlink()?.set_down(link)
     }
@@ -117,10 +119,10 @@ impl Host {
         self.netlink()?.set_up(link)
     }
 
-    /// Where a file that this host has below /run or /var/lib lies for us.
+    /// The path, outside the host, of a file that the host has below /run or /var/lib.
     ///
     /// # Panics
-    /// When `file` is anywhere else: all other files are the machine's own.
+    /// When `file` is anywhere else: the host shares all other files with the machine.
     pub fn path(&self, file: impl AsRef<Path>) -> PathBuf {
         let file = file.as_ref();
         let below =
@@ -131,8 +133,8 @@ impl Host {
         self.0.space.run_dir().path(self.name()).join(inside)
     }
 
-    /// Starts a program on this host. Its output goes to the log that [`Process::log`] reads; it lives until it is
-    /// stopped or the host is dropped.
+    /// Starts a program on this host. Its output goes to the log that [`Process::log`] reads. It runs until
+    /// it is stopped or the host is dropped.
     pub fn spawn(&self, program: &Program) -> Result<Process> {
         let log = self.0.space.run_dir().path(self.name()).join(format!("{}.log", program.name()));
         let process =
@@ -143,13 +145,13 @@ impl Host {
         Ok(process)
     }
 
-    /// Runs a program on this host to its end, whatever its exit status.
+    /// Runs a program on this host to its end; any exit status is accepted.
     pub fn output(&self, program: &Program) -> Result<Output> {
         output(program, self.spaces()).with_context(|| format!("on {}", self.name()))
     }
 
-    /// Runs a program on this host and returns what it printed; an exit status other than 0 is an error that quotes
-    /// what it said.
+    /// Runs a program on this host and returns its standard output. Another exit status than 0 is an error
+    /// that quotes the output.
     pub fn exec(&self, program: &Program) -> Result<String> {
         let output = self.output(program)?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -161,8 +163,8 @@ impl Host {
         Ok(text(&output.stdout))
     }
 
-    /// The shell command that opens a shell in here while this process lives.
-    pub fn look_inside(&self) -> String {
+    /// The command that opens a shell on this host while this process lives.
+    pub fn enter_command(&self) -> String {
         let pid = std::process::id();
         let user = if is_rootless() { format!("-t {pid} -U --preserve-credentials ") } else { String::new() };
         let [net, mounts, name] = [self.0.space.file(), self.mounts_file(), self.hostname_file()];
@@ -183,7 +185,8 @@ impl Host {
         lock(&self.0.processes).clone()
     }
 
-    /// Makes `space` known on this host under /run/netns, where container runtimes keep them; returns that path.
+    /// Mounts `space` on this host under /run/netns, where container runtimes keep namespaces; returns that
+    /// path.
     pub(crate) fn show_namespace(&self, space: &Namespace) -> Result<PathBuf> {
         let path = Path::new("/run/netns").join(space.name());
         let from = format!("/proc/self/fd/{}", space.fd().as_raw_fd());
@@ -229,21 +232,21 @@ pub(crate) fn end_all(processes: &[Process]) {
 fn own_mounts(run: &RunDir, name: &str) -> io::Result<File> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
-    // The run's directory may itself lie below /run: stand in it before that is covered.
+    // The run's directory may be below /run itself: enter it before /run is covered.
     chdir(run.inner())?;
     for (own, place) in [("run", "/run"), ("lib", "/var/lib")] {
         mount(Some(&Path::new(name).join(own)), place, NONE, MsFlags::MS_BIND, NONE)?;
     }
-    // Refused inside some containers; then /sys shows the machine's links, which only people look at.
+    // Some containers refuse this. Then /sys shows the machine's links, which only people read.
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let _ = mount(Some("sysfs"), "/sys", Some("sysfs"), flags, NONE);
-    // The files of all other namespaces are in there, and would live as long as this host.
+    // This directory holds the files of all other namespaces, which would live as long as this host.
     umount2(".", MntFlags::MNT_DETACH)?;
     chdir("/")?;
     File::open("/proc/thread-self/ns/mnt")
 }
 
-/// The calling thread's new host name: nodes of a cluster are told apart by it.
+/// The calling thread's new host name, which is the default name of a node.
 fn own_name(name: &str) -> io::Result<File> {
     unshare(CloneFlags::CLONE_NEWUTS)?;
     sethostname(name)?;

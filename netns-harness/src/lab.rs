@@ -1,4 +1,4 @@
-//! Labs that stay: a keeper process holds the cluster, others find it by name and enter its hosts.
+//! Labs that stay: a keeper process holds the cluster; other processes find it by name and enter its hosts.
 //!
 //! ```text
 //!   lab up ──▶ keeper ── holds ──▶ namespaces, daemons, pods
@@ -25,19 +25,21 @@ use crate::enter::is_rootless;
 use crate::rundir::{LAB_FILE, PREFIX, alive, base, named};
 use crate::topology::eventually;
 
-/// What others need to know of a lab.
+/// What other processes need to know of a lab.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Lab {
     /// Its name.
     pub name: String,
     /// The keeper's process id.
     pub pid: i32,
-    /// True when its root is an ordinary user outside.
+    /// True when its root is an ordinary user of the machine.
     pub rootless: bool,
-    /// What it is, in a few words.
+    /// A short description.
     pub about: String,
     /// Hosts and pods.
     pub places: Vec<Place>,
+    /// The environment of commands inside: the product's programs, and the flags of the lab's daemons.
+    env: Vec<(String, String)>,
 }
 
 /// A host or a pod of a lab.
@@ -77,10 +79,11 @@ impl Lab {
             rootless: is_rootless(),
             about: format!("{} hosts, {}, {} store, {}", spec.hosts, spec.backend, spec.store, spec.family),
             places: hosts.chain(pods).collect(),
+            env: cluster.environment(),
         }
     }
 
-    /// Writes the description where [`Lab::find`] looks; from then on the lab is up.
+    /// Writes the description to the place that [`Lab::find`] reads. From then on the lab is up.
     pub fn publish(&self) -> Result<()> {
         let path = named(&self.name).join(LAB_FILE);
         fs::write(path.with_extension("new"), serde_json::to_string(self)?)?;
@@ -98,7 +101,7 @@ impl Lab {
         labs
     }
 
-    /// The lab of that name; without a name the only one there is.
+    /// The lab of that name; without a name, the only one.
     pub fn find(name: Option<&str>) -> Result<Self> {
         let mut labs = Self::all();
         if let Some(name) = name {
@@ -106,32 +109,33 @@ impl Lab {
         }
         match (labs.pop(), labs.pop(), name) {
             (Some(lab), None, _) => Ok(lab),
-            (None, _, Some(name)) => bail!("no lab is named {name:?}; `lab list` shows those that are up"),
+            (None, _, Some(name)) => bail!("no lab is named {name:?}; `lab list` shows the labs that are up"),
             (None, _, None) => bail!("no lab is up; `lab up` makes one"),
-            (Some(_), Some(_), _) => bail!("several labs are up; say which: `lab list` shows their names"),
+            (Some(_), Some(_), _) => bail!("several labs are up; name one of those that `lab list` shows"),
         }
     }
 
-    /// Ends it, and waits until nothing of it is left.
+    /// Ends it, and waits until everything of it is gone.
     pub fn down(&self) -> Result<()> {
         let dir = named(&self.name);
         if alive(&dir) {
             kill(Pid::from_raw(self.pid), Signal::SIGTERM)
                 .with_context(|| format!("cannot end the keeper of {}", self.name))?;
         }
-        let gone = || if dir.exists() { bail!("{} is still there", dir.display()) } else { Ok(()) };
+        let gone = || if dir.exists() { bail!("{} still exists", dir.display()) } else { Ok(()) };
         eventually(Duration::from_secs(30), gone).map(drop)
     }
 
-    /// Becomes `command` inside a host or pod; returns only when that fails. Call it before any thread exists.
+    /// Replaces this process by `command` inside a host or pod; returns only on an error. Call it before any
+    /// thread exists.
     pub fn exec(&self, place: &str, command: &[String]) -> Result<()> {
         let found = self.places.iter().find(|other| other.name == place);
-        let found =
-            found.with_context(|| format!("{} has no {place:?}, but {}", self.name, self.place_names()))?;
+        let found = found
+            .with_context(|| format!("{} has no {place:?}; it has {}", self.name, self.place_names()))?;
         let (program, args) = command.split_first().context("no command to run")?;
         let here = std::env::current_dir();
         let open = |path: &Path| File::open(path).with_context(|| format!("the lab {} is gone", self.name));
-        // All are opened before the first is entered: paths mean something else inside.
+        // All files are opened before the first namespace is entered, because paths differ inside.
         let user = open(Path::new(&format!("/proc/{}/ns/user", self.pid)))?;
         let spaces = [&found.net, &found.hostname, &found.mounts].map(|path| open(path));
         if self.rootless && !geteuid().is_root() {
@@ -143,7 +147,7 @@ impl Lab {
         if let Ok(here) = here {
             let _ = std::env::set_current_dir(here);
         }
-        let error = Command::new(program).args(args).env("LAB_HOST", place).exec();
+        let error = Command::new(program).args(args).envs(self.env.clone()).env("LAB_HOST", place).exec();
         Err(error).with_context(|| format!("cannot run {program}"))
     }
 
@@ -151,7 +155,7 @@ impl Lab {
         self.places.iter().map(|place| place.name.as_str()).collect::<Vec<_>>().join(", ")
     }
 
-    /// A description counts only while its keeper holds the lock, and if this user wrote it.
+    /// A description counts only while its keeper holds the lock, and only if this user wrote it.
     fn read(dir: &Path) -> Option<Self> {
         let file = dir.join(LAB_FILE);
         let own = fs::metadata(&file).is_ok_and(|meta| meta.uid() == geteuid().as_raw());

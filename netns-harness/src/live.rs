@@ -1,4 +1,5 @@
-//! What this process must take with it when it ends: child processes, what runs in its namespaces, run directories.
+//! What this process must end together with itself: child processes, processes in its namespaces, run
+//! directories.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -14,7 +15,7 @@ use nix::unistd::Pid;
 pub(crate) struct Live {
     dirs: BTreeSet<PathBuf>,
     children: BTreeSet<Pid>,
-    /// Inode numbers of network namespaces, each of them ours alone.
+    /// Inode numbers of the network namespaces that this process made.
     spaces: BTreeSet<u64>,
 }
 
@@ -37,7 +38,7 @@ pub(crate) fn add_child(pid: Pid) {
     lock().children.insert(pid);
 }
 
-/// Forgets a child in the same step that reaps it, so that a number the kernel hands out again is never killed.
+/// Forgets a child in the same step that reaps it, so that a reused process id is never killed.
 pub(crate) fn reap<T>(pid: Pid, wait: impl FnOnce() -> Option<T>) -> Option<T> {
     let mut live = lock();
     let status = wait();
@@ -57,7 +58,7 @@ pub(crate) fn remove_space(space: &File) {
     }
 }
 
-/// Kills what still runs inside `spaces`: grandchildren, and what somebody started there by hand.
+/// Kills what still runs inside `spaces`: grandchildren, and programs that a person started there.
 pub(crate) fn end_strangers<'a>(spaces: impl IntoIterator<Item = &'a File>) {
     end_inside(&spaces.into_iter().filter_map(inode).collect());
 }
@@ -76,8 +77,8 @@ fn inode(file: &File) -> Option<u64> {
     file.metadata().ok().map(|meta| meta.ino())
 }
 
-/// Blocks SIGINT, SIGTERM and SIGHUP for this thread and all that it starts, and ends the process cleanly
-/// from a thread of its own when one arrives. Children start with no signal blocked.
+/// Blocks SIGINT, SIGTERM and SIGHUP for this thread and all threads that it starts. When one of these
+/// signals arrives, a thread of its own ends the process cleanly. Children start with no signal blocked.
 pub(crate) fn end_cleanly_on_signals() -> nix::Result<()> {
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
@@ -92,8 +93,8 @@ pub(crate) fn end_cleanly_on_signals() -> nix::Result<()> {
     Ok(())
 }
 
-/// Ends children and directories, then the process, with the code a shell gives to that signal. The lock stays
-/// held: nobody may start another child meanwhile.
+/// Ends children and directories, then the process, with the exit code that a shell gives for that signal.
+/// The lock stays held, so that no other thread starts a child meanwhile.
 #[expect(clippy::exit, reason = "a signal ends the process, wherever its other threads are")]
 fn end(signal: Signal) -> ! {
     let live = lock();

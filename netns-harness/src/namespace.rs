@@ -22,7 +22,7 @@ use crate::wire::Netlink;
 
 const NONE: Option<&str> = None;
 
-/// A network namespace with a name. Gone when dropped, unless something inside still runs.
+/// A network namespace with a name. It is gone when dropped, unless a process inside still runs.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
@@ -52,8 +52,8 @@ impl Namespace {
         &self.name
     }
 
-    /// Runs `f` on a thread inside this namespace and returns what it returns; a panic inside goes on here.
-    /// Sockets made in `f` stay in the namespace wherever they are used afterwards.
+    /// Runs `f` on a thread inside this namespace and returns its result. A panic inside is passed on.
+    /// Sockets that `f` makes stay in the namespace.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T> {
         within(&[&self.net], f).with_context(|| format!("cannot enter the network namespace {}", self.name))
     }
@@ -69,12 +69,13 @@ impl Namespace {
         self.run(|| fs::write(&path, value))?.with_context(|| format!("cannot write {value} to {path}"))
     }
 
-    /// Adds an address that answers at once. An IPv6 address that needs no duplicate detection still joins the group on
-    /// which neighbours ask for it from a work queue; a question before that is repeated only a second later.
+    /// Adds an address and waits until it is usable. An IPv6 address without duplicate detection joins its
+    /// multicast group from a work queue of the kernel; a neighbour solicitation before that is repeated only
+    /// after a second.
     pub fn add_address(&self, link: &str, address: IpNetwork) -> Result<()> {
         self.netlink()?.add_address(link, address)?;
         let IpAddr::V6(ip) = address.ip() else { return Ok(()) };
-        // The solicited-node group of RFC 4291, as the kernel lists it.
+        // The solicited-node group of RFC 4291, as the kernel prints it.
         let [.., a, b, c] = ip.octets();
         let group = format!("ff0200000000000000000001ff{a:02x}{b:02x}{c:02x}");
         self.run(|| {
@@ -82,13 +83,13 @@ impl Namespace {
                 let groups = fs::read_to_string("/proc/thread-self/net/igmp6")?;
                 let mut lines = groups.lines().map(str::split_whitespace);
                 let joined = lines.any(|mut line| line.nth(1) == Some(link) && line.next() == Some(&group));
-                if joined { Ok(()) } else { bail!("{address} on {link} does not listen to its neighbours") }
+                if joined { Ok(()) } else { bail!("{address} on {link} has not joined its multicast group") }
             })
         })?
         .map(drop)
     }
 
-    /// A file that `nsenter --net=FILE` takes, as long as this process lives.
+    /// A file for `nsenter --net=FILE`, as long as this process lives.
     pub fn file(&self) -> PathBuf {
         self.run.path_for_others("net").join(&self.name)
     }
@@ -113,8 +114,8 @@ impl Drop for Namespace {
     }
 }
 
-/// Runs `f` on a fresh thread that has entered `spaces`. The thread has its own root and working directory,
-/// without which the kernel refuses to enter a mount namespace.
+/// Runs `f` on a new thread that has entered `spaces`. The thread has its own root and working directory: the
+/// kernel requires that for a mount namespace.
 pub(crate) fn within<T: Send>(spaces: &[&File], f: impl FnOnce() -> T + Send) -> io::Result<T> {
     let body = || -> io::Result<T> {
         unshare(CloneFlags::CLONE_FS)?;
@@ -126,7 +127,7 @@ pub(crate) fn within<T: Send>(spaces: &[&File], f: impl FnOnce() -> T + Send) ->
     thread::scope(|scope| scope.spawn(body).join().unwrap_or_else(|panic| resume_unwind(panic)))
 }
 
-/// The link through which other processes can open one of our descriptors.
+/// The link by which other processes can open one of our descriptors.
 pub(crate) fn fd_for_others(file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()))
 }

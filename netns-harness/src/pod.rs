@@ -1,4 +1,4 @@
-//! Pods: namespaces that a CNI plugin connects, by the protocol a container runtime speaks.
+//! Pods: namespaces that a CNI plugin connects, with the calls of a container runtime.
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -15,20 +15,20 @@ use crate::probe;
 use crate::process::Program;
 use crate::topology::Family;
 
-/// A CNI plugin with its configuration, as a runtime has it.
+/// A CNI plugin with its configuration.
 #[derive(Debug, Clone)]
 pub struct Cni {
     /// The plugin's program.
     pub plugin: PathBuf,
-    /// Where the plugin looks for others (CNI_PATH).
+    /// Where the plugin finds other plugins (CNI_PATH).
     pub path: OsString,
     /// The network configuration, given on standard input.
     pub conf: Value,
 }
 
 impl Cni {
-    /// The program `plugin`, called as `flannel` with the configuration that flannel's own manifest installs; other
-    /// plugins are looked for beside it.
+    /// The program `plugin`, called as `flannel` with the configuration of flannel's own manifest. Other
+    /// plugins are in the same folder.
     pub fn flannel(plugin: impl Into<PathBuf>) -> Self {
         let plugin = plugin.into();
         let path = plugin.parent().map(|dir| dir.as_os_str().to_owned()).unwrap_or_default();
@@ -49,7 +49,7 @@ impl Cni {
     }
 }
 
-/// A container's network namespace, known on its host under /run/netns, to which no plugin has come yet.
+/// A container's network namespace, mounted on its host under /run/netns, that no plugin has connected yet.
 #[derive(Debug)]
 pub struct Sandbox {
     host: Host,
@@ -58,14 +58,14 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// A new one with its loopback up. `name` is unique on its host.
+    /// Makes one with its loopback up. `name` is unique on its host.
     pub fn new(host: &Host, name: &str) -> Result<Self> {
         let space = Namespace::create(host.space().run_dir(), &format!("{}-{name}", host.name()))?;
         let path = host.show_namespace(&space)?;
         Ok(Self { host: host.clone(), space, path })
     }
 
-    /// Where it is, as its host sees it.
+    /// Its path on its host.
     pub fn path(&self) -> std::borrow::Cow<'_, str> {
         self.path.to_string_lossy()
     }
@@ -82,7 +82,8 @@ impl Drop for Sandbox {
     }
 }
 
-/// A pod on a host. Dropping it without [`Pod::delete`] is a pod whose node died: the plugin is not told.
+/// A pod on a host. Dropping it without [`Pod::delete`] is like the death of its node: the plugin is not
+/// called.
 #[derive(Debug)]
 pub struct Pod {
     sandbox: Sandbox,
@@ -92,7 +93,7 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// Makes a namespace and has the plugin connect it. `name` is the container's id, unique on its host.
+    /// Makes a namespace and calls the plugin's ADD. `name` is the container's id, unique on its host.
     pub fn add(host: &Host, name: &str, cni: &Cni) -> Result<Self> {
         let sandbox = Sandbox::new(host, name)?;
         let mut pod = Self { sandbox, cni: cni.clone(), addresses: Vec::new(), result: Value::Null };
@@ -108,17 +109,17 @@ impl Pod {
         Ok(pod)
     }
 
-    /// Has the plugin disconnect it, and ends it.
+    /// Calls the plugin's DEL, and ends the namespace.
     pub fn delete(self) -> Result<()> {
         self.host().exec(&self.call("DEL")).map(drop)
     }
 
-    /// A call of the plugin for this pod.
+    /// Calls the plugin for this pod.
     pub fn call(&self, command: &str) -> Program {
         self.cni.call(command, self.name(), &self.path())
     }
 
-    /// Where its network namespace is, as its host sees it.
+    /// The path of its network namespace on its host.
     pub fn path(&self) -> std::borrow::Cow<'_, str> {
         self.sandbox.path()
     }
@@ -138,7 +139,7 @@ impl Pod {
         self.sandbox.space()
     }
 
-    /// What ADD answered.
+    /// The result of ADD.
     pub fn result(&self) -> &Value {
         &self.result
     }

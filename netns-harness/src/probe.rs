@@ -1,4 +1,4 @@
-//! Questions to the network, asked from inside a namespace: does it answer, how fast is it.
+//! Measurements from inside a namespace: does an address answer, and how fast.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -12,7 +12,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 use crate::namespace::Namespace;
 
-/// One echo request and its answer; the error says that none came within `patience`. Takes as long as the answer.
+/// Sends one echo request and waits for the answer. The error says that no answer came within `patience`.
 pub fn ping(from: &Namespace, to: IpAddr, patience: Duration) -> Result<Duration> {
     ping_sized(from, to, 16, patience)
 }
@@ -39,7 +39,7 @@ pub fn ping_until(from: &Namespace, to: IpAddr, patience: Duration) -> Result<Du
         if start.elapsed() > patience {
             break;
         }
-        // Without a route the send itself fails, and the next may succeed.
+        // Without a route the send itself fails; a later send may succeed.
         let _ = echo.send(sequence);
         if echo.answer_before(Instant::now() + Duration::from_millis(1))? {
             return Ok(start.elapsed());
@@ -48,8 +48,8 @@ pub fn ping_until(from: &Namespace, to: IpAddr, patience: Duration) -> Result<Du
     bail!("{} has no answer from {to} after {patience:?}", from.name())
 }
 
-/// A raw socket for one peer. Raw, since a fresh namespace allows the datagram kind to nobody; it stays in its
-/// namespace, so any thread may use it.
+/// A raw socket for one peer. A new namespace allows ping sockets to no group, so the socket is raw. It stays
+/// in its namespace, so any thread may use it.
 struct Echo {
     socket: UdpSocket,
     to: SocketAddr,
@@ -66,7 +66,7 @@ impl Echo {
         let socket = from
             .run(|| socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol))?
             .with_context(|| format!("cannot open a raw socket in {}", from.name()))?;
-        // Parallel pings to one address are told apart by this; the descriptor's number differs among them.
+        // This identifier distinguishes parallel pings to one address: the descriptor's number differs.
         let id = u16::try_from(std::os::fd::AsRawFd::as_raw_fd(&socket) & 0xffff)?;
         Ok(Self { socket: UdpSocket::from(socket), to: SocketAddr::new(to, 0), id, payload })
     }
@@ -77,7 +77,7 @@ impl Echo {
         packet.extend(self.id.to_be_bytes());
         packet.extend(sequence.to_be_bytes());
         packet.resize(8 + self.payload, 0x5e);
-        // For ICMPv6 the kernel writes its own, which covers addresses that we do not know.
+        // For ICMPv6 the kernel writes the checksum, which covers addresses that we do not know.
         let sum = checksum(&packet).to_be_bytes();
         packet[2..4].copy_from_slice(&sum);
         self.socket.send_to(&packet, self.to)
@@ -86,7 +86,7 @@ impl Echo {
     fn answer_before(&self, end: Instant) -> Result<bool> {
         let mut buffer = vec![0; 65_536];
         loop {
-            // A socket's own timeout counts in ticks of up to 10 ms; poll's is exact.
+            // A socket's own timeout counts in ticks of up to 10 ms; the timeout of poll is exact.
             let left = end.saturating_duration_since(Instant::now());
             let mut asked = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
             if left.is_zero() || poll(&mut asked, PollTimeout::try_from(left)?)? == 0 {
@@ -99,7 +99,7 @@ impl Echo {
         }
     }
 
-    /// IPv4 raw sockets deliver the IP header as well, whose length is in its first byte.
+    /// IPv4 raw sockets deliver the IP header too; its length is in its first byte.
     fn is_answer(&self, packet: &[u8]) -> bool {
         let (kind, header) = match self.to {
             SocketAddr::V4(_) => (0, usize::from(packet.first().copied().unwrap_or_default() & 15) * 4),
@@ -132,7 +132,7 @@ pub fn tcp_connect(from: &Namespace, to: SocketAddr, patience: Duration) -> Resu
     })?
 }
 
-/// What a transfer came to.
+/// The result of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Throughput {
     /// Bytes that arrived.
@@ -149,7 +149,8 @@ impl Throughput {
     }
 }
 
-/// Sends over one TCP connection, from one namespace to the address `at` of another, as much as goes in `time`.
+/// Sends as much as possible over one TCP connection within `time`, from one namespace to the address `at` of
+/// another.
 pub fn throughput(from: &Namespace, to: &Namespace, at: IpAddr, time: Duration) -> Result<Throughput> {
     let listener = to
         .run(|| TcpListener::bind(SocketAddr::new(at, 0)))?
@@ -177,7 +178,7 @@ fn send_for(to: SocketAddr, time: Duration) -> Result<()> {
 }
 
 fn drain(listener: &TcpListener) -> Result<Throughput> {
-    // Nobody may ever come; the sender's own limit is shorter.
+    // The sender may never connect; its own limit is shorter.
     listener.set_nonblocking(true)?;
     let end = Instant::now() + Duration::from_secs(6);
     let mut stream = loop {

@@ -1,4 +1,4 @@
-//! Programs and the processes they become: spawned inside a host, logged, and never left behind.
+//! Programs and their processes: started inside a host, with a log, and never left behind.
 #![allow(unsafe_code, reason = "a child enters its namespaces between fork and exec; see `enter_in_child`")]
 
 use std::collections::BTreeMap;
@@ -21,10 +21,10 @@ use nix::unistd::{Pid, getppid};
 
 use crate::live;
 
-/// What a host inherits of our environment; everything else a program sees is said by the test.
+/// The environment variables that a program on a host inherits; the test sets all others.
 const KEPT: [&str; 4] = ["HOME", "TERM", "RUST_LOG", "GOGC"];
 
-/// How long a program may run that is waited for.
+/// The longest run of a program that the harness waits for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A command line, with environment and standard input.
@@ -46,7 +46,7 @@ impl Program {
         let mut env: BTreeMap<String, OsString> =
             KEPT.iter().filter_map(|key| Some(((*key).to_owned(), std::env::var_os(key)?))).collect();
         let mut search = std::env::var_os("PATH").unwrap_or_default();
-        // An ordinary user's PATH lacks the directories of iptables and its kind.
+        // The PATH of an ordinary user lacks the directories of iptables.
         search.push(":/usr/sbin:/sbin");
         env.insert("PATH".to_owned(), search);
         Self { path, name, arg0: None, args: Vec::new(), env, stdin: Vec::new() }
@@ -73,21 +73,21 @@ impl Program {
         self
     }
 
-    /// What the program reads; nothing by default.
+    /// The standard input; empty by default.
     #[must_use]
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = bytes.into();
         self
     }
 
-    /// Starts the program under another name than its file's, as a link would.
+    /// Starts the program under another name than its file's, as a link does.
     #[must_use]
     pub fn called(mut self, name: &str) -> Self {
         self.arg0 = Some(name.to_owned());
         self.named(name)
     }
 
-    /// Names the log file, and the process in messages.
+    /// The name of the log file, and of the process in messages.
     #[must_use]
     pub fn named(mut self, name: &str) -> Self {
         name.clone_into(&mut self.name);
@@ -142,7 +142,7 @@ impl Process {
         self.0.pid.as_raw().unsigned_abs()
     }
 
-    /// All that it has written so far.
+    /// Everything it has written so far.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.0.log).unwrap_or_default()).into_owned()
     }
@@ -155,7 +155,7 @@ impl Process {
 
     /// Sends a signal; nothing happens when the process has ended.
     pub fn signal(&self, signal: Signal) {
-        // Not reaped means that the number is still its own.
+        // A child that is not reaped still has its process id.
         if self.status().is_none() {
             let _ = kill(self.0.pid, signal);
         }
@@ -185,13 +185,13 @@ impl Process {
         let _ = self.wait(Duration::from_secs(5));
     }
 
-    /// What it has cost so far; `None` once it has ended.
+    /// Its cost so far; `None` after its end.
     pub fn cost(&self) -> Option<Cost> {
         self.status().is_none().then(|| Cost::read(self.pid())).flatten()
     }
 }
 
-/// What a process has used up.
+/// What a process has used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cost {
     /// Time on a CPU, of all threads and of children that have ended.
@@ -210,11 +210,11 @@ impl Cost {
     }
 }
 
-/// CPU time in steps of 10 ms: of all threads, ended ones included, and of children that it has waited for.
+/// CPU time in steps of 10 ms: of all threads, also ended ones, and of reaped children.
 fn ticks(pid: u32) -> Option<(Duration, Duration)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may hold blanks and brackets; fields count from the last one. utime, stime, cutime and cstime are 14 to 17
-    // of proc(5).
+    // The name may contain blanks and brackets, so fields count from its last bracket. utime, stime, cutime
+    // and cstime are fields 14 to 17 of proc(5).
     let fields: Vec<u64> = stat
         .rsplit(')')
         .next()?
@@ -230,7 +230,7 @@ fn ticks(pid: u32) -> Option<(Duration, Duration)> {
     ))
 }
 
-/// CPU time in nanoseconds, of the threads that live.
+/// CPU time in nanoseconds, of the living threads.
 fn threads(pid: u32) -> Duration {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let nanos = tasks.filter_map(|task| {
@@ -240,8 +240,8 @@ fn threads(pid: u32) -> Duration {
     Duration::from_nanos(nanos.sum())
 }
 
-/// Runs `program` inside `spaces` to its end and returns what it said, whatever its exit status.
-/// Fails when it cannot be started, or takes longer than a minute.
+/// Runs `program` inside `spaces` to its end and returns its output; any exit status is accepted. Fails when
+/// it cannot be started, or runs longer than a minute.
 pub(crate) fn output(program: &Program, spaces: Vec<Arc<File>>) -> Result<Output> {
     let mut command = program.command();
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -249,7 +249,7 @@ pub(crate) fn output(program: &Program, spaces: Vec<Arc<File>>) -> Result<Output
     let pid = pid_of(&child);
     if let Some(mut stdin) = child.stdin.take() {
         let bytes = program.stdin.clone();
-        // A program that does not read its input is no error.
+        // A program that does not read its input is not an error.
         thread::spawn(move || stdin.write_all(&bytes));
     }
     let (done, end) = channel();
@@ -259,13 +259,13 @@ pub(crate) fn output(program: &Program, spaces: Vec<Arc<File>>) -> Result<Output
         end.recv()
     });
     live::reap(pid, || Some(()));
-    Ok(output.with_context(|| format!("{} has no end", program.name))??)
+    Ok(output.with_context(|| format!("{} did not end within a minute", program.name))??)
 }
 
 type Job = (Command, Sender<io::Result<Child>>);
 
-/// All children are born of one thread that never ends: the kernel sends the parent-death signal when the
-/// *thread* that forked is gone.
+/// One thread that never ends starts all children: the kernel sends the parent-death signal when the *thread*
+/// that forked ends.
 static NURSERY: LazyLock<Sender<Job>> = LazyLock::new(|| {
     let (jobs, queue) = channel::<Job>();
     thread::spawn(move || {
@@ -294,21 +294,22 @@ fn enter_in_child(command: &mut Command, spaces: Vec<Arc<File>>) {
             setns(space, CloneFlags::empty())?;
         }
         set_pdeathsig(Signal::SIGKILL)?;
-        // Ours keeps the signals that end it blocked; see `live::end_cleanly_on_signals`.
+        // This process blocks the signals that end it; see `live::end_cleanly_on_signals`.
         SigSet::empty().thread_set_mask()?;
-        // A parent that died before the line above sends no signal any more.
+        // If the parent died before the line above, no signal comes.
         if getppid() != parent {
             return Err(io::Error::from(io::ErrorKind::BrokenPipe));
         }
         Ok(())
     };
-    // SAFETY: between fork and exec only async-signal-safe calls are allowed. The closure makes a few system calls on
-    // descriptors that it owns, and allocates nothing: an `io::Error` made of an errno or a kind is a plain value.
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed. The closure makes a few system
+    // calls on descriptors that it owns, and allocates nothing: an `io::Error` of an errno or a kind is a
+    // plain value.
     unsafe { command.pre_exec(enter) };
 }
 
 fn pid_of(child: &Child) -> Pid {
-    // The kernel's numbers end at 2^22.
+    // The kernel's process ids end at 2^22.
     Pid::from_raw(i32::try_from(child.id()).unwrap_or_default())
 }
 

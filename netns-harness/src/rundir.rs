@@ -1,4 +1,5 @@
-//! A directory for one run: named for the product, locked while its owner lives, swept by whoever comes later.
+//! A directory for one run: it has the product's name, its owner holds a lock on it, and a later run removes
+//! it.
 
 use std::fs::{self, File};
 use std::io;
@@ -16,12 +17,12 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::{live, namespace::within};
 
-/// Every name that we leave on the machine starts with this; what does not is never touched.
+/// The first part of every name that we leave on the machine. Other names are never touched.
 pub const PREFIX: &str = "selvage-";
 
-/// Files an owner may put beside the mount point; the sweep removes these and nothing else.
+/// Files that the owner may put beside the mount point. A sweep removes these and nothing else.
 pub const LAB_FILE: &str = "lab.json";
-/// What the process that holds a lab has to say.
+/// The log of the process that holds a lab.
 pub const LAB_LOG: &str = "lab.log";
 
 /// One run's directory.
@@ -31,11 +32,11 @@ pub const LAB_LOG: &str = "lab.log";
 ///   lab.json lab.log                  only for a lab that stays
 ///   run/                              mount point of a tmpfs that only our own mount namespace sees
 ///      net/NAME                       one file per namespace, for nsenter
-///      HOST/{run,lib}/ HOST/*.log     what a host has as /run and /var/lib, and what its programs said
+///      HOST/{run,lib}/ HOST/*.log     the host's /run and /var/lib, and the logs of its programs
 /// ```
 ///
-/// The tmpfs and all namespaces hang on descriptors of this process, so the kernel takes them back even after
-/// SIGKILL. What survives that is the directory itself, and its lock is free then.
+/// The tmpfs and all namespaces are held by descriptors of this process, so the kernel frees them even after
+/// SIGKILL. Then only the directory itself is left, and its lock is free.
 #[derive(Debug)]
 pub struct RunDir {
     outer: PathBuf,
@@ -47,12 +48,12 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Makes the directory of a run called `name`, or of one that needs no name. Sweeps leftovers first.
-    /// Fails when a living run has that name.
+    /// Makes the directory of the run `name`, or of a run without a name. Sweeps leftovers first. Fails when
+    /// a running run has that name.
     pub fn create(name: Option<&str>) -> Result<Arc<Self>> {
         let base = base();
         sweep(&base);
-        // A host takes four descriptors, and the usual limit of 1,024 is one for the sake of select(2).
+        // A host takes four descriptors. The usual limit of 1,024 exists only for select(2).
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
         let (outer, lock) = claim(&base, name)?;
@@ -98,7 +99,7 @@ impl Drop for RunDir {
     }
 }
 
-/// Where run directories live: `$XDG_RUNTIME_DIR`, else the temporary directory.
+/// The place of run directories: `$XDG_RUNTIME_DIR`, else the temporary directory.
 pub fn base() -> PathBuf {
     std::env::var_os("XDG_RUNTIME_DIR")
         .map(PathBuf::from)
@@ -111,14 +112,14 @@ pub fn named(name: &str) -> PathBuf {
     base().join(format!("{PREFIX}{name}"))
 }
 
-/// True while the owner of `dir` lives: it holds the lock as long as it runs, and the kernel frees it afterwards.
+/// True while the owner of `dir` runs: it holds the lock, and the kernel frees the lock at its end.
 pub fn alive(dir: &Path) -> bool {
     let Ok(file) = File::open(dir) else { return false };
     Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err()
 }
 
-/// Removes what runs that were killed left in `base`. Living runs hold their lock and are passed over, as are
-/// directories of other users and anything that we would not have made.
+/// Removes what killed runs left in `base`. Running runs hold their lock and are skipped. Directories of
+/// other users, and everything that we do not make, are skipped too.
 pub fn sweep(base: &Path) {
     let own = nix::unistd::geteuid().as_raw();
     let Ok(entries) = fs::read_dir(base) else { return };
@@ -136,7 +137,7 @@ pub fn sweep(base: &Path) {
     }
 }
 
-/// Takes a run's directory away. By name, not by recursion: nothing but these can be ours.
+/// Removes a run's directory by the names of its files, not by recursion: nothing else can be ours.
 pub(crate) fn remove(outer: &Path) {
     for file in [LAB_FILE, LAB_LOG] {
         let _ = fs::remove_file(outer.join(file));
@@ -145,7 +146,7 @@ pub(crate) fn remove(outer: &Path) {
     let _ = fs::remove_dir(outer);
 }
 
-/// Makes and locks a directory. A sweep may take it away between the two; then another attempt is due.
+/// Makes and locks a directory. A sweep may remove it between the two steps; then the next attempt follows.
 fn claim(base: &Path, name: Option<&str>) -> Result<(PathBuf, Flock<File>)> {
     for attempt in 0..100_u32 {
         let id = name.map_or_else(|| unique(attempt), str::to_owned);

@@ -1,4 +1,4 @@
-//! What a person sees: one line a step, rewritten while it runs on a terminal, plain otherwise.
+//! The output for a person: one line per step, rewritten while it runs on a terminal, plain otherwise.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -24,7 +24,7 @@ impl Screen {
         Self { live, colour: live && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) }
     }
 
-    /// Does one step and says how long it took; on a terminal it is announced before, with something that turns.
+    /// Does one step and prints how long it took. On a terminal the name is printed first, with an animation.
     pub fn step<T: Send>(&self, what: &str, job: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let start = Instant::now();
         let result = if self.live { turning(what, job) } else { job() };
@@ -40,18 +40,18 @@ impl Screen {
 
     /// One line.
     pub fn say(&self, line: &str) {
-        // Whoever closed our output wants no more of it.
+        // An error means that the reader closed our output.
         let _ = writeln!(io::stdout(), "{line}");
     }
 
-    /// Some lines that belong to the step before.
+    /// Lines that belong to the step before.
     pub fn detail(&self, text: &str) {
         for line in text.lines() {
             self.say(&format!("    {}", cut(line, 96)));
         }
     }
 
-    /// A figure that matters.
+    /// Makes a figure bold.
     pub fn strong(&self, text: &str) -> String {
         self.paint("1", text)
     }

@@ -1,4 +1,4 @@
-//! A stream of numbered UDP packets: how many were lost, and for how long nothing came through.
+//! A stream of numbered UDP packets: how many were lost, and how long nothing arrived.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -16,10 +16,10 @@ use crate::namespace::Namespace;
 /// Bytes that may wait for the receiver.
 const ROOM: usize = 4 << 20;
 
-/// How long the receiver waits for stragglers once the sender has stopped.
+/// How long the receiver waits for late packets after the sender has stopped.
 const STRAGGLERS: Duration = Duration::from_millis(100);
 
-/// Traffic under way between two namespaces.
+/// Traffic between two namespaces.
 ///
 /// ```text
 ///   sender ──▶ #0 #1 #2 ── … #41 #42 #43 ──▶ receiver        one packet an interval, e.g. 250 µs
@@ -34,7 +34,7 @@ pub struct Stream {
     interval: Duration,
 }
 
-/// Ends both threads, also when the stream is dropped before it was asked for its report.
+/// Ends both threads, also when the stream is dropped without a report.
 #[derive(Debug)]
 struct StopOnDrop(Stop);
 
@@ -57,17 +57,18 @@ impl Stop {
     }
 }
 
-/// What became of a stream.
+/// The result of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Report {
     /// Packets that were sent, or that the kernel refused to send.
     pub sent: u64,
     /// Packets that arrived, each counted once.
     pub received: u64,
-    /// Packets that arrived again.
+    /// Packets that arrived more than once.
     pub duplicates: u64,
-    /// The longest time in which nothing arrived, between the first packet sent and the last, less one interval.
-    /// A busy machine shows a few milliseconds without any loss; with no loss it means little.
+    /// The longest time without an arrival, between the first and the last packet sent, minus one interval. A
+    /// busy machine shows some milliseconds without any loss, so the figure means little when no packet was
+    /// lost.
     pub longest_gap: Duration,
 }
 
@@ -77,22 +78,22 @@ impl Report {
         self.sent.saturating_sub(self.received)
     }
 
-    /// How long the path was cut: the longest gap, or nothing when no packet was lost.
+    /// How long the path was cut: the longest gap, or zero when no packet was lost.
     pub fn outage(&self) -> Duration {
         if self.lost() == 0 { Duration::ZERO } else { self.longest_gap }
     }
 }
 
-/// What became of each packet of a stream.
+/// The result of each packet of a stream.
 #[derive(Debug, Clone)]
 pub struct Record {
-    /// In all.
+    /// The totals.
     pub report: Report,
     seen: Vec<bool>,
 }
 
 impl Record {
-    /// How many of the packets from number `from` to the one before `to` never arrived.
+    /// How many packets from number `from` to the one before `to` never arrived.
     pub fn lost(&self, from: u64, to: u64) -> u64 {
         let arrived = |number: &u64| usize::try_from(*number).is_ok_and(|n| self.seen.get(n) == Some(&true));
         (from..to).filter(|number| !arrived(number)).count() as u64
@@ -100,13 +101,13 @@ impl Record {
 }
 
 impl Stream {
-    /// Starts sending from one namespace to the address `at` of another, one small packet an `interval`.
+    /// Starts sending one small packet per `interval` from one namespace to the address `at` of another.
     pub fn start(from: &Namespace, to: &Namespace, at: IpAddr, interval: Duration) -> Result<Self> {
         let inbox = to
             .run(|| UdpSocket::bind(SocketAddr::new(at, 0)))?
             .with_context(|| format!("cannot listen on {at} in {}", to.name()))?;
-        // Room for a second of packets, in case the receiver has to wait for a CPU: what overflows here was not lost on
-        // the way. Only the machine's own root may go beyond the limit.
+        // Room for a second of packets, in case the receiver has to wait for a CPU: an overflow here is not a
+        // loss on the way. Only the machine's own root may exceed the limit.
         let _ = setsockopt(&inbox, RcvBufForce, &ROOM).or_else(|_| setsockopt(&inbox, RcvBuf, &ROOM));
         let target = inbox.local_addr()?;
         let any = if at.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
@@ -125,12 +126,12 @@ impl Stream {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Stops, waits for what is still on its way, and reports.
+    /// Stops, waits for late packets, and reports.
     pub fn stop(self) -> Result<Report> {
         self.finish().map(|record| record.report)
     }
 
-    /// The same, with what became of each packet.
+    /// The same, with the result of each packet.
     pub fn finish(self) -> Result<Record> {
         self.stop.0.now();
         self.sender.join().map_err(|_| anyhow!("the sender failed"))?;
@@ -144,11 +145,11 @@ fn send(socket: &UdpSocket, to: SocketAddr, interval: Duration, stop: &Stop, sen
     let mut next = Instant::now();
     while !stop.is_due() {
         let number = sent.fetch_add(1, Ordering::Relaxed);
-        // A refusal (no route) is a loss like any other.
+        // A refusal to send (no route) counts as a loss.
         let _ = socket.send_to(&number.to_be_bytes(), to);
         next += interval;
-        // After a pause of the machine the missed packets are not made up for: a burst could overflow a queue,
-        // which would look like a loss on the way.
+        // After a pause of the machine the missed packets are not sent: a burst could overflow a queue, which
+        // would look like a loss on the way.
         let now = Instant::now();
         next = next.max(now);
         thread::sleep(next - now);
@@ -203,7 +204,7 @@ impl Arrivals {
         }
     }
 
-    /// A path that never came back is cut until the end.
+    /// If the path never recovers, it is cut until the end.
     fn report(self, sent: u64, interval: Duration) -> Report {
         let longest = self.longest.max(self.end.saturating_sub(self.last));
         let longest_gap = longest.saturating_sub(interval);

@@ -1,4 +1,4 @@
-//! Which hosts there are, and how they are wired together.
+//! The hosts of a net, and how they are wired.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -17,7 +17,7 @@ use crate::namespace::Namespace;
 use crate::rundir::RunDir;
 use crate::wire::Switch;
 
-/// The link by which every host is on the underlay.
+/// The link of every host to the underlay.
 pub const UPLINK: &str = "eth0";
 
 /// Address families, of the underlay or of pods.
@@ -93,24 +93,24 @@ impl Topology {
         Self { racks: vec![hosts], routed: false, family: Family::V4, mtu: 1500, name: None }
     }
 
-    /// One segment per rack with so many hosts, and a router between the racks. At most 250 hosts a rack.
+    /// One segment per rack with that many hosts, and a router between the racks. At most 250 hosts per rack.
     pub fn racks(sizes: &[usize]) -> Self {
         Self { racks: sizes.to_vec(), routed: true, ..Self::flat(0) }
     }
 
-    /// Families of the underlay; IPv4 unless said.
+    /// Families of the underlay; IPv4 by default.
     #[must_use]
     pub fn family(self, family: Family) -> Self {
         Self { family, ..self }
     }
 
-    /// MTU of every wire, in bytes; 1500 unless said.
+    /// MTU of every wire in bytes; 1500 by default.
     #[must_use]
     pub fn mtu(self, mtu: u32) -> Self {
         Self { mtu, ..self }
     }
 
-    /// A name for the run, which no other living run may have.
+    /// A name for the run, which no other running run may have.
     #[must_use]
     pub fn named(self, name: &str) -> Self {
         Self { name: Some(name.to_owned()), ..self }
@@ -150,7 +150,7 @@ enum Place {
     Router,
 }
 
-/// A topology that exists. Dropping it ends every process in it and takes all of it away.
+/// A topology that exists. Dropping it ends every process in it and removes all of it.
 #[derive(Debug)]
 pub struct Net {
     hosts: Vec<Host>,
@@ -158,13 +158,13 @@ pub struct Net {
     router: Option<Namespace>,
     switches: Vec<Switch>,
     plan: Topology,
-    /// Hosts ever made; a name is never used twice.
+    /// How many hosts were ever made; a name is never used twice.
     born: usize,
     run: Arc<RunDir>,
 }
 
 impl Net {
-    /// Builds a topology: hosts h0, h1, … and one more, `store`, for what should survive whatever is done to them.
+    /// Builds a topology: hosts h0, h1, … and one more, `store`, which no disturbance touches.
     pub fn build(plan: Topology) -> Result<Self> {
         if plan.racks.iter().sum::<usize>() > 10_000
             || (plan.routed && plan.racks.iter().any(|size| *size > 250))
@@ -188,7 +188,7 @@ impl Net {
         Ok(net)
     }
 
-    /// All hosts but the store's, in order.
+    /// All hosts but the store's host, in order.
     pub fn hosts(&self) -> &[Host] {
         &self.hosts
     }
@@ -196,7 +196,7 @@ impl Net {
     /// The `n`-th host, from 0.
     ///
     /// # Panics
-    /// When there are not so many.
+    /// When there are fewer hosts.
     pub fn host(&self, n: usize) -> &Host {
         &self.hosts[n]
     }
@@ -211,7 +211,7 @@ impl Net {
         &self.store
     }
 
-    /// The switches, one a rack.
+    /// The switches, one per rack.
     pub fn switches(&mut self) -> &mut [Switch] {
         &mut self.switches
     }
@@ -232,7 +232,7 @@ impl Net {
         Ok(&self.hosts[self.hosts.len() - 1])
     }
 
-    /// Takes a host away, as if its power had been cut.
+    /// Removes a host as if its power had failed.
     pub fn remove_host(&mut self, name: &str) -> Result<()> {
         let at = self.hosts.iter().position(|host| host.name() == name);
         let host = self.hosts.remove(at.with_context(|| format!("no host is named {name}"))?);
@@ -240,18 +240,18 @@ impl Net {
         host.link_down(UPLINK)
     }
 
-    /// Pulls the `number`-th host's plug: returns when the host has noticed that nothing is at the other end.
+    /// Cuts the `number`-th host's cable; returns when the host has lost its carrier.
     pub fn cut(&self, number: usize) -> Result<()> {
         self.set_cable(number, false)
     }
 
-    /// Plugs it in again.
+    /// Connects the cable again.
     pub fn mend(&self, number: usize) -> Result<()> {
         self.set_cable(number, true)
     }
 
-    /// Takes the `number`-th host's wire away and makes a new one: the host has a link of the old name, MAC
-    /// and addresses with another index.
+    /// Replaces the `number`-th host's wire: the new link has the old name, MAC and addresses, and another
+    /// index.
     pub fn rewire(&mut self, number: usize) -> Result<()> {
         let host = self.host(number).clone();
         let switch = self.switch_of(&host)?;
@@ -277,10 +277,10 @@ impl Net {
 
     fn switch_of(&self, host: &Host) -> Result<usize> {
         let found = self.switches.iter().position(|switch| switch.has(host.space()));
-        found.with_context(|| format!("{} hangs on no switch", host.name()))
+        found.with_context(|| format!("{} is connected to no switch", host.name()))
     }
 
-    /// Each step makes the kernel wait for all CPUs several times, so hosts are made side by side.
+    /// Each step makes the kernel wait for all CPUs several times, so hosts are made in parallel.
     fn add_hosts(&mut self, rack: usize, count: usize) -> Result<()> {
         let numbers: Vec<usize> = (self.born..self.born + count).collect();
         self.born += count;
@@ -346,7 +346,7 @@ impl Drop for Net {
     }
 }
 
-/// Does one thing to all items, on a few threads; results come in the order of the items.
+/// Does one job for all items on a few threads; results are in the order of the items.
 fn side_by_side<I: Sync, T: Send>(items: &[I], job: impl Fn(&I) -> Result<T> + Sync) -> Result<Vec<T>> {
     const THREADS: usize = 16;
     let share = items.len().div_ceil(THREADS).max(1);
@@ -369,12 +369,12 @@ fn everything(family: Family) -> Result<IpNetwork> {
     })
 }
 
-/// One question and the pause after it use up at most so much of somebody's patience: a machine that stood still, or has
-/// other things to do, proves nothing.
+/// One attempt and the pause after it count for at most this time: a machine that stood still, or was busy,
+/// proves nothing.
 const STEP: Duration = Duration::from_millis(500);
 
-/// Asks again and again until the answer is yes, and returns how long that took. When it is still no after
-/// `patience`, the last answer's reason is the error.
+/// Repeats `ask` until it succeeds, and returns how long that took. After `patience` the last error is
+/// returned.
 pub fn eventually(patience: Duration, mut ask: impl FnMut() -> Result<()>) -> Result<Duration> {
     let start = Instant::now();
     let (mut last, mut waited) = (start, Duration::ZERO);
@@ -386,7 +386,7 @@ pub fn eventually(patience: Duration, mut ask: impl FnMut() -> Result<()>) -> Re
         match answer {
             Ok(()) => return Ok(start.elapsed()),
             Err(reason) if waited > patience => {
-                return Err(reason).with_context(|| format!("still not so after {patience:?}"));
+                return Err(reason).with_context(|| format!("not so after {patience:?}"));
             }
             Err(_) => thread::sleep(Duration::from_micros(200)),
         }

@@ -22,13 +22,13 @@ use crate::namespace::Namespace;
 use crate::rundir::RunDir;
 use crate::topology::eventually;
 
-/// A request the kernel has not answered by then is answered by nobody.
+/// The kernel has not answered a request within this time: it never will.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// A bridge takes 1,023 ports; the rest is for the links between bridges.
+/// A bridge takes 1,023 ports; some are for the links between bridges.
 const PORTS: usize = 1_000;
 
-/// A routing socket that belongs to one network namespace, used from any thread. Links go by name.
+/// A routing socket of one network namespace, usable from any thread. Links are addressed by name.
 #[derive(Debug)]
 pub struct Netlink {
     runtime: Runtime,
@@ -51,8 +51,8 @@ impl Netlink {
         self.set(LinkUnspec::new_with_name(link).up().build(), &format!("set {link} up"))
     }
 
-    /// Waits until a link that was set up carries frames. The kernel wakes it, and IPv6 on it, from a queue of its own,
-    /// which takes milliseconds on a busy machine; until then frames are dropped without a word.
+    /// Waits until a link that was set up carries frames. The kernel activates it, and IPv6 on it, from a
+    /// work queue, which takes milliseconds on a busy machine. Until then frames are dropped silently.
     pub fn settle(&self, link: &str) -> Result<()> {
         let index = self.index(link)?;
         self.wait_until_up(|found| found.header.index == index).with_context(|| link.to_owned())
@@ -64,12 +64,12 @@ impl Netlink {
             let all: Vec<LinkMessage> =
                 self.ask("read links", self.handle.link().get().execute().try_collect())?;
             let asleep = all.iter().filter(|link| is_meant(link) && !is_up(link)).count();
-            if asleep > 0 { bail!("{asleep} links carry nothing") } else { Ok(()) }
+            if asleep > 0 { bail!("{asleep} links carry no frames") } else { Ok(()) }
         })
         .map(drop)
     }
 
-    /// Sets a link down. The kernel forgets its routes, permanent neighbours and IPv6 addresses with that.
+    /// Sets a link down. With that the kernel deletes its routes, permanent neighbours and IPv6 addresses.
     pub fn set_down(&self, link: &str) -> Result<()> {
         self.set(LinkUnspec::new_with_name(link).down().build(), &format!("set {link} down"))
     }
@@ -79,7 +79,7 @@ impl Netlink {
         self.set(LinkUnspec::new_with_name(link).mtu(mtu).build(), &format!("set the MTU of {link} to {mtu}"))
     }
 
-    /// Deletes a link and all that hangs on it.
+    /// Deletes a link and everything that depends on it.
     pub fn delete_link(&self, link: &str) -> Result<()> {
         let index = self.index(link)?;
         self.ask(&format!("delete {link}"), self.handle.link().del(index).execute())
@@ -115,7 +115,7 @@ impl Netlink {
         self.ask(&format!("add {address} to {link}"), request.execute())
     }
 
-    /// Takes an address away.
+    /// Deletes an address.
     pub fn delete_address(&self, link: &str, address: IpNetwork) -> Result<()> {
         let index = self.index(link)?;
         let is_it = |message: &AddressMessage| {
@@ -129,7 +129,7 @@ impl Netlink {
         self.ask(&format!("delete {address} from {link}"), self.handle.address().del(found).execute())
     }
 
-    /// Adds a route to `to`, through the router `via` or straight onto the link.
+    /// Adds a route to `to`, by the router `via` or directly over the link.
     pub fn add_route(&self, to: IpNetwork, via: Option<IpAddr>, link: &str) -> Result<()> {
         let mut route = RouteMessageBuilder::<IpAddr>::new()
             .destination_prefix(to.network(), to.prefix())?
@@ -142,14 +142,14 @@ impl Netlink {
         self.ask(&format!("add a route to {to}"), self.handle.route().add(route.build()).execute())
     }
 
-    /// Destinations of all unicast routes of the main table for which `link` is the way out.
+    /// Destinations of all unicast routes of the main table over `link`.
     pub fn routes(&self, link: &str) -> Result<BTreeSet<IpNetwork>> {
         let index = self.index(link)?;
         let on_link = |route: &RouteMessage| route.attributes.contains(&RouteAttribute::Oif(index));
         Ok(self.route_dump()?.iter().filter(|route| on_link(route)).filter_map(destination).collect())
     }
 
-    /// Deletes every route of the main table to exactly `to`; true when there was one.
+    /// Deletes every route of the main table to exactly `to`; returns whether there was one.
     pub fn delete_route(&self, to: IpNetwork) -> Result<bool> {
         let mut found = false;
         for route in self.route_dump()?.into_iter().filter(|route| destination(route) == Some(to)) {
@@ -159,7 +159,7 @@ impl Netlink {
         Ok(found)
     }
 
-    /// Number of permanent neighbours of `link`: addresses resolved to MACs, and forwarding entries of its bridge or tunnel.
+    /// Number of permanent neighbours of `link`: neighbour entries, and FDB entries of its bridge or tunnel.
     pub fn neighbours(&self, link: &str) -> Result<(usize, usize)> {
         let index = self.index(link)?;
         let count = |entries: Vec<NeighbourMessage>| {
@@ -178,7 +178,7 @@ impl Netlink {
         Ok((count(resolved), count(forwarding)))
     }
 
-    /// Number of IPv6 routes over `link` that have a gateway; none while there is no such link.
+    /// Number of IPv6 routes over `link` that have a gateway; 0 while there is no such link.
     pub fn gateways6(&self, link: &str) -> Result<usize> {
         let Ok(index) = self.index(link) else { return Ok(0) };
         let mut all = RouteMessage::default();
@@ -236,13 +236,13 @@ fn destination(route: &RouteMessage) -> Option<IpNetwork> {
     IpNetwork::new(to, route.header.destination_prefix_length).ok()
 }
 
-/// A namespace full of bridges that together are one Ethernet segment.
+/// A namespace with bridges that together are one Ethernet segment.
 #[derive(Debug)]
 pub struct Switch {
     space: Namespace,
     netlink: Netlink,
     bridges: Vec<u32>,
-    /// Whose wire each port is.
+    /// The host of each port's wire.
     ports: Vec<String>,
     mtu: u32,
 }
@@ -251,7 +251,7 @@ impl Switch {
     /// Makes an empty switch whose wires carry `mtu` bytes.
     pub fn create(run: &Arc<RunDir>, name: &str, mtu: u32) -> Result<Self> {
         let space = Namespace::create(run, name)?;
-        // A switch has no address of its own, and no reason to speak.
+        // A switch has no address of its own, and sends nothing by itself.
         for conf in ["all", "default"] {
             let _ = space.sysctl(&format!("ipv6/conf/{conf}/disable_ipv6"), "1");
         }
@@ -259,7 +259,7 @@ impl Switch {
         Ok(Self { space, netlink, bridges: Vec::new(), ports: Vec::new(), mtu })
     }
 
-    /// Plugs `host` in: a wire whose far end is born in that namespace under the name `link`, still down.
+    /// Connects `host`: the wire's far end is created inside that namespace under the name `link`, down.
     pub fn plug(&mut self, host: &Namespace, link: &str) -> Result<()> {
         let number = self.ports.len();
         if number / PORTS == self.bridges.len() {
@@ -270,13 +270,13 @@ impl Switch {
         Ok(())
     }
 
-    /// Whether a wire goes there.
+    /// Whether a wire goes to `host`.
     pub fn has(&self, host: &Namespace) -> bool {
         self.ports.iter().any(|name| name == host.name())
     }
 
-    /// Takes the wire to `host` away, with the link at its far end, and puts a new one in its place. The MAC stays: with
-    /// another one, peers would send to the old for as long as their caches call it reachable, up to 45 s over IPv6.
+    /// Removes the wire to `host` with the link at its far end, and makes a new one. The MAC stays: otherwise
+    /// peers would send to the old MAC while their caches call it reachable, up to 45 s over IPv6.
     pub fn replug(&self, host: &Namespace, link: &str) -> Result<()> {
         let number = self.port(host)?;
         let mac = host.netlink()?.mac(link)?;
@@ -313,7 +313,7 @@ impl Switch {
         &self.space
     }
 
-    /// Every bridge after the first hangs on the first, so the segment stays one, and a tree.
+    /// Every further bridge is connected to the first, so the segment stays one tree.
     fn add_bridge(&mut self) -> Result<()> {
         let number = self.bridges.len();
         let name = format!("br{number}");
@@ -348,7 +348,7 @@ fn peer(name: &str, mtu: u32) -> LinkMessageBuilder<LinkUnspec> {
     LinkMessageBuilder::<LinkUnspec>::new().name(name).mtu(mtu)
 }
 
-/// A wire straight from one namespace into another, both ends up: `link` here, `far_link` there.
+/// A wire directly from one namespace to another, both ends up: `link` here, `far_link` there.
 pub fn wire(here: &Namespace, link: &str, there: &Namespace, far_link: &str) -> Result<()> {
     let far: BorrowedFd<'_> = there.fd().as_fd();
     let message = LinkMessageBuilder::<LinkVeth>::new(link, "")

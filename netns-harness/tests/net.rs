@@ -1,4 +1,5 @@
-//! The harness against the machine's kernel. Needs root, or user namespaces through `enter` by a main of its own.
+//! The harness with the machine's kernel. Needs root, or user namespaces by a call of `enter` in a main of
+//! its own.
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests")]
 #![allow(clippy::disallowed_methods, reason = "the harness measures time and waits for other programs")]
 
@@ -51,10 +52,10 @@ fn a_host_has_its_own_run_and_var_lib_and_sees_the_machines_other_files() {
 }
 
 #[test]
-fn the_printed_command_looks_into_the_host() {
+fn the_printed_command_enters_the_host() {
     let net = Net::build(Topology::flat(1)).unwrap();
     fs::write(net.host(0).path("/run/mark"), "yes").unwrap();
-    let script = format!("{} cat /run/mark /proc/net/if_inet6 /proc/net/dev", net.host(0).look_inside());
+    let script = format!("{} cat /run/mark /proc/net/if_inet6 /proc/net/dev", net.host(0).enter_command());
     let output = Command::new("sh").args(["-c", &script]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.starts_with("yes") && text.contains(UPLINK), "{script}: {output:?}");
@@ -111,7 +112,7 @@ fn a_cut_wire_is_a_gap_and_an_uncut_one_is_not() {
     sent(&stream, 200);
     let report = stream.stop().unwrap();
     assert!(report.lost() > 50, "{report:?}");
-    // The sender never sends faster than it was told, so the gap is at least as long as what was lost.
+    // The sender never sends faster than the interval, so the gap is at least as long as the lost packets.
     assert!(report.outage() >= Duration::from_micros(250 * (report.lost() - 1)), "{report:?}");
 }
 
@@ -195,7 +196,7 @@ fn runs_in(dir: &Path) -> usize {
         .count()
 }
 
-/// Of all threads: a child belongs to the one that forked it.
+/// Of all threads: a child belongs to the thread that forked it.
 fn all_children(pid: u32) -> Vec<u32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let text = tasks.map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default());
@@ -211,7 +212,7 @@ fn runs(pid: u32, program: &str) -> bool {
     fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == program)
 }
 
-/// A zombie is dead: its parent is the machine's init, which may take its time.
+/// A zombie is dead: its parent is the machine's init, which may reap it later.
 fn alive(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()).is_some_and(|state| state != "Z")

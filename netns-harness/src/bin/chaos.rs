@@ -1,4 +1,4 @@
-//! `chaos`: random disturbances on a cluster whose pods talk all the time, and what each cost.
+//! `chaos`: random disturbances of a cluster under constant traffic, and what each one costs.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,13 +9,13 @@ use netns_harness::chaos::{add_peers, run, with_room};
 use netns_harness::flannel::{Backend, Products, StoreKind};
 use netns_harness::{Cluster, Family, Screen, Spec, enter};
 
-/// Disturbs a cluster of virtual hosts and says what each disturbance cost
+/// Disturbs a cluster of virtual hosts and prints what each disturbance cost
 #[derive(Debug, Parser)]
 struct Flags {
     /// How long, in seconds
     #[arg(long, default_value_t = 30)]
     seconds: u64,
-    /// Seed of the order; another each time when not said
+    /// Seed of the order; random by default
     #[arg(long)]
     seed: Option<u64>,
     /// How many virtual hosts
@@ -30,7 +30,7 @@ struct Flags {
     /// Address families: v4, v6 or dual
     #[arg(long, default_value_t = Family::Dual)]
     family: Family,
-    /// Leases of peers that need not exist, beside the hosts' (IPv4, vxlan)
+    /// Leases of peers that do not exist, beside the hosts' leases (IPv4, vxlan)
     #[arg(long, default_value_t = 0)]
     peers: u16,
     /// Only these disturbances
@@ -54,8 +54,8 @@ fn disturb(flags: &Flags, screen: Screen) -> Result<()> {
     let seed = flags.seed.unwrap_or_else(|| std::process::id().into());
     let Flags { hosts, backend, store, family, .. } = *flags;
     let spec = with_room(Spec { hosts, backend, store, family, ..Spec::default() }, flags.peers);
-    let mut cluster = screen.step("a cluster", || Cluster::up(&spec, &Products::find()?))?;
-    screen.step(&format!("{} more peers", flags.peers), || add_peers(&cluster, flags.peers))?;
+    let mut cluster = screen.step("build a cluster", || Cluster::up(&spec, &Products::find()?))?;
+    screen.step(&format!("add {} peers", flags.peers), || add_peers(&cluster, flags.peers))?;
     let time = Duration::from_secs(flags.seconds);
     let outcome =
         screen.step(&format!("disturbances, seed {seed}"), || run(&mut cluster, time, seed, &flags.only))?;

@@ -1,4 +1,4 @@
-//! A cluster in network namespaces, from nothing to pods that talk, disturbed twice and taken away again.
+//! A cluster in network namespaces: built, disturbed twice, and removed again.
 #![allow(clippy::disallowed_methods, reason = "a demonstration measures time")]
 
 use std::process::ExitCode;
@@ -30,7 +30,10 @@ struct Flags {
     /// Address families: v4, v6 or dual
     #[arg(long, default_value_t = Family::V4)]
     family: Family,
-    /// Only say whether this machine can do it, and if not what is missing
+    /// At the end, keep the cluster until Enter or Ctrl-C, and print how to enter a host
+    #[arg(long)]
+    hold: bool,
+    /// Only report whether this machine can run the demo, and what is missing
     #[arg(long)]
     probe: bool,
 }
@@ -56,7 +59,7 @@ fn run(flags: &Flags, screen: Screen) -> Result<()> {
         family: flags.family,
         ..Spec::default()
     };
-    screen.step("what this machine can do", || Caps::probe().require(&needs(&spec)))?;
+    screen.step("check this machine", || Caps::probe().require(&needs(&spec)))?;
     if flags.probe {
         return Ok(());
     }
@@ -68,12 +71,27 @@ fn run(flags: &Flags, screen: Screen) -> Result<()> {
     show_throughput(&cluster, screen)?;
     disturb_routes(&cluster, screen)?;
     disturb_links(&cluster, screen)?;
-    screen.step("take it all away", || {
+    if flags.hold {
+        hold(&cluster, screen);
+    }
+    screen.step("remove everything", || {
         drop(cluster);
         Ok(())
     })?;
     screen.say(&format!("done in {:.1} s", start.elapsed().as_secs_f64()));
     Ok(())
+}
+
+/// Waits for Enter; without a terminal, for a signal.
+fn hold(cluster: &Cluster, screen: Screen) {
+    screen.say("the cluster stays until Enter or Ctrl-C; to enter h0 from another shell:");
+    screen.say(&cluster.net.host(0).enter_command());
+    let read = std::io::stdin().read_line(&mut String::new());
+    if !read.is_ok_and(|length| length > 0) {
+        loop {
+            std::thread::park();
+        }
+    }
 }
 
 fn needs(spec: &Spec) -> Vec<Need> {
@@ -91,10 +109,8 @@ fn build(spec: &Spec, products: &Products, screen: Screen) -> Result<Cluster> {
         cluster.set_network()?;
         Ok(cluster)
     })?;
-    screen.detail("from another shell, while this runs, a look inside h0:");
-    screen.detail(&cluster.net.host(0).look_inside());
-    screen.step("one daemon on each, up to its subnet", || cluster.start_daemons())?;
-    screen.step("one pod on each, by the CNI plugin", || cluster.add_pods())?;
+    screen.step("one daemon on each host, until it has a subnet", || cluster.start_daemons())?;
+    screen.step("one pod on each host, by the CNI plugin", || cluster.add_pods())?;
     screen.step("every pod reaches every other", || cluster.wait_for_pings(PATIENCE))?;
     Ok(cluster)
 }
@@ -106,21 +122,22 @@ fn show_leases(cluster: &Cluster, products: &Products, screen: Screen) -> Result
     Ok(())
 }
 
-/// With the daemon stopped and the peers' routes gone, the plan is what its next pass would do.
+/// With the daemon stopped and the routes to peers deleted, the plan shows what the next pass would do.
 fn show_plan(mut cluster: Cluster, products: &Products, screen: Screen) -> Result<Cluster> {
     let host = cluster.net.host(0).clone();
-    let text = screen.step("flannelctl plan on h0, its daemon stopped and its peers' routes gone", || {
-        cluster.daemons[0].stop()?;
-        let netlink = host.netlink()?;
-        for family in cluster.spec().family.each() {
-            for peer in 1..cluster.pods.len() {
-                netlink.delete_route(subnet(&cluster, peer, *family)?)?;
+    let text =
+        screen.step("flannelctl plan on h0, after its daemon stopped and its routes were deleted", || {
+            cluster.daemons[0].stop()?;
+            let netlink = host.netlink()?;
+            for family in cluster.spec().family.each() {
+                for peer in 1..cluster.pods.len() {
+                    netlink.delete_route(subnet(&cluster, peer, *family)?)?;
+                }
             }
-        }
-        host.exec(&products.control_on_host(&cluster.store).arg("plan"))
-    })?;
+            host.exec(&products.control_on_host(&cluster.store).arg("plan"))
+        })?;
     screen.detail(&text);
-    screen.step("start that daemon again", || {
+    screen.step("start the daemon again", || {
         cluster.restart_daemon(0)?;
         cluster.wait_for_pings(PATIENCE)
     })?;
@@ -134,7 +151,7 @@ fn show_pings(cluster: &Cluster, screen: Screen) -> Result<()> {
     if cluster.pods.len() > 8 {
         let slowest = pings.iter().map(|(.., time)| *time).max().unwrap_or_default();
         screen.detail(&format!(
-            "{} of {} answered, the slowest after {:.2} ms",
+            "{} of {} answered, the slowest in {:.2} ms",
             pings.len(),
             pings.len(),
             ms(slowest)
@@ -205,11 +222,11 @@ fn disturb_links(cluster: &Cluster, screen: Screen) -> Result<()> {
 }
 
 fn show_outage(report: Report, screen: Screen) {
-    let ms = format!("{:.1} ms until pods talk again", report.outage().as_secs_f64() * 1e3);
+    let ms = format!("{:.1} ms until the pods reach each other again", report.outage().as_secs_f64() * 1e3);
     screen.detail(&format!("{}, {} of {} packets lost", screen.strong(&ms), report.lost(), report.sent));
 }
 
-/// The subnet of a host, as its daemon wrote it down.
+/// The subnet of a host, from its subnet.env.
 fn subnet(cluster: &Cluster, number: usize, family: Family) -> Result<IpNetwork> {
     let key = if family == Family::V6 { "FLANNEL_IPV6_SUBNET" } else { "FLANNEL_SUBNET" };
     let env = subnet_env(cluster.net.host(number)).with_context(|| format!("h{number} has no subnet"))?;

@@ -66,7 +66,7 @@ struct Wanted {
     /// Address families: v4, v6 or dual
     #[arg(long)]
     family: Option<Family>,
-    /// What to call it
+    /// The lab's name
     #[arg(long, default_value = "lab")]
     name: String,
 }
@@ -95,7 +95,7 @@ impl Wanted {
 fn main() -> ExitCode {
     let screen = Screen::new();
     let done = match Flags::parse().verb {
-        // The keeper has said why not.
+        // The keeper has already printed the error.
         Verb::Up(wanted) => match up(&wanted) {
             Ok(false) => return ExitCode::FAILURE,
             is_up => is_up.map(drop),
@@ -148,13 +148,13 @@ fn keep(wanted: &Wanted, screen: Screen) -> Result<()> {
     screen.say("lab exec h0-pod -- ping ADDRESS    lab shell h0    lab list    lab down");
     detach(&wanted.name)?;
     lab.publish()?;
-    // The rest is up to a signal: `down` sends it.
+    // `down` ends this process by a signal.
     loop {
         thread::park();
     }
 }
 
-/// Leaves the terminal to others. What is still said goes to a file beside the lab's description.
+/// Leaves the terminal. Later output goes to a file beside the lab's description.
 fn detach(name: &str) -> Result<()> {
     let log = File::create(rundir::named(name).join(rundir::LAB_LOG))?;
     setsid().context("cannot leave the terminal")?;

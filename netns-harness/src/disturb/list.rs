@@ -1,21 +1,22 @@
-//! What is done to hosts, as data.
+//! What can be done to hosts, as data.
 
 use super::site::Site;
 use crate::topology::Family;
 
-/// One way to harm a host.
+/// One way to disturb a host.
 ///
-/// Each line is a command of the host's own shell, but for four that no command inside the host can be:
-/// `cable cut`, `cable mend`, `cable new` (the wire's far end goes down, comes up; the whole wire is made anew under the
-/// old name), and `restore`, which puts back what is not ours and went along, as the host's network scripts would.
-/// Words in braces are the [`Site`]'s; a disturbance fits where all of them mean something.
+/// Each line is a command for the host's own shell, except four that cannot be commands inside the host:
+/// `cable cut` and `cable mend` (the wire's far end goes down and up), `cable new` (the whole wire is
+/// replaced under the old name), and `restore` (puts back what is not ours and was lost, as the host's
+/// network scripts would). Words in braces are those of the [`Site`]. A disturbance fits where all its words
+/// have a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Disturbance {
     /// Its name, for tables and errors.
     pub name: &'static str,
-    /// The one family it exists for; `None`: any.
+    /// The only family it exists for; `None` for any.
     pub only: Option<Family>,
-    /// What is typed.
+    /// The lines to type.
     pub how: &'static [&'static str],
 }
 
@@ -25,27 +26,27 @@ impl Disturbance {
         LIST.iter().find(|it| it.name == name)
     }
 
-    /// Whether it can be done there.
+    /// Whether it can be done at this site.
     pub fn fits(&self, site: &Site) -> bool {
         self.only.is_none_or(|only| only == site.family()) && self.words().all(|word| site.knows(word))
     }
 
-    /// It does the same whatever the family.
+    /// Whether it does the same for every family.
     pub fn is_host_wide(&self) -> bool {
         self.only.is_none() && self.words().all(|word| Site::HOST_WIDE.contains(&word))
     }
 
-    /// Other hosts have something to do as well.
+    /// Whether other hosts have to change something too.
     pub fn spreads(&self) -> bool {
         self.how.iter().any(|line| line.starts_with("renumber"))
     }
 
-    /// The kind of object, which is how names begin.
+    /// The kind of object: the first part of the name.
     pub(super) fn kind(&self) -> &'static str {
         self.name.split('_').next().unwrap_or(self.name)
     }
 
-    /// It is done to subnet.env.
+    /// Whether it is done to subnet.env.
     pub(super) fn is_of_file(&self) -> bool {
         self.kind() == "subnet"
     }
@@ -56,10 +57,10 @@ impl Disturbance {
     }
 }
 
-/// The kind that concerns all others.
+/// The kind that concerns all other kinds.
 pub(super) const UNDERLAY: &str = "uplink";
 
-/// nft's own braces hold more than one word.
+/// The braces of nft's own syntax hold more than one word.
 fn is_word(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
 }
@@ -143,7 +144,7 @@ pub const LIST: &[Disturbance] = &[
     any("uplink_renumbered", &["renumber {own} {other}", "restore"]),
     any("uplink_replaced", &["cable new", "restore"]),
     any("carrier_lost_and_back", &["cable cut", "cable mend"]),
-    // What is no object of netlink.
+    // What netlink does not report.
     any("subnet_env_deleted", &["rm /run/flannel/subnet.env"]),
     any("subnet_env_truncated", &["truncate -s 0 /run/flannel/subnet.env"]),
     any("subnet_env_folder_deleted", &["mv /run/flannel /run/elsewhere", "rm -r /run/elsewhere"]),

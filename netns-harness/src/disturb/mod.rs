@@ -1,11 +1,11 @@
-//! Breaking things, and measuring how long it is felt: by pods ([`outage`]) and in the kernel's state ([`Rest`]).
+//! Disturbances, and how long pods ([`outage`]) and the kernel's state ([`Rest`]) are affected.
 //!
 //! ```text
-//!   LIST      what an operator, another program or an accident does to a host, as the lines they would type
-//!   Site      what the words of those lines mean on one host, family and peer
-//!   Picture   everything of a host that an operator sees, ours and foreign, without what counts or ages
-//!   Notices   when the kernel last said that something changed
-//!   Rest      a net with its pictures: harms it, waits until it looks as before, says how long that took
+//!   LIST      what an operator, another program or an accident does to a host, as lines to type
+//!   Site      the values of the words in those lines, for one host, family and peer
+//!   Picture   everything of a host that an operator sees, ours and foreign, without counters and ages
+//!   Notices   when the kernel sent its last notification
+//!   Rest      a net with its pictures: disturbs it, waits until it is as before, returns the time
 //! ```
 
 mod list;
@@ -28,11 +28,11 @@ use crate::probe::ping_until;
 use crate::stream::{Report, Stream};
 use crate::topology::{Family, eventually};
 
-/// Interval of the packets that feel the disturbance; the outage is exact to about this.
+/// Interval of the packets that measure the outage; the outage is exact to about this.
 pub const INTERVAL: Duration = Duration::from_micros(250);
 
-/// Sends a steady stream from one pod to another, does `harm`, waits until the pods talk again, and reports what the
-/// stream met with. The error is that they do not talk within `patience`.
+/// Sends a steady stream from one pod to another, does `harm`, waits until the pods reach each other again,
+/// and reports the stream's losses. It is an error if they do not within `patience`.
 pub fn outage(
     from: &Pod,
     to: &Pod,
@@ -45,14 +45,14 @@ pub fn outage(
     flowing(&stream)?;
     harm()?;
     flowing(&stream)?;
-    ping_until(from.space(), at, patience).context("the pods do not talk again")?;
+    ping_until(from.space(), at, patience).context("the pods do not reach each other again")?;
     flowing(&stream)?;
     stream.stop()
 }
 
-/// Lets the stream run for another 200 packets, 50 ms.
+/// Waits until the stream has sent another 200 packets, 50 ms.
 fn flowing(stream: &Stream) -> Result<()> {
     let goal = stream.sent() + 200;
-    let sent = || if stream.sent() < goal { anyhow::bail!("the sender is stuck") } else { Ok(()) };
+    let sent = || if stream.sent() < goal { anyhow::bail!("the sender sends nothing") } else { Ok(()) };
     eventually(Duration::from_secs(10), sent).map(drop)
 }

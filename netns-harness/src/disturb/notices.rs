@@ -1,7 +1,6 @@
-//! When the kernel of a host last said that something changed.
-//!
-//! Asking whether a thousand objects are right again takes longer than repairing them. The kernel tells every change at the
-//! moment it is made, so the last notice before the state is found right is the moment it became right, exactly.
+//! When the kernel of a host sent its last notification. Reading whether a thousand objects are right again
+//! takes longer than repairing them. The kernel sends a notification for every change at once, so the last
+//! notification before the state was found right marks the exact moment of the repair.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -27,20 +26,20 @@ const ROUTE_GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400 | 1 << 23 | 1 
 /// NFNLGRP_NFTABLES (7) of linux/netfilter/nfnetlink.h.
 const RULE_GROUPS: u32 = 1 << 6;
 
-/// Listens on one host until it is dropped.
+/// Receives the notifications of one host until it is dropped.
 #[derive(Debug)]
 pub(super) struct Notices {
-    heard: Arc<Mutex<Heard>>,
+    received: Arc<Mutex<Received>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
-/// What was heard since the last mark.
+/// What was received since the last mark.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Heard {
-    /// The first notice of any kind.
+pub(super) struct Received {
+    /// The first notification of any kind.
     pub(super) first: Option<Instant>,
-    /// The last one that may be of ours: not of what the kernel does by itself.
+    /// The last notification that may concern our objects, not those that the kernel changes by itself.
     pub(super) last: Option<Instant>,
 }
 
@@ -52,28 +51,28 @@ impl Notices {
             let [route, rules] = all.map(|(protocol, groups)| subscribe(protocol, groups));
             Ok([route?, rules?])
         };
-        let sockets = host.run(open)?.context("cannot listen to the kernel")?;
-        let (heard, stop) = (Arc::<Mutex<Heard>>::default(), Arc::<AtomicBool>::default());
-        let (host, hearing, stopping) = (host.clone(), heard.clone(), stop.clone());
-        // Names of links are asked of the host's own kernel, so the thread lives there.
-        let thread = thread::spawn(move || host.run(|| hear(sockets, &hearing, &stopping)));
-        Ok(Self { heard, stop, thread: Some(thread) })
+        let sockets = host.run(open)?.context("cannot subscribe to the kernel's notifications")?;
+        let (received, stop) = (Arc::<Mutex<Received>>::default(), Arc::<AtomicBool>::default());
+        let (host, receiving, stopping) = (host.clone(), received.clone(), stop.clone());
+        // The names of links are read from the host's own kernel, so the thread runs there.
+        let thread = thread::spawn(move || host.run(|| receive(sockets, &receiving, &stopping)));
+        Ok(Self { received, stop, thread: Some(thread) })
     }
 
-    /// Forgets what was heard.
+    /// Forgets what was received.
     pub(super) fn mark(&self) {
-        *lock(&self.heard) = Heard::default();
+        *lock(&self.received) = Received::default();
     }
 
-    pub(super) fn heard(&self) -> Heard {
-        *lock(&self.heard)
+    pub(super) fn received(&self) -> Received {
+        *lock(&self.received)
     }
 }
 
 impl Drop for Notices {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // It holds the host.
+        // The thread holds the host.
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }
@@ -81,13 +80,14 @@ impl Drop for Notices {
 fn subscribe(protocol: SockProtocol, groups: u32) -> Result<File> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
-    // Room for what a flush of thousands says. Where it is refused an overrun loses notices, never the last one.
+    // Room for the notifications of a flush of thousands. Where it is refused, an overrun loses
+    // notifications, but never the last one.
     let _ = setsockopt(&socket, RcvBufForce, &(16 << 20));
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
     Ok(File::from(socket))
 }
 
-fn hear(mut sockets: [File; 2], heard: &Mutex<Heard>, stop: &AtomicBool) {
+fn receive(mut sockets: [File; 2], received: &Mutex<Received>, stop: &AtomicBool) {
     let mut buffer = vec![0; 1 << 16];
     while !stop.load(Ordering::Relaxed) {
         let mut asked = sockets.each_ref().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN));
@@ -95,9 +95,9 @@ fn hear(mut sockets: [File; 2], heard: &Mutex<Heard>, stop: &AtomicBool) {
         for (n, socket) in sockets.iter_mut().enumerate() {
             loop {
                 match socket.read(&mut buffer) {
-                    Ok(length) => note(&buffer[..length], n == 1, heard),
+                    Ok(length) => note(&buffer[..length], n == 1, received),
                     Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                    // An overrun: there is more.
+                    // An overrun: more notifications follow.
                     Err(_) => {}
                 }
             }
@@ -105,20 +105,20 @@ fn hear(mut sockets: [File; 2], heard: &Mutex<Heard>, stop: &AtomicBool) {
     }
 }
 
-fn note(datagram: &[u8], is_rule: bool, heard: &Mutex<Heard>) {
+fn note(datagram: &[u8], is_rule: bool, received: &Mutex<Received>) {
     let now = Instant::now();
     let name = |index: u32| if_indextoname(index).ok().and_then(|name| name.into_string().ok());
     let counts = is_rule || may_be_ours(datagram, name);
-    let mut heard = lock(heard);
-    heard.first.get_or_insert(now);
+    let mut received = lock(received);
+    received.first.get_or_insert(now);
     if counts {
-        heard.last = Some(now);
+        received.last = Some(now);
     }
 }
 
-/// Everything but what the kernel does by itself: neighbours it learns or forgets elsewhere than on a tunnel, its
-/// own routes, link-local addresses, and changes of other links than tunnels. The header of a message has 16 bytes, its
-/// type at the fourth.
+/// True for everything but what the kernel changes by itself: neighbours on other links than tunnels, its own
+/// routes, link-local addresses, and links other than tunnels. The header of a message has 16 bytes; the type
+/// is at the fourth byte.
 fn may_be_ours(message: &[u8], name: impl Fn(u32) -> Option<String>) -> bool {
     const NEWLINK: u16 = 16;
     const DELLINK: u16 = 17;
@@ -136,7 +136,7 @@ fn may_be_ours(message: &[u8], name: impl Fn(u32) -> Option<String>) -> bool {
     let tunnel = || name(index).is_some_and(|name| name.starts_with("flannel"));
     match kind {
         NEWLINK | NEWNEIGH | DELNEIGH => tunnel(),
-        // Its name is gone; only tunnels and pods' wires are deleted here.
+        // Its name is gone; only tunnels and the links of pods are deleted here.
         DELLINK => true,
         NEWADDR | DELADDR => body.get(3).is_none_or(|scope| *scope < RT_SCOPE_LINK),
         NEWROUTE | DELROUTE => body.get(5).is_none_or(|protocol| *protocol != RTPROT_KERNEL),
@@ -144,8 +144,8 @@ fn may_be_ours(message: &[u8], name: impl Fn(u32) -> Option<String>) -> bool {
     }
 }
 
-fn lock(heard: &Mutex<Heard>) -> MutexGuard<'_, Heard> {
-    heard.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(received: &Mutex<Received>) -> MutexGuard<'_, Received> {
+    received.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use anyhow::Result;
 use crate::host::Host;
 use crate::process::Program;
 
-/// One command a line; all of them are asked in one shell, since starting a program takes longer than answering.
-/// A command that fails (the device is not there) shows nothing.
+/// One command per line. One shell runs all of them, because starting a program takes longer than its answer.
+/// A command that fails (the device does not exist) shows nothing.
 const LOOK: &str = "
 ip -d link show type vxlan
 ethtool -k flannel.1 | grep -w tx-checksum-ip-generic
@@ -27,16 +27,17 @@ sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding
 cat /run/flannel/subnet.env
 ";
 
-/// The state of a host, ours and foreign, in the words of the operator's tools; equal pictures are equal states. What
-/// ages, and what the kernel makes by itself and does not make again after a flush, is left out.
+/// The state of a host, ours and foreign, as the operator's tools print it; equal pictures are equal states.
+/// Ages are left out, and so is what the kernel makes by itself and does not make again after a flush.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Picture {
-    /// Lines, and how often each is seen: order means nothing, but for rules, which are one line.
+    /// Lines, and how often each occurs. The order of lines has no meaning, except for rules, which are one
+    /// line.
     lines: BTreeMap<String, usize>,
 }
 
 impl Picture {
-    /// Looks; some 30 ms.
+    /// Takes a picture, in about 30 ms.
     pub fn of(host: &Host) -> Result<Self> {
         let script = LOOK.trim().lines().map(|line| format!("{{ {line}; }} 2>/dev/null; echo '# {line}'\n"));
         let said = host.exec(&Program::new("sh").arg("-c").arg(script.collect::<String>()))?;
@@ -63,13 +64,13 @@ impl Picture {
         Self { lines }
     }
 
-    /// The same picture after an address has become another.
+    /// The same picture with one address replaced by another.
     pub fn readdressed(&self, old: &str, new: &str) -> Self {
         let lines = self.lines.iter().map(|(line, count)| (replace_word(line, old, new), *count));
         Self { lines: lines.collect() }
     }
 
-    /// What `now` has less (`-`) and more (`+`); empty when both are equal.
+    /// What `now` lacks (`-`) and what it has more (`+`); empty when both are equal.
     pub fn differences(&self, now: &Self) -> Vec<String> {
         let one_way = |sign: &'static str, a: &Self, b: &Self| -> Vec<String> {
             let fewer = |line: &String| b.lines.get(line).copied().unwrap_or_default();
@@ -85,12 +86,13 @@ impl Picture {
     }
 }
 
-/// Each table is one line, since the order of rules is their meaning; that of tables is not.
+/// Each table is one line, because the order of rules has a meaning. The order of tables has none.
 fn tables(lines: &[&str]) -> Vec<String> {
     lines.split_inclusive(|line| *line == "}").map(|table| table.join("\n")).collect()
 }
 
-/// A line without interface indexes (a device made anew has another) and ages; nothing for what is the kernel's alone.
+/// A line without interface indexes (a new device has another index) and ages; `None` for a line that the
+/// kernel alone decides.
 fn normal(line: &str) -> Option<String> {
     if ["fe80:", "proto kernel", "ff00::", "type anycast", "valid_lft 0"]
         .iter()
@@ -101,7 +103,8 @@ fn normal(line: &str) -> Option<String> {
     let line = line.trim();
     let index = line.split_once(": ").filter(|(index, _)| index.bytes().all(|b| b.is_ascii_digit()));
     let line = index.map_or(line, |(_, rest)| rest);
-    // How it makes link-local addresses is a network manager's; flags of routes and addresses differ by who was last.
+    // The network manager decides how link-local addresses are made. Flags of routes and addresses depend on
+    // the last writer.
     let line = ["eui64", "none"]
         .iter()
         .fold(line.to_owned(), |l, mode| l.replace(&format!("addrgenmode {mode}"), ""));
@@ -110,7 +113,7 @@ fn normal(line: &str) -> Option<String> {
     (!words.is_empty()).then(|| words.join(" "))
 }
 
-/// Replaces `old` where it is a whole address, not the beginning or end of another.
+/// Replaces `old` where it is a whole address, not a part of another address.
 fn replace_word(line: &str, old: &str, new: &str) -> String {
     let is_part = |c: char| c.is_ascii_hexdigit() || c == '.' || c == ':';
     let (mut done, mut rest) = (String::new(), line);

@@ -1,4 +1,4 @@
-//! A net at rest, and what harm to it comes to.
+//! A net at rest, and what follows from a disturbance of it.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -9,30 +9,31 @@ use anyhow::{Context, Result, bail, ensure};
 use ipnetwork::IpNetwork;
 
 use super::list::{Disturbance, LIST, UNDERLAY};
-use super::notices::{Heard, Notices};
+use super::notices::{Notices, Received};
 use super::picture::Picture;
 use super::site::{Site, nobody};
 use crate::flannel::{Backend, SUBNET_ENV};
 use crate::process::Program;
 use crate::topology::{Family, Net, UPLINK, eventually};
 
-/// Far below the half minute of an audit: only a notification can explain a repair within this. On a machine whose load is
-/// ten times its processors the kernel alone takes three seconds to delete a link.
+/// Far below the half minute of an audit: only a notification can explain a repair within this time. On a
+/// machine whose load is ten times its processors, the kernel alone takes three seconds to delete a link.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The same for what other hosts have to follow. A host that was itself renumbered before hears of it only when it notices that
-/// its connection to the store is half open.
+/// The same for changes that other hosts have to follow. A host that was renumbered itself receives the
+/// change only after it has noticed that its connection to the store is half open.
 const FOLLOWED: Duration = Duration::from_secs(20);
 
-/// How long the kernel must say nothing before the state is looked at: looking costs a CPU that the daemon may need.
+/// The time without a notification before the state is read: reading takes a CPU that the daemon may need.
 const QUIET: Duration = Duration::from_millis(4);
 
-/// A daemon may take for a fight what is undone again and again: of one kind of object a host and family no more than so many …
+/// A daemon may treat repeated changes as contended. So one kind of object, per host and family, is disturbed
+/// at most this often …
 const MOST: usize = 4;
-/// … in so long.
+/// … within this time.
 const SPAN: Duration = Duration::from_secs(10);
 
-/// A net at rest: what each of its hosts looks like so, with some things on it that are nobody's business.
+/// A net at rest: the picture of each host, with some foreign objects on it.
 #[derive(Debug)]
 pub struct Rest<'a> {
     net: &'a mut Net,
@@ -43,7 +44,7 @@ pub struct Rest<'a> {
     done: VecDeque<Done>,
 }
 
-/// One disturbance done, and to which kind of object.
+/// One disturbance that was done, and the kind of object.
 #[derive(Debug)]
 struct Done {
     at: Instant,
@@ -53,7 +54,7 @@ struct Done {
 }
 
 impl<'a> Rest<'a> {
-    /// Plants foreign objects on every host, and looks at all.
+    /// Puts foreign objects on every host, and takes a picture of each host.
     pub fn new(net: &'a mut Net, backend: Backend, family: Family) -> Result<Self> {
         let notices = net.hosts().iter().map(Notices::listen).collect::<Result<_>>()?;
         let mut rest = Self { net, backend, family, pictures: Vec::new(), notices, done: VecDeque::new() };
@@ -61,18 +62,18 @@ impl<'a> Rest<'a> {
             rest.run(host, "ip link add vx9 type vxlan id 9 dstport 4789")?;
             rest.restore(host)?;
         }
-        // What was planted is looked at by the daemons, too.
+        // The daemons read the foreign objects too.
         rest.wait_for_quiet(&rest.everywhere(), 5 * QUIET);
         rest.pictures = rest.net.hosts().iter().map(Picture::of).collect::<Result<_>>()?;
         Ok(rest)
     }
 
-    /// What the words of disturbances mean there; `peer` counts the host's routes.
+    /// The values of the words at this site; `peer` selects one of the host's routes.
     pub fn site(&self, host: usize, family: Family, peer: usize) -> Result<Site> {
         Site::see(self.net.host(host), host, self.backend, family, peer)
     }
 
-    /// The disturbances that can be done here, each with its family; what is the same for all families only once.
+    /// The disturbances that can be done here, each with its family. A host-wide one is listed once.
     pub fn choices(&self) -> Result<Vec<(&'static Disturbance, Family)>> {
         let mut all = Vec::new();
         for (n, family) in self.family.each().iter().enumerate() {
@@ -83,11 +84,12 @@ impl<'a> Rest<'a> {
         Ok(all)
     }
 
-    /// Does it, and waits until every host concerned looks as before; the time from the harm's end to the kernel's last
-    /// word on the repair. What is asked for by many disturbances at once has to wait; see `MOST`.
+    /// Does it, and waits until every affected host looks as before. Returns the time from the end of the
+    /// disturbance to the kernel's last notification of the repair. Too many disturbances of one kind have to
+    /// wait; see `MOST`.
     ///
     /// # Errors
-    /// Names the disturbance and what is still different after [`PATIENCE`].
+    /// Names the disturbance and the remaining differences after [`PATIENCE`].
     pub fn harm(&mut self, what: &Disturbance, site: &Site) -> Result<Duration> {
         self.take_turn(what, site);
         let named = || format!("{} ({}) on {}", what.name, site.family(), self.net.host(site.host()).name());
@@ -100,7 +102,7 @@ impl<'a> Rest<'a> {
                 Err(error) if tries == 5 => return Err(error.context(named)),
                 Err(_) => tries += 1,
             }
-            // What the first of them made.
+            // The notifications of the first commands.
             if what.how.iter().any(|line| line.contains(" stray ")) {
                 let _ = self.run(site.host(), "ip link delete stray");
             }
@@ -114,7 +116,7 @@ impl<'a> Rest<'a> {
         Ok(if what.is_of_file() { file.duration_since(began) } else { self.kernel_was_done(&hosts, ended) })
     }
 
-    /// Every host looks as it did at first.
+    /// Checks that every host looks as it did at first.
     pub fn check(&self) -> Result<()> {
         self.looks_as_before(&self.everywhere(), PATIENCE)
     }
@@ -133,7 +135,7 @@ impl<'a> Rest<'a> {
         loop {
             self.done.retain(|it| it.at.elapsed() < SPAN);
             let here = || self.done.iter().filter(|it| it.host == host && it.family == family);
-            // What is done to the underlay may concern every kind.
+            // A disturbance of the underlay may concern every kind.
             let kinds = here().map(|it| it.kind).chain([kind]).filter(|it| kind == UNDERLAY || *it == kind);
             let busy = |kind| here().filter(|it| it.kind == kind || it.kind == UNDERLAY).count();
             if kinds.map(busy).max().unwrap_or_default() < MOST {
@@ -143,7 +145,7 @@ impl<'a> Rest<'a> {
         }
     }
 
-    /// Returns when the last step began and ended. What is heard is what was said since it began.
+    /// Returns when the last step began and ended. Only notifications since its begin are kept.
     fn perform(&mut self, what: &Disturbance, site: &Site) -> Result<(Instant, Instant)> {
         let mut began = Instant::now();
         for step in steps(what.how.iter().map(|line| site.line(line))) {
@@ -166,7 +168,8 @@ impl<'a> Rest<'a> {
         }
     }
 
-    /// One command, or several of `ip` with the same options in one batch, so that nobody comes between them.
+    /// One command, or several of `ip` with the same options in one batch, so that the daemon does not act
+    /// between them.
     fn run(&self, host: usize, step: &str) -> Result<()> {
         let lines: Vec<&str> = step.lines().collect();
         let words: Vec<&str> = lines[0].split_whitespace().collect();
@@ -192,7 +195,7 @@ impl<'a> Rest<'a> {
         Ok(())
     }
 
-    /// Puts back what goes with the underlay and is not ours.
+    /// Puts back what was lost with the underlay and is not ours.
     fn restore(&self, number: usize) -> Result<()> {
         let host = self.net.host(number);
         for own in host.addresses() {
@@ -208,11 +211,11 @@ impl<'a> Rest<'a> {
         self.run(number, "nft add table inet mine ; add chain inet mine input")
     }
 
-    /// When subnet.env was seen to be as before.
+    /// When subnet.env was found to be as before.
     fn file_is_back(&self, host: usize, before: &[u8]) -> Result<Instant> {
         let file = self.net.host(host).path(SUBNET_ENV);
         let same = || fs::read(&file).is_ok_and(|now| now == before);
-        eventually(PATIENCE, || if same() { Ok(()) } else { bail!("subnet.env is not as before") })?;
+        eventually(PATIENCE, || if same() { Ok(()) } else { bail!("subnet.env differs from before") })?;
         Ok(Instant::now())
     }
 
@@ -232,17 +235,19 @@ impl<'a> Rest<'a> {
     fn wait_for_quiet(&self, hosts: &[usize], span: Duration) {
         let end = Instant::now() + 50 * QUIET;
         let start = Instant::now();
-        let last = || hosts.iter().filter_map(|host| self.notices[*host].heard().last).max().unwrap_or(start);
+        let last =
+            || hosts.iter().filter_map(|host| self.notices[*host].received().last).max().unwrap_or(start);
         while last().max(start).elapsed() < span && Instant::now() < end {
             thread::sleep(Duration::from_millis(1));
         }
     }
 
-    /// From the first thing the kernel said of the last step, or that step's end when it said nothing, to the last.
+    /// From the first notification after the last step began (or that step's end, without any) to the last
+    /// notification.
     fn kernel_was_done(&self, hosts: &[usize], ended: Instant) -> Duration {
-        let heard: Vec<Heard> = hosts.iter().map(|host| self.notices[*host].heard()).collect();
-        let first = heard.iter().filter_map(|it| it.first).min().map_or(ended, |first| first.min(ended));
-        heard
+        let received: Vec<Received> = hosts.iter().map(|host| self.notices[*host].received()).collect();
+        let first = received.iter().filter_map(|it| it.first).min().map_or(ended, |first| first.min(ended));
+        received
             .iter()
             .filter_map(|it| it.last)
             .max()
@@ -250,8 +255,9 @@ impl<'a> Rest<'a> {
     }
 }
 
-/// On every host: addresses of the host, a default route, and what only looks like ours: inside the network
-/// but smaller than a lease, a lease's size but nobody's, another table, a neighbour on the underlay.
+/// Objects for every host: addresses of the host, a default route, and objects that only look like ours: a
+/// route inside the network smaller than a lease, one with a lease's size for no lease, one in another table,
+/// a neighbour on the underlay.
 const FOREIGN_V4: [&str; 5] = [
     "ip route replace default dev {uplink} proto static scope link",
     "ip route replace {small}/28 via 172.30.250.99 dev {uplink} onlink",
@@ -268,7 +274,7 @@ const FOREIGN_V6: [&str; 6] = [
     "ip -6 neigh replace fd30::98 lladdr 02:00:00:00:00:98 dev {uplink} nud permanent",
 ];
 
-/// Lines, with consecutive ones of `ip` and the same options as one step.
+/// The lines; consecutive lines of `ip` with the same options are one step.
 fn steps(lines: impl Iterator<Item = String>) -> Vec<String> {
     let options = |line: &str| -> Option<String> {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -287,19 +293,19 @@ fn steps(lines: impl Iterator<Item = String>) -> Vec<String> {
     steps
 }
 
-/// How long repairs of one kind took.
+/// How long the repairs of one disturbance took.
 #[derive(Debug, Clone)]
 pub struct Times {
     /// The disturbance's name.
     pub name: &'static str,
-    /// What it was done to.
+    /// The family.
     pub family: Family,
-    /// One figure each time.
+    /// One figure per repetition.
     pub all: Vec<Duration>,
 }
 
 impl Times {
-    /// The one in the middle.
+    /// The median.
     pub fn median(&self) -> Duration {
         let mut sorted = self.all.clone();
         sorted.sort();

@@ -1,4 +1,4 @@
-//! What the words of a disturbance mean on one host, for one family and one peer; read from that host's own tools.
+//! The values of a disturbance's words for one host, family and peer; read with the host's own tools.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use crate::host::Host;
 use crate::process::Program;
 use crate::topology::{Family, UPLINK};
 
-/// Where harm is done.
+/// The place of a disturbance.
 #[derive(Debug, Clone)]
 pub struct Site {
     host: usize,
@@ -20,10 +20,11 @@ pub struct Site {
 }
 
 impl Site {
-    /// Words that mean the same for every family.
+    /// Words that have the same value for every family.
     pub(super) const HOST_WIDE: [&'static str; 1] = ["uplink"];
 
-    /// Looks at the `number`-th host as `host` shows itself; `peer` counts its routes to peers, round and round.
+    /// Reads the `number`-th host's state with its own tools; `peer` selects one of its routes to peers,
+    /// modulo their number.
     pub(super) fn see(
         host: &Host,
         number: usize,
@@ -79,7 +80,7 @@ impl Site {
     }
 }
 
-/// The address to change to: another of the same network that no host has.
+/// The address to change to: a free one of the same network.
 fn other(own: IpNetwork) -> Result<IpNetwork> {
     let ip = match own.ip() {
         IpAddr::V4(ip) => {
@@ -95,7 +96,7 @@ fn other(own: IpNetwork) -> Result<IpNetwork> {
     Ok(IpNetwork::new(ip, own.prefix())?)
 }
 
-/// One peer: its route, and what a tunnel needs to reach it.
+/// One peer: its route, and for a tunnel its neighbour and FDB entry.
 fn peer_words(
     host: &Host,
     family: Family,
@@ -131,7 +132,7 @@ fn peer_words(
     Ok(words)
 }
 
-/// The network address of a subnet inside the cluster's network that is left to nobody: the third byte is above
+/// The network address of a subnet of the cluster's network that no host leases: its third byte is above
 /// [`Spec`](crate::Spec)'s last subnet for disturbances.
 pub(super) fn nobody(host: &Host, family: Family, third: u8) -> Result<String> {
     if family == Family::V6 {
@@ -143,7 +144,7 @@ pub(super) fn nobody(host: &Host, family: Family, third: u8) -> Result<String> {
     Ok(format!("{}.{third}.0", first.join(".")))
 }
 
-/// The tunnel's own address.
+/// The tunnel device's own address.
 fn own_end(host: &Host, family: Family, link: &str) -> Result<String> {
     let f = if family == Family::V6 { "-6" } else { "-4" };
     let links = list(host, &format!("ip -j {f} address show dev {link} scope global"))?;
@@ -156,7 +157,7 @@ fn own_end(host: &Host, family: Family, link: &str) -> Result<String> {
 fn list(host: &Host, line: &str) -> Result<Vec<Value>> {
     let mut words = line.split(' ');
     let said = host.exec(&Program::new(words.next().unwrap_or_default()).args(words))?;
-    // With nothing to show some versions say nothing at all.
+    // Without any entry some versions print nothing.
     if said.trim().is_empty() { Ok(Vec::new()) } else { Ok(serde_json::from_str(&said)?) }
 }
 

@@ -1,4 +1,4 @@
-//! Four hosts, a thousand peers and a restart under traffic: the figures by which two daemons are told apart.
+//! Four hosts, a thousand peers and a restart under traffic: the figures that compare two daemons.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use crate::large::{Large, Size, health, health_flags};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Args)]
-// Flattened into another of the same name, from which clap names a group.
+// Flattened into another struct of the same name; clap names a group after the struct.
 #[group(id = "compare")]
 pub(crate) struct Flags {
     #[command(flatten)]
@@ -27,7 +27,7 @@ pub(crate) struct Flags {
     /// How many peers the large cluster has
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u16).range(1..=15_000), value_name = "N")]
     peers: u16,
-    /// How long the daemon is watched while nothing happens
+    /// How long the idle daemon is measured
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=3_600), value_name = "SECONDS")]
     idle: u16,
     /// How often each start is repeated
@@ -59,7 +59,8 @@ fn small_clusters(products: &Products, flags: &Flags, figures: &mut Figures) -> 
             figures.add("start to subnet.env, 4 hosts", "ms", 80.0, ms(start.elapsed()));
             pods.push(Pod::add(host, "pod", &products.cni())?);
         }
-        // Joining a cluster at rest: four starts in a row are a storm, which a daemon may well answer with a pause.
+        // A host joins a cluster at rest. Four starts in a row are a storm, which a daemon may answer with a
+        // pause.
         thread::sleep(Duration::from_secs(2));
         let start = Instant::now();
         let newcomer = daemon(net.host(4), products, &store)?;
@@ -78,18 +79,18 @@ fn many_peers(products: &Products, flags: &Flags, figures: &mut Figures) -> Resu
         let size = Size { backend: Backend::Vxlan, family: Family::V4, peers };
         let mut large = Large::build(products, size, flags.nftables)?;
         let took = large.start()?.as_secs_f64();
-        figures.add("all peers programmed from a cold start", "s", 0.15, took);
-        figures.add("CPU time until then", "s", 0.1, large.cost()?.cpu.as_secs_f64());
-        // The rounds tell starts apart; a second look at an idle daemon tells nothing new.
+        figures.add("cold start until all peers are in the kernel", "s", 0.15, took);
+        figures.add("CPU time of that", "s", 0.1, large.cost()?.cpu.as_secs_f64());
+        // The rounds repeat the start. A second measurement of an idle daemon adds nothing.
         if round == 0 {
             let idle = large.idle(Duration::from_secs(flags.idle.into()))?;
             figures.add("idle CPU with all peers", "%", 0.1, idle);
         }
         figures.add("peak resident memory with all peers", "MiB", 14.0, large.memory("VmHWM")? / 1024.0);
         let more = large.join(JOINS)?;
-        figures.add("100 more join, the last write to the kernel", "ms", 60.0, ms(more));
+        figures.add("100 join, from the last write to the kernel", "ms", 60.0, ms(more));
         let fewer = large.leave(peers / 2)?;
-        figures.add("half of them leave, the last write to the kernel", "ms", 150.0, ms(fewer));
+        figures.add("half leave, from the last write to the kernel", "ms", 150.0, ms(fewer));
     }
     Ok(())
 }
@@ -121,15 +122,15 @@ fn restarts(products: &Products, flags: &Flags, figures: &mut Figures) -> Result
         daemons[0] = daemon(net.host(0), products, &store)?;
         eventually(PATIENCE, || match health(net.host(0), "/healthz")? {
             200 => Ok(()),
-            other => bail!("its health port answers {other}"),
+            other => bail!("the health port answers {other}"),
         })?;
-        // A second in which it may do what it does at a start.
+        // A second for the work of a start.
         flow(&stream, 4_000)?;
         lost.push(f64::from(u32::try_from(stream.stop()?.lost())?));
     }
     // The worse of the two is the figure.
     let worse = lost.into_iter().fold(0.0, f64::max);
-    figures.add("lost over TERM or KILL and restart", "packets", 0.0, worse);
+    figures.add("packets lost over TERM or KILL and restart", "packets", 0.0, worse);
     Ok(())
 }
 
@@ -147,7 +148,7 @@ fn daemon(host: &Host, products: &Products, store: &Store) -> Result<Process> {
 
 fn flow(stream: &Stream, packets: u64) -> Result<()> {
     let goal = stream.sent() + packets;
-    eventually(PATIENCE, || if stream.sent() < goal { bail!("the sender is stuck") } else { Ok(()) })
+    eventually(PATIENCE, || if stream.sent() < goal { bail!("the sender sends nothing") } else { Ok(()) })
         .map(drop)
 }
 

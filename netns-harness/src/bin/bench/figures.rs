@@ -6,7 +6,7 @@ use std::thread;
 
 use serde_json::json;
 
-/// One figure: the median, and all that it is the median of. Smaller is better in all of them.
+/// One figure: the median of all values. Smaller is better for every figure.
 #[derive(Debug)]
 struct Measure {
     name: String,
@@ -40,14 +40,14 @@ impl Figures {
         }
     }
 
-    /// Whether every goal is reached.
+    /// Whether every target is met.
     pub(crate) fn reached(&self) -> bool {
         !self.0.iter().any(Measure::is_missed)
     }
 
-    /// A table of at most a hundred columns; with another daemon's figures beside ours, the ratios.
+    /// A table of at most a hundred columns; with another daemon's figures, also the ratios.
     pub(crate) fn table(&self, other: Option<&Self>) -> Vec<String> {
-        let mut head = format!("{:62} {:>10} {:>9}", title(), "this", "to reach");
+        let mut head = format!("{:62} {:>10} {:>9}", title(), "this", "target");
         if other.is_some() {
             head += &format!(" {:>9} {:>6}", "against", "ratio");
         }
@@ -71,7 +71,7 @@ impl Figures {
         let line = |one: &Measure| {
             json!({
                 "measure": one.name, "unit": one.unit, "value": one.median(), "all": one.all,
-                "to_reach": one.goal, "daemon": daemon, "kernel": kernel(), "load": load(), "cpus": cpus(),
+                "target": one.goal, "daemon": daemon, "kernel": kernel(), "load": load(), "cpus": cpus(),
             })
             .to_string()
         };
@@ -79,7 +79,7 @@ impl Figures {
     }
 }
 
-/// A figure means nothing without its kernel, and little on a machine that was busy.
+/// A figure has no meaning without its kernel, and little on a busy machine.
 pub(crate) fn title() -> String {
     format!("Linux {}, load average {}", kernel(), load())
 }

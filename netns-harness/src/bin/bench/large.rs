@@ -16,11 +16,11 @@ use crate::leases::leases;
 /// Some daemons take half a minute for five thousand peers.
 const PATIENCE: Duration = Duration::from_secs(120);
 const HEALTH: u16 = 10_254;
-/// What the peers are.
+/// The peers of a large cluster.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Size {
     pub(crate) backend: Backend,
-    /// Not both.
+    /// One family.
     pub(crate) family: Family,
     pub(crate) peers: usize,
 }
@@ -33,12 +33,12 @@ pub(crate) struct Large {
     program: Program,
     netlink: Netlink,
     daemon: Option<Process>,
-    /// Peers by number, the oldest first: they leave in the order in which they came.
+    /// Peers by number, the oldest first: they leave in the order in which they joined.
     present: std::ops::Range<usize>,
 }
 
 impl Large {
-    /// A store with the leases; no daemon yet.
+    /// A store with the leases, without a daemon.
     pub(crate) fn build(products: &Products, size: Size, nftables: bool) -> Result<Self> {
         let Size { backend, family, peers } = size;
         let net = Net::build(Topology::flat(1).family(family))?;
@@ -50,7 +50,7 @@ impl Large {
         Ok(Self { size, net, store, program, netlink, daemon: None, present: 0..peers })
     }
 
-    /// Whether the peers are reached through a device of the daemon's.
+    /// Whether peers are reached through a device of the daemon.
     pub(crate) fn has_tunnel(&self) -> bool {
         self.size.backend == Backend::Vxlan
     }
@@ -61,7 +61,7 @@ impl Large {
         self.daemon = Some(self.host().spawn(&self.program)?);
         self.programmed()?;
         let took = start.elapsed();
-        // Routes come last; what comes before them is looked at once.
+        // Routes are written last. What is written before them is counted once.
         if self.has_tunnel() {
             let (resolved, forwarding) = self.netlink.neighbours(self.link())?;
             let peers = self.present.len();
@@ -73,25 +73,27 @@ impl Large {
         Ok(took)
     }
 
-    /// Whether the daemon tells when it is ready; not every flannel does.
-    pub(crate) fn tells_ready(&self) -> bool {
+    /// Whether the daemon reports when it is ready; not every flannel does.
+    pub(crate) fn reports_ready(&self) -> bool {
         health(self.host(), "/readyz").is_ok_and(|status| status != 404)
     }
 
-    /// Ends the daemon and starts it on a host that is as it left it: from the start until it says that it is ready.
+    /// Ends the daemon and starts it on the unchanged host: the time from the start until it reports that it
+    /// is ready.
     pub(crate) fn restart(&mut self) -> Result<Duration> {
         self.daemon()?.stop()?;
         let start = Instant::now();
         self.daemon = Some(self.host().spawn(&self.program)?);
         let ready = eventually(PATIENCE, || match health(self.host(), "/readyz")? {
             200 => Ok(()),
-            other => bail!("its health port answers {other}"),
+            other => bail!("the health port answers {other}"),
         });
-        ready.with_context(|| self.last_words())?;
+        ready.with_context(|| self.log_end())?;
         Ok(start.elapsed())
     }
 
-    /// From the store's answer to the last of so many new leases until the kernel has them; writing them is the store's.
+    /// The time from the store's answer to the last of `count` new leases until the kernel has them. Writing
+    /// them is the store's work.
     pub(crate) fn join(&mut self, count: usize) -> Result<Duration> {
         let Size { backend, family, .. } = self.size;
         let end = self.present.end;
@@ -114,7 +116,7 @@ impl Large {
         Ok(start.elapsed())
     }
 
-    /// How long the kernel is busy with setting the peers' link down, and how long until all is as before.
+    /// How long the kernel takes to set the peers' link down, and how long until everything is as before.
     pub(crate) fn flap(&mut self) -> Result<(Duration, Duration)> {
         let start = Instant::now();
         self.netlink.set_down(self.link())?;
@@ -132,13 +134,13 @@ impl Large {
         self.daemon.as_ref().context("no daemon was started")
     }
 
-    /// What the daemon has cost so far.
+    /// The daemon's cost so far.
     pub(crate) fn cost(&self) -> Result<Cost> {
         let daemon = self.daemon()?;
-        daemon.cost().with_context(|| format!("{} ended\n{}", daemon.name(), self.last_words()))
+        daemon.cost().with_context(|| format!("{} ended\n{}", daemon.name(), self.log_end()))
     }
 
-    /// CPU use in percent of one CPU, a while after the last change.
+    /// CPU use in percent of one CPU, some time after the last change.
     pub(crate) fn idle(&self, time: Duration) -> Result<f64> {
         thread::sleep(Duration::from_secs(2));
         let before = self.cost()?.cpu;
@@ -154,7 +156,7 @@ impl Large {
         Ok(found.with_context(|| format!("no {line}"))?.parse()?)
     }
 
-    /// Whether the daemon has, or had, children: those that it waited for left their page faults behind.
+    /// Whether the daemon has, or had, children: reaped children leave their page faults in its figures.
     pub(crate) fn has_forked(&self) -> Result<bool> {
         let pid = self.daemon()?.pid();
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
@@ -169,7 +171,7 @@ impl Large {
     fn programmed(&self) -> Result<()> {
         let (peers, link) = (self.present.len(), self.link());
         let count = || match self.size.family {
-            // The kernel's list takes time with the square of its length.
+            // The time for the kernel's list grows with the square of its length.
             Family::V6 => self.netlink.gateways6(link),
             _ => gateways(link),
         };
@@ -182,11 +184,11 @@ impl Large {
                     return Ok(());
                 }
                 ensure!(look < end, "{routes} routes of {peers} after {PATIENCE:?}");
-                // Looking costs a CPU that the daemon may need.
+                // Reading takes a CPU that the daemon may need.
                 thread::sleep((look.elapsed() * 3).max(Duration::from_millis(1)));
             }
         };
-        self.host().run(wait)?.with_context(|| self.last_words())
+        self.host().run(wait)?.with_context(|| self.log_end())
     }
 
     fn host(&self) -> &Host {
@@ -197,12 +199,12 @@ impl Large {
         self.size.backend.link(self.size.family)
     }
 
-    fn last_words(&self) -> String {
+    fn log_end(&self) -> String {
         self.daemon.as_ref().map_or_else(String::new, |daemon| flannel::last_lines(&daemon.log(), 8))
     }
 }
 
-/// The host's own subnet comes from the first few, which are no peer's.
+/// The first subnets are left for the host itself; no peer has one of them.
 fn conf(size: Size, nftables: bool) -> Value {
     let mut conf = net_conf(1, size.backend, size.family);
     conf["EnableNFTables"] = nftables.into();
@@ -217,12 +219,12 @@ fn conf(size: Size, nftables: bool) -> Value {
     conf
 }
 
-/// What lets a daemon answer on its health port.
+/// The flags that open a daemon's health port.
 pub(crate) fn health_flags() -> [String; 2] {
     [format!("--healthz-port={HEALTH}"), "--healthz-ip=127.0.0.1".to_owned()]
 }
 
-/// The status with which a host's daemon answers on its health port.
+/// The HTTP status on the health port of a host's daemon.
 pub(crate) fn health(host: &Host, path: &str) -> Result<u16> {
     let ask = || -> Result<u16> {
         let address = SocketAddr::from(([127, 0, 0, 1], HEALTH));
@@ -235,8 +237,8 @@ pub(crate) fn health(host: &Host, path: &str) -> Result<u16> {
     host.run(ask)?
 }
 
-/// How many IPv4 routes of this thread's namespace go over a link and through a gateway. The kernel's own list is read
-/// several times faster than a dump: ten thousand take 4 ms.
+/// The number of IPv4 routes in this thread's namespace over one link and with a gateway. The kernel's own
+/// list is read several times faster than a dump: ten thousand routes take 4 ms.
 fn gateways(link: &str) -> Result<usize> {
     // Interface, destination, gateway, flags, …
     let is_one = |line: &&str| {

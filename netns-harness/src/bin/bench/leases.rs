@@ -1,4 +1,4 @@
-//! Leases of peers that need not exist, as they would stand in the store.
+//! Leases of peers that do not exist, as they are in the store.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 /// A key below flannel's prefix, and its value.
 pub(crate) type Record = (String, String);
 
-/// As many peers as 172.30.10.0 to 172.30.249.0 hold, a little less than a family of theirs. After the last one come the
-/// first ones again.
+/// The number of addresses in 172.30.10.0 to 172.30.249.0, a little less than a family of peers. After the
+/// last address the first one is used again.
 const PEERS: usize = 60_000;
 
 /// The leases from the `from`-th to before the `to`-th peer.

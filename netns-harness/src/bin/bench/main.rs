@@ -1,15 +1,15 @@
-//! The figures: what a daemon takes to start, to meet its peers, to stay, and what its restart costs pods.
+//! The figures of a daemon: start, joining peers, memory, idle cost, and what a restart costs pods.
 //!
 //! ```text
 //!   bench [--against PATH]          four hosts and a thousand peers; the ratios to another daemon
-//!   bench scale [--against PATH]    1,000 to 10,000 peers, both backends, both families, against what is to be reached
-//!   bench soak                      a day's events in a minute: memory must end where it began
-//!   bench path                      pods' TCP beside the same way set up by hand
-//!   bench cni [--against FOLDER]    the CNI plugin, and the ratios to another's
+//!   bench scale [--against PATH]    1,000 to 10,000 peers, both backends, both families, with targets
+//!   bench soak                      a day's events in a minute: memory must not grow
+//!   bench path                      TCP between pods, compared with the same path set up by hand
+//!   bench cni [--against FOLDER]    the CNI plugin, and the ratios to another one
 //! ```
 //!
-//! One JSON line a measure with `--json`, a table otherwise. Leases are kept in etcd, so that every daemon meets the
-//! same store; the daemon is known by its flags only, so any flannel fits.
+//! With `--json` one JSON line per measure, else a table. Leases are in etcd, so that every daemon has the
+//! same store. Only the daemon's flags are used, so any flannel works.
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures time")]
 
 mod cni;
@@ -46,18 +46,18 @@ struct Flags {
 enum What {
     /// Large clusters: cold start, restart, joins, leaves, a flapped device, memory, idle CPU
     Scale(scale::Flags),
-    /// Joins, leaves, flaps and lost stores, until it is seen whether memory grows
+    /// Joins, leaves, flaps and lost stores, to find out whether memory grows
     Soak(soak::Flags),
-    /// Pods' TCP, beside the same way through the kernel set up by hand
+    /// TCP between pods, compared with the same path set up by hand
     Path(path::Flags),
     /// The CNI plugin: ADD and DEL alone, many at once, with a full store, with a port map
     Cni(cni::Flags),
 }
 
-/// What every kind of run understands.
+/// The flags of every kind of run.
 #[derive(Debug, Args)]
 struct Common {
-    /// Another flannel-compatible daemon to measure as well, for the ratios
+    /// Another flannel-compatible daemon to measure too, for the ratios
     #[arg(long, value_name = "PATH")]
     against: Option<PathBuf>,
     /// JSON lines instead of a table
@@ -78,7 +78,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether everything was reached that is to be reached.
+/// Whether every target was met.
 fn run(flags: &Flags, screen: Screen) -> Result<bool> {
     match &flags.what {
         None => both(&flags.compare.common, screen, |products, _| compare::measure(products, &flags.compare)),
@@ -91,7 +91,7 @@ fn run(flags: &Flags, screen: Screen) -> Result<bool> {
     }
 }
 
-/// Our daemon, and the other one if there is one; `measure` is told which of them it is.
+/// Measures our daemon, and the other one if given; `measure` gets which of them it is.
 fn both(
     common: &Common,
     screen: Screen,

@@ -1,5 +1,5 @@
-//! What our rules and devices cost a packet: pods' TCP beside the same way through the kernel, set up by hand with the one
-//! rule that masquerades, and without any. The three take turns.
+//! What our rules and devices cost a packet: TCP between pods, compared with the same path set up by hand,
+//! with one masquerade rule and without any rule. The three take turns.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::figures::Figures;
 
 #[derive(Debug, Args)]
 pub(crate) struct Flags {
-    /// Turns of each way
+    /// Turns of each path
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100), value_name = "N")]
     rounds: u16,
     /// JSON lines instead of a table
@@ -20,9 +20,9 @@ pub(crate) struct Flags {
     json: bool,
 }
 
-/// One TCP connection for so long.
+/// The duration of one TCP connection.
 const SPAN: Duration = Duration::from_secs(2);
-/// The time that a byte takes may be so much of what it takes by hand.
+/// The most that a byte's time may be, compared with the path set up by hand.
 const GOAL: f64 = 1.05;
 
 pub(crate) fn measure(products: &Products, flags: &Flags, screen: Screen) -> Result<bool> {
@@ -44,7 +44,7 @@ pub(crate) fn measure(products: &Products, flags: &Flags, screen: Screen) -> Res
             figures.add(&format!("{backend}: by hand, without any rule"), "Gbit/s", None, bare);
             figures.add(&format!("{backend}: by hand"), "Gbit/s", None, hand);
             figures.add(&format!("{backend}: ours"), "Gbit/s", None, ours);
-            figures.add(&format!("{backend}: a byte's time, ours to by hand"), "", GOAL, hand / ours);
+            figures.add(&format!("{backend}: a byte's time, ours / by hand"), "", GOAL, hand / ours);
         }
     }
     let lines = if flags.json { figures.lines(&products.flanneld) } else { figures.table(None) };
@@ -57,7 +57,7 @@ fn speed(cluster: &Cluster) -> Result<f64> {
     Ok(probe::throughput(from.space(), to.space(), to.address(Family::V4)?, SPAN)?.gbit_per_s())
 }
 
-/// Without daemons and all that is theirs.
+/// Removes the daemons and all of their objects.
 fn by_hand(cluster: &mut Cluster, products: &Products, backend: Backend) -> Result<()> {
     for (daemon, host) in cluster.daemons.iter().zip(cluster.net.hosts()) {
         daemon.stop()?;
@@ -67,7 +67,7 @@ fn by_hand(cluster: &mut Cluster, products: &Products, backend: Backend) -> Resu
         let (host, peer) = (cluster.net.host(here), cluster.net.host(there));
         let (own, public) = (host.address(Family::V4)?, peer.address(Family::V4)?);
         let subnet = cluster.pods[there].address(Family::V4)?.to_string();
-        let Some((subnet, _)) = subnet.rsplit_once('.') else { bail!("{subnet} is no IPv4 address") };
+        let Some((subnet, _)) = subnet.rsplit_once('.') else { bail!("{subnet} is not an IPv4 address") };
         let script = match backend {
             Backend::HostGw => format!("ip route replace {subnet}.0/24 via {public}"),
             Backend::Vxlan => format!(
@@ -78,14 +78,14 @@ fn by_hand(cluster: &mut Cluster, products: &Products, backend: Backend) -> Resu
                  ip route replace {subnet}.0/24 via {subnet}.0 dev hand onlink"
             ),
         };
-        // What ours sets for itself, and takes back when it goes.
+        // What our daemon sets for itself, and `cleanup` puts back.
         sh(host, &format!("sysctl -qw net.ipv4.ip_forward=1\n{script}"))?;
     }
     Ok(())
 }
 
-/// What pods need to reach what is outside, and Services: with a rule that masquerades the kernel follows connections, and
-/// with the bridge's switch packets meet rules there as well.
+/// What pods need for outside addresses and Services: with a masquerade rule the kernel tracks connections,
+/// and with the bridge's setting packets on the bridge pass the rules too.
 fn masquerade(cluster: &Cluster) -> Result<()> {
     let rules = "add table ip hand; add chain ip hand out { type nat hook postrouting priority 100; }
                  add rule ip hand out ip saddr 10.42.0.0/16 ip daddr != 10.42.0.0/16 masquerade";

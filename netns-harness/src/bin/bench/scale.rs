@@ -1,4 +1,4 @@
-//! Large clusters, against what is to be reached.
+//! Large clusters, with targets.
 
 use std::thread;
 use std::time::Duration;
@@ -21,35 +21,35 @@ pub(crate) struct Flags {
     /// How often each case is repeated; the median counts
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100), value_name = "N")]
     rounds: u16,
-    /// How long the daemon is watched while nothing happens
+    /// How long the idle daemon is measured
     #[arg(long, default_value_t = 62, value_parser = clap::value_parser!(u16).range(1..=3_600), value_name = "SECONDS")]
     idle: u16,
-    /// Only cases whose name has this in it, such as `5000 host-gw`
+    /// Only cases whose name contains this, such as `5000 host-gw`
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
 }
 
-/// What is measured of a size.
+/// The measures of one size.
 #[derive(Debug, Clone, Copy, Default)]
 struct Case {
-    /// Seconds from the daemon's start until all peers are in the kernel, to reach.
+    /// Target: seconds from the daemon's start until all peers are in the kernel.
     cold: Option<f64>,
-    /// Peak resident memory in MiB, to reach.
+    /// Target: peak resident memory in MiB.
     peak: Option<f64>,
-    /// Milliseconds until a hundred more are in the kernel, to reach.
+    /// Target: milliseconds until a hundred more peers are in the kernel.
     joins: Option<f64>,
-    /// Milliseconds until half of all are gone, to reach.
+    /// Target: milliseconds until half of the peers are gone.
     leaves: Option<f64>,
-    /// Milliseconds that the kernel takes to set the tunnel device down, and until it is as before, to reach.
+    /// Targets: milliseconds for the kernel to set the tunnel device down, and until it is as before.
     flap: [Option<f64>; 2],
-    /// Watched for a while.
+    /// Whether the idle daemon is measured.
     idle: bool,
 }
 
 const NONE: Case = Case { cold: None, peak: None, joins: None, leaves: None, flap: [None; 2], idle: false };
 
-/// The cases, with the targets for two cores. host-gw has no IPv4 beyond ten thousand: the kernel's time grows with the
-/// square (law 14).
+/// The cases, with the targets for two cores. host-gw has no IPv4 case beyond ten thousand peers: the
+/// kernel's time grows with the square (law 14).
 const CASES: [(Backend, Family, usize, Case); 13] = [
     (Vxlan, V4, 1_000, Case { cold: Some(0.15), flap: [Some(20.0), Some(100.0)], idle: true, ..NONE }),
     (Vxlan, V4, 5_000, Case { joins: Some(60.0), leaves: Some(150.0), ..NONE }),
@@ -70,10 +70,10 @@ const CASES: [(Backend, Family, usize, Case); 13] = [
     (HostGw, V6, 10_000, Case { cold: Some(0.6), ..NONE }),
     (HostGw, V6, 50_000, NONE),
 ];
-/// Beyond so many peers one round is enough.
+/// Above this number of peers one round is enough.
 const LARGE: usize = 10_000;
 
-/// How many peers there are where everything is broken that can be.
+/// The numbers of peers for the repair of every disturbance.
 const REPAIRS: [u16; 2] = [100, 1_000];
 
 /// Hosts that join at once.
@@ -92,7 +92,7 @@ pub(crate) fn measure(products: &Products, ours: bool, flags: &Flags) -> Result<
             let large = Large::build(products, Size { backend, family, peers }, true)?;
             let mut run = Run { large, name: &name, figures: &mut figures };
             run.cold(&case)?;
-            // The rounds tell starts apart; a second look at an idle daemon tells nothing new.
+            // The rounds repeat the start. A second measurement of an idle daemon adds nothing.
             if case.idle && round == 0 {
                 run.idle(Duration::from_secs(flags.idle.into()))?;
             }
@@ -116,10 +116,10 @@ struct Run<'a> {
 impl Run<'_> {
     fn cold(&mut self, case: &Case) -> Result<()> {
         let took = self.large.start()?.as_secs_f64();
-        self.add("from start to all in the kernel", "s", case.cold, took);
+        self.add("start until all peers are in the kernel", "s", case.cold, took);
         let cost = self.large.cost()?.cpu.as_secs_f64();
-        self.add("CPU time until then", "s", None, cost);
-        // It may still look at what it did.
+        self.add("CPU time of that", "s", None, cost);
+        // The daemon may still verify its own work.
         thread::sleep(Duration::from_millis(500));
         let peak = self.large.memory("VmHWM")? / 1024.0;
         self.add("peak resident memory", "MiB", case.peak, peak);
@@ -130,23 +130,23 @@ impl Run<'_> {
         let idle = self.large.idle(time)?;
         let forked = self.large.has_forked()?;
         self.add(&format!("idle CPU over {} s", time.as_secs()), "%", 0.1, idle);
-        self.add("has forked a process (1 = yes)", "", 0.0, f64::from(u8::from(forked)));
+        self.add("started a process (1 = yes)", "", 0.0, f64::from(u8::from(forked)));
         Ok(())
     }
 
     fn events(&mut self, case: &Case, peers: usize) -> Result<()> {
-        // Another flannel does not tell, and what a flap took it never puts back.
-        let ours = self.large.tells_ready();
+        // Another flannel does not report readiness, and never puts back what a flap removed.
+        let ours = self.large.reports_ready();
         if ours {
             let took = self.large.restart()?;
-            self.add("restart with nothing to do, to ready", "ms", None, ms(took));
+            self.add("restart with nothing to do, until ready", "ms", None, ms(took));
         }
-        // Routes over the underlay are not the only ones that a flap of it takes.
+        // A flap of the underlay also removes other routes than those to peers.
         if ours && self.large.has_tunnel() {
             let (fell, repaired) = self.large.flap()?;
             let [down, repair] = case.flap;
-            self.add("device down, the kernel's part", "ms", down, ms(fell));
-            self.add("device down, until all is back", "ms", repair, ms(repaired));
+            self.add("device down, time in the kernel", "ms", down, ms(fell));
+            self.add("device down, until all is repaired", "ms", repair, ms(repaired));
         }
         let joined = self.large.join(JOINS)?;
         self.add(&format!("{JOINS} join"), "ms", case.joins, ms(joined));

@@ -1,4 +1,4 @@
-//! A day's events in a minute, on the real daemon with a real etcd: memory must end where it began.
+//! A day's events in a minute, on the real daemon with a real etcd: memory must not grow.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,10 @@ use crate::large::{Large, Size};
 
 #[derive(Debug, Args)]
 pub(crate) struct Flags {
-    /// How long memory is watched, after the warm-up, which is a quarter of that
+    /// How long memory is measured, after the warm-up, which is a quarter of that
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(4..=86_400), value_name = "SECONDS")]
     seconds: u32,
-    /// How many peers there are before the first event
+    /// The number of peers before the first event
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u16).range(200..=10_000), value_name = "N")]
     peers: u16,
     /// JSON lines instead of a table
@@ -25,12 +25,13 @@ pub(crate) struct Flags {
 
 /// Hosts that join, and others that leave, in one round.
 const CHANGES: usize = 100;
-/// A flap so often is a disturbance; five in ten seconds would be a fight, and answered with a pause.
+/// The time between two flaps. Five flaps in ten seconds would make the device contended, and its repair
+/// would wait.
 const FLAP: Duration = Duration::from_secs(3);
-/// The store is lost so often.
+/// The time between two losses of the store.
 const LOSS: Duration = Duration::from_secs(5);
 
-/// What was done so far.
+/// The events so far.
 #[derive(Debug, Default, Clone, Copy)]
 struct Done {
     changes: usize,
@@ -53,14 +54,14 @@ pub(crate) fn measure(products: &Products, flags: &Flags, screen: Screen) -> Res
     figures.add("losses of the store", "", None, done.losses.into());
     figures.add("resident memory after the warm-up", "MiB", None, before / 1024.0);
     figures.add("growth of resident memory", "KiB", 1024.0, after - before);
-    figures.add("growth a minute", "KiB", None, (after - before) / took * 60.0);
+    figures.add("growth per minute", "KiB", None, (after - before) / took * 60.0);
     figures.add("peak resident memory", "MiB", None, large.memory("VmHWM")? / 1024.0);
     let lines = if flags.json { figures.lines(&products.flanneld) } else { figures.table(None) };
     lines.iter().for_each(|line| screen.say(line));
     Ok(figures.reached())
 }
 
-/// Rounds of events until the time is over; each ends when the kernel shows all of it.
+/// Rounds of events until the time is over; each round ends when the kernel shows all of it.
 fn disturb(large: &mut Large, time: Duration) -> Result<Done> {
     let begin = Instant::now();
     let mut done = Done::default();

@@ -1,5 +1,5 @@
-//! What follows from a call after its caller has the answer: processes that it leaves behind, and the work it hands to
-//! the host's daemon. Both are waited for, and their CPU time counts as the call's.
+//! What follows after a call has answered: processes that it leaves behind, and work that it hands to the
+//! host's daemon. Both are waited for, and their CPU time counts for the call.
 
 use std::fs;
 use std::path::Path;
@@ -18,7 +18,8 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Between two looks: short beside a millisecond's work of many threads, long beside the look itself.
+/// The time between two checks: short beside a millisecond's work of many threads, long beside the check
+/// itself.
 const PAUSE: Duration = Duration::from_micros(500);
 
 /// The daemon of a host, as it runs in a cluster, and the store of that cluster.
@@ -28,7 +29,7 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// Starts both; the subnet is the one that the other sides have, with room for many addresses.
+    /// Starts both. The subnet is the same as on the other sides, with room for many addresses.
     pub(super) fn start(host: &Host, store: &Host, products: &Products) -> Result<Self> {
         let store = Store::start(store, StoreKind::Embedded, products)?;
         let conf = json!({
@@ -52,25 +53,25 @@ impl Node {
         Ok(clock.now()?.into())
     }
 
-    /// Waits until the daemon has nothing to do: all of its threads sleep, none of them inside the kernel's work.
+    /// Waits until the daemon has nothing to do: all of its threads sleep, and none waits inside the kernel.
     pub(super) fn rest(&self) -> Result<()> {
         let tasks = format!("/proc/{}/task", self.daemon.pid());
         let end = Instant::now() + PATIENCE;
         while !sleeps(Path::new(&tasks))? {
-            ensure!(Instant::now() < end, "the daemon does not come to rest");
+            ensure!(Instant::now() < end, "the daemon does not become idle");
             thread::sleep(PAUSE);
         }
         Ok(())
     }
 }
 
-/// Whether all these threads wait for something to happen (`S`): those that work are `R`, those that the kernel lets
-/// wait for itself are `D`.
+/// Whether all these threads wait for an event (`S`). Running threads are `R`; threads that wait inside the
+/// kernel are `D`.
 fn sleeps(tasks: &Path) -> Result<bool> {
     for task in fs::read_dir(tasks).context("the daemon has ended")? {
-        // One that has just ended does nothing any more.
+        // A thread that has just ended does no more work.
         let Ok(stat) = fs::read_to_string(task?.path().join("stat")) else { continue };
-        // The state follows the name, which may hold brackets.
+        // The state follows the name, which may contain brackets.
         if stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('S')) {
             return Ok(false);
         }
@@ -78,8 +79,8 @@ fn sleeps(tasks: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// Waits for every process that is left over: orphans of the plugins become this process's children. Those of `kept`
-/// stay.
+/// Waits for every process that is left: orphans of the plugins become children of this process. The
+/// processes of `kept` stay.
 pub(super) fn settle(kept: &[u32]) -> Result<()> {
     loop {
         let over: Vec<u32> = children()?.into_iter().filter(|pid| !kept.contains(pid)).collect();
@@ -95,7 +96,7 @@ pub(super) fn settle(kept: &[u32]) -> Result<()> {
     }
 }
 
-/// Each thread has its own, and orphans come to any of them.
+/// Each thread has its own children, and orphans go to any of them.
 fn children() -> Result<Vec<u32>> {
     let mut all = Vec::new();
     for task in fs::read_dir("/proc/self/task")? {
@@ -105,7 +106,7 @@ fn children() -> Result<Vec<u32>> {
     Ok(all)
 }
 
-/// CPU time of all children that have been waited for, theirs included.
+/// CPU time of all reaped children and of their reaped children.
 pub(super) fn cpu() -> Result<Duration> {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
     let time = |part: TimeVal| -> Result<Duration> {

@@ -1,4 +1,4 @@
-//! One side: a host on which one folder's plugins are called, and timed.
+//! One side: a host on which the plugins of one folder are called and timed.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -18,7 +18,7 @@ use super::aftermath::{self, Node};
 /// Where host-local keeps the addresses of the network.
 const STORE: &str = "/var/lib/cni/networks/cbr0";
 const PATIENCE: Duration = Duration::from_secs(30);
-/// What a daemon would have written, where none runs; with room for many addresses.
+/// The subnet.env for a host without a daemon, with room for many addresses.
 const WRITTEN: &str =
     "FLANNEL_NETWORK=10.240.0.0/12\nFLANNEL_SUBNET=10.244.0.1/16\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
 
@@ -36,7 +36,7 @@ pub(super) struct Side {
 pub(super) struct Timings {
     wall: Vec<f64>,
     cpu: Vec<f64>,
-    /// The daemon's meanwhile.
+    /// The daemon's CPU time during the call.
     daemon: Vec<f64>,
 }
 
@@ -47,16 +47,17 @@ impl Timings {
 
     pub(super) fn p99(&self) -> f64 {
         let sorted = sorted(&self.wall);
-        // Of n values the one that a hundredth of them exceeds.
+        // The value that one in a hundred exceeds.
         sorted.get(sorted.len() - 1 - sorted.len() / 100).copied().unwrap_or(f64::NAN)
     }
 
-    /// Of all processes that follow from a call.
+    /// CPU time of all processes that follow from a call.
     pub(super) fn cpu(&self) -> f64 {
         mean(&self.cpu)
     }
 
-    /// Of the daemon meanwhile: what it was given to do, and what it does when a link comes or goes.
+    /// CPU time of the daemon meanwhile: the work it was handed, and its reaction to a link that comes or
+    /// goes.
     pub(super) fn daemon(&self) -> f64 {
         mean(&self.daemon)
     }
@@ -66,7 +67,7 @@ impl Timings {
     }
 }
 
-/// Of short times, which some kernels count in steps.
+/// The mean of short times, which some kernels count in steps.
 fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / f64::from(u32::try_from(values.len()).unwrap_or(u32::MAX))
 }
@@ -83,7 +84,7 @@ fn sorted(values: &[f64]) -> Vec<f64> {
 }
 
 impl Side {
-    /// A host with a daemon or, without one, its file, and containers that nothing has connected.
+    /// A host with a daemon or, without one, its file, and containers that no plugin has connected.
     pub(super) fn new(folder: &Path, host: &Host, containers: usize, node: Option<Node>) -> Result<Self> {
         if node.is_none() {
             fs::create_dir_all(host.path("/run/flannel"))?;
@@ -99,12 +100,12 @@ impl Side {
         self.node.iter().flat_map(Node::pids).collect()
     }
 
-    /// Nobody waits for the end of these.
+    /// The processes whose end is not waited for.
     pub(super) fn keep(&mut self, pids: &[u32]) {
         pids.clone_into(&mut self.kept);
     }
 
-    /// Waits until nothing of a call is left running, nor anything that it gave the daemon to do.
+    /// Waits until nothing of a call still runs, and the daemon has done what it was handed.
     fn settle(&self) -> Result<()> {
         aftermath::settle(&self.kept)?;
         self.node.as_ref().map_or(Ok(()), Node::rest)
@@ -123,7 +124,7 @@ impl Side {
         self.folder.join(plugin).exists()
     }
 
-    /// Does `work` on this side's host, and adds how long it took and all CPU time that followed from it.
+    /// Does `work` on this side's host, and adds its time and all CPU time that followed from it.
     pub(super) fn timed<T: Send>(
         &self,
         timings: &mut Timings,
@@ -144,7 +145,7 @@ impl Side {
         result
     }
 
-    /// The plugins one after the other, as a runtime calls them; returns the last one's result. On this side's host.
+    /// Calls the plugins in order, as a runtime does; returns the last result. Runs on this side's host.
     pub(super) fn add(&self, container: usize, plugins: &[Value]) -> Result<Value> {
         let mut previous = Value::Null;
         for conf in plugins {
@@ -153,19 +154,19 @@ impl Side {
         Ok(previous)
     }
 
-    /// From the last one to the first.
+    /// Calls DEL of the plugins in reverse order.
     pub(super) fn del(&self, container: usize, plugins: &[Value], result: &Value) -> Result<()> {
         plugins.iter().rev().try_for_each(|conf| self.call("DEL", container, conf, result).map(drop))
     }
 
     fn call(&self, verb: &str, container: usize, conf: &Value, previous: &Value) -> Result<Value> {
-        let kind = conf["type"].as_str().context("a plugin has a type")?;
+        let kind = conf["type"].as_str().context("a plugin's configuration has no type")?;
         let mut conf = conf.clone();
         if !previous.is_null() {
             conf["prevResult"] = previous.clone();
         }
         let mut child = self.command(kind, verb, container)?.spawn().with_context(|| kind.to_owned())?;
-        // It may answer without having read all.
+        // The plugin may answer before it has read all of its input.
         let _ = child.stdin.take().context("stdin")?.write_all(conf.to_string().as_bytes());
         let mut text = String::new();
         child.stdout.take().context("stdout")?.read_to_string(&mut text)?;
@@ -191,7 +192,7 @@ impl Side {
         Ok(command)
     }
 
-    /// How long it takes, in milliseconds, until `work` is done for all containers and nothing of it still runs.
+    /// The time in milliseconds until `work` is done for all containers and nothing of it still runs.
     pub(super) fn crowd(
         &self,
         count: usize,
@@ -221,13 +222,13 @@ impl Side {
         Ok(start.elapsed().as_secs_f64() * 1e3)
     }
 
-    /// Nothing is left of any attachment: no address is held, no port is on the bridge.
+    /// Checks that nothing of any attachment is left: no address is held, and the bridge has no port.
     pub(super) fn is_empty(&self) -> Result<()> {
         eventually(PATIENCE, || {
             let held = self.held()?;
             ensure!(held == 0, "{}: {held} addresses are still held", self.folder.display());
             let ports = self.host.exec(&Program::new("ip").args(["-o", "link", "show", "master", "cni0"]))?;
-            ensure!(ports.is_empty(), "{}: still there: {ports}", self.folder.display());
+            ensure!(ports.is_empty(), "{}: the bridge still has {ports}", self.folder.display());
             Ok(())
         })
         .map(drop)
@@ -239,7 +240,7 @@ impl Side {
         Ok(names.iter().filter(|name| name.to_string_lossy().starts_with("10.")).count())
     }
 
-    /// Has others hold so many addresses from the subnet's second on, as host-local would have noted it.
+    /// Reserves that many addresses, from the second of the subnet on, in host-local's format.
     pub(super) fn hold(&self, count: u32) -> Result<()> {
         let folder = self.host.path(STORE);
         fs::create_dir_all(&folder)?;
@@ -252,7 +253,7 @@ impl Side {
         Ok(fs::write(folder.join("last_reserved_ip.0"), last.to_string())?)
     }
 
-    /// Medians of `VERSION` and of a program that does nothing, by turns, in milliseconds.
+    /// Medians of `VERSION` and of a program that does nothing, in turns, in milliseconds.
     pub(super) fn version_beside(&self, empty: &Path, rounds: usize) -> Result<[f64; 2]> {
         let (mut version, mut nothing) = (Vec::new(), Vec::new());
         self.host.run(|| -> Result<()> {
@@ -265,7 +266,7 @@ impl Side {
         Ok([median(&version), median(&nothing)])
     }
 
-    /// Of a second ADD, in all its processes and threads, by strace.
+    /// The system calls of a second ADD in all its processes and threads, by strace.
     pub(super) fn system_calls(&self, conf: &Value) -> Result<f64> {
         let plugins = std::slice::from_ref(conf);
         self.host.run(|| self.add(0, plugins))??;

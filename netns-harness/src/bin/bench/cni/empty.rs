@@ -1,4 +1,4 @@
-//! A program that does nothing, to tell what starting one costs.
+//! A program that does nothing, to measure what a start costs.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use netns_harness::Host;
 
-/// exit(0), in the processor's own words.
+/// exit(0) in machine code.
 const CODE: &[u8] = if cfg!(target_arch = "x86_64") {
     // xor edi, edi; mov eax, 60; syscall
     &[0x31, 0xff, 0xb8, 0x3c, 0, 0, 0, 0x0f, 0x05]

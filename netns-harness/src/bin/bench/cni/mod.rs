@@ -1,13 +1,14 @@
-//! What a CNI plugin costs, beside another's: `flannel` with what it needs in one folder, the same configuration, each on
-//! a host of its own, by turns.
+//! What a CNI plugin costs, compared with another one: `flannel` with what it needs in one folder, the same
+//! configuration, each on a host of its own, in turns.
 //!
 //! ```text
 //!   round 1..n   ours: ADD, DEL of ten attachments     the other: ADD, DEL of ten attachments
-//!                beside our daemon, as in a cluster     beside the file that one has written
+//!                beside our daemon, as in a cluster     beside the file that a daemon writes
 //! ```
 //!
-//! Times are those of a runtime: from the start of the program until its output has ended. CPU time is that of all
-//! processes a call leaves behind too, which this process inherits and waits for, and that of our daemon meanwhile.
+//! Times are those of a runtime: from the start of the program until the end of its output. CPU time counts
+//! all processes of a call, also those it leaves behind, which this process inherits and waits for, and our
+//! daemon meanwhile.
 
 mod aftermath;
 mod drive;
@@ -31,7 +32,7 @@ pub(crate) struct Flags {
     /// Folder of the other plugins: flannel, bridge, host-local, portmap
     #[arg(long, value_name = "FOLDER")]
     against: Option<PathBuf>,
-    /// Folder of ours; without it $SELVAGE_BIN, or the one of this program
+    /// Folder of our plugins; by default $SELVAGE_BIN, or the folder of this program
     #[arg(long, value_name = "FOLDER")]
     plugins: Option<PathBuf>,
     /// Attachments of each kind that are measured one by one
@@ -45,12 +46,12 @@ pub(crate) struct Flags {
 /// How many containers come and go at once, in all and at a time.
 const CROWD: usize = 200;
 const AT_A_TIME: usize = 8;
-/// Addresses that others hold while an ADD looks for one.
+/// Addresses that are already held while an ADD looks for a free one.
 const HELD: u32 = 5_000;
-/// Rounds that one side has before it is the other's turn.
+/// Rounds of one side before the other side's turn.
 const TURN: usize = 10;
 
-/// Whether everything was reached that is to be reached.
+/// Returns whether every target was met.
 pub(crate) fn measure(flags: &Flags, screen: Screen) -> Result<bool> {
     nix::sys::prctl::set_child_subreaper(true)?;
     let ours = match &flags.plugins {
@@ -96,7 +97,7 @@ fn portmap(port: usize) -> Value {
     })
 }
 
-/// A host for each folder, with so many containers; our daemon runs on the first one, which is ours.
+/// A host for each folder, with that many containers. Our daemon runs on the first host, which is our side.
 fn sides(folders: &[PathBuf], containers: usize) -> Result<(Net, Vec<Side>)> {
     let net = Net::build(Topology::flat(folders.len()))?;
     let mut node = Some(Node::start(net.host(0), net.store(), &Products::find()?)?);
@@ -113,14 +114,14 @@ fn sides(folders: &[PathBuf], containers: usize) -> Result<(Net, Vec<Side>)> {
 /// The plugins for a container, in order.
 type Chain<'a> = &'a dyn Fn(usize) -> Vec<Value>;
 
-/// ADD and DEL of one attachment after the other, by turns of the sides and of the chains; for each side and each chain
-/// the times of both.
+/// ADD and DEL of one attachment after the other, in turns of the sides and of the chains. For each side and
+/// each chain, the times of both.
 fn turns(sides: &[Side], rounds: usize, chains: &[Chain<'_>]) -> Result<Vec<Vec<[Timings; 2]>>> {
     let none = || chains.iter().map(|_| <[Timings; 2]>::default()).collect::<Vec<_>>();
     let mut all: Vec<_> = sides.iter().map(|_| none()).collect();
     for round in 0..=rounds.div_ceil(TURN) {
         if round == 1 {
-            // The first turn warmed up: the bridge is made, the programs are read from disk.
+            // The first turn warms up: it makes the bridge and reads the programs from disk.
             all = sides.iter().map(|_| none()).collect();
         }
         for (side, timings) in sides.iter().zip(&mut all) {
@@ -137,13 +138,14 @@ fn turns(sides: &[Side], rounds: usize, chains: &[Chain<'_>]) -> Result<Vec<Vec<
 }
 
 fn one_by_one(folders: &[PathBuf], rounds: usize, rows: &mut Rows) -> Result<()> {
-    // Ours once more, on a host without a daemon.
+    // Our side once more, on a host without a daemon.
     let (_net, sides) = sides(&[folders, &folders[..1]].concat(), TURN)?;
     let mut all = turns(&sides, rounds, &[&|_| vec![flannel()]])?;
     let alone = all.pop().context("a side without a daemon")?;
     let goals =
         [("ADD", [(2.0, 0.25), (5.0, 0.4), (0.8, 0.1)]), ("DEL", [(0.8, 0.06), (2.0, 0.08), (0.5, 0.1)])];
-    // What a DEL hands to the daemon is the DEL's; that a link has come, the daemon merely notices.
+    // Work that a DEL hands to the daemon counts for the DEL. For an ADD the daemon only receives a
+    // notification.
     let whole = [Timings::cpu, Timings::cpu_with_daemon];
     for (at, (verb, [median, p99, cpu])) in goals.into_iter().enumerate() {
         let figures = |of: fn(&Timings) -> f64| all.iter().map(|side| of(&side[0][at])).collect::<Vec<_>>();
@@ -155,12 +157,7 @@ fn one_by_one(folders: &[PathBuf], rounds: usize, rows: &mut Rows) -> Result<()>
             Goal::ratio(cpu),
             figures(whole[at]),
         );
-        rows.add(
-            &format!("{verb}, CPU time of the daemon meanwhile"),
-            "ms",
-            Goal::none(),
-            figures(Timings::daemon),
-        );
+        rows.add(&format!("{verb}, CPU time of the daemon"), "ms", Goal::none(), figures(Timings::daemon));
     }
     let others = all.iter().skip(1).map(|side| side[0][1].median());
     let figures = std::iter::once(alone[0][1].median()).chain(others).collect();
@@ -181,7 +178,7 @@ fn crowds(folders: &[PathBuf], rows: &mut Rows) -> Result<()> {
         }
     }
     let medians = |all: &[Vec<f64>]| all.iter().map(|one| drive::median(one)).collect::<Vec<_>>();
-    let name = |verb| format!("{CROWD} {verb}, {AT_A_TIME} at a time, until all is settled");
+    let name = |verb| format!("{CROWD} {verb}, {AT_A_TIME} at a time, until all is done");
     rows.add(&name("ADDs"), "ms", Goal::ratio((250.0, 0.3)), medians(&adds));
     rows.add(&name("DELs"), "ms", Goal::ratio((200.0, 0.2)), medians(&dels));
     Ok(())
@@ -193,14 +190,14 @@ fn filled(folders: &[PathBuf], rounds: usize, rows: &mut Rows) -> Result<()> {
     let all = turns(&sides, rounds, &[&|_| vec![flannel()]])?;
     for (at, verb) in ["ADD", "DEL"].into_iter().enumerate() {
         let figures = all.iter().map(|side| side[0][at].median()).collect();
-        // Absolute: what the same costs with none held, as a goal above.
+        // The absolute target is the one without any held address.
         let absolute = if at == 0 { 2.0 } else { 0.8 };
         rows.add(&format!("{verb} with {HELD} addresses held"), "ms", Goal::ratio((absolute, 0.05)), figures);
     }
     Ok(())
 }
 
-/// One port map more than none, in the same turns.
+/// The cost of one port map, in the same turns.
 fn mapped(folders: &[PathBuf], rounds: usize, rows: &mut Rows) -> Result<()> {
     let (_net, sides) = sides(folders, TURN)?;
     if sides.iter().any(|side| !side.has("portmap")) {
@@ -210,12 +207,12 @@ fn mapped(folders: &[PathBuf], rounds: usize, rows: &mut Rows) -> Result<()> {
     let all = turns(&sides, rounds, &[&|_| vec![flannel()], mapped])?;
     for (at, (verb, goal)) in [("ADD", 0.7), ("DEL", 1.0)].into_iter().enumerate() {
         let figures = all.iter().map(|side| side[1][at].median() - side[0][at].median());
-        rows.add(&format!("{verb}: one port map more"), "ms", Goal::ratio((goal, 0.05)), figures.collect());
+        rows.add(&format!("{verb}: one port map"), "ms", Goal::ratio((goal, 0.05)), figures.collect());
     }
     Ok(())
 }
 
-/// What the programs are, apart from what they do.
+/// Sizes and costs of the programs themselves.
 fn programs(folders: &[PathBuf], rounds: usize, rows: &mut Rows) -> Result<()> {
     let (_net, sides) = sides(folders, TURN)?;
     let sizes = folders.iter().map(|folder| size(folder)).collect::<Result<Vec<_>>>()?;
@@ -226,7 +223,7 @@ fn programs(folders: &[PathBuf], rounds: usize, rows: &mut Rows) -> Result<()> {
         let [version, nothing] = side.version_beside(&empty, rounds)?;
         over.push(version - nothing);
     }
-    rows.add("VERSION, over an empty program", "ms", Goal::absolute(0.2), over);
+    rows.add("VERSION, more than an empty program", "ms", Goal::absolute(0.2), over);
     let calls = sides.iter().map(|side| side.system_calls(&flannel())).collect::<Result<Vec<_>>>();
     match calls {
         Ok(calls) => rows.add("system calls of an ADD", "", Goal::absolute(100.0), calls),
@@ -235,7 +232,7 @@ fn programs(folders: &[PathBuf], rounds: usize, rows: &mut Rows) -> Result<()> {
     Ok(())
 }
 
-/// Of the distinct files, in MiB: names may be links to one.
+/// The size of the distinct files in MiB: several names may be links to one file.
 fn size(folder: &Path) -> Result<f64> {
     let names = ["flannel", "bridge", "host-local"];
     let mut files = Vec::new();
@@ -250,7 +247,7 @@ fn size(folder: &Path) -> Result<f64> {
     for file in &files {
         bytes += std::fs::metadata(file)?.len();
     }
-    ensure!(bytes > 0, "the plugins are empty");
+    ensure!(bytes > 0, "the plugin files are empty");
     let Ok(bytes) = u32::try_from(bytes) else { bail!("plugins of {bytes} bytes") };
     Ok(f64::from(bytes) / f64::from(1 << 20))
 }

@@ -1,11 +1,11 @@
-//! The table: ours, the other's, the ratio, and what is to be reached.
+//! The table: our figure, the other's, the ratio, and the target.
 
 use serde_json::json;
 
 use crate::figures::{cpus, kernel, load, title};
 
-/// What is to be reached, as an absolute figure and as a part of the other's. Machines differ: with another beside ours
-/// the part counts, without one the absolute figure.
+/// A target, as an absolute figure and as a ratio to the other's figure. Machines differ: with another plugin
+/// the ratio counts, without one the absolute figure.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Goal {
     absolute: f64,
@@ -25,7 +25,7 @@ impl Goal {
         if self.absolute.is_finite() { format!("{:.2}", self.absolute) } else { "-".to_owned() }
     }
 
-    /// Shown only.
+    /// No target.
     pub(super) fn none() -> Self {
         Self::absolute(f64::INFINITY)
     }
@@ -65,7 +65,7 @@ impl Rows {
         Self { rows: Vec::new(), notes: Vec::new(), compared }
     }
 
-    /// A measure of every side, ours first.
+    /// A measure of every side, our side first.
     pub(super) fn add(&mut self, name: &str, unit: &'static str, goal: Goal, figures: Vec<f64>) {
         let ours = figures.first().copied().unwrap_or(f64::NAN);
         self.rows.push(Row { name: name.to_owned(), unit, goal, ours, other: figures.get(1).copied() });
@@ -81,9 +81,9 @@ impl Rows {
     }
 
     pub(super) fn table(&self) -> Vec<String> {
-        let mut lines = vec![format!("{:50} {:>9} {:>9}", title(), "ours", "to reach")];
+        let mut lines = vec![format!("{:50} {:>9} {:>9}", title(), "ours", "target")];
         if self.compared {
-            lines[0] += &format!(" {:>9} {:>7} {:>9}", "other", "ratio", "to reach");
+            lines[0] += &format!(" {:>9} {:>7} {:>9}", "other", "ratio", "target");
         }
         for row in &self.rows {
             let unit = if row.unit.is_empty() { String::new() } else { format!(" [{}]", row.unit) };
@@ -107,7 +107,7 @@ impl Rows {
         let line = |row: &Row| {
             json!({
                 "measure": row.name, "unit": row.unit, "ours": row.ours, "other": row.other, "ratio": row.part(),
-                "to_reach": row.goal.absolute, "ratio_to_reach": row.goal.part, "missed": row.is_missed(),
+                "target": row.goal.absolute, "ratio_target": row.goal.part, "missed": row.is_missed(),
                 "kernel": kernel(), "load": load(), "cpus": cpus(),
             })
             .to_string()
