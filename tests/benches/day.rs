@@ -1,9 +1,10 @@
-//! A day of a node at a thousand peers in some seconds: the daemon's core on a real kernel, under a clock that jumps.
+//! A day of a node with a thousand peers in some seconds: the daemon's core on a real kernel, with a clock
+//! that jumps.
 //!
 //!     cargo bench -p tests --bench day [-- PEERS]
 //!
-//! 2,880 audits, and between them six thousand joins and leaves. Resident memory must end where it began, and an
-//! audit that finds nothing to do must be cheap.
+//! 2,880 audits, and between them six thousand joins and leaves. Resident memory must not grow, and an audit
+//! with nothing to do must be cheap.
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures time")]
 
 mod peers;
@@ -22,7 +23,7 @@ use peers::{lease, network, subnets};
 use subnet_lease::{Family, Lease, OwnLease, StoreEvent};
 
 const PEERS: u16 = 1_000;
-/// One each half minute, for a day; what comes before warms up.
+/// One audit every half minute for a day; earlier ones are the warm-up.
 const AUDITS: usize = 2_880;
 const WARM_UP: usize = 300;
 /// Longer than the longest pause between audits.
@@ -34,7 +35,7 @@ const AUDIT: [f64; 2] = [4.0, 28.0];
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    // `cargo test --benches` runs this as well, and only wants to know that it would.
+    // `cargo test --benches` runs this too, only to see that it starts.
     if !words.iter().any(|word| word == "--bench") {
         return Ok(());
     }
@@ -70,7 +71,7 @@ impl Node {
         Ok(node)
     }
 
-    /// Does all that follows from an input.
+    /// Does everything that follows from an input.
     fn hear(&mut self, input: Input) -> Result<()> {
         let effects = self.core.handle(self.now, input);
         self.perform(effects)
@@ -97,7 +98,7 @@ impl Node {
         Ok(())
     }
 
-    /// An audit; what it took, in ms.
+    /// Makes an audit and returns its time in ms.
     fn audit(&mut self) -> Result<f64> {
         self.now += PAUSE;
         let (passes, start) = (self.core.passes(), Instant::now());
@@ -148,6 +149,6 @@ fn resident() -> Result<i64> {
 }
 
 fn say(line: &str) {
-    // Whoever closed our output wants no more of it.
+    // An error means that the reader closed our output.
     let _ = writeln!(stdout(), "{line}");
 }

@@ -1,8 +1,9 @@
-//! What a pass costs without a daemon around it: the same functions on a real kernel, in a namespace of each case's own.
+//! The cost of a pass without a daemon: the same functions on a real kernel, each case in a namespace of its
+//! own.
 //!
 //!     cargo bench -p tests --bench kernel [-- --json] [-- PEERS...]
 //!
-//! One row a case; a figure is the median of the rounds, in milliseconds.
+//! One row per case; a figure is the median of the rounds, in milliseconds.
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures time")]
 
 mod peers;
@@ -22,7 +23,7 @@ use peers::{lease, network, subnets};
 use serde_json::json;
 use subnet_lease::{Family, Lease, NetworkConfig, NetworkId, PeerTable, PublicAddrs};
 
-/// How many peers, unless said.
+/// The default numbers of peers.
 const PEERS: [u16; 3] = [1_000, 10_000, 50_000];
 /// Rounds of a case up to ten thousand peers, and beyond.
 const ROUNDS: [usize; 2] = [5, 3];
@@ -32,12 +33,13 @@ const CASES: [(Kind, Family); 4] = [
     (Kind::HostGw, Family::V4),
     (Kind::HostGw, Family::V6),
 ];
-/// Ten thousand routes over one real device share one chain of the kernel's (law 14): a minute at fifty thousand.
+/// Ten thousand routes over one real device share one chain in the kernel (law 14): a minute at fifty
+/// thousand.
 const MOST_OVER_ONE_DEVICE: u16 = 10_000;
 
-/// What is measured, in the order of the table.
+/// The measures, in the order of the table.
 const COLUMNS: [&str; 8] = ["admit", "wish", "diff", "apply", "dump", "pass", "half go", "down"];
-/// Targets in ms, where there are any: kind, family, peers, column, at most.
+/// Targets in ms: kind, family, peers, column, maximum.
 const GOALS: [(Kind, Family, u16, &str, f64); 6] = [
     (Kind::Vxlan, Family::V4, 10_000, "apply", 120.0),
     (Kind::Vxlan, Family::V4, 50_000, "apply", 1_500.0),
@@ -49,7 +51,7 @@ const GOALS: [(Kind, Family, u16, &str, f64); 6] = [
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    // `cargo test --benches` runs this as well, and only wants to know that it would.
+    // `cargo test --benches` runs this too, only to see that it starts.
     if !words.iter().any(|word| word == "--bench") {
         return Ok(());
     }
@@ -90,7 +92,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The medians of one case, a column each.
+/// The medians of one case, one per column.
 fn case(kind: Kind, family: Family, peers: u16) -> Result<[f64; COLUMNS.len()]> {
     let rounds = ROUNDS[usize::from(peers > 10_000)];
     let mut all: [Vec<f64>; COLUMNS.len()] = Default::default();
@@ -186,6 +188,6 @@ fn owner(node: &LocalNode, backend: &dyn Backend) -> Owner {
 }
 
 fn say(line: &str) {
-    // Whoever closed our output wants no more of it.
+    // An error means that the reader closed our output.
     let _ = writeln!(stdout(), "{line}");
 }

@@ -6,7 +6,7 @@
 //!        +---- cni-plugin (neither's features)        netns-harness: none of them        tests: all
 //! ```
 //!
-//! Every check takes what it judges as a value and answers with one sentence per broken rule; none means kept.
+//! Every check takes a value and returns one sentence per broken rule.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -25,16 +25,17 @@ const ARROWS: [(&str, &[&str]); 6] = [
     ("tests", &["subnet-lease", "backends", "flanneld", "cni-plugin", "netns-harness"]),
 ];
 
-/// The member that lives from its smallness, and what would end it: runtimes, flag parsers and store clients.
+/// The member that must stay small, and the crates that it must never have: runtimes, flag parsers, store
+/// clients.
 const PLUGIN: &str = "cni-plugin";
 const PLUGIN_NEVER: [&str; 7] = ["tokio", "futures", "clap", "etcd-client", "tonic", "redb", "rtnetlink"];
 
-/// Chosen with the design: ten more than the plugin began with, so that growth is a decision.
+/// Ten more than the plugin had at first, so that growth is a decision.
 pub const PLUGIN_MAX_CRATES: usize = 35;
 /// In bytes; half of it is the C library and Rust's own. A runtime starts a plugin several times per pod.
 pub const PLUGIN_MAX_SIZE: usize = 2 << 20;
 
-/// The workspace as `cargo metadata --no-deps` tells it.
+/// The workspace, as `cargo metadata --no-deps` prints it.
 #[derive(Debug, Deserialize)]
 pub struct Workspace {
     packages: Vec<Package>,
@@ -56,7 +57,7 @@ struct Dependency {
 }
 
 impl Workspace {
-    /// Asks cargo about the workspace in `root`.
+    /// Runs `cargo metadata` in `root`.
     ///
     /// # Errors
     /// When cargo cannot be run, refuses the workspace, or answers in another form.
@@ -65,7 +66,7 @@ impl Workspace {
         serde_json::from_str(&metadata).context("cargo metadata")
     }
 
-    /// Members that are missing, new, or not in the folder of their name; there is no "common" crate.
+    /// Members that are missing, new, or not in the folder of their name. There is no "common" crate.
     #[must_use]
     pub fn stray_members(&self) -> Vec<String> {
         let found: BTreeSet<_> = self.packages.iter().map(|p| p.name.as_str()).collect();
@@ -78,7 +79,7 @@ impl Workspace {
         missing.chain(new).chain(misplaced).collect()
     }
 
-    /// Dependencies between members, of any kind, that the drawing above does not have.
+    /// Dependencies between members, of any kind, that are not in the drawing above.
     #[must_use]
     pub fn wrong_arrows(&self) -> Vec<String> {
         (self.packages.iter())
@@ -108,13 +109,13 @@ pub fn plugin_crates(root: &Path) -> anyhow::Result<BTreeSet<String>> {
     Ok(crates_of(&tree))
 }
 
-/// Reads lines like `serde v1.0.229 (*)`; a crate that several others need stands there several times.
+/// Reads lines like `serde v1.0.229 (*)`. A crate that several others need occurs several times.
 fn crates_of(tree: &str) -> BTreeSet<String> {
     let first_two = |line: &str| line.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
     tree.lines().map(first_two).filter(|line| !line.is_empty()).collect()
 }
 
-/// What is too much about these crates.
+/// The rules that these crates break.
 #[must_use]
 pub fn plugin_overweight(crates: &BTreeSet<String>) -> Vec<String> {
     let name = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
@@ -126,7 +127,7 @@ pub fn plugin_overweight(crates: &BTreeSet<String>) -> Vec<String> {
     never.chain(many).collect()
 }
 
-/// What is wrong with the plugin's program: it must be small, need no loader, and carry no symbols.
+/// The rules that the plugin's program breaks: it must be small, static, and without symbols.
 #[must_use]
 pub fn plugin_unfit(program: &[u8]) -> Vec<String> {
     let mut broken = Vec::new();
@@ -147,7 +148,7 @@ pub fn plugin_unfit(program: &[u8]) -> Vec<String> {
     broken
 }
 
-// From the ELF specification: the segment that names the loader, and the section that `strip` takes away.
+// From the ELF specification: the segment that names the loader, and the section that `strip` removes.
 const PT_INTERP: u32 = 3;
 const SHT_SYMTAB: u32 = 2;
 
@@ -158,8 +159,9 @@ struct Elf {
 }
 
 impl Elf {
-    /// The offsets are those of the 64-bit header: where each table begins, its entries' size, and their number.
-    /// A segment's type is the first word of its entry, a section's the second.
+    /// The offsets are those of the 64-bit header: the start of each table, the size of its entries, and
+    /// their number. The type is the first word of a segment's entry and the second word of a section's
+    /// entry.
     fn read(file: &[u8]) -> Option<Self> {
         file.starts_with(b"\x7fELF\x02\x01").then_some(())?;
         let segments = column(file, word64(file, 0x20)?, half(file, 0x36)?, half(file, 0x38)?, 0)?;

@@ -1,5 +1,5 @@
-//! An operator's lines, typed into a fake kernel: what plans print, rules left out, and a few more. The inverse of
-//! `Plan`'s printing.
+//! Lines of an operator, applied to a fake kernel: the lines that plans print (without rules), and a few
+//! more. The inverse of printing a `Plan`.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
@@ -12,19 +12,19 @@ use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use subnet_lease::Family;
 
-/// Why a line was not done.
+/// Why a line was not applied.
 #[derive(Debug, PartialEq, Eq)]
 pub enum LineError {
-    /// Nobody understands it.
+    /// The line is not understood.
     Unknown(String),
-    /// The kernel refuses.
+    /// The kernel refused.
     Refused(String, Errno),
 }
 
-/// Does what a line says.
+/// Applies a line.
 ///
 /// # Errors
-/// The line, when it is not understood or refused.
+/// The line, when it is not understood or is refused.
 pub fn type_line(net: &mut Namespace, line: &str) -> Result<(), LineError> {
     let words: Vec<&str> = line.split_whitespace().filter(|w| *w != "-6").collect();
     let done = act(net, &words).ok_or_else(|| LineError::Unknown(line.to_owned()))?;
@@ -84,7 +84,7 @@ fn act(net: &mut Namespace, words: &[&str]) -> Option<Done> {
     }
 }
 
-/// A file and whose it is; one of the host is nobody's.
+/// The link and the setting of a file. A setting of the whole host has an empty link.
 fn setting(path: &str) -> Option<(IfName, Sysctl)> {
     let host = IfName::default();
     match path.strip_prefix("/proc/sys/net/")?.split('/').collect::<Vec<_>>()[..] {
@@ -98,13 +98,13 @@ fn setting(path: &str) -> Option<(IfName, Sysctl)> {
     }
 }
 
-/// The value of the word that follows another.
+/// The value of the word after `word`.
 fn after<T: FromStr>(words: &[&str], word: &str) -> Option<T> {
     let at = words.iter().position(|w| *w == word)?;
     words.get(at + 1)?.parse().ok()
 }
 
-/// Plans print an underlay by its index.
+/// Plans print an underlay as its index.
 fn parent(words: &[&str]) -> Option<u32> {
     after::<String>(words, "dev")?.strip_prefix("if")?.parse().ok()
 }

@@ -1,4 +1,4 @@
-//! One daemon on one fake kernel, without time: each effect is done at once, until there is none.
+//! One daemon on one fake kernel, without time: effects are performed at once, until there are none.
 
 use std::time::Duration;
 
@@ -19,17 +19,17 @@ pub struct Solo {
     pub plans: Vec<(Plan, usize)>,
     /// Its subnet.env.
     pub env: Option<SubnetEnv>,
-    /// What it wants to be remembered.
+    /// What it wants to remember.
     pub memory: Option<Memory>,
     /// Why subnet.env was withdrawn, if it was.
     pub withdrawn: Option<String>,
-    /// How often it claimed its lease.
+    /// How many claims it made.
     pub claims: usize,
     own: Lease,
     now: Tick,
 }
 
-/// The settings of these tests: no rules, since they are long and always the same.
+/// The settings of these tests: without rules, which are long and always the same.
 pub fn settings() -> Settings {
     Settings {
         network: NetworkId::default(),
@@ -51,7 +51,7 @@ pub fn settings() -> Settings {
 }
 
 impl Solo {
-    /// Not started; the store will grant this lease.
+    /// A daemon that is not started. The store will grant this lease.
     pub fn new(settings: Settings, kernel: FakeKernel, own: Lease) -> Self {
         Self {
             core: NodeCore::new(settings),
@@ -66,19 +66,20 @@ impl Solo {
         }
     }
 
-    /// Starts it: configuration, then all leases.
+    /// Starts it: the net-conf, then all leases.
     pub fn start(&mut self, network: &[u8], leases: Vec<Lease>) {
         self.hear(Input::Store(StoreEvent::Config(network.to_vec())));
         self.hear(Input::Store(StoreEvent::Snapshot { leases, unreadable: Vec::new(), foreign: false }));
     }
 
-    /// Tells it something, and does all that follows from it, retries not included.
+    /// Gives it an input, and performs all effects that follow, without retries.
     pub fn hear(&mut self, input: Input) {
         let effects = self.core.handle(self.now, input);
         self.perform(effects);
     }
 
-    /// Tells it what the kernel told, as the real subscription does: the gravest of it; until the kernel is silent.
+    /// Gives it the kernel's notifications, as the real subscription does: the most important one of each
+    /// batch, until there are none.
     pub fn notice(&mut self) {
         let weight = |event: &KernelEvent| match event {
             KernelEvent::Own => 1,
@@ -90,7 +91,7 @@ impl Solo {
         }
     }
 
-    /// The daemon is killed, and another one starts on the same host. Its store has not told it anything yet.
+    /// Kills the daemon and starts another one on the same host. The new one has no input from the store yet.
     pub fn restart(&mut self, settings: Settings) {
         self.core = NodeCore::new(settings);
         if let Some(env) = self.env {
@@ -98,7 +99,7 @@ impl Solo {
         }
     }
 
-    /// Lets so much time pass that whatever is due is done; retries, not audits.
+    /// Lets time pass, and does everything that is due, including retries.
     pub fn wait(&mut self, span: Duration) {
         let until = self.now + span;
         while self.core.next_deadline() <= until {
@@ -109,7 +110,7 @@ impl Solo {
         self.now = until;
     }
 
-    /// What it says about itself.
+    /// Its status.
     pub fn status(&self) -> Status {
         self.core.status(self.now)
     }

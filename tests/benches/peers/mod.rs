@@ -1,4 +1,4 @@
-//! Peers that need not exist.
+//! Peers that do not exist.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,7 +7,7 @@ use netns_harness::flannel::Backend as Kind;
 use serde_json::json;
 use subnet_lease::{BackendAttrs, Family, Lease, Subnets, VxlanData};
 
-/// A net-conf with room for 65,000.
+/// A net-conf with room for 65,000 hosts.
 pub(crate) fn network(kind: Kind, family: Family) -> String {
     let four = family == Family::V4;
     let mut conf = json!({"EnableIPv4": four, "EnableIPv6": !four, "Backend": {"Type": kind.to_string()}});
@@ -19,7 +19,7 @@ pub(crate) fn network(kind: Kind, family: Family) -> String {
     conf.to_string()
 }
 
-/// The `n`-th subnet behind the first one.
+/// The `n`-th subnet after the first one.
 pub(crate) fn subnets(family: Family, n: u16) -> Result<Subnets> {
     let [high, low] = n.to_be_bytes();
     let key = match family {

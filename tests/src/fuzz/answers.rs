@@ -1,4 +1,5 @@
-//! Answers in the wrong order, of other requests, cut short, lost: the socket over a peer that follows no rules.
+//! Answers in the wrong order, of other requests, cut short, lost: the socket with a peer that follows no
+//! rules.
 
 use std::collections::VecDeque;
 
@@ -7,7 +8,8 @@ use nix::errno::Errno;
 
 use super::Target;
 
-/// A case is a script: each datagram behind its length (two bytes); lengths from `ERRORS` on are errors instead.
+/// A case is a script: each datagram after its length (two bytes). Lengths from `ERRORS` on are errors
+/// instead.
 pub fn target() -> Target {
     let mut seeds = Vec::new();
     for first in [1, 4, 6] {
@@ -40,7 +42,7 @@ fn read(script: &[u8]) {
         objects += messages.count();
     }
     assert!(objects <= script.len() / 16);
-    // Whatever was said: who is answered properly from now on understands.
+    // Whatever came before: a correct answer is understood from now on.
     let mut socket = Socket::over(Peer { script: parse(script), ..Peer::default() });
     let _ = socket.apply(&mut requests(2));
     let _ = socket.dump(&mut requests(1), |_| ());
@@ -54,7 +56,7 @@ fn read(script: &[u8]) {
     assert!(!matches!(results[..], [.., Err(NetlinkError::Unknown(_))]) || script.is_empty(), "{results:?}");
 }
 
-/// Follows its script; when that has ended it answers as the kernel does.
+/// Follows its script. After its end it answers as the kernel does.
 #[derive(Default)]
 struct Peer {
     script: VecDeque<Result<Vec<u8>, Errno>>,
@@ -121,7 +123,7 @@ fn message(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The bytes of a batch as they go out.
+/// The bytes of a batch on the wire.
 pub(super) fn encoded(mut batch: Batch) -> Vec<u8> {
     #[derive(Default)]
     struct Ear(Vec<u8>);

@@ -1,4 +1,4 @@
-//! What the kernel says, wrongly: every reader of dumps and notifications over the same bytes.
+//! Wrong bytes from the kernel: every reader of dumps and notifications gets the same bytes.
 
 use std::sync::OnceLock;
 
@@ -17,7 +17,7 @@ use subnet_lease::{Family, NetworkId};
 use super::Target;
 use super::answers::encoded;
 
-/// Dumps and notifications. The seeds are single messages, so that a case is a datagram of some.
+/// Dumps and notifications. A seed is a single message, and a case is a datagram of some messages.
 pub fn target() -> Target {
     let recorded = Target { name: "netlink", cases: 300_000, seeds: Vec::new(), words: &[], read };
     let files = super::files(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/fuzz/netlink"));
@@ -80,7 +80,8 @@ fn split(mut bytes: &[u8]) -> Vec<Vec<u8>> {
 
 fn read(bytes: &[u8]) {
     let owner = owner();
-    // No message is shorter than 16 bytes, no way of a route shorter than 8, no expression of a rule shorter than 4.
+    // No message is shorter than 16 bytes, no next hop of a route shorter than 8, no expression of a rule
+    // shorter than 4.
     let most = bytes.len() / 4;
     let mut own = OwnReader::new(owner, |index| format!("if{index}").parse().ok());
     let mut host = HostReader::default();
@@ -106,7 +107,7 @@ fn read(bytes: &[u8]) {
     assert!(host.facts.links.len() + host.facts.addresses.len() + host.facts.routes.len() <= most);
     let (have, unreadable) = own.finish();
     assert!(have.len() <= 8 * most && unreadable.0 <= 8 * most as u64);
-    // What was read can be told from what is wished, and the difference be shown.
+    // What was read can be compared with a wish, and the difference can be printed.
     let plan = diff(wish(), &have, owner);
     assert!(plan.ops.len() <= wish().len() + 2 * have.len());
     drop(plan.to_string());
@@ -132,7 +133,7 @@ fn notifications(bytes: &[u8]) {
     for netfilter in [false, true] {
         let mut unreadable = Unreadable::default();
         let event = filter.gravest(Messages::new(bytes), netfilter, None, &mut unreadable);
-        // What cannot be read may have said anything, unless it was not even looked at.
+        // An unreadable message may be about anything, unless it was not read at all.
         let looked_at = !matches!(event, Some(KernelEvent::Host));
         assert!(unreadable.0 == 0 || !looked_at || event == Some(KernelEvent::Overrun), "{event:?}");
     }
@@ -151,7 +152,7 @@ fn owner() -> &'static Owner {
     })
 }
 
-/// What the recorded host should look like: what it looked like when it was recorded.
+/// The state of the recorded host at the time of the recording.
 fn wish() -> &'static KernelState {
     static WISH: OnceLock<KernelState> = OnceLock::new();
     WISH.get_or_init(|| {

@@ -1,13 +1,14 @@
-//! Mutation fuzzing without a fuzzer: seeds are taken apart and put together wrongly, and whatever reads them must
-//! neither panic nor believe nonsense. The same seed number gives the same cases on every machine.
+//! Mutation fuzzing without a fuzzer: seeds are taken apart and recombined wrongly. A reader must not panic,
+//! and must not accept nonsense. The same seed number gives the same cases on every machine.
 //!
 //! ```text
 //!   tests/golden/fuzz/TARGET/*  ─▶ each as it is ─┐
-//!   seeds built by our own code ─▶ mutated ───────┼─▶ Target::read ── panic ─▶ found-…, in the folder for ever
+//!   seeds built by our own code ─▶ mutated ───────┼─▶ Target::read ── panic ─▶ found-…, kept in the folder
 //! ```
 //!
-//! `FUZZ_CASES` says how many cases each target gets, `FUZZ_SEED` which. The recorded files of `netlink` are answers
-//! and notifications of Linux 6.18 in a namespace with two tunnels, routes of all kinds and three tables.
+//! `FUZZ_CASES` is the number of cases per target, `FUZZ_SEED` selects them. The recorded files of `netlink`
+//! are answers and notifications of Linux 6.18 in a namespace with two tunnels, routes of all kinds and three
+//! tables.
 
 pub mod answers;
 pub mod kernel;
@@ -21,17 +22,17 @@ use std::path::{Path, PathBuf};
 
 pub use mutate::Mutator;
 
-/// Something that reads bytes from outside.
+/// A reader of bytes from outside.
 pub struct Target {
     /// Its folder under `tests/golden/fuzz`.
     pub name: &'static str,
-    /// Cases of a run that does not say how many.
+    /// The default number of cases.
     pub cases: u64,
-    /// What may begin a case, beside the files of the folder.
+    /// The start of a case, beside the files of the folder.
     pub seeds: Vec<Vec<u8>>,
-    /// Words that mean something to the reader.
+    /// Words that the reader understands.
     pub words: &'static [&'static str],
-    /// Reads, and panics where the outcome is wrong.
+    /// Reads the bytes, and panics when the outcome is wrong.
     pub read: fn(&[u8]),
 }
 
@@ -39,7 +40,7 @@ impl Target {
     /// Runs the files of the folder, then the mutated cases.
     ///
     /// # Panics
-    /// On the first case that panics, with what to run to see it again.
+    /// On the first case that panics, with the command to repeat it.
     pub fn run(self) {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/fuzz").join(self.name);
         let mut seeds = self.seeds;
@@ -76,7 +77,7 @@ fn keep(folder: &Path, bytes: &[u8]) -> PathBuf {
     let mut hasher = DefaultHasher::new();
     bytes.hash(&mut hasher);
     let path = folder.join(format!("found-{:016x}", hasher.finish()));
-    // The panic that follows says the same; a read-only checkout must not hide it.
+    // The panic that follows has the same text; a read-only checkout must not hide it.
     let _ = fs::create_dir_all(folder).and_then(|()| fs::write(&path, bytes));
     path
 }

@@ -1,8 +1,8 @@
-//! Making bad bytes out of good ones.
+//! Makes bad bytes from good ones.
 
 use backends::kernel::fake::Rng;
 
-/// Yields cases from seeds.
+/// Makes cases from seeds.
 pub struct Mutator {
     rng: Rng,
     seeds: Vec<Vec<u8>>,
@@ -10,14 +10,14 @@ pub struct Mutator {
     bytes: Vec<u8>,
 }
 
-/// No case is longer (bytes); the kernel's largest datagram is not either.
+/// The longest case in bytes; the kernel's largest datagram is not longer.
 const LONGEST: usize = 32 << 10;
 /// Lengths and counts at which readers go wrong.
 const EDGES: [u32; 14] =
     [0, 1, 2, 3, 4, 5, 7, 15, 16, 17, 0x7fff_ffff, 0x8000_0000, 0xffff_fffe, 0xffff_ffff];
 
 impl Mutator {
-    /// Over these seeds.
+    /// With these seeds.
     pub fn new(seed: u64, seeds: Vec<Vec<u8>>, words: &'static [&'static str]) -> Self {
         Self { rng: Rng::new(seed), seeds, words, bytes: Vec::new() }
     }
@@ -25,7 +25,7 @@ impl Mutator {
     /// The next case: one seed or a few, changed in one place or in many.
     pub fn case(&mut self) -> &[u8] {
         self.bytes.clear();
-        // Text does not grow together; messages do.
+        // Texts are not joined; messages are.
         let pieces = if self.words.is_empty() { 1 + self.rng.below(4) } else { 1 };
         for _ in 0..pieces {
             let seed = self.rng.below(self.seeds.len());
@@ -41,7 +41,7 @@ impl Mutator {
     fn change(&mut self) {
         let len = self.bytes.len();
         let at = self.rng.below(len);
-        // Short spans more often than long ones.
+        // Short spans are more frequent than long ones.
         let most = 1 << self.rng.below(7);
         let span = at..(at + self.rng.below(most)).min(len);
         let noise = byte(&mut self.rng);
@@ -79,7 +79,7 @@ impl Mutator {
         }
     }
 
-    /// An edge, or a length that is wrong by little.
+    /// An edge value, or a length that is slightly wrong.
     fn number(&mut self, at: usize, width: usize) {
         let edge = EDGES[self.rng.below(EDGES.len())];
         let bytes = match self.rng.below(3) {

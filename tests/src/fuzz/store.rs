@@ -1,4 +1,4 @@
-//! What the store, the operator and the disk say, wrongly.
+//! Wrong bytes from the store, the operator and the disk.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, OnceLock};
@@ -43,7 +43,7 @@ const JSON: [&str; 22] = [
     "&",
 ];
 
-/// Keys and values of leases, a newline between.
+/// Keys and values of leases, separated by a newline.
 pub fn records() -> Target {
     let seeds = RECORDS.map(|record| record.as_bytes().to_vec()).to_vec();
     Target { name: "record", cases: 600_000, seeds, words: &JSON, read: record }
@@ -104,7 +104,7 @@ const CONF_WORDS: [&str; 24] = [
     "\\ud800",
 ];
 
-/// The network's configuration.
+/// The net-conf.
 pub fn net_confs() -> Target {
     let seeds = NET_CONFS.map(|conf| conf.as_bytes().to_vec()).to_vec();
     Target { name: "net-conf", cases: 400_000, seeds, words: &CONF_WORDS, read: net_conf }
@@ -127,7 +127,7 @@ fn net_conf(bytes: &[u8]) {
     }
 }
 
-/// The file between daemon and plugin.
+/// subnet.env.
 pub fn subnet_envs() -> Target {
     let dual = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.3.1/24\nFLANNEL_IPV6_NETWORK=fd00:244::/48\nFLANNEL_IPV6_SUBNET=fd00:244:0:3::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
     let odd = "# by hand\nexport FLANNEL_NETWORK=\"10.244.0.0/16\"\nFLANNEL_SUBNET='10.244.3.1/24'\r\nFLANNEL_MTU=0\nFLANNEL_IPMASQ=maybe";
@@ -160,7 +160,7 @@ fn subnet_env(bytes: &[u8]) {
     }
 }
 
-/// Admission. Five bytes make a lease out of few subnets, addresses and devices, so that they collide all the time.
+/// Admission. Five bytes make a lease of few subnets, addresses and devices, so that leases collide often.
 pub fn admission() -> Target {
     let seeds = (0..16u8).map(|n| (0..60).map(|i: u8| i.wrapping_mul(n).wrapping_add(n)).collect()).collect();
     Target { name: "admission", cases: 25_000, seeds, words: &[], read: admit }
@@ -230,7 +230,7 @@ fn lease([key, v4, v6, data, epoch]: &[u8; 5]) -> Option<Lease> {
 }
 
 fn admit(bytes: &[u8]) {
-    // Of one key there is one lease.
+    // Each key has one lease.
     let mut leases: Vec<Lease> = Vec::new();
     for lease in bytes.as_chunks().0.iter().take(24).filter_map(lease) {
         if leases.iter().all(|other| other.subnets != lease.subnets) {

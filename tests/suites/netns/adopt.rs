@@ -1,5 +1,5 @@
-//! Starting is adopting: what an earlier daemon left is kept where it is right, and put right in the first pass where
-//! it is not, whoever left it and whenever it died.
+//! A start adopts: what an earlier daemon left is kept where it is right, and repaired in the first pass
+//! where it is wrong, whichever daemon left it and whenever it died.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::IpAddr;
@@ -19,13 +19,13 @@ const SOON: Duration = Duration::from_secs(10);
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = vec![
-        case("an_address_changed_while_the_daemon_was_down_is_put_right_in_the_first_pass", other_address),
-        case("an_mtu_changed_while_the_daemon_was_down_is_put_right_in_the_first_pass", other_mtu),
+        case("an_address_changed_while_the_daemon_was_down_is_repaired_in_the_first_pass", other_address),
+        case("an_mtu_changed_while_the_daemon_was_down_is_repaired_in_the_first_pass", other_mtu),
         case(
-            "an_underlay_moved_to_a_bridge_while_the_daemon_was_down_is_put_right_in_the_first_pass",
+            "an_underlay_moved_to_a_bridge_while_the_daemon_was_down_is_followed_in_the_first_pass",
             other_link,
         ),
-        case("killed_at_any_moment_of_a_cold_start_the_next_start_ends_in_the_same_state", killed_cold),
+        case("a_start_after_a_kill_at_any_moment_of_a_cold_start_ends_in_the_same_state", killed_cold),
     ];
     for family in [Family::V4, Family::V6, Family::Dual] {
         for (word, backend, direct) in [
@@ -72,13 +72,13 @@ fn is_ready(process: &Process) -> Result<Duration> {
     })
 }
 
-/// Stops the second host's daemon, changes the host, starts it again: one pass puts everything right.
+/// Stops the second host's daemon, changes the host, and starts it again: one pass repairs everything.
 fn changed(change: impl FnOnce(&Host) -> Result<()>) -> Result<(Cluster, Process)> {
     let cluster = cluster(spec(Family::V4))?;
     let host = cluster.net.host(1).clone();
     cluster.daemons[1].stop()?;
     change(&host)?;
-    // By address: the interface that has it may be another.
+    // By address: another interface may have the address now.
     let daemon = Program::new(products()?.flanneld).args([
         format!("--etcd-endpoints={}", cluster.store.endpoint()),
         "--iface-regex=^172[.]30[.]".to_owned(),
@@ -154,7 +154,8 @@ fn killed_cold() -> Result<()> {
     let daemon = products()?.daemon(&cluster.store);
     let cleanup = products()?.control_on_host(&cluster.store).arg("cleanup");
 
-    // Once for the lease and the device's address, which the lease keeps; the second is the cold start to compare with.
+    // The first start is for the lease and the device's address, which the lease keeps. The second one is the
+    // cold start to compare with.
     let first = host.spawn(&daemon.clone().named("first"))?;
     is_ready(&first)?;
     first.stop()?;
@@ -172,7 +173,7 @@ fn killed_cold() -> Result<()> {
         host.exec(&cleanup)?;
         let victim = host.spawn(&daemon.clone().named(&format!("victim-{round}")))?;
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        // Ends in time only when it fails.
+        // It ends in time only when it fails.
         let _ = victim.wait(took.mul_f64(f64::from((random >> 40) as u32) / f64::from(1_u32 << 24)));
         victim.kill();
         cut_short += u32::from(!victim.log().contains(" ready\n"));

@@ -1,4 +1,4 @@
-//! One case: its name, what it needs, and what it does.
+//! One case: its name, what it needs, and its body.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,7 +20,7 @@ pub(crate) struct Case {
     body: Box<dyn FnOnce() -> Result<()> + Send>,
 }
 
-/// What every cluster needs.
+/// The needs of every cluster.
 const CLUSTER: [Need; 6] =
     [Need::Namespaces, Need::Veth, Need::Bridge, Need::Vxlan, Need::NfTables, Need::Ipv6];
 
@@ -37,7 +37,7 @@ pub(crate) fn case(name: impl Into<String>, body: impl FnOnce() -> Result<()> + 
 }
 
 impl Case {
-    /// It needs this of the machine, and nothing else.
+    /// Its needs of the machine are exactly these.
     pub(crate) fn needing(self, needs: &[Need]) -> Self {
         Self { needs: needs.to_vec(), ..self }
     }
@@ -52,12 +52,12 @@ impl Case {
         Self { programs: paths.to_vec(), ..self }
     }
 
-    /// It needs these programs, wherever they are.
+    /// It needs these programs, in any folder of PATH.
     pub(crate) fn with_programs_anywhere(self, names: &[&'static str]) -> Self {
         Self { anywhere: names.to_vec(), ..self }
     }
 
-    /// Why it can't run here.
+    /// Why it cannot run here.
     fn missing(&self) -> Vec<String> {
         let mut missing: Vec<String> =
             Caps::probe().missing(&self.needs).into_iter().map(Into::into).collect();
@@ -84,7 +84,7 @@ impl Case {
     }
 }
 
-/// Runs what can run, lists what is skipped, and fails on a skip that nobody allowed.
+/// Runs every case that can run, lists the skipped ones, and fails on a skip that is not allowed.
 pub(crate) fn run(args: &Arguments, cases: Vec<Case>) -> ExitCode {
     let allowed = std::env::var("SELVAGE_ALLOW_SKIPS").ok().filter(|list| !list.is_empty());
     let mut refused = false;
@@ -122,17 +122,18 @@ pub(crate) fn peer(program: &str) -> Result<PathBuf> {
     path.exists().then_some(path.clone()).with_context(|| format!("{} does not exist", path.display()))
 }
 
-/// A cluster of three with etcd, unless said otherwise: it runs and its pods talk.
+/// A running cluster of three hosts with etcd, unless the spec differs; its pods reach each other.
 pub(crate) fn cluster(spec: Spec) -> Result<Cluster> {
     Cluster::up(&spec, &products()?)
 }
 
-/// Three hosts of these families. None of them leases `10.42.200.0` or above: that is left to what cases make up.
+/// Three hosts of these families. None of them leases `10.42.200.0` or above: these subnets are for the
+/// leases that cases write.
 pub(crate) fn spec(family: Family) -> Spec {
     with_room(Spec { family, store: StoreKind::Etcd, ..Spec::default() }, 0)
 }
 
-/// A word to the store by its own client.
+/// Runs etcdctl with the cluster's store.
 pub(crate) fn etcdctl(cluster: &Cluster, args: &[&str]) -> Result<String> {
     let endpoint = format!("--endpoints={}", cluster.store.endpoint());
     let program = Program::new("etcdctl").env("ETCDCTL_API", "3").arg(endpoint).args(args.iter().copied());

@@ -1,4 +1,5 @@
-//! Random disturbances under traffic: everything is as before afterwards. `CHAOS_SEED` and `CHAOS_SECONDS` choose another run.
+//! Random disturbances under traffic: afterwards everything is as before. `CHAOS_SEED` and `CHAOS_SECONDS`
+//! select another run.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! Clients of the CNI plugin that are not ours, unmodified: the library's tool, the library, CRI-O's, and runtimes.
+//! Clients of the CNI plugin that are not ours, unmodified: the library, its tool, CRI-O's library, and
+//! runtimes.
 
 use std::fs;
 use std::time::Duration;
@@ -21,9 +22,9 @@ pub(crate) fn cases() -> Vec<Case> {
     let of_debian = ["/usr/bin/busybox", "/usr/bin/containerd", "/usr/sbin/runc"];
     let case = |name: &str, body: fn() -> Result<()>| case(name, body).needing(&needs).with_peers();
     vec![
-        case("cnitool_adds_checks_asks_and_deletes", cnitool).with_programs(&node),
-        case("libcni_is_served_with_its_cache_and_its_capabilities", library).with_programs(&node),
-        case("configurations_of_the_first_versions_get_results_of_theirs", first_versions)
+        case("cnitool_calls_every_verb", cnitool).with_programs(&node),
+        case("libcni_works_with_its_cache_and_its_capabilities", library).with_programs(&node),
+        case("configurations_of_the_first_versions_get_results_of_these_versions", first_versions)
             .with_programs(&node),
         case("cri_os_library_adds_checks_and_deletes", ocicni).with_programs(&node),
         case("podman_runs_containers_on_our_network", podman).with_programs(&[
@@ -51,7 +52,7 @@ fn network(version: &str) -> Value {
     })
 }
 
-/// The list that podman makes for a network of its own.
+/// The list that podman makes for its own network.
 fn podman_network() -> Value {
     let ipam = json!({
         "type": "host-local", "ranges": [[{ "subnet": "10.244.1.0/24", "gateway": "10.244.1.1" }]],
@@ -106,7 +107,7 @@ fn library() -> Result<()> {
     for one in 0..2 {
         call("check", one, &ports(18080 + u16::try_from(one)?))?;
     }
-    // The library deletes what its cache has and the list has not, then asks the plugins to collect the rest.
+    // The library deletes what its cache has and the list does not have, then calls GC of the plugins.
     call("gc", 0, "CAPABILITIES=")?;
     ensure!(node.held()? == ["10.244.1.2"], "only the first is still valid: {:?}", node.held()?);
     call("check", 0, &ports(18080))?;
@@ -114,7 +115,7 @@ fn library() -> Result<()> {
     node.is_clean()
 }
 
-/// rkt and its time: no interfaces in a result, an address of each family.
+/// The first versions, as rkt used them: no interfaces in a result, one address of each family.
 fn first_versions() -> Result<()> {
     for version in ["0.1.0", "0.2.0"] {
         let mut conf = network(version);
@@ -147,7 +148,7 @@ fn ocicni() -> Result<()> {
     };
     let said = call("add")?;
     ensure!(said.contains("10.244.1.2/24"), "{said}");
-    // Asks for CHECK, and makes the pod unusable when that fails.
+    // It calls CHECK, and the pod is unusable when CHECK fails.
     ensure!(call("status")?.contains("10.244.1.2/24"));
     call("del")?;
     node.is_clean()
@@ -213,12 +214,12 @@ fn containerd() -> Result<()> {
     for at in [&*format!("{address}:80"), "127.0.0.1:18080", "10.244.1.1:18080"] {
         node.fetch(at).with_context(|| at.to_owned())?;
     }
-    // It sends the largest burst there is, and names that begin in upper case.
+    // It sends the largest possible burst, and keys in upper case.
     let queues = node.exec(&["tc", "qdisc", "show"])?;
     ensure!(queues.matches("tbf").count() == 2 && queues.contains("rate 80Mbit"), "{queues}");
     node.exec(&[&cri, SOCKET, "stop", id])?;
     node.is_clean()?;
-    // Comes with a second DEL, without a namespace.
+    // It calls DEL twice, the second time without a namespace.
     node.exec(&[&cri, SOCKET, "remove", id])?;
     node.is_clean()
 }
@@ -239,7 +240,7 @@ fn kubelet() -> Result<()> {
     let node = Node::start(&network("1.1.0"))?;
     let folder = peer("kubelet")?.parent().context("the peers have a folder")?.display().to_string();
     let _process = start(&node, 2, &folder, &format!("{folder}/ctr"))?;
-    // STATUS decides: no lease, no pod, and no ADD that must fail first.
+    // STATUS decides: without a lease there is no pod, and no ADD that would fail.
     let env = node.host().path("/run/flannel/subnet.env");
     let text = fs::read_to_string(&env)?;
     fs::remove_file(&env)?;

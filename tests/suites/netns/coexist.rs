@@ -1,5 +1,5 @@
-//! Others filter on the same host: what they drop by default lets pods through, what they drop on purpose stays dropped,
-//! and nothing of theirs is touched.
+//! Other programs filter on the same host: pods pass what those programs drop by default, packets that they
+//! drop on purpose stay dropped, and none of their rules is changed.
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
@@ -15,28 +15,28 @@ const SOON: Duration = Duration::from_secs(10);
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for flavour in ["nft", "legacy"] {
-        let name =
-            format!("pods_talk_under_a_forward_policy_that_drops_and_the_accept_goes_with_it_{flavour}");
+        let name = format!(
+            "pods_reach_each_other_under_a_dropping_forward_policy_and_our_accept_goes_with_it_{flavour}"
+        );
         cases.push(case(name, move || dropped(flavour)));
-        let name = format!("dockers_own_chain_holds_the_accept_before_its_return_{flavour}");
+        let name = format!("our_accept_is_in_dockers_chain_before_its_return_{flavour}");
         cases.push(case(name, move || docker(flavour)));
-        let name = format!("a_policy_engine_in_front_of_ours_is_asked_first_{flavour}");
+        let name = format!("the_rules_of_a_policy_engine_come_before_ours_{flavour}");
         cases.push(case(name, move || policy(flavour)));
-        let name = format!("rules_by_iptables_stand_before_a_final_reject_{flavour}");
+        let name = format!("our_iptables_rules_come_before_a_final_reject_{flavour}");
         cases.push(case(name, move || rejected(flavour)));
     }
-    cases.push(case("pods_talk_under_ufw", ufw).with_programs(&["/lib/ufw/ufw-init"]));
+    cases.push(case("pods_reach_each_other_under_ufw", ufw).with_programs(&["/lib/ufw/ufw-init"]));
     cases.push(
-        case("firewalld_trusts_pods_also_after_it_loaded_its_rules_anew", firewalld)
-            .with_programs(&["/usr/sbin/firewalld"]),
+        case("firewalld_trusts_pods_also_after_a_reload", firewalld).with_programs(&["/usr/sbin/firewalld"]),
     );
     for form in ["iptables", "nftables"] {
-        let name = format!("services_of_a_real_kube_proxy_by_{form}_reach_pods_and_see_the_right_source");
+        let name = format!("services_of_a_real_kube_proxy_with_{form}_reach_pods_with_the_right_source");
         cases.push(case(name, move || services(form)));
     }
     cases.push(case("a_foreign_chain_that_drops_is_named_with_the_line_to_add", named));
-    cases.push(case("the_lock_of_iptables_in_other_hands_delays_rules_and_nothing_else", locked));
-    cases.push(case("twenty_thousand_foreign_rules_cost_no_program_and_no_time", crowd));
+    cases.push(case("a_held_iptables_lock_delays_rules_and_nothing_else", locked));
+    cases.push(case("twenty_thousand_foreign_rules_start_no_program_and_cost_no_time", crowd));
     cases.into_iter().map(|case| case.with_programs_anywhere(&IPTABLES)).collect()
 }
 
@@ -67,7 +67,7 @@ fn wait_for(host: &Host, flavour: &str, is: impl Fn(&str) -> bool) -> Result<Dur
 
 const JUMP: &str = "-m comment --comment \"flanneld forward\" -j FLANNEL-FWD";
 
-/// Go's daemon looks every five seconds; the older iptables tells nobody of changes.
+/// Go's daemon checks every five seconds; the legacy iptables sends no notifications.
 const QUICK: &str = "--iptables-resync=1";
 
 fn dropped(flavour: &str) -> Result<()> {
@@ -75,7 +75,7 @@ fn dropped(flavour: &str) -> Result<()> {
     for host in cluster.net.hosts() {
         sh(host, &format!("iptables-{flavour} -P FORWARD DROP; ip6tables-{flavour} -P FORWARD DROP"))?;
     }
-    // The older kind tells nobody: a start sees it.
+    // The legacy iptables sends no notifications: only a start sees the change.
     for n in 0..2 {
         anew(&mut cluster, n)?;
     }
@@ -98,7 +98,7 @@ fn dropped(flavour: &str) -> Result<()> {
 
 fn docker(flavour: &str) -> Result<()> {
     let mut cluster = two(Family::V4)?;
-    // As Docker 27 leaves it.
+    // The state that Docker 27 leaves.
     let script = format!(
         "iptables-{flavour}-restore --noflush <<'END'
 *filter
@@ -133,7 +133,7 @@ END"
     let order =
         format!("-A DOCKER-USER -s 192.0.2.0/24 -j DROP\n-A DOCKER-USER {JUMP}\n-A DOCKER-USER -j RETURN\n");
     ensure!(saved.contains(&order), "{saved}");
-    // Over nf_tables the daemon may have been quicker than the first look.
+    // With nf_tables the daemon may be faster than the first check.
     let theirs = |saved: &str| -> Vec<String> {
         saved.lines().filter(|line| !line.contains("FLANNEL")).map(str::to_owned).collect()
     };
@@ -141,7 +141,7 @@ END"
     Ok(())
 }
 
-/// Calico's chains stand first in FORWARD; what they let through they mark, and hand back.
+/// Calico's chains are first in FORWARD. They mark the packets that they accept, and return them.
 fn policy(flavour: &str) -> Result<()> {
     let mut cluster = two(Family::V4)?;
     let (denied, asks) = (cluster.pods[0].address(Family::V4)?, cluster.net.host(0).clone());
@@ -170,7 +170,7 @@ END"
 
 fn rejected(flavour: &str) -> Result<()> {
     let mut cluster = two(Family::V4)?;
-    // As the rules of RHEL's iptables-services are.
+    // Like the rules of RHEL's iptables-services.
     for n in 0..2 {
         sh(
             cluster.net.host(n),
@@ -193,7 +193,7 @@ fn rejected(flavour: &str) -> Result<()> {
 fn ufw() -> Result<()> {
     let cluster = two(Family::Dual)?;
     for host in cluster.net.hosts() {
-        // Its switch is a file of the machine: this host gets its own.
+        // Its switch is a file of the machine: this host gets its own copy.
         sh(
             host,
             "cp -r /etc/ufw /run/ufw-etc; sed -i 's/^ENABLED=.*/ENABLED=yes/' /run/ufw-etc/ufw.conf
@@ -208,7 +208,7 @@ fn ufw() -> Result<()> {
 fn firewalld() -> Result<()> {
     let cluster = two(Family::V4)?;
     let host = cluster.net.host(1);
-    // What it is told for good goes into a file of the machine: this host gets its own.
+    // Its permanent settings are a file of the machine: this host gets its own copy.
     let files = "mkdir -p /run/dbus /run/firewalld; cp -r /etc/firewalld /run/firewalld-etc
         mount --bind /run/firewalld-etc /etc/firewalld";
     sh(host, files)?;
@@ -216,7 +216,7 @@ fn firewalld() -> Result<()> {
     let daemon = host.spawn(&Program::new("/usr/sbin/firewalld").args(["--nopid", "--nofork"]))?;
     eventually(Duration::from_secs(60), || sh(host, "firewall-cmd --state").map(drop))
         .with_context(|| daemon.log())?;
-    // The tunnel's packets are for the host itself, which is the operator's word.
+    // The packets of the tunnel are for the host itself; the operator decides about those.
     sh(host, "firewall-cmd --permanent --add-port=8472/udp; firewall-cmd --add-port=8472/udp")?;
     let trusted = || sh(host, "firewall-cmd --zone=trusted --list-sources");
     let in_force = || {
@@ -241,14 +241,15 @@ fn firewalld() -> Result<()> {
     .map(drop)
 }
 
-/// What a real kube-proxy made, with its endpoint of web and local moved to a pod of the second host.
+/// The rules of a real kube-proxy, with the endpoint of its services `web` and `local` replaced by a pod of
+/// the second host.
 fn kube_proxy(form: &str, pod: SocketAddr) -> Program {
     let (rules, load) = match form {
         "nftables" => (include_str!("foreign/kube-proxy.nft"), Program::new("nft").args(["-f", "-"])),
         _ => (include_str!("foreign/kube-proxy.iptables"), Program::new("iptables-nft-restore")),
     };
     let rules = rules.replace("10.42.99.2", &pod.ip().to_string()).replace("9999", &pod.port().to_string());
-    // Counters of their own that a program with the right to make them has made before.
+    // Named counters: kube-proxy makes them beforehand, with the right to do so.
     let counts = |line: &str| {
         let (head, tail) = line.split_once(" -m nfacct --nfacct-name  ")?;
         Some(format!("{head} {}", tail.split_once(' ')?.1))
@@ -279,7 +280,7 @@ fn services(form: &str) -> Result<()> {
             (cluster.pods[0].space(), "10.96.0.10:80", pods),
             (host.space(), "10.96.0.10:80", tunnel),
             (outside.space(), "172.30.0.1:30080", tunnel),
-            // Of a Service for local endpoints only, and there is none: its address within the cluster works.
+            // A Service with local endpoints only has none here; its cluster address works.
             (cluster.pods[0].space(), "10.96.0.11:80", pods),
         ] {
             let to = to.parse()?;
@@ -334,7 +335,7 @@ fn named() -> Result<()> {
     .map(drop)
 }
 
-/// Somebody holds the lock; peers come and go as ever, and the rules come when it is free.
+/// Another program holds the lock: peers join and leave as usual, and the rules follow when the lock is free.
 fn locked() -> Result<()> {
     let mut cluster = cluster(Spec { hosts: 1, ..spec(Family::V4) })?;
     let host = cluster.net.host(0).clone();
@@ -368,7 +369,7 @@ fn locked() -> Result<()> {
     .map(drop)
 }
 
-/// Rules as a proxy of many services has them, in both flavours.
+/// The rules of a proxy with many services, in both flavours.
 fn crowd() -> Result<()> {
     let mut cluster = cluster(Spec { hosts: 1, ..spec(Family::V4) })?;
     let host = cluster.net.host(0).clone();
@@ -395,7 +396,7 @@ fn crowd() -> Result<()> {
     Ok(())
 }
 
-/// Over some audits no program is run.
+/// Checks that no program is started during some audits.
 fn quiet(cluster: &Cluster, daemon: &Process) -> Result<()> {
     let host = cluster.net.host(0);
     let ask = products()?.control_on_host(&cluster.store).args(["status", "--output=json"]);
@@ -410,7 +411,7 @@ fn quiet(cluster: &Cluster, daemon: &Process) -> Result<()> {
             Ok(())
         })
     };
-    // What it did at its start comes back as notifications.
+    // The daemon's own start causes notifications.
     after(passes()? + 2)?;
     let (began, forks) = (passes()?, children_faults(daemon)?);
     after(began + 3)?;
@@ -418,7 +419,7 @@ fn quiet(cluster: &Cluster, daemon: &Process) -> Result<()> {
     Ok(())
 }
 
-/// Page faults of the process's children that ended: none is born without.
+/// Page faults of the process's ended children: every child has some.
 fn children_faults(daemon: &Process) -> Result<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid()))?;
     let after_name = stat.rsplit(')').next().context("stat")?;

@@ -1,4 +1,4 @@
-//! Pods on different hosts talk, whatever the backend, the families and the store.
+//! Pods on different hosts reach each other, with every backend, family and store.
 
 use std::time::Duration;
 
@@ -17,12 +17,12 @@ pub(crate) fn cases() -> Vec<Case> {
     for backend in [Backend::Vxlan, Backend::HostGw] {
         for family in FAMILIES {
             for store in [StoreKind::Etcd, StoreKind::Embedded] {
-                let name = format!("pods_talk_over_{backend}_{family}_with_{store}");
+                let name = format!("pods_reach_each_other_over_{backend}_{family}_with_{store}");
                 cases.push(case(name.replace('-', "_"), move || talk(backend, family, store)));
             }
         }
     }
-    cases.push(case("direct_routing_leaves_the_tunnel_to_nobody_on_the_same_wire", direct_routing));
+    cases.push(case("direct_routing_uses_no_tunnel_on_the_same_wire", direct_routing));
     cases
 }
 
@@ -31,7 +31,8 @@ fn talk(backend: Backend, family: Family, store: StoreKind) -> Result<()> {
     let (from, to) = (&cluster.pods[0], &cluster.pods[2]);
     let env = subnet_env(from.host()).unwrap_or_default();
     let mtu: usize = env.get("FLANNEL_MTU").map_or(Ok(0), |text| text.parse())?;
-    // The largest packet that subnet.env promises passes whole: IP and ICMP headers are inside the MTU.
+    // The largest packet that subnet.env promises passes unfragmented; IP and ICMP headers are inside the
+    // MTU.
     for family in family.each() {
         let headers = if *family == Family::V4 { 28 } else { 48 };
         ping_sized(from.space(), to.address(*family)?, mtu - headers, Duration::from_secs(2))?;

@@ -1,4 +1,5 @@
-//! What somebody else drops on a host, where it is not plain to see: it is named with what ends that, and that ends it.
+//! Packets that another program drops in an unusual place: status names the cause and the way out, and the
+//! way out works.
 
 use std::time::Duration;
 
@@ -11,12 +12,12 @@ use crate::rules::{IPTABLES, anew};
 const SOON: Duration = Duration::from_secs(10);
 
 pub(crate) fn cases() -> Vec<Case> {
-    let mut cases =
-        vec![case("a_chain_that_only_calls_the_one_that_drops_is_named_with_the_line_to_add", called)];
+    let mut cases = vec![case("a_chain_that_calls_a_dropping_chain_is_named_with_the_line_to_add", called)];
     for flavour in ["nft", "legacy"] {
-        let name = format!("rules_stand_before_the_call_of_a_chain_that_rejects_{flavour}");
+        let name = format!("our_rules_come_before_the_call_of_a_rejecting_chain_{flavour}");
         cases.push(case(name, move || calling(flavour)));
-        let name = format!("what_docker_drops_before_routing_is_named_with_its_switch_{flavour}");
+        let name =
+            format!("packets_that_docker_drops_before_routing_are_named_with_dockers_switch_{flavour}");
         cases.push(case(name, move || walled(flavour)));
     }
     cases.into_iter().map(|case| case.with_programs_anywhere(&IPTABLES)).collect()
@@ -30,12 +31,12 @@ fn two() -> Result<Cluster> {
     cluster(Spec { hosts: 2, ..spec(Family::V4) })
 }
 
-/// What status says is in the way, until it says what is wanted.
+/// Reads the conflicts in status until they are as wanted.
 fn told(cluster: &Cluster, host: &Host, wanted: impl Fn(&str) -> bool) -> Result<String> {
     let ask = products()?.control_on_host(&cluster.store).args(["status", "--output=json"]);
     let mut conflicts = String::new();
     eventually(SOON, || {
-        // Its code tells whether the node is ready, which it is not.
+        // The exit code shows whether the node is ready; it is not.
         let said = String::from_utf8_lossy(&host.output(&ask)?.stdout).into_owned();
         let status: serde_json::Value = serde_json::from_str(&said)?;
         conflicts = status["conflicts"].to_string();
@@ -62,7 +63,7 @@ fn called() -> Result<()> {
               add rule inet site guard jump ask'",
     )?;
     cluster.wait_for_pings(SOON)?;
-    // Neither its name nor that of the chain that drops says that forwarded packets go there.
+    // Neither its own name nor that of the dropping chain says that forwarded packets go there.
     sh(host, "nft add rule inet site ask counter drop")?;
     refused(&cluster)?;
     let conflicts = told(&cluster, host, |said| said.contains("guard"))?;
@@ -74,7 +75,7 @@ fn called() -> Result<()> {
     told(&cluster, host, |said| !said.contains("guard")).map(drop)
 }
 
-/// As ufw refuses what it forwards, with `reject` for its policy.
+/// The way ufw refuses forwarded packets, with `reject` as its policy.
 fn calling(flavour: &str) -> Result<()> {
     let mut cluster = two()?;
     let host = cluster.net.host(1).clone();
@@ -86,7 +87,7 @@ fn calling(flavour: &str) -> Result<()> {
              {program} -A site-reject -j REJECT; {program} -A FORWARD -j site-reject"
         ),
     )?;
-    // The older kind tells nobody: a start sees it.
+    // The legacy iptables sends no notifications: only a start sees the change.
     anew(&mut cluster, 1)?;
     cluster.wait_for_pings(SOON).with_context(|| cluster.daemons[1].log())?;
     let chain = sh(&host, &format!("{program} -S FORWARD; {program} -S site-reject"))?;
@@ -99,7 +100,7 @@ fn calling(flavour: &str) -> Result<()> {
     Ok(())
 }
 
-/// Docker 28 and later, for a container of a bridge network.
+/// The rules of Docker 28 and later for a container of a bridge network.
 fn walled(flavour: &str) -> Result<()> {
     let mut cluster = two()?;
     let host = cluster.net.host(1).clone();

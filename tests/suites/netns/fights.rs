@@ -1,5 +1,6 @@
-//! Somebody keeps undoing a real daemon: it names the object and, where the kernel tells, the other; it does not spin, the
-//! others go on, and when it ends all is right again.
+//! Another program keeps undoing a real daemon's work: the daemon names the object and, where the kernel
+//! reports it, the program; it does not spin, other objects are not affected, and afterwards everything is
+//! right again.
 
 use std::time::Duration;
 
@@ -8,20 +9,20 @@ use netns_harness::{Cluster, Family, Program, eventually};
 
 use crate::case::{Case, case, cluster, spec};
 
-/// How often the other does it, a tenth of a second apart.
+/// How often the other program acts, every tenth of a second.
 const TIMES: usize = 60;
-/// After the end: a quarter of the fight, and what a busy machine takes.
+/// The time after the end: a quarter of the contended time, and reserve for a busy machine.
 const CONVERGED: Duration = Duration::from_secs(10);
-/// Processor time that the daemon may use meanwhile.
+/// The CPU time that the daemon may use meanwhile.
 const CPU: Duration = Duration::from_secs(2);
 
-/// One fight, on the first of three hosts. `PEER` stands for the second's subnet.
+/// One case, on the first of three hosts. `PEER` stands for the second host's subnet.
 #[derive(Clone, Copy)]
 struct Fight {
     name: &'static str,
-    /// What the other does, in sh; `$i` counts.
+    /// The other program, in sh; `$i` counts.
     line: &'static str,
-    /// In the daemon's log: our step, and who undoes it.
+    /// Expected in the daemon's log: our step, and the program that undoes it.
     ours: &'static str,
     theirs: &'static str,
     /// Hosts that must reach each other all the time.
@@ -32,29 +33,30 @@ const NOBODY: &str = "somebody the kernel does not tell";
 
 const FIGHTS: [Fight; 4] = [
     Fight {
-        name: "somebody_who_keeps_deleting_a_route_is_named_and_disturbs_nobody_else",
-        // One process for all of it, as a routing daemon is; `ip` itself has mostly ended before it can be asked.
+        name: "a_program_that_keeps_deleting_a_route_is_named_and_no_other_route_is_affected",
+        // One process for all of it, like a routing daemon; `ip` itself has mostly ended before its name can
+        // be read.
         line: "echo route delete PEER.0/24; sleep 0.1",
         ours: "ip route replace PEER.0/24",
         theirs: "undone by ip (process ",
         undisturbed: (0, 2),
     },
     Fight {
-        name: "somebody_who_keeps_changing_the_hardware_address_is_not_fed",
+        name: "a_mac_that_is_changed_again_and_again_is_repaired_with_back_off",
         line: "ip link set flannel.1 address 02:00:00:00:be:$(printf %02x $i); sleep 0.1",
         ours: "ip link set flannel.1 address",
         theirs: NOBODY,
         undisturbed: (1, 2),
     },
     Fight {
-        name: "somebody_who_keeps_adding_a_stale_forwarding_entry_is_not_fed",
+        name: "a_stale_fdb_entry_that_is_added_again_and_again_is_deleted_with_back_off",
         line: "bridge fdb replace 02:00:00:00:be:ef dev flannel.1 dst 172.30.0.99 self permanent; sleep 0.1",
         ours: "bridge fdb delete 02:00:00:00:be:ef",
         theirs: NOBODY,
         undisturbed: (0, 2),
     },
     Fight {
-        name: "somebody_who_keeps_flushing_the_rules_is_named",
+        name: "a_program_that_keeps_flushing_the_rules_is_named",
         line: "nft delete table ip flannel-ipv4; sleep 0.1",
         ours: "nft replace table ip flannel-ipv4",
         theirs: "undone by nft (process ",

@@ -1,4 +1,5 @@
-//! Side by side with the real Go flannel and its CNI chain: either takes over from the other, both live in one cluster.
+//! Together with the real Go flannel and its CNI chain: each takes over from the other, and both work in one
+//! cluster.
 
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ const SOON: Duration = Duration::from_secs(10);
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (word, backend) in [("vxlan", Backend::Vxlan), ("host_gw", Backend::HostGw)] {
-        let there = case(format!("go_flannel_hands_over_to_us_and_takes_back_{word}"), move || swap(backend));
+        let there = case(format!("go_flannel_hands_over_to_us_and_back_{word}"), move || swap(backend));
         cases.push(there.with_peers());
     }
     for (word, backend, direct) in [
@@ -24,17 +25,17 @@ pub(crate) fn cases() -> Vec<Case> {
         ("direct", Backend::Vxlan, true),
         ("host_gw", Backend::HostGw, false),
     ] {
-        let name = format!("what_go_flannel_left_of_a_peer_that_went_is_swept_{word}");
+        let name = format!("objects_that_go_flannel_left_of_a_departed_peer_are_deleted_{word}");
         cases.push(case(name, move || sweep(backend, direct)).with_peers());
-        let name = format!("plan_on_a_node_of_go_flannel_says_what_is_wrong_and_a_shell_can_run_it_{word}");
+        let name = format!("plan_on_a_node_of_go_flannel_prints_lines_that_a_shell_can_run_{word}");
         cases.push(case(name, move || plan(backend, direct)).with_peers());
     }
     cases.push(case("go_flannel_and_ours_share_a_cluster_on_the_embedded_store", mixed).with_peers());
-    cases.push(case("pods_of_the_go_chain_are_deleted_by_our_plugin_and_the_reverse", plugins).with_peers());
+    cases.push(case("our_plugin_deletes_pods_of_the_go_chain_and_the_reverse", plugins).with_peers());
     cases
 }
 
-/// The Go daemon; network set and pods by our own tools.
+/// The Go daemon; our own tools set the network and make pods.
 fn go() -> Result<Products> {
     Ok(Products { flanneld: peer("flanneld")?, ..products()? })
 }
@@ -58,7 +59,7 @@ fn swap(backend: Backend) -> Result<()> {
     Ok(())
 }
 
-/// The new daemon has programmed its peers: both say something of their own when they have.
+/// The new daemon has written its peers: each daemon logs a line of its own then.
 fn settled(cluster: &Cluster, word: &str, process: &netns_harness::Process) -> Result<()> {
     wait_for_subnet(cluster.net.host(0), process, SOON)?;
     let done = if word == "ours" { " ready" } else { "Running backend" };
@@ -87,7 +88,7 @@ fn backend_spec(backend: Backend, direct: bool) -> Spec {
     spec
 }
 
-/// Two hosts of ours and, as the last, one of the Go daemon.
+/// Two hosts with our daemon, and a last host with the Go daemon.
 fn with_go_host(backend: Backend, direct: bool) -> Result<Cluster> {
     let mut cluster = cluster(Spec { hosts: 2, ..backend_spec(backend, direct) })?;
     cluster.net.add_host()?;
@@ -100,11 +101,11 @@ fn with_go_host(backend: Backend, direct: bool) -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// A peer that the Go daemon has programmed goes while no daemon runs.
+/// A peer that the Go daemon has written leaves while no daemon runs.
 fn sweep(backend: Backend, direct: bool) -> Result<()> {
     let cluster = with_go_host(backend, direct)?;
     let host = cluster.net.host(2);
-    // One on the underlay's own network, and one beyond a router, which host-gw can't reach.
+    // One peer on the underlay's own network, and one behind a router, which host-gw cannot reach.
     let near = ("10.42.240.0-24", "172.30.0.240", "02:00:00:00:00:f0");
     let far = ("10.42.241.0-24", "192.0.2.241", "02:00:00:00:00:f1");
     let peers = if backend == Backend::HostGw { vec![near] } else { vec![near, far] };

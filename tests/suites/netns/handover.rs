@@ -1,4 +1,4 @@
-//! The daemon deletes containers' links for the plugin, and no other link.
+//! The daemon deletes links of containers for the plugin, and no other links.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -16,9 +16,9 @@ const SOON: Duration = Duration::from_secs(10);
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        case("pods_that_run_get_another_mtu_when_somebody_asks_for_it_and_not_before", lowered),
-        case("a_del_beside_the_daemon_is_served_by_it", served),
-        case("the_daemon_is_asked_to_delete_links_that_are_no_containers_and_deletes_none", refused),
+        case("running_pods_get_another_mtu_on_request_and_not_earlier", lowered),
+        case("the_daemon_deletes_the_link_for_a_del", served),
+        case("the_daemon_deletes_no_link_that_is_not_a_containers", refused),
     ]
 }
 
@@ -35,7 +35,7 @@ fn served() -> Result<()> {
     ensure!(host.netlink()?.has_link(&link), "{link} is there");
     host.exec(&powerless(&cni, &first))?;
     ensure!(!host.netlink()?.has_link(&link), "{link} is gone when DEL returns");
-    // The one that could do it is gone: the plugin alone has not the right.
+    // The daemon, which could do it, is gone; the plugin alone lacks the right.
     daemon.kill();
     let link = hosts_end(&second)?;
     let alone = host.output(&powerless(&cni, &second))?;
@@ -45,7 +45,7 @@ fn served() -> Result<()> {
     Ok(())
 }
 
-/// The network's MTU falls while a pod runs: its own interface follows when somebody asks for it, and not before.
+/// The network's MTU shrinks while a pod runs: the pod's interface follows on request, not earlier.
 fn lowered() -> Result<()> {
     let cluster = cluster(one_host())?;
     let (host, products) = (cluster.net.host(0), products()?);
@@ -100,7 +100,7 @@ fn refused() -> Result<()> {
     for link in links {
         ensure!(host.netlink()?.has_link(link), "{link} is gone");
     }
-    // It would have done it.
+    // The daemon would have deleted it.
     let (pod, index) = (&cluster.pods[0], host.netlink()?.index(&hosts_end(&cluster.pods[0])?)?);
     ensure!(ask(host, &format!("unlink {index}\n"))? == "+\n");
     let link = hosts_end(pod)?;
@@ -111,12 +111,12 @@ fn refused() -> Result<()> {
     .map(drop)
 }
 
-/// The name of the pair's end on the host.
+/// The name of the host's end of the pair.
 fn hosts_end(pod: &Pod) -> Result<String> {
     pod.result()["interfaces"][1]["name"].as_str().map(str::to_owned).context("a host's end")
 }
 
-/// A DEL that is not allowed to change the network.
+/// A DEL without the right to change the network.
 fn powerless(cni: &Cni, pod: &Pod) -> Program {
     Program::new("setpriv")
         .args(["--bounding-set=-net_admin", "--inh-caps=-net_admin"])
@@ -129,7 +129,7 @@ fn powerless(cni: &Cni, pod: &Pod) -> Program {
         .stdin(cni.conf.to_string())
 }
 
-/// What the daemon's socket answers.
+/// The answer of the daemon's socket.
 fn ask(host: &Host, question: &str) -> Result<String> {
     let name = SocketAddr::from_abstract_name("selvage//coreos.com/network")?;
     host.run(|| -> Result<String> {
@@ -144,7 +144,7 @@ fn ask(host: &Host, question: &str) -> Result<String> {
 
 fn is_unlinking(daemon: &Process) -> Result<bool> {
     for task in fs::read_dir(format!("/proc/{}/task", daemon.pid()))? {
-        // One that has just ended is not at it.
+        // A process that has just ended has no open socket.
         let name = fs::read_to_string(task?.path().join("comm")).unwrap_or_default();
         if name.trim_end() == "unlink" {
             return Ok(true);

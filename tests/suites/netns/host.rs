@@ -1,5 +1,5 @@
-//! The host changes under a running daemon, or is odd from the start: it is followed without a restart, pods go on, and
-//! what cannot be is said.
+//! The host changes while a daemon runs, or is odd from the start: the daemon follows without a restart, pods
+//! go on, and what cannot work is reported.
 
 #![allow(clippy::disallowed_methods, reason = "it measures how long peers take to learn")]
 
@@ -18,25 +18,29 @@ const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        case("an_underlay_that_is_readdressed_remade_renamed_or_bridged_is_followed_under_traffic", followed),
-        case("a_second_default_route_is_followed_and_the_first_again_when_it_goes", second_default),
-        case("an_mtu_that_changes_reaches_every_device_and_subnet_env_each_family_by_its_own_overhead", mtus),
-        case("one_mtu_of_the_network_counts_for_devices_and_pods", set_mtu),
-        case("settings_that_stop_pods_are_put_right_and_put_back_by_cleanup", settings),
-        case("checksums_are_kept_from_the_hardware_of_every_tunnel_where_that_was_asked_for", checksums)
+        case(
+            "an_underlay_that_is_renumbered_replaced_renamed_or_bridged_is_followed_under_traffic",
+            followed,
+        ),
+        case("a_better_default_route_is_followed_and_the_first_one_again_after_it", second_default),
+        case("a_changed_mtu_reaches_every_device_and_subnet_env_with_the_overhead_of_its_family", mtus),
+        case("the_mtu_of_the_net_conf_applies_to_devices_and_pods", set_mtu),
+        case("settings_that_stop_pods_are_repaired_and_cleanup_restores_them", settings),
+        case("checksum_offload_is_switched_off_on_every_tunnel_on_request", checksums)
             .with_programs_anywhere(&["ethtool"]),
-        case("no_interface_that_was_asked_for_is_one_sentence_each_and_a_code_of_its_own", unfit),
+        case("each_flag_without_a_fitting_interface_is_one_sentence_and_the_exit_code_is_10", unfit),
         case("host_setup_writes_its_files_below_a_root_and_cleanup_removes_them", host_setup),
     ]
 }
 
-/// Each line as an operator types it.
+/// Runs each line, as an operator would.
 fn sh(host: &Host, lines: &str) -> Result<String> {
     let script = lines.replace("eth0", UPLINK);
     host.exec(&Program::new("sh").args(["-ec", &script]))
 }
 
-/// Does something to a host while a pod elsewhere sends to its pod, in every family; nothing restarts, and the subnet stays.
+/// Changes a host while a pod elsewhere sends to its pod, in every family. Nothing restarts, and the subnet
+/// stays.
 fn under_traffic(
     cluster: &Cluster,
     what: &str,
@@ -74,7 +78,7 @@ fn followed() -> Result<()> {
         })
     };
     under_traffic(&cluster, "another address", &[Family::V4], |_| {
-        // Without it the kernel takes the second address of a network along with the first.
+        // Otherwise the kernel deletes the second address of a network together with the first.
         sh(&host, "sysctl -qw net.ipv4.conf.eth0.promote_secondaries=1")?;
         sh(&host, "ip address add 172.30.77.77/16 dev eth0; ip address delete 172.30.0.2/16 dev eth0")?;
         let learned = tells("172.30.77.77")?;
@@ -91,7 +95,7 @@ fn followed() -> Result<()> {
         sh(&host, "ip address add fd30::2/64 dev eth0 nodad; ip address delete fd30::77/64 dev eth0")?;
         tells("fd30::2\"").map(drop)
     })?;
-    // It was asked for by name, and is the same interface all the same.
+    // Its old name was configured, and it is still the same interface.
     under_traffic(&cluster, "another name", &[Family::V4, Family::V6], |_| {
         sh(&host, "ip link set eth0 name lan0")?;
         eventually(SOON, || {
@@ -135,7 +139,7 @@ fn out_of_the_bridge(host: &Host) -> Result<()> {
     .map(drop)
 }
 
-/// A cluster whose daemons were told no interface.
+/// A cluster whose daemons have no flag for the interface.
 fn unguided(spec: &Spec) -> Result<Cluster> {
     let mut cluster = Cluster::prepare(spec, &products()?)?;
     cluster.set_network()?;
@@ -209,7 +213,7 @@ fn mtus() -> Result<()> {
         host.netlink()?.set_mtu(UPLINK, 1500)?;
         agree(&cluster, host, "1430", &[("flannel.1", "1450"), ("flannel-v6.1", "1430")])
     })?;
-    // What subnet.env promises passes whole, in both families.
+    // Packets of the size that subnet.env promises pass unfragmented in both families.
     for (family, headers) in [(Family::V4, 28), (Family::V6, 48)] {
         let to = cluster.pods[1].address(family)?;
         ping_sized(cluster.pods[0].space(), to, 1430 - headers, SOON)?;
@@ -234,7 +238,7 @@ fn set_mtu() -> Result<()> {
     Ok(())
 }
 
-/// The settings that matter, as they stand on a host; what this kernel lacks is left out.
+/// The settings of a host; settings that this kernel lacks are left out.
 const SETTINGS: [&str; 4] = [
     "net/ipv4/ip_forward",
     "net/ipv6/conf/all/forwarding",
@@ -296,7 +300,7 @@ fn settings() -> Result<()> {
     let told = control("cleanup --dry-run")?;
     ensure!(told.contains(&format!("# {back}: not done, since the bridge cni0 has ports")), "{told}");
     all_one()?;
-    // Pods that still run need a host that forwards, whoever looks after them next.
+    // Running pods need a host that forwards, whichever program cares for them next.
     control("cleanup")?;
     ensure!(
         sh(&host, "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding")? == "1\n1\n"
@@ -305,7 +309,7 @@ fn settings() -> Result<()> {
     let told = control("cleanup")?;
     ensure!(told.lines().any(|line| line == back), "{told}");
     ensure!(standing(&host)? == before, "{}\nbefore:\n{before}", standing(&host)?);
-    // What somebody else set meanwhile is theirs.
+    // Settings that another program changed meanwhile stay.
     sh(&host, "echo 1 > /proc/sys/net/ipv4/ip_forward")?;
     let again = control("cleanup --dry-run")?;
     ensure!(!again.contains("net.ipv6") && !again.contains("all/forwarding"), "{again}");
@@ -360,7 +364,7 @@ fn unfit() -> Result<()> {
         ensure!(log.contains(part), "{part} in {log}");
     }
     ensure!(cluster.store.list("subnets/")?.is_empty(), "no lease was taken");
-    // A dry run ends as the daemon does.
+    // A dry run ends with the same code as the daemon.
     let plan = products()?.control_on_host(&cluster.store).args(["plan", "--iface=lan9", "--iface-wait=0"]);
     let said = host.output(&plan)?;
     let sentence = String::from_utf8_lossy(&said.stderr);

@@ -1,4 +1,4 @@
-//! The real kernel obeys the laws that the fake one was written by; the suite `pure` asks the fake the same.
+//! The real kernel obeys the laws. The suite `pure` checks the same laws on the fake kernel.
 
 use anyhow::anyhow;
 use netns_harness::caps::Need;

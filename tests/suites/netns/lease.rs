@@ -1,4 +1,4 @@
-//! Leases that can't be lost, stolen or poisoned.
+//! Leases cannot be lost, stolen or poisoned.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,24 +15,24 @@ use nix::sys::signal::Signal;
 use crate::case::{Case, case, cluster, etcdctl, products, spec};
 
 pub(crate) const SOON: Duration = Duration::from_secs(10);
-/// Longer than any back-off of a store's client.
+/// Longer than any back-off of a store client.
 pub(crate) const LATER: Duration = Duration::from_secs(30);
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = vec![
-        case("a_host_that_slept_past_its_lease_leaves_it_to_the_new_owner_and_ends", slept),
+        case("a_host_that_slept_past_its_lease_ends_and_the_new_owner_keeps_it", slept),
         case("two_hosts_with_one_public_address_are_named_and_share_no_lease", one_address),
         case("a_lease_is_reserved_shown_and_released_by_hand", by_hand),
-        case("a_host_told_so_gives_its_lease_back_when_it_stops", released_on_exit),
+        case("with_release_on_exit_a_host_releases_its_lease_when_it_stops", released_on_exit),
         case("seventeen_kinds_of_bad_record_change_no_kernel_and_lose_no_packet", poison),
-        case("a_state_directory_that_cannot_be_written_is_said_and_stops_nobody", no_memory),
+        case("a_state_directory_that_cannot_be_written_is_reported_and_stops_nothing", no_memory),
     ];
     for store in [StoreKind::Etcd, StoreKind::Embedded] {
         let name = |what: &str| format!("no_packet_and_no_subnet_is_lost_when_{what}_{store}");
         cases.push(case(name("all_leases_are_deleted"), move || deleted(store)));
         cases.push(case(name("the_store_is_emptied"), move || emptied(store)));
         cases.push(case(name("a_backup_from_before_ten_joins_is_put_back"), move || put_back(store)));
-        cases.push(case(format!("hosts_start_without_the_store_by_what_they_knew_{store}"), move || {
+        cases.push(case(format!("hosts_start_without_the_store_from_their_state_file_{store}"), move || {
             cold(store)
         }));
     }
@@ -50,7 +50,7 @@ fn data(store: StoreKind) -> &'static str {
     }
 }
 
-/// Who has which subnet: key and public address.
+/// Keys and public addresses of all leases.
 fn holders(cluster: &Cluster) -> Result<BTreeMap<String, String>> {
     let address = |record: &String| record.split('"').nth(3).unwrap_or_default().to_owned();
     Ok(cluster.store.list("subnets/")?.iter().map(|(key, record)| (key.clone(), address(record))).collect())
@@ -60,7 +60,7 @@ pub(crate) fn control(cluster: &Cluster, host: &Host, words: &[&str]) -> Result<
     host.exec(&products()?.control_on_host(&cluster.store).args(words.iter().copied()))
 }
 
-/// The same, which must fail; what it said.
+/// The same command, which must fail; returns its error.
 pub(crate) fn refused(cluster: &Cluster, words: &[&str]) -> Result<String> {
     let program = products()?.control_on_host(&cluster.store).args(words.iter().copied());
     let output = cluster.net.host(0).output(&program)?;
@@ -68,11 +68,11 @@ pub(crate) fn refused(cluster: &Cluster, words: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// Harms the store under traffic. Nothing is lost, and everybody has what they had.
+/// Harms the store under traffic. No packet is lost, and every host keeps its subnet.
 fn harmless(cluster: &mut Cluster, harm: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
     let before = holders(cluster)?;
     let pods = std::mem::take(&mut cluster.pods);
-    // Those that joined last: a backup may not know them.
+    // The hosts that joined last: a backup may not have them.
     let [.., from, to] = &pods[..] else { bail!("two pods are needed") };
     let report = outage(from, to, Family::V4, SOON, || {
         harm(cluster)?;
@@ -97,7 +97,7 @@ fn deleted(store: StoreKind) -> Result<()> {
     harmless(&mut cluster, |cluster| {
         etcdctl(cluster, &["del", "--prefix", &format!("{PREFIX}/subnets/")]).map(drop)
     })?;
-    // The configuration with them: nobody can join, but who is there goes on.
+    // The net-conf is lost too: no host can join, but existing hosts go on.
     harmless(&mut cluster, |cluster| etcdctl(cluster, &["del", "--prefix", PREFIX]).map(drop))?;
     cluster.set_network()?;
     cluster.join()?;
@@ -135,7 +135,7 @@ fn put_back(store: StoreKind) -> Result<()> {
     })
 }
 
-/// A folder with all that is in it; in this process, which alone sees the hosts' files.
+/// Copies a folder with its content, in this process, because only this process sees the hosts' files.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir(to)?;
     for entry in fs::read_dir(from)? {
@@ -146,7 +146,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What somebody might write, key and record, and a part of the reason that every node then tells.
+/// Bad records: key, record, and a part of the reason that every node then reports.
 fn bad_records(cluster: &Cluster) -> Result<Vec<(String, String, &'static str)>> {
     let vxlan = |address: &str, vni: u32, mac: &str| {
         format!(
@@ -182,7 +182,7 @@ fn bad_records(cluster: &Cluster) -> Result<Vec<(String, String, &'static str)>>
     Ok(bad.into_iter().map(|(key, record, why)| (key.to_owned(), record, why)).collect())
 }
 
-/// Everything of ours that a peer can bring into a kernel.
+/// Every object that a peer can bring into a kernel.
 fn kernel(host: &Host) -> Result<String> {
     let mut all = String::new();
     for (tool, args) in [
@@ -192,7 +192,7 @@ fn kernel(host: &Host) -> Result<String> {
     ] {
         let mut lines: Vec<_> =
             host.exec(&Program::new(tool).args(args.split(' ')))?.lines().map(str::to_owned).collect();
-        // The link's own address appears when the kernel has found that nobody else has it.
+        // The link's own IPv6 address appears after duplicate detection.
         lines.retain(|line| !line.contains("fe80:"));
         lines.sort();
         all += &lines.join("\n");
@@ -248,7 +248,7 @@ fn poison() -> Result<()> {
     cluster.wait_for_pings(SOON).map(drop)
 }
 
-/// As after a power failure: no daemon, no device, no subnet.env, no store.
+/// The state after a power failure: no daemon, no device, no subnet.env, no store.
 fn cold(store: StoreKind) -> Result<()> {
     let mut cluster = cluster(of(store, 3))?;
     for host in cluster.net.hosts() {
@@ -425,7 +425,7 @@ fn by_hand() -> Result<()> {
         ensure!(holders(&cluster)? == before, "a host that runs claims its own again");
         Ok(())
     })?;
-    // Who left is released, and its subnet is free at once.
+    // The lease of a stopped host is released, and its subnet is free at once.
     cluster.daemons[2].kill();
     let third = own_key(cluster.net.host(2))?;
     let subnet = third.rsplit('/').next().unwrap_or_default().replace('-', "/");

@@ -15,12 +15,12 @@ const SOON: Duration = Duration::from_secs(5);
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = vec![
-        case("a_host_that_joins_is_reached_and_one_that_leaves_is_forgotten", join_and_leave),
+        case("a_host_that_joins_is_reached_and_a_host_that_leaves_is_removed", join_and_leave),
         case("a_host_whose_address_changes_keeps_its_subnet", changed_address),
-        case("subnet_env_comes_back_when_it_vanishes", subnet_env_vanishes),
-        case("ready_turns_green_after_the_first_pass", ready),
-        case("cleanup_takes_away_what_is_ours_and_nothing_else", cleanup),
-        case("without_the_right_to_change_the_network_the_daemon_says_so_and_ends", no_permission),
+        case("a_deleted_subnet_env_is_written_again", subnet_env_vanishes),
+        case("readyz_is_200_after_the_first_pass", ready),
+        case("cleanup_deletes_our_objects_and_nothing_else", cleanup),
+        case("without_the_right_to_change_the_network_the_daemon_reports_it_and_ends", no_permission),
         case("a_demonstration_runs_without_root_and_leaves_nothing", rootless_demo),
     ];
     for family in [Family::V4, Family::V6, Family::Dual] {
@@ -107,7 +107,7 @@ fn ready() -> Result<()> {
         ensure!(status == 200, "{status} {body}");
         Ok(())
     })?;
-    // A fact that goes wrong turns it red, and green again when it is mended.
+    // A fact that becomes wrong makes the node not ready, and ready again after its repair.
     let address = host.addresses()[0];
     host.delete_address(UPLINK, address)?;
     eventually(SOON, || {
@@ -156,7 +156,7 @@ fn cleanup() -> Result<()> {
     Ok(())
 }
 
-/// As the user nobody, without any capability.
+/// As the user `nobody`, without any capability.
 fn nobody(program: impl Into<std::ffi::OsString>) -> Program {
     let drop = ["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"];
     Program::new("setpriv").args(drop).arg(program)
@@ -166,7 +166,7 @@ fn no_permission() -> Result<()> {
     let cluster = Cluster::prepare(&spec(Family::V4), &products()?)?;
     cluster.set_network()?;
     let host = cluster.net.host(0);
-    // Where nobody may read: the folder of the programs may be anybody's.
+    // A folder that nobody can read: the folder of the programs may be readable.
     let copy = host.path("/run/flanneld");
     std::fs::copy(products()?.flanneld, &copy)?;
     let endpoint = format!("--etcd-endpoints={}", cluster.store.endpoint());
@@ -185,7 +185,7 @@ fn rootless_demo() -> Result<()> {
     for name in ["demo", "flanneld", "flannel"] {
         std::fs::copy(from.join(name), dir.path().join(name))?;
     }
-    // Its own place for temporary files: others may run on this machine, too.
+    // Its own folder for temporary files: other runs may exist on this machine.
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
     let demo = std::process::Command::new("setpriv")
         .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"])
@@ -203,7 +203,7 @@ fn rootless_demo() -> Result<()> {
     Ok(())
 }
 
-/// One request from inside the host: status and body.
+/// One HTTP request from inside the host: status and body.
 fn http_get(host: &netns_harness::Host, what: &str) -> Result<(u16, String)> {
     use std::io::{Read, Write};
     let text = host.run(|| -> Result<String> {

@@ -1,8 +1,10 @@
-//! What only a kernel can show: real daemons, real pods, in network namespaces. Needs root or open user namespaces.
+//! What only a kernel can show: real daemons and real pods in network namespaces. Needs root or open user
+//! namespaces.
 //!
-//! `SELVAGE_PRODUCTS` is the folder of the programs (as `tests/build` prints it), `SELVAGE_PEERS` the folder of the real
-//! programs to test against (`tests/peers/build`). A case says what it needs; what is missing is listed, and with
-//! `SELVAGE_ALLOW_SKIPS` set (a comma list of cases, or `none`) every other skip fails.
+//! `SELVAGE_PRODUCTS` is the folder of the programs (as `tests/build` prints it), `SELVAGE_PEERS` the folder
+//! of the real programs to test against (`tests/peers/build`). A case declares its needs. A case whose needs
+//! are missing is listed as skipped; if `SELVAGE_ALLOW_SKIPS` is set (a comma list of cases, or `none`),
+//! every other skip fails.
 
 #![allow(clippy::print_stdout, reason = "the suite tells what it skips")]
 
@@ -41,7 +43,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let mut args = Arguments::from_args();
-    // Cases count lost packets and milliseconds: one at a time, unless told otherwise.
+    // Cases count lost packets and milliseconds, so they run one at a time by default.
     args.test_threads = args.test_threads.or(Some(1));
     let cases = [
         laws::cases(),

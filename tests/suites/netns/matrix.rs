@@ -1,5 +1,5 @@
-//! Every backend, family and maker of rules: who reaches whom, and which source address the other side sees. The table
-//! is that of `flanneld/docs/traffic.md`.
+//! Every backend, family and kind of rules: which hosts and pods reach each other, and which source address
+//! the receiver sees. The table is in `flanneld/docs/traffic.md`.
 
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::rules::{MAKERS, Maker, anew, held_by};
 const SOON: Duration = Duration::from_secs(10);
 const DOCS: &str = include_str!("../../../flanneld/docs/traffic.md");
 
-/// How packets travel, as a column of the table.
+/// How packets travel; a column of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Vxlan,
@@ -27,8 +27,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (word, way) in [("vxlan", Way::Vxlan), ("host_gw", Way::HostGw), ("direct", Way::Direct)] {
         for family in [Family::V4, Family::V6, Family::Dual] {
-            let name =
-                format!("everybody_reaches_everybody_and_sees_the_source_of_the_table_{word}_{family}");
+            let name = format!("every_row_of_the_table_works_and_has_its_source_address_{word}_{family}");
             cases.push(
                 case(name, move || row(way, family))
                     .with_programs_anywhere(&["iptables-nft-restore", "iptables-legacy-restore"]),
@@ -54,7 +53,7 @@ fn row(way: Way, family: Family) -> Result<()> {
     family.each().iter().try_for_each(|family| sizes(&cluster, way, *family))
 }
 
-/// The outside stays with the way that it was told.
+/// The outside keeps the route that it got.
 fn quiet_outside(outside: &Host) -> Result<()> {
     for name in [
         "ipv4/conf/all/accept_redirects",
@@ -66,7 +65,7 @@ fn quiet_outside(outside: &Host) -> Result<()> {
     Ok(())
 }
 
-/// Both daemons anew with another maker of rules; then its rules are there and no others.
+/// Starts both daemons with another kind of rules. Then its rules exist, and no others.
 fn switch(cluster: &mut Cluster, maker: Maker) -> Result<()> {
     cluster.set_flags(&[maker.flag]);
     for n in 0..2 {
@@ -78,7 +77,7 @@ fn switch(cluster: &mut Cluster, maker: Maker) -> Result<()> {
     Ok(())
 }
 
-/// Everything that has an address of a family.
+/// Every place that has an address of a family.
 struct Ends<'a> {
     cluster: &'a Cluster,
     neighbour: &'a Pod,
@@ -110,7 +109,7 @@ fn documented() -> Vec<[&'static str; 4]> {
 }
 
 impl Ends<'_> {
-    /// Who the receiver thinks has called.
+    /// The source address that the receiver sees.
     fn seen(&self, from: &str, to: &str) -> Result<IpAddr> {
         let [here, there] = [0, 1].map(|n| self.cluster.net.host(n));
         let pods = &self.cluster.pods;
@@ -133,13 +132,13 @@ impl Ends<'_> {
         };
         let listener = space.run(|| TcpListener::bind((at, 0)))??;
         let address = listener.local_addr()?;
-        // Taken by the listener's queue before anybody asks it.
+        // The listener's queue takes it before it is read.
         let stream = from.run(|| TcpStream::connect_timeout(&address, SOON))?;
         let _stream = stream.with_context(|| format!("{} → {address}", from.name()))?;
         Ok(listener.accept()?.1.ip())
     }
 
-    /// The outside sends to the second host's pods by this host.
+    /// The outside sends to the second host's pods by way of this host.
     fn by(&self, host: &Host) -> Result<(&Namespace, IpAddr)> {
         let pod = &self.cluster.pods[1];
         let at = pod.address(self.family)?;
@@ -149,7 +148,7 @@ impl Ends<'_> {
         Ok((pod.space(), at))
     }
 
-    /// What a word of the table means.
+    /// The place that a word of the table names.
     fn address(&self, word: &str) -> Result<IpAddr> {
         let here = self.cluster.net.host(0);
         match word {
@@ -173,13 +172,13 @@ impl Ends<'_> {
     }
 }
 
-/// Packets of exactly the pods' MTU pass without being cut; from outside one octet more is refused with that MTU.
+/// Packets of exactly the pods' MTU pass unfragmented. From outside, one byte more is refused with that MTU.
 fn sizes(cluster: &Cluster, way: Way, family: Family) -> Result<()> {
     let mtu: usize = subnet_env(cluster.net.host(0)).context("subnet.env")?["FLANNEL_MTU"].parse()?;
     let headers = if family == Family::V6 { 48 } else { 28 };
     let ends = Ends { cluster, neighbour: &cluster.pods[0], family, way };
     let (one, other) = (&cluster.pods[0], &cluster.pods[1]);
-    // A packet that fits its own link carries DF, or is IPv6's, which nobody on the way may cut.
+    // A packet that fits its own link carries DF, or is an IPv6 packet, which no router fragments.
     probe::ping_sized(one.space(), other.address(family)?, mtu - headers, SOON)?;
     if way == Way::HostGw {
         return Ok(());
@@ -196,14 +195,14 @@ fn sizes(cluster: &Cluster, way: Way, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// What the pods' own link takes.
+/// The MTU of the pods' own link.
 fn pods_mtu(cluster: &Cluster) -> Result<usize> {
     let mtu =
         cluster.pods[1].space().run(|| std::fs::read_to_string("/proc/sys/net/ipv6/conf/eth0/mtu"))??;
     Ok(mtu.trim().parse()?)
 }
 
-/// What ICMP told about the way to an address.
+/// The path MTU to an address that ICMP reported.
 fn known_mtu(host: &Host, to: IpAddr) -> Result<Option<usize>> {
     let said = host.exec(&Program::new("ip").args(["route", "get", &to.to_string()]))?;
     let mut words = said.split_whitespace();

@@ -1,5 +1,6 @@
-//! The real systemd-networkd runs on a host and manages its underlay, or by mistake our tunnel. When it configures a
-//! link it deletes what is not in its own files (`ManageForeignRoutes`, on unless switched off); ours comes back.
+//! The real systemd-networkd runs on a host and manages its underlay, or by mistake our tunnel. When it
+//! configures a link, it deletes what is not in its files (`ManageForeignRoutes`, on by default). Our objects
+//! come back.
 
 use std::fs;
 use std::time::Duration;
@@ -13,8 +14,8 @@ use crate::case::{Case, case, cluster, spec};
 
 pub(crate) const NETWORKD: &str = "/lib/systemd/systemd-networkd";
 const SOON: Duration = Duration::from_secs(10);
-/// What pods may feel while the underlay's addresses and our routes go and come back: far less than until an audit, on a
-/// busy machine too. Measured on a quiet one: 5 to 120 ms.
+/// The longest outage of pods while the underlay's addresses and our routes go and come back: far shorter
+/// than the time to an audit, also on a busy machine. On a quiet machine it is 5 to 120 ms.
 const FELT: Duration = PATIENCE;
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -24,7 +25,7 @@ pub(crate) fn cases() -> Vec<Case> {
         ("our_tunnel_by_mistake", Backend::Vxlan, "flannel.1"),
     ];
     let named = all.map(|(word, backend, link)| {
-        let name = format!("pods_hardly_feel_systemd_networkd_configuring_{word}");
+        let name = format!("pods_lose_few_packets_while_systemd_networkd_configures_{word}");
         case(name, move || reconfigured(backend, link)).with_programs(&[NETWORKD, "/usr/bin/dbus-daemon"])
     });
     named.into()
@@ -55,7 +56,7 @@ fn reconfigured(backend: Backend, link: &str) -> Result<()> {
     }
     if !(backend == Backend::Vxlan && link == UPLINK) {
         let removed = |line: &&str| line.contains("Removing foreign") && line.contains("route");
-        // One log for every start.
+        // One log for all starts.
         let log = networkd.log();
         ensure!(
             log.lines().any(|line| removed(&line) && line.contains("proto: 67")),
@@ -66,7 +67,7 @@ fn reconfigured(backend: Backend, link: &str) -> Result<()> {
     cluster.wait_for_pings(SOON).map(drop)
 }
 
-/// As a host's own file says what the harness has set.
+/// A host's own file with the settings of the harness.
 fn underlay(host: &Host) -> String {
     let mut text = "[Network]\nLinkLocalAddressing=ipv6\nIPv6AcceptRA=no\n".to_owned();
     for own in host.addresses() {
@@ -75,7 +76,7 @@ fn underlay(host: &Host) -> String {
     text + "[Route]\nDestination=0.0.0.0/0\nScope=link\n[Route]\nDestination=::/0\n"
 }
 
-/// A message bus of the host's own, over which networkctl speaks.
+/// A message bus of the host's own, for networkctl.
 fn bus(host: &Host) -> Result<Program> {
     fs::create_dir_all(host.path("/run/dbus"))?;
     Ok(Program::new("dbus-daemon").args(["--system", "--nofork", "--nopidfile", "--nosyslog"]))
@@ -84,7 +85,7 @@ fn bus(host: &Host) -> Result<Program> {
 fn start(host: &Host, link: &str, config: &str) -> Result<Process> {
     fs::create_dir_all(host.path("/run/systemd/network"))?;
     fs::write(host.path("/run/systemd/network/10-link.network"), format!("[Match]\nName={link}\n{config}"))?;
-    // Where /sys can be written, networkd waits for udev to have seen each link; here is no udev.
+    // If /sys is writable, networkd waits until udev has seen each link; udev does not run here.
     let script = format!(
         "mkdir -p /run/systemd/netif && chown -R systemd-network: /run/systemd/netif && \
          mount -o remount,ro,bind /sys && exec {NETWORKD}"

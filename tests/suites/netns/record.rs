@@ -1,4 +1,4 @@
-//! A real daemon's recording: it survives a kill, tells what happened, and replays.
+//! The recording of a real daemon: it survives a kill, shows what happened, and can be replayed.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ const EVENTS: &str = "/run/flannel/events";
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        case("what_a_killed_daemon_heard_and_did_is_on_file_and_replays", killed),
-        case("a_file_that_can_t_be_written_is_said_once_and_the_daemon_goes_on", unwritable),
+        case("the_inputs_and_decisions_of_a_killed_daemon_are_on_file_and_replay", killed),
+        case("a_file_that_cannot_be_written_is_reported_once_and_the_daemon_goes_on", unwritable),
     ]
 }
 
@@ -29,7 +29,7 @@ fn killed() -> Result<()> {
     let route = sh("route show proto 67")?.split(' ').next().unwrap_or_default().to_owned();
     sh(&format!("route delete {route}"))?;
     let repaired = format!("ip route replace {route} ");
-    // In the table, and as an object a line.
+    // As a table, and as one object per line.
     eventually(SOON, || {
         let told = control(&cluster, &host, &["events"])?;
         ensure!(told.matches(&repaired).count() >= 2, "{told}");
@@ -61,7 +61,7 @@ fn killed() -> Result<()> {
     })?;
     replays(&cluster, &host)?;
     tampered(&cluster, &host)?;
-    // With the folder the file goes; what comes after is on file again.
+    // The file goes with its folder; later inputs are on file again.
     host.exec(&Program::new("mv").args(["/run/flannel", "/run/elsewhere"]))?;
     eventually(SOON, || {
         let told = control(&cluster, &host, &["events"])?;
@@ -74,7 +74,7 @@ fn killed() -> Result<()> {
     replays(&cluster, &host)
 }
 
-/// Not while the daemon writes: asked until the last decision is on file.
+/// Repeats until the last decision is on file, because the daemon may still write.
 fn replays(cluster: &Cluster, host: &Host) -> Result<()> {
     eventually(SOON, || {
         let replayed = control(cluster, host, &["replay", EVENTS])?;
@@ -84,7 +84,7 @@ fn replays(cluster: &Cluster, host: &Host) -> Result<()> {
     .map(drop)
 }
 
-/// What another program would have decided is said, and the exit code is not 0.
+/// A replay reports decisions that another program would make, and its exit code is not 0.
 fn tampered(cluster: &Cluster, host: &Host) -> Result<()> {
     let file = host.path(EVENTS);
     let text = std::fs::read_to_string(&file)?;

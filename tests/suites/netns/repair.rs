@@ -1,4 +1,4 @@
-//! Whatever is done to our objects is put right, driven by the notification, and nothing else is touched.
+//! Every change of our objects is repaired, started by the notification, and nothing else is changed.
 
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ const SOON: Duration = Duration::from_secs(5);
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = vec![
-        case("foreign_routes_neighbours_and_tables_stay_through_every_repair", foreign_stays),
-        case("a_strangers_device_of_our_name_is_left_alone_and_ours_comes_when_it_goes", strangers_device),
+        case("foreign_routes_neighbours_and_tables_stay_during_every_repair", foreign_stays),
+        case("a_foreign_device_with_our_name_stays_and_ours_is_made_after_it_is_gone", strangers_device),
         case("an_outage_after_a_link_flap_is_short", short_outage),
     ];
     for family in [Family::V4, Family::V6, Family::Dual] {
@@ -25,14 +25,15 @@ pub(crate) fn cases() -> Vec<Case> {
             ("host_gw", Backend::HostGw, false),
             ("direct", Backend::Vxlan, true),
         ] {
-            let name = format!("whatever_is_done_to_{word}_{family}_is_repaired");
+            let name = format!("every_disturbance_of_{word}_{family}_is_repaired");
             cases.push(case(name, move || repaired(backend, direct, family)));
         }
     }
     cases
 }
 
-/// The whole list of disturbances on one cluster. The host changes each time: what is undone too often is a fight.
+/// The whole list of disturbances on one cluster. The host changes each time, because repeated changes become
+/// contended.
 fn repaired(backend: Backend, direct: bool, family: Family) -> Result<()> {
     let network = match direct {
         true => Map::from_iter([("Backend".to_owned(), json!({"Type": "vxlan", "DirectRouting": true}))]),
@@ -62,7 +63,7 @@ fn sh(host: &Host, line: &str) -> Result<String> {
     host.exec(&program.args(words))
 }
 
-/// A bridge is nothing that we would make, so it is not taken for ours and not deleted.
+/// We never make a bridge, so a bridge is not ours and is not deleted.
 fn strangers_device() -> Result<()> {
     let cluster = cluster(spec(Family::V4))?;
     let host = cluster.net.host(1);
@@ -133,7 +134,7 @@ fn short_outage() -> Result<()> {
         host.link_down("flannel.1")?;
         host.link_up("flannel.1")
     })?;
-    // What it really is stands in the bench; a repair without a notification would take half a minute.
+    // The bench has the real figure; a repair without a notification would take half a minute.
     ensure!(report.outage() < PATIENCE, "{report:?}");
     Ok(())
 }

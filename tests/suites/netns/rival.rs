@@ -1,4 +1,5 @@
-//! One daemon per network and host: another one is found before the first write, refused by its pid, or waited for.
+//! One daemon per network and host: a second one is found before the first write, and is refused by its pid
+//! or waits.
 
 use std::time::Duration;
 
@@ -20,10 +21,10 @@ pub(crate) fn cases() -> Vec<Case> {
         case("a_second_daemon_of_ours_is_refused_by_pid_and_writes_nothing", || refused(false)),
         case("a_daemon_beside_a_go_flannel_is_refused_by_pid_and_writes_nothing", || refused(true))
             .with_peers(),
-        case("a_daemon_beside_k3s_is_refused_unless_its_flannel_is_off", beside_k3s),
+        case("a_daemon_beside_k3s_is_refused_unless_k3s_runs_without_flannel", beside_k3s),
         case("two_networks_on_one_host_are_allowed", || two_networks(false)),
-        case("a_network_beside_that_of_a_go_flannel_is_allowed", || two_networks(true)).with_peers(),
-        case("status_says_how_the_node_is", status),
+        case("another_network_beside_a_go_flannel_is_allowed", || two_networks(true)).with_peers(),
+        case("status_shows_the_state_of_the_node", status),
     ];
     for (word, go) in [("ours", false), ("go_flannel", true)] {
         for signal in [Signal::SIGTERM, Signal::SIGKILL] {
@@ -38,13 +39,13 @@ pub(crate) fn cases() -> Vec<Case> {
     cases
 }
 
-/// The Go daemon, where asked for; everything else is ours.
+/// The Go daemon, where named; otherwise ours.
 fn programs(go: bool) -> Result<Products> {
     let ours = products()?;
     Ok(if go { Products { flanneld: peer("flanneld")?, ..ours } } else { ours })
 }
 
-/// A cluster whose first host runs the daemon in question.
+/// A cluster whose first host runs the given daemon.
 fn with_first(go: bool) -> Result<(Cluster, Host, Process)> {
     let cluster = cluster(Spec { hosts: 2, ..spec(Family::V4) })?;
     let host = cluster.net.host(0).clone();
@@ -74,7 +75,7 @@ fn refused(go: bool) -> Result<()> {
     ensure!(Picture::of(&host)? == picture, "it changed the host");
     ensure!(cluster.store.list("subnets/")? == leases, "it wrote to the store");
     ensure!(running.status().is_none(), "the first one ended");
-    // What ends is no longer in the way.
+    // After its end the start is allowed.
     running.kill();
     let next = host.spawn(&daemon.named("third"))?;
     is_ready(&next)
@@ -105,7 +106,7 @@ fn beside_k3s() -> Result<()> {
         status == Some(RIVAL) && said.contains(&format!("k3s with its own flannel (pid {})", k3s.pid())),
         "{said}"
     );
-    // An agent that runs without flannel leaves no configuration for it.
+    // An agent without flannel has no configuration for it.
     std::fs::create_dir_all(host.path("/var/lib/rancher/k3s/agent/etc"))?;
     is_ready(&host.spawn(&daemon.named("third"))?)
 }
@@ -161,7 +162,7 @@ fn status() -> Result<()> {
         ensure!(said.contains(part), "{part} is not in:\n{said}");
     }
     ensure!(said.lines().all(|line| line.chars().count() <= 100), "{said}");
-    // Anybody else is told nothing.
+    // Other users get no answer.
     let nobody = host.output(&Program::new("setpriv").args(["--reuid=65534", "--clear-groups"]).args(
         ["python3", "-c", "import socket; s = socket.socket(socket.AF_UNIX); s.connect('\\0selvage//coreos.com/network'); s.sendall(b'status\\n'); print(s.recv(9))"],
     ))?;

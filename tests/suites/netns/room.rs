@@ -12,8 +12,8 @@ use crate::lease::{LATER, SOON, control, own_key, refused};
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        case("a_network_that_grows_is_followed_without_a_lost_packet_and_none_shrinks_over_leases", growth),
-        case("the_last_subnet_is_leased_and_then_the_shortage_is_said_until_one_is_free", last_subnet),
+        case("a_network_that_grows_is_followed_without_loss_and_none_shrinks_below_its_leases", growth),
+        case("the_last_subnet_is_leased_and_then_the_shortage_is_reported_until_one_is_free", last_subnet),
     ]
 }
 

@@ -1,4 +1,4 @@
-//! Traffic rules: who makes them, and that there is never a moment without.
+//! Traffic rules: which program makes them, and that they exist at every moment.
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use crate::case::{Case, case, cluster, peer, products, spec};
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// What makes rules.
+/// The kinds of rules.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Maker {
     pub(crate) flag: &'static str,
@@ -31,28 +31,28 @@ pub(crate) const IPTABLES: [&str; 2] = ["iptables-nft-restore", "iptables-legacy
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        case("networks_that_are_exempt_see_pods_and_others_see_their_host", exempt)
+        case("exempt_networks_see_pods_addresses_and_others_see_the_hosts", exempt)
             .with_programs_anywhere(&IPTABLES),
-        case("a_blackhole_keeps_packets_for_no_pod_on_the_host_and_goes_when_it_is_switched_off", blackhole),
-        case("switching_the_maker_of_rules_leaves_no_packet_unmasqueraded", switching)
+        case("a_blackhole_route_drops_packets_without_a_pod_and_goes_when_switched_off", blackhole),
+        case("a_switch_between_kinds_of_rules_masquerades_every_packet", switching)
             .with_programs_anywhere(&IPTABLES),
-        case("rules_of_a_go_flannel_by_iptables_are_taken_over_as_they_are", adopted)
+        case("iptables_rules_of_a_go_flannel_are_adopted_unchanged", adopted)
             .with_peers()
             .with_programs_anywhere(&IPTABLES),
-        case("rules_of_a_go_flannel_of_either_kind_go_without_a_gap", from_flannel)
+        case("rules_of_a_go_flannel_of_either_kind_are_replaced_without_a_gap", from_flannel)
             .with_peers()
             .with_programs_anywhere(&IPTABLES),
     ]
 }
 
-/// Whose rules stand on a host, as the flags that make them.
+/// The rules on a host, as the flags that make them.
 pub(crate) fn held_by(host: &Host) -> Result<Vec<&'static str>> {
     let ours = |script: &str| -> Result<bool> {
         let said = host.exec(&Program::new("sh").args(["-c", script]))?;
         Ok(said.to_lowercase().contains("flannel-"))
     };
     let mut held = Vec::new();
-    // What iptables has in nf_tables is in tables of other names.
+    // Rules of iptables in nf_tables are in tables of other names.
     if ours("nft list tables")? {
         held.push(MAKERS[0].flag);
     }
@@ -65,9 +65,9 @@ pub(crate) fn held_by(host: &Host) -> Result<Vec<&'static str>> {
     Ok(held)
 }
 
-/// Starts a host's daemon again with the flags of now, and waits until it is ready.
+/// Starts a host's daemon again with its current flags, and waits until it is ready.
 pub(crate) fn anew(cluster: &mut Cluster, number: usize) -> Result<()> {
-    // The log goes on where the run before ended.
+    // The log continues after the run before.
     let before = cluster.daemons[number].log().len();
     cluster.restart_daemon(number)?;
     let daemon = &cluster.daemons[number];
@@ -80,7 +80,7 @@ pub(crate) fn anew(cluster: &mut Cluster, number: usize) -> Result<()> {
     .map(drop)
 }
 
-/// A daemon is ready, and exactly one set of rules stands.
+/// A daemon is ready, and exactly one set of rules exists.
 fn settled(host: &Host, daemon: &Process, maker: Maker) -> Result<()> {
     wait_for_subnet(host, daemon, SOON)?;
     eventually(SOON, || {
@@ -92,8 +92,8 @@ fn settled(host: &Host, daemon: &Process, maker: Maker) -> Result<()> {
     Ok(())
 }
 
-/// While `disturb` runs, a pod sends to the outside, each packet as a flow of its own, which a rule decides about anew.
-/// Returns how many came with the host's address; any other address is an error.
+/// While `disturb` runs, a pod sends to the outside, each packet as a new flow, for which a rule decides
+/// again. Returns how many came with the host's address; any other address is an error.
 fn masqueraded(cluster: &Cluster, disturb: impl FnOnce() -> Result<()>) -> Result<usize> {
     let (pod, outside) = (&cluster.pods[0], cluster.net.store());
     let at = SocketAddr::new(outside.address(Family::V4)?, 9);
@@ -107,7 +107,7 @@ fn masqueraded(cluster: &Cluster, disturb: impl FnOnce() -> Result<()>) -> Resul
             for socket in &sockets {
                 socket.send_to(b"x", at)?;
             }
-            // No answer comes, and waiting for it is the pause.
+            // No answer comes; waiting for it is the pause.
             sockets[0].set_read_timeout(Some(Duration::from_millis(1)))?;
             let _ = sockets[0].recv(&mut [0; 8]);
         }
@@ -179,7 +179,7 @@ fn switching() -> Result<()> {
     Ok(())
 }
 
-/// Who somebody thinks has called at this address of his.
+/// The source address that a receiver sees for connections to this address.
 fn seen(at: IpAddr, by: &Namespace, from: &Namespace) -> Result<IpAddr> {
     let listener = by.run(|| TcpListener::bind((at, 0)))??;
     let address = listener.local_addr()?;
@@ -191,7 +191,7 @@ fn seen(at: IpAddr, by: &Namespace, from: &Namespace) -> Result<IpAddr> {
 fn exempt() -> Result<()> {
     let mut cluster = cluster(Spec { hosts: 2, ..spec(Family::Dual) })?;
     let (host, outside) = (cluster.net.host(0).clone(), cluster.net.store().clone());
-    // Two more networks of the outside, of which the first is exempt.
+    // Two more networks of the outside; the first one is exempt.
     let pairs = [
         (Family::V4, ["192.0.2.9", "198.51.100.9"], 32),
         (Family::V6, ["2001:db8:1::9", "2001:db8:2::9"], 128),
@@ -206,7 +206,7 @@ fn exempt() -> Result<()> {
             let way = format!("ip route replace {address}/{length} via {via}");
             host.exec(&Program::new("sh").args(["-ec", &way]))?;
         }
-        // Who sees pods must know the way to them.
+        // A receiver that sees pods' addresses needs a route to them.
         let way = format!("ip route replace {pod}/{length} via {back}");
         outside.exec(&Program::new("sh").args(["-ec", &way]))?;
     }
@@ -231,7 +231,8 @@ fn blackhole() -> Result<()> {
         let routes = "ip -4 route show type blackhole; ip -6 route show type blackhole";
         Ok(host.exec(&Program::new("sh").args(["-ec", routes]))?.lines().count())
     };
-    // The bridge has a route of its own; before there is one, or for what it does not cover, the default route would do.
+    // The bridge has a route of its own. Before there is one, or for addresses outside it, the default route
+    // would be used.
     let pods = [Family::V4, Family::V6].map(|f| cluster.pods[0].address(f).map(|a| (f, a.to_string())));
     let goes_out = |family: Family| {
         let nobody = pods.iter().flatten().find(|(f, _)| *f == family).context("a pod")?.1.clone();
@@ -267,7 +268,7 @@ fn with_go(nftables: bool) -> Result<(Cluster, Process, Products)> {
     let cleanup = products()?.control_on_host(&cluster.store).arg("cleanup");
     running.stop()?;
     cluster.net.host(0).exec(&cleanup)?;
-    // Put back as it was before the first pod; flannel leaves it to the plugin's next ADD.
+    // The setting before the first pod; flannel leaves it to the plugin's next ADD.
     let forwarding = ["-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"];
     cluster.net.host(0).exec(&Program::new("sysctl").args(forwarding))?;
     running = cluster.net.host(0).spawn(&go.daemon(&cluster.store).named("go"))?;
@@ -288,7 +289,7 @@ fn adopted() -> Result<()> {
         let script = "for six in '' 6; do ip${six}tables-nft-save; done | grep -v '^[:#]'";
         host.exec(&Program::new("sh").args(["-c", script]))
     };
-    // Its rule sets come one after the other.
+    // Its sets of rules come one after the other.
     eventually(SOON, || {
         let rules = save(host)?;
         let count = rules.lines().filter(|line| line.contains("flanneld ")).count();

@@ -1,4 +1,4 @@
-//! What the store does or says never hurts a node.
+//! Nothing that the store does or sends hurts a node.
 
 use std::fs;
 use std::time::Duration;
@@ -11,30 +11,33 @@ use netns_harness::{Family, Host, Net, Process, Program, Spec, Topology, UPLINK,
 use crate::case::{Case, case, cluster, etcdctl, products, spec};
 
 const SOON: Duration = Duration::from_secs(10);
-/// Longer than any back-off of a store's client, and the pings that find a dead wire.
+/// Longer than any back-off of a store client, and than the pings that find a dead connection.
 const LATER: Duration = Duration::from_secs(60);
 const NET_CONF: &str = r#"{"Network": "10.42.0.0/16", "EnableNFTables": true, "Backend": {"Type": "vxlan"}}"#;
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        case("bad_records_hurt_nobody_and_are_named", bad_records),
-        case("a_store_that_is_away_changes_nothing_and_is_followed_again_etcd", || away(StoreKind::Etcd)),
-        case("a_store_that_is_away_changes_nothing_and_is_followed_again_embedded", || {
+        case("bad_records_are_named_and_affect_no_peer", bad_records),
+        case("an_unreachable_store_changes_nothing_and_is_followed_again_etcd", || away(StoreKind::Etcd)),
+        case("an_unreachable_store_changes_nothing_and_is_followed_again_embedded", || {
             away(StoreKind::Embedded)
         }),
         case("a_deleted_lease_is_claimed_again_in_place", deleted_lease),
-        case("hosts_join_and_are_told_of_whichever_of_three_members_is_cut_off", member_cut_off),
+        case("hosts_join_and_are_seen_while_any_of_three_members_is_cut_off", member_cut_off),
         case("a_host_is_its_own_store_with_one_flag_and_keeps_its_subnet_over_restarts", own_store)
             .needing(&ALONE),
-        case("an_embedded_store_whose_disk_is_full_says_so_loses_nothing_and_goes_on_with_room", full_disk)
-            .needing(&ALONE),
+        case(
+            "a_full_disk_is_reported_loses_nothing_and_the_embedded_store_goes_on_when_there_is_room",
+            full_disk,
+        )
+        .needing(&ALONE),
     ]
 }
 
-/// What one host needs whose pods talk to nobody.
+/// The needs of one host whose pods reach nobody else.
 const ALONE: [Need; 4] = [Need::Namespaces, Need::Veth, Need::Bridge, Need::Vxlan];
 
-/// What somebody else might write into the store.
+/// Records that another program may write into the store.
 const BAD: [(&str, &str); 8] = [
     ("not-a-key", "x"),
     ("10.42.200.0-24", "not json"),
@@ -107,7 +110,7 @@ fn daemon(words: &[&str]) -> Result<Program> {
     Ok(program.arg(format!("--iface={UPLINK}")).args(words.iter().copied()))
 }
 
-/// `flannelctl`, which tries again until it works.
+/// Runs `flannelctl` again until it succeeds.
 fn control(host: &Host, words: &[&str]) -> Result<String> {
     let program = Program::new(products()?.flanneld).called("flannelctl").args(words.iter().copied());
     let mut said = String::new();
@@ -145,9 +148,9 @@ fn members(hosts: &[Host]) -> Result<Vec<Process>> {
     starts.collect()
 }
 
-/// Whoever was cut off answers nobody and knows nothing new: hosts find another member, by themselves.
+/// A member that is cut off answers no request and has no new data: hosts find another member by themselves.
 fn member_cut_off() -> Result<()> {
-    // Three members, and five hosts, of which three join later.
+    // Three members, and five hosts, three of which join later.
     let net = Net::build(Topology::flat(8))?;
     let _members = members(&net.hosts()[..3])?;
     let endpoints =

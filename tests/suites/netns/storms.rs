@@ -1,4 +1,5 @@
-//! Storms of notifications: the daemon's work is bounded by time and not by what is told, and what is foreign stays.
+//! Storms of notifications: the daemon's work is bounded by time, not by their number, and foreign objects
+//! stay.
 
 #![allow(clippy::disallowed_methods, reason = "it measures how long a storm lasted")]
 
@@ -12,15 +13,16 @@ use netns_harness::{Cluster, Family, Host, Program, Spec, UPLINK, eventually};
 
 use crate::case::{Case, case, cluster, spec};
 
-/// The daemon has put everything right within a second of a storm's end; a loaded machine gets longer.
+/// The daemon has repaired everything within a second after a storm; a loaded machine gets longer.
 const SOON: Duration = Duration::from_secs(8);
-/// What a storm may add to the largest resident memory. A dump of fifty thousand routes keeps none of them.
+/// The most that a storm may add to the peak resident memory. A dump of fifty thousand routes keeps none of
+/// them.
 const MORE_KIB: u64 = 8 << 10;
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         case("ten_thousand_notifications_in_a_second_are_a_few_passes", foreign_noise),
-        case("a_tunnel_that_flaps_twenty_times_a_second_is_whole_when_it_stops", flapping),
+        case("a_tunnel_that_flaps_twenty_times_a_second_is_repaired_when_it_stops", flapping),
         case("a_thousand_foreign_links_come_and_go_while_a_hundred_peers_join", links_and_peers),
         case("fifty_thousand_foreign_routes_cost_neither_memory_nor_repair", full_table),
     ]
@@ -49,7 +51,7 @@ impl<'a> Watch<'a> {
         })
     }
 
-    /// Waits until all is as `whole` wants it, and checks what that took.
+    /// Waits until `whole` succeeds, and checks the daemon's cost.
     fn end(self, storm: &str, whole: impl FnMut() -> Result<()>) -> Result<()> {
         let lasted = self.began.elapsed();
         let whole = eventually(SOON, whole);
@@ -63,7 +65,8 @@ impl<'a> Watch<'a> {
             "{storm}: {lasted:.1?}, whole {whole:.0?} later; {passes} passes that changed something, {cpu:?} CPU, peak +{more} KiB to {} KiB",
             cost.peak_kib
         );
-        // Ten at once, then one each tenth of a second, and the ones that put it right in the end.
+        // Ten passes at once, then one every tenth of a second, and the passes that repair everything at the
+        // end.
         let most = 20 + usize::try_from((lasted + whole).as_millis() / 10)?;
         ensure!(passes <= most, "{passes} passes, {most} at most\n{}", log());
         ensure!(more < MORE_KIB, "{more} KiB more\n{}", log());
@@ -84,7 +87,7 @@ fn passes(cluster: &Cluster) -> usize {
     cluster.daemons[1].log().lines().filter(|line| line.contains(" pass ") && line.contains("added=")).count()
 }
 
-/// What hangs on our devices, as the operator's tools show it.
+/// The objects on our devices, as the operator's tools print them.
 fn ours(host: &Host) -> Result<String> {
     let mut all = String::new();
     for line in [
@@ -101,7 +104,7 @@ fn ours(host: &Host) -> Result<String> {
         let shown = host.exec(&program)?;
         let mut lines: Vec<_> = shown.lines().filter(|line| !line.contains("fe80::")).collect();
         lines.sort_unstable();
-        // An interface index is another one after a device was made anew.
+        // A device that is made again has another interface index.
         lines
             .iter()
             .for_each(|line| all.extend([line.trim_start_matches(|c: char| c.is_ascii_digit()), "\n"]));
@@ -109,7 +112,7 @@ fn ours(host: &Host) -> Result<String> {
     Ok(all)
 }
 
-/// Lines for `ip`, without a process each. A line about neighbours that fails would end it.
+/// Lines for one `ip -batch`. A failing line about neighbours would end the batch.
 fn batch(host: &Host, lines: String) -> Result<()> {
     host.output(&Program::new("ip").args(["-force", "-batch", "-"]).stdin(lines)).map(drop)
 }

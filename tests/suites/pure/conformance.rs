@@ -1,4 +1,4 @@
-//! The fake kernel obeys the laws that the real one is held to by the other suite.
+//! The fake kernel obeys the laws. The suite `netns` checks the same laws on the real kernel.
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,7 +16,7 @@ fn the_fake_kernel_obeys_every_law() {
 }
 
 #[test]
-fn every_law_on_the_list_is_shown_by_a_test() {
+fn every_law_on_the_list_has_a_test() {
     let number = |name: &str| name.split_once(": ").and_then(|(n, _)| n.parse::<u8>().ok());
     let shown: HashSet<u8> = laws().iter().filter_map(|(name, _)| number(name)).collect();
     // Interrupted dumps and overruns come only on command, and packets need a real kernel.

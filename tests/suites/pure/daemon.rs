@@ -1,4 +1,4 @@
-//! One daemon on one kernel, step by step: what a world finds by chance is said here in a sentence.
+//! One daemon on one kernel, step by step: each test states one case that a world only finds by chance.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ fn named(node: &str) -> Settings {
     Settings { node: Some(node.to_owned()), ..settings() }
 }
 
-/// What a daemon that starts on this host claims first.
+/// The first claim of a daemon that starts on this host.
 fn first_claim(settings: Settings, mut kernel: FakeKernel, leases: Vec<Lease>) -> Claim {
     use backends::kernel::Kernel as _;
     let mut core = NodeCore::new(settings);
@@ -62,7 +62,7 @@ fn key(text: &str) -> Option<Subnets> {
 }
 
 #[test]
-fn a_host_with_a_new_address_and_its_old_device_asks_for_its_old_subnet() {
+fn a_host_with_a_new_address_and_its_old_device_claims_its_old_subnet() {
     let device = "ip link add flannel.1 address 02:04:00:00:00:05 type vxlan id 1 local 172.16.0.99 dev if2";
     let old = record("10.244.5.0-24", "172.16.0.99", 5, Some("us"));
     let claim = first_claim(named("us"), host(&[device]), vec![old]);
@@ -70,7 +70,7 @@ fn a_host_with_a_new_address_and_its_old_device_asks_for_its_old_subnet() {
 }
 
 #[test]
-fn a_lease_of_another_host_behind_the_same_address_is_not_taken_for_ours() {
+fn a_lease_of_another_host_behind_the_same_address_is_not_ours() {
     let theirs = record("10.244.5.0-24", "172.16.0.1", 5, Some("them"));
     let claim = first_claim(named("us"), host(&[]), vec![theirs.clone()]);
     assert_eq!(claim.previous, None);
@@ -81,7 +81,7 @@ fn a_lease_of_another_host_behind_the_same_address_is_not_taken_for_ours() {
 }
 
 #[test]
-fn what_an_interrupted_dump_kept_from_being_deleted_goes_soon_even_if_the_kernel_is_silent() {
+fn objects_kept_because_of_an_interrupted_dump_are_deleted_soon_without_a_notification() {
     let own = record("10.244.1.0-24", "172.16.0.1", 1, None);
     let peers = [2, 3].map(|n| record(&format!("10.244.{n}.0-24"), &format!("172.16.0.{n}"), n, None));
     let mut solo = Solo::new(settings(), host(&[]), own.clone());
@@ -91,7 +91,7 @@ fn what_an_interrupted_dump_kept_from_being_deleted_goes_soon_even_if_the_kernel
     solo.take_plans();
 
     solo.kernel.faults.interrupt_dumps(1);
-    // One goes and one comes: there is something to apply, so the pass is more than a look.
+    // One peer leaves and one joins, so the pass has something to apply.
     solo.hear(Input::Store(StoreEvent::Snapshot {
         leases: vec![own, peers[0].clone(), record("10.244.4.0-24", "172.16.0.4", 4, None)],
         unreadable: Vec::new(),
@@ -103,7 +103,7 @@ fn what_an_interrupted_dump_kept_from_being_deleted_goes_soon_even_if_the_kernel
 }
 
 #[test]
-fn routes_a_flannel_left_are_swept_after_a_first_dump_that_was_interrupted() {
+fn routes_of_an_earlier_flannel_are_deleted_after_an_interrupted_first_dump() {
     let left = "ip route add 10.244.9.0/24 via 172.16.0.9 dev eth0 proto 3";
     let own = record("10.244.1.0-24", "172.16.0.1", 1, None);
     let mut solo = Solo::new(settings(), host(&[left]), own.clone());

@@ -1,4 +1,4 @@
-//! What the difference between a wish and a dump looks like, as the lines that make it good.
+//! The difference between a wish and a dump, as the lines that remove it.
 
 use backends::kernel::Kernel;
 use backends::kernel::fake::FakeKernel;
@@ -25,7 +25,7 @@ fn owner(first_pass: bool) -> Owner {
     }
 }
 
-/// A host on which these lines were typed.
+/// A host with the result of these lines.
 fn host(lines: &[&str]) -> FakeKernel {
     let mut kernel = FakeKernel::new(0);
     let plugged = ["ip link add eth0", "ip link set eth0 up", "ip address add 172.16.0.1/24 dev eth0"];
@@ -39,9 +39,9 @@ fn state(lines: &[&str]) -> KernelState {
     host(lines).own(&owner(false)).unwrap().state
 }
 
-/// The steps from what the second lines make to what the first ones make.
+/// The steps from the result of the second lines to the result of the first lines.
 fn steps(want: &[&str], have: &[&str], first_pass: bool) -> Vec<String> {
-    // The settings that every device is born with are no part of a wish.
+    // The default settings of a device are not part of a wish.
     let unset = |o: &&Object| !matches!(o, Object::Sysctl(..));
     let want: KernelState = state(want).iter().filter(unset).cloned().collect();
     diff(&want, &state(have), &owner(first_pass)).to_string().lines().map(str::to_owned).collect()
@@ -55,13 +55,13 @@ const PEER: [&str; 3] = [
 ];
 
 #[test]
-fn nothing_is_done_where_all_is_as_wished() {
+fn a_host_that_is_as_wished_needs_no_step() {
     let all = [&UP[..], &PEER].concat();
     assert!(steps(&all, &all, false).is_empty());
 }
 
 #[test]
-fn what_is_missing_is_made_in_the_order_in_which_it_hangs_together() {
+fn missing_objects_are_made_in_dependency_order() {
     let steps = steps(&[&UP[..], &PEER].concat(), &[], false);
     let verbs: Vec<_> = steps.iter().map(|s| s.split(' ').take(3).collect::<Vec<_>>().join(" ")).collect();
     let order = ["ip link add", "ip link set", "ip address replace", "ip link set"];
@@ -69,7 +69,7 @@ fn what_is_missing_is_made_in_the_order_in_which_it_hangs_together() {
 }
 
 #[test]
-fn what_is_not_wished_goes_in_reverse_order() {
+fn unwished_objects_are_deleted_in_reverse_order() {
     let steps = steps(&UP, &[&UP[..], &PEER].concat(), false);
     assert_eq!(
         steps,
@@ -82,12 +82,12 @@ fn what_is_not_wished_goes_in_reverse_order() {
 }
 
 #[test]
-fn a_link_takes_along_what_hangs_on_it_so_only_the_link_is_deleted() {
+fn only_the_link_is_deleted_because_its_objects_go_with_it() {
     assert_eq!(steps(&[], &[&UP[..], &PEER].concat(), false), ["ip link delete flannel.1"]);
 }
 
 #[test]
-fn a_link_that_must_be_made_anew_brings_everything_on_it_in_the_same_pass() {
+fn a_link_that_must_be_made_again_gets_all_its_objects_in_the_same_pass() {
     let other = DEVICE.replace("id 1", "id 2");
     let have = [&[other.as_str()], &UP[1..], &PEER].concat();
     let steps = steps(&[&UP[..], &PEER].concat(), &have, false);
@@ -96,7 +96,7 @@ fn a_link_that_must_be_made_anew_brings_everything_on_it_in_the_same_pass() {
 }
 
 #[test]
-fn a_link_of_ours_under_another_name_gets_its_own_back_with_all_that_hangs_on_it() {
+fn a_renamed_link_of_ours_gets_its_name_back_and_keeps_its_objects() {
     let all = [&UP[..], &PEER].concat();
     let have = [&all[..], &["ip link set flannel.1 name flannel.old"]].concat();
     assert_eq!(steps(&all, &have, false), ["ip link set flannel.old name flannel.1"]);
@@ -107,7 +107,7 @@ fn a_link_of_ours_under_another_name_gets_its_own_back_with_all_that_hangs_on_it
 }
 
 #[test]
-fn a_renamed_link_whose_name_was_taken_by_a_wrong_one_comes_back_when_that_is_gone() {
+fn a_renamed_link_gets_its_name_back_after_the_link_with_that_name_is_deleted() {
     let all = [&UP[..], &PEER].concat();
     let wrong = DEVICE.replace("id 1 ", "id 9 ").replace(" alias selvage:default", "");
     let have = [&all[..], &["ip link set flannel.1 name flannel.old", &wrong]].concat();
@@ -116,7 +116,7 @@ fn a_renamed_link_whose_name_was_taken_by_a_wrong_one_comes_back_when_that_is_go
 }
 
 #[test]
-fn an_address_that_becomes_a_peers_gateway_goes_before_the_route_comes() {
+fn an_address_that_becomes_a_peers_gateway_is_deleted_before_the_route_is_made() {
     let old = UP[1].replace("10.244.1.0", "10.244.2.0");
     let steps = steps(&[&UP[..], &PEER].concat(), &[UP[0], &old, UP[2]], false);
     assert_eq!(
@@ -127,7 +127,7 @@ fn an_address_that_becomes_a_peers_gateway_goes_before_the_route_comes() {
 }
 
 #[test]
-fn what_a_replacement_would_not_change_goes_first() {
+fn an_object_that_a_replacement_would_not_change_is_deleted_first() {
     let all = [&UP[..], &PEER].concat();
     let port = "bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 172.16.0.2 port 9 self";
     let diverted = [&all[..], &[port]].concat();
@@ -143,7 +143,7 @@ fn what_a_replacement_would_not_change_goes_first() {
 }
 
 #[test]
-fn a_route_of_ours_that_somebody_gave_an_mtu_is_replaced() {
+fn a_route_of_ours_with_a_foreign_mtu_is_replaced() {
     let all = [&UP[..], &PEER].concat();
     let other = format!("{} mtu 600", PEER[2]);
     let have = [&all[..], &[other.as_str()]].concat();
@@ -151,7 +151,7 @@ fn a_route_of_ours_that_somebody_gave_an_mtu_is_replaced() {
 }
 
 #[test]
-fn a_connected_prefix_of_another_link_in_a_peers_place_goes_and_others_stay() {
+fn a_connected_prefix_equal_to_a_peers_subnet_is_deleted_and_others_stay() {
     let all = [&UP[..], &PEER].concat();
     let bridge = ["ip link add cni0", "ip link set cni0 up", "ip address add 10.244.1.1/24 dev cni0"];
     let stale = "ip address add 10.244.2.1/24 dev cni0";
@@ -161,7 +161,7 @@ fn a_connected_prefix_of_another_link_in_a_peers_place_goes_and_others_stay() {
 }
 
 #[test]
-fn a_blackhole_for_the_pods_subnet_leaves_the_pods_bridge_its_route() {
+fn a_blackhole_for_the_own_subnet_keeps_the_route_of_the_pods_bridge() {
     let hole = "ip route replace blackhole 10.244.1.0/24 proto 67 metric 4294967295";
     let bridge = ["ip link add cni0", "ip link set cni0 up", "ip address add 10.244.1.1/24 dev cni0"];
     assert_eq!(steps(&[hole], &bridge, true), [hole]);
@@ -171,7 +171,7 @@ fn a_blackhole_for_the_pods_subnet_leaves_the_pods_bridge_its_route() {
 }
 
 #[test]
-fn addresses_and_neighbours_on_our_link_outside_of_the_network_stay() {
+fn foreign_addresses_and_neighbours_on_our_link_stay() {
     let theirs = [
         "ip address add 10.77.0.1/32 dev flannel.1",
         "ip neigh replace 10.77.0.9 lladdr 02:00:00:00:00:99 dev flannel.1",
@@ -186,7 +186,7 @@ fn addresses_and_neighbours_on_our_link_outside_of_the_network_stay() {
 }
 
 #[test]
-fn what_stands_in_our_way_and_is_not_ours_is_named_with_the_way_out() {
+fn a_foreign_object_that_conflicts_with_ours_is_named_with_the_way_out() {
     let narrower = "ip route add 10.244.2.128/25 via 172.16.0.9 dev eth0 proto 4";
     let mut kernel = host(&["ip link add flannel.1", narrower]);
     let (facts, have) = (kernel.host().unwrap(), kernel.own(&owner(false)).unwrap().state);
@@ -215,12 +215,12 @@ fn a_link_with_our_name_and_another_networks_tag_is_not_ours() {
     let theirs = [DEVICE.replace("selvage:default", "selvage:other"), UP[2].to_owned()];
     let have: Vec<_> = theirs.iter().map(String::as_str).chain(PEER).collect();
     let left: Vec<_> = steps(&[], &have, true);
-    // The route carries our protocol number inside our network, so it is ours wherever it leads.
+    // The route has our protocol number and is inside our network, so it is ours wherever it leads.
     assert_eq!(left, ["ip route delete 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink proto 67 scope 34"]);
 }
 
 #[test]
-fn a_changed_hardware_address_brings_back_the_neighbours_it_costs() {
+fn a_changed_mac_makes_the_neighbours_again_that_it_costs() {
     let other = DEVICE.replace("00:01 ", "00:77 ");
     let have = [&[other.as_str()], &UP[1..], &PEER].concat();
     let steps = steps(&[&UP[..], &PEER].concat(), &have, false);
@@ -228,7 +228,7 @@ fn a_changed_hardware_address_brings_back_the_neighbours_it_costs() {
 }
 
 #[test]
-fn a_route_of_ours_that_stands_behind_anothers_goes_before_it_comes_to_the_front() {
+fn a_route_of_ours_behind_a_foreign_one_is_deleted_before_it_is_replaced() {
     let prepended = "ip route prepend 10.244.2.0/24 via 172.16.0.9 dev eth0 proto 4";
     let have = [&UP[..], &PEER, &[prepended]].concat();
     let steps = steps(&[&UP[..], &PEER].concat(), &have, false);
@@ -236,7 +236,7 @@ fn a_route_of_ours_that_stands_behind_anothers_goes_before_it_comes_to_the_front
 }
 
 #[test]
-fn a_route_over_a_device_that_goes_last_does_not_hide_the_one_behind_it() {
+fn a_route_over_a_device_that_is_deleted_last_does_not_hide_the_one_behind_it() {
     let old = DEVICE.replace("flannel.1", "flannel.7").replace("id 1", "id 2");
     let behind = "ip route add 10.244.2.0/24 via 172.16.0.2 dev eth0 proto 3";
     let first = "ip route prepend 10.244.2.0/24 via 10.244.2.0 dev flannel.7 onlink proto 3";
@@ -246,7 +246,7 @@ fn a_route_over_a_device_that_goes_last_does_not_hide_the_one_behind_it() {
 }
 
 #[test]
-fn a_route_of_another_metric_beside_a_wanted_one_is_taken_away_since_it_could_win() {
+fn a_route_of_ours_with_another_metric_is_deleted_because_it_could_win() {
     let beside = "ip route add 10.244.2.0/24 via 172.16.0.9 dev eth0 proto 4 metric 50";
     let have = [&UP[..], &PEER, &[beside]].concat();
     let steps = steps(&[&UP[..], &PEER].concat(), &have, false);
@@ -254,7 +254,7 @@ fn a_route_of_another_metric_beside_a_wanted_one_is_taken_away_since_it_could_wi
 }
 
 #[test]
-fn strangers_routes_are_left_alone_inside_the_network_too() {
+fn foreign_routes_inside_the_network_stay() {
     let theirs = [
         "ip route add 192.0.2.0/24 via 172.16.0.9 dev eth0 proto 4",
         "ip route add 10.244.2.128/25 via 172.16.0.9 dev eth0 proto 4",
@@ -266,7 +266,7 @@ fn strangers_routes_are_left_alone_inside_the_network_too() {
 }
 
 #[test]
-fn what_a_flannel_left_over_the_underlay_is_swept_in_the_first_pass_only() {
+fn routes_of_an_earlier_flannel_over_the_underlay_are_deleted_in_the_first_pass_only() {
     let left = "ip route add 10.244.9.0/24 via 172.16.0.9 dev eth0 proto 3";
     assert_eq!(steps(&[], &[left], true), ["ip route delete 10.244.9.0/24 via 172.16.0.9 dev eth0 proto 3"]);
     assert!(steps(&[], &[left], false).is_empty());
@@ -275,7 +275,7 @@ fn what_a_flannel_left_over_the_underlay_is_swept_in_the_first_pass_only() {
 }
 
 #[test]
-fn a_strangers_route_through_our_device_to_somewhere_else_stays() {
+fn a_foreign_route_through_our_device_to_another_network_stays() {
     let theirs = "ip route add 10.99.0.0/16 dev flannel.1 proto 4";
     let all = [&UP[..], &[theirs]].concat();
     assert!(steps(&UP, &all, true).is_empty());

@@ -1,4 +1,5 @@
-//! Somebody keeps undoing us: it is noticed and not fed, and nobody else has to wait.
+//! Another program keeps changing our objects back: the object becomes contended, and everything else goes
+//! on.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -27,7 +28,7 @@ fn peer(n: u8) -> Lease {
     record(&format!("10.244.{n}.0-24"), &format!("172.16.0.{n}"), n, None)
 }
 
-/// A daemon with these peers that has nothing to do.
+/// A daemon with these peers and nothing to do.
 fn settled(peers: impl IntoIterator<Item = u8>) -> Solo {
     let mut solo = Solo::new(settings(), host(&[]), own());
     solo.start(NETWORK, std::iter::once(own()).chain(peers.into_iter().map(peer)).collect());
@@ -37,7 +38,8 @@ fn settled(peers: impl IntoIterator<Item = u8>) -> Solo {
     solo
 }
 
-/// Somebody types a line, the kernel tells, and a moment passes. Whether the kernel let them.
+/// Applies a line of another program, sends the notifications, and lets a moment pass. Returns whether the
+/// kernel accepted the line.
 fn meddle(solo: &mut Solo, line: &str) -> bool {
     let done = type_line(&mut solo.kernel.net, line).is_ok();
     solo.notice();
@@ -45,7 +47,7 @@ fn meddle(solo: &mut Solo, line: &str) -> bool {
     done
 }
 
-/// The lines of ours since the last call.
+/// The lines of our plans since the last call.
 fn lines(solo: &mut Solo) -> Vec<String> {
     let plans = solo.take_plans();
     assert!(plans.iter().all(|(_, failed)| *failed == 0), "a step failed: {plans:?}");
@@ -55,7 +57,7 @@ fn lines(solo: &mut Solo) -> Vec<String> {
         .collect()
 }
 
-/// Somebody deletes the route to a peer, if it is there.
+/// Another program deletes the route to a peer, if it exists.
 fn delete_route(solo: &mut Solo, n: u8) {
     let start = format!("ip route replace 10.244.{n}.0/24 ");
     let line = solo
@@ -78,7 +80,7 @@ fn link() -> IfName {
     "flannel.1".parse().unwrap()
 }
 
-/// Somebody of this name is seen at the route of peer 2.
+/// A notification names this program for the route of peer 2.
 fn seen(solo: &mut Solo) {
     let who = Who { program: Some("meddler".to_owned()), port: 4711, protocol: None };
     let what = Key::Route("10.244.2.0/24".parse().unwrap(), 0);
@@ -86,7 +88,7 @@ fn seen(solo: &mut Solo) {
 }
 
 #[test]
-fn a_route_that_somebody_keeps_deleting_is_put_back_ever_more_slowly_and_never_given_up() {
+fn a_route_that_is_deleted_again_and_again_is_repaired_with_back_off_and_never_given_up() {
     let mut solo = settled(2..5);
     let (mut repairs, mut longest, mut missing) = (0, 0, 0);
     for _ in 0..1200 {
@@ -109,7 +111,7 @@ fn a_route_that_somebody_keeps_deleting_is_put_back_ever_more_slowly_and_never_g
 }
 
 #[test]
-fn after_a_fight_the_object_is_right_again_within_a_quarter_of_its_length_and_then_it_is_forgotten() {
+fn a_contended_object_is_repaired_within_a_quarter_of_the_contended_time_and_then_forgotten() {
     for (beats, within) in [(10, 1000), (40, 1000), (80, 1250), (400, 6000)] {
         let mut solo = settled(2..4);
         for _ in 0..beats {
@@ -134,12 +136,12 @@ fn after_a_fight_the_object_is_right_again_within_a_quarter_of_its_length_and_th
 }
 
 #[test]
-fn a_contended_object_takes_nobody_elses_pace() {
+fn a_contended_object_does_not_slow_down_others() {
     let mut solo = settled(2..8);
     for round in 0..100 {
         delete_route(&mut solo, 2);
         solo.wait(BEAT);
-        // One in two seconds is what happens to anything now and then.
+        // One change in two seconds is not contended.
         if round % 40 == 20 {
             let before = solo.core.passes();
             delete_route(&mut solo, 5);
@@ -151,7 +153,7 @@ fn a_contended_object_takes_nobody_elses_pace() {
 }
 
 #[test]
-fn while_something_is_held_no_pass_is_made_before_its_release() {
+fn no_pass_starts_while_the_only_step_is_held() {
     let mut solo = settled(2..4);
     while route_is_there(&solo, 2) {
         delete_route(&mut solo, 2);
@@ -167,7 +169,7 @@ fn while_something_is_held_no_pass_is_made_before_its_release() {
 }
 
 #[test]
-fn what_somebody_keeps_adding_under_our_name_is_a_fight_too() {
+fn a_foreign_object_that_is_added_again_and_again_under_our_name_is_contended() {
     let mut solo = settled(2..4);
     let mut removed = 0;
     for _ in 0..200 {
@@ -182,7 +184,7 @@ fn what_somebody_keeps_adding_under_our_name_is_a_fight_too() {
 }
 
 #[test]
-fn a_peer_that_moves_or_leaves_is_followed_at_once_though_its_objects_are_contended() {
+fn a_peer_that_moves_or_leaves_is_followed_at_once_while_its_objects_are_contended() {
     let mut solo = settled(2..4);
     while route_is_there(&solo, 2) {
         delete_route(&mut solo, 2);
@@ -208,13 +210,13 @@ fn a_peer_that_moves_or_leaves_is_followed_at_once_though_its_objects_are_conten
 }
 
 #[test]
-fn a_link_that_flaps_at_twenty_hertz_is_held_and_all_is_back_within_a_second_of_its_end() {
+fn a_link_that_flaps_at_twenty_hertz_is_held_and_repaired_within_a_second_afterwards() {
     for beats in [10, 100, 600] {
         let mut solo = settled(2..50);
         let before = solo.kernel.to_string();
         let (passes, mut steps) = (solo.core.passes(), 0);
         for beat in 0..beats {
-            // Where the flap and we meet differs from beat to beat.
+            // The moment of the flap relative to our pass differs from beat to beat.
             for state in ["down", "up"] {
                 type_line(&mut solo.kernel.net, &format!("ip link set flannel.1 {state}")).unwrap();
                 solo.hear(Input::Touched(vec![Touch { what: Key::Link(link()), by: None }]));
@@ -226,15 +228,15 @@ fn a_link_that_flaps_at_twenty_hertz_is_held_and_all_is_back_within_a_second_of_
         solo.wait(ms(1000));
         assert_eq!(solo.kernel.to_string(), before, "after {beats} beats");
         let seconds = beats / 20;
-        // A pass takes no time here, so a storm gets one each ten milliseconds.
+        // A pass takes no time here, so a storm gets one pass every ten milliseconds.
         assert!(solo.core.passes() - passes <= 30 + 100 * seconds, "{} passes", solo.core.passes() - passes);
-        // Fed, it would be both objects of each peer at each beat.
+        // Without holding, every beat would repair both objects of each peer.
         assert!(steps as u64 <= 48 * 2 * (30 + beats / 20), "{beats} beats, {steps} steps: it is fed");
     }
 }
 
 #[test]
-fn what_hangs_on_a_held_link_is_held_with_it_and_is_no_fight_of_its_own() {
+fn objects_on_a_held_link_are_held_with_it_and_are_not_contended_themselves() {
     let mut solo = settled(2..6);
     let mut plans = Vec::new();
     for _ in 0..100 {
@@ -283,7 +285,7 @@ fn a_whole_table_that_is_flushed_again_and_again_is_held_as_a_whole() {
 }
 
 #[test]
-fn news_of_the_store_and_steps_that_fail_are_neither_drift_nor_a_fight() {
+fn changes_of_the_store_and_failed_steps_are_neither_drift_nor_contended() {
     let mut solo = settled(2..5);
     for _ in 0..10 {
         solo.hear(Input::Store(StoreEvent::Removed(vec![peer(3).subnets])));
@@ -304,7 +306,7 @@ fn news_of_the_store_and_steps_that_fail_are_neither_drift_nor_a_fight() {
 }
 
 #[test]
-fn what_is_found_changed_is_counted_by_kind() {
+fn drift_is_counted_by_kind() {
     let mut solo = settled(2..5);
     delete_route(&mut solo, 2);
     meddle(&mut solo, "bridge fdb delete 02:04:00:00:00:03 dev flannel.1 dst 172.16.0.3 self");
@@ -324,12 +326,12 @@ fn ten_thousand_notifications_in_a_second_are_a_few_passes() {
         solo.hear(Input::Kernel(if n % 2 == 0 { KernelEvent::Own } else { KernelEvent::Host }));
         solo.wait(Duration::from_micros(100));
     }
-    // Ten at once, and one each ten milliseconds, since a pass takes no time here.
+    // Ten passes at once, and one every ten milliseconds, because a pass takes no time here.
     assert!(solo.core.passes() - before <= 111, "{}", solo.core.passes() - before);
 }
 
 #[test]
-fn the_status_says_where_the_node_stands() {
+fn the_status_has_the_state_of_the_node() {
     let mut solo = Solo::new(settings(), host(&[]), own());
     let status = solo.status();
     assert!(!status.ready && status.reasons[0].contains("configuration"), "{status:?}");

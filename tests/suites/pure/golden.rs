@@ -1,5 +1,6 @@
-//! Golden cases: a folder each. `input.json` says what the daemon is given; `wish.txt` is what it would do to an empty
-//! host, `plan.txt` what it does to this one, as shell lines. `UPDATE=1` writes both anew; a new folder is a new case.
+//! Golden cases, a folder each. `input.json` is what the daemon gets; `wish.txt` is what it would do to an
+//! empty host, `plan.txt` what it does to this one, as shell lines. `UPDATE=1` writes both again. A new
+//! folder is a new case.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,28 +18,28 @@ use subnet_lease::{Lease, StoreEvent};
 use tests::lines::type_line;
 use tests::solo::{Solo, settings};
 
-/// What the daemon is given.
+/// What the daemon gets.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Case {
-    /// What the case shows, in a sentence.
+    /// What the case shows, in one sentence.
     about: String,
     /// The net-conf.
     network: Value,
     /// Key of the lease that the store grants.
     own: String,
-    /// All leases as flannel's records; our own among them where the store shows it already.
+    /// All leases as flannel's records, with our own lease if the store already has it.
     leases: BTreeMap<String, Value>,
     /// The host: links, addresses, default routes.
     host: Vec<String>,
-    /// What is in the kernel already.
+    /// What already exists in the kernel.
     #[serde(default)]
     before: Vec<String>,
     #[serde(default)]
     masquerade: bool,
     #[serde(default)]
     blackhole: bool,
-    /// What happens then.
+    /// What happens afterwards.
     #[serde(default)]
     then: Vec<Step>,
 }
@@ -46,11 +47,11 @@ struct Case {
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Step {
-    /// The store says so: records, or null for a lease that ended.
+    /// The store sends records; null for a lease that ended.
     Hear(BTreeMap<String, Option<Value>>),
-    /// A record can't be read.
+    /// A record cannot be read.
     Unreadable(String),
-    /// An operator types.
+    /// An operator types a line.
     Hand(Vec<String>),
     /// The next dumps are interrupted.
     Interrupt(u32),
@@ -88,7 +89,7 @@ impl Case {
         let mut solo = Solo::new(self.settings(), kernel, own);
         self.tell(&mut solo);
         solo.notice();
-        // Storms are paced; what follows comes after a pause.
+        // Storms are paced, so the next event comes after a pause.
         solo.wait(Duration::from_secs(2));
         solo
     }
@@ -146,7 +147,7 @@ impl Case {
         }
     }
 
-    /// However it went, a minute later one more look finds nothing to do.
+    /// A minute later one more pass finds nothing to do.
     fn check_quiet(&self, solo: &mut Solo) {
         solo.wait(Duration::from_secs(60));
         solo.take_plans();
@@ -175,7 +176,7 @@ impl Step {
     }
 }
 
-/// The plans as they were applied; what is tried again unchanged is said once.
+/// The plans that were applied. A repeated plan is printed once.
 fn told(solo: &mut Solo) -> String {
     let mut plans = solo.take_plans();
     plans.dedup();
@@ -194,7 +195,7 @@ fn cases() -> Vec<PathBuf> {
 }
 
 #[test]
-fn every_golden_case_does_what_its_folder_says() {
+fn every_golden_case_matches_its_folder() {
     let update = std::env::var_os("UPDATE").is_some();
     let mut wrong = String::new();
     let cases = cases();

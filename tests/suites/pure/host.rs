@@ -1,4 +1,4 @@
-//! The host under one daemon: what it lacks, what is odd about it, and how its changes are followed.
+//! The host of one daemon: what it lacks, what is odd, and how its changes are followed.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ fn system(release: &str, lacks: Vec<Feature>) -> System {
     System { release: release.to_owned(), distribution: "ubuntu".to_owned(), lacks, settings: Vec::new() }
 }
 
-/// What the daemon said until it ended, and how; or that it goes on.
+/// What the daemon reported until it ended, and its exit code; or that it still runs.
 fn ending(
     settings: Settings,
     mut kernel: FakeKernel,
@@ -83,7 +83,7 @@ fn fact<'a>(status: &'a Status, what: &str) -> (&'a str, &'a str) {
 }
 
 #[test]
-fn a_backend_that_cannot_work_here_ends_the_daemon_at_the_start_with_a_sentence() {
+fn a_missing_kernel_feature_ends_the_daemon_at_its_start_and_is_named() {
     for (network, lacks, expected) in [
         (NETWORK, vec![Feature::Vxlan], Some(Exit::Unsupported)),
         (NETWORK, vec![Feature::Ipv6, Feature::BridgeNetfilter], None),
@@ -97,7 +97,7 @@ fn a_backend_that_cannot_work_here_ends_the_daemon_at_the_start_with_a_sentence(
         let module = format!("modprobe {}", lacks[0].module());
         assert_eq!(core.ending().is_some_and(|said| said.contains(&module)), expected.is_some(), "{lacks:?}");
     }
-    // Rules that nothing can make, where there are to be some.
+    // Rules are required, and nothing on this host can make them.
     for (forward_rules, expected) in [(true, Some(Exit::Unsupported)), (false, None)] {
         let mut kernel = host(&[]);
         kernel.net.firewall.nf_tables = false;
@@ -108,9 +108,10 @@ fn a_backend_that_cannot_work_here_ends_the_daemon_at_the_start_with_a_sentence(
     }
 }
 
-/// The kernel is read on a thread of its own: what it told after that, and before the answer was heard, is not in the answer.
+/// A thread of its own reads the host. A notification that arrives before the answer may not be part of the
+/// answer.
 #[test]
-fn what_is_told_while_the_host_is_read_is_read_in_the_next_pass() {
+fn a_notification_during_the_read_of_the_host_causes_another_read() {
     use backends::kernel::{Kernel as _, KernelEvent};
     let mut solo = running(settings(), host(&[]), NETWORK, &[2]);
     let now = Duration::from_secs(1);
@@ -128,7 +129,7 @@ fn what_is_told_while_the_host_is_read_is_read_in_the_next_pass() {
 }
 
 #[test]
-fn an_interface_that_was_named_is_waited_for_so_long_and_no_other_is_taken() {
+fn a_named_interface_is_waited_for_and_no_other_is_chosen() {
     for (wait, until, expected) in [
         (Some(0), 0, Some(Exit::Interface)),
         (Some(60), 59, None),
@@ -145,14 +146,14 @@ fn an_interface_that_was_named_is_waited_for_so_long_and_no_other_is_taken() {
             "{said}"
         );
     }
-    // With nothing named the default route is waited for as long as it takes.
+    // Without a named interface the daemon waits for the default route without limit.
     let settings = Settings { iface_wait: Some(Duration::ZERO), ..settings() };
     let (_, exit) = ending(settings, FakeKernel::new(0), NETWORK, Duration::from_secs(3600));
     assert_eq!(exit, None);
 }
 
 #[test]
-fn an_interface_that_gets_another_name_is_the_same_one_though_the_old_name_was_asked_for() {
+fn a_named_interface_that_is_renamed_stays_chosen() {
     let settings = Settings { iface: asking_for("eth0"), ..settings() };
     let mut solo = running(settings, host(&[]), DIRECT, &[2]);
     type_all(&mut solo, &["ip link set eth0 name lan0"]);
@@ -164,13 +165,13 @@ fn an_interface_that_gets_another_name_is_the_same_one_though_the_old_name_was_a
         status.reasons
     );
     assert_eq!(solo.claims, 1);
-    // What hangs on it is still looked after.
+    // The objects on it are still repaired.
     type_all(&mut solo, &["ip route delete 10.244.2.0/24 via 172.16.0.2 dev lan0 proto 67"]);
     assert!(solo.kernel.to_string().contains("10.244.2.0/24 via 172.16.0.2 dev lan0"), "{}", solo.kernel);
 }
 
 #[test]
-fn a_second_default_route_is_followed_by_its_metric_and_the_subnet_stays() {
+fn the_default_route_with_the_better_metric_is_followed_and_the_subnet_stays() {
     let mut solo = running(settings(), host(&[]), NETWORK, &[2]);
     type_all(
         &mut solo,
@@ -191,7 +192,7 @@ fn a_second_default_route_is_followed_by_its_metric_and_the_subnet_stays() {
 }
 
 #[test]
-fn each_new_address_is_told_at_once_and_a_lease_that_others_rewrite_ever_more_slowly() {
+fn a_new_address_is_published_at_once_and_a_lease_that_others_rewrite_with_back_off() {
     let own = record("10.244.1.0-24", "172.16.0.1", 1, None);
     let mut solo = running(settings(), host(&[]), NETWORK, &[2]);
     for (n, address) in ["172.16.0.101", "172.16.0.102", "172.16.0.1", "172.16.0.103"].iter().enumerate() {
@@ -201,7 +202,7 @@ fn each_new_address_is_told_at_once_and_a_lease_that_others_rewrite_ever_more_sl
         solo.notice();
         assert_eq!(solo.claims, 2 + n, "{address}");
     }
-    // Somebody writes the first one back, each time that we have put it right.
+    // Another program writes the first address back after each of our repairs.
     let mut within = 0;
     for _ in 0..50 {
         let claims = solo.claims;
@@ -213,7 +214,7 @@ fn each_new_address_is_told_at_once_and_a_lease_that_others_rewrite_ever_more_sl
 }
 
 #[test]
-fn peers_are_direct_as_long_as_their_prefix_is_connected_in_every_pass_anew() {
+fn peers_are_direct_while_their_prefix_is_connected() {
     let through =
         |solo: &Solo| solo.kernel.to_string().contains("10.244.2.0/24 via 10.244.2.0 dev flannel.1");
     let mut solo = running(settings(), host(&[]), DIRECT, &[2]);
@@ -233,7 +234,7 @@ fn peers_are_direct_as_long_as_their_prefix_is_connected_in_every_pass_anew() {
 }
 
 #[test]
-fn one_address_on_two_hosts_is_named_with_the_other_interfaces_that_would_do() {
+fn one_address_on_two_hosts_is_named_with_the_other_usable_interfaces() {
     let other = ["ip link add eth1", "ip link set eth1 up", "ip address add 192.168.56.11/24 dev eth1"];
     let own = record("10.244.1.0-24", "172.16.0.1", 1, Some("us"));
     let twin = record("10.244.5.0-24", "172.16.0.1", 5, Some("them"));
@@ -250,7 +251,7 @@ fn one_address_on_two_hosts_is_named_with_the_other_interfaces_that_would_do() {
 }
 
 #[test]
-fn the_address_that_every_virtual_machine_has_is_named_before_anybody_shares_it() {
+fn the_address_that_every_virtual_machine_has_is_named_before_two_hosts_have_it() {
     let mut kernel = FakeKernel::new(0);
     for line in [
         "ip link add eth0",
@@ -269,7 +270,7 @@ fn the_address_that_every_virtual_machine_has_is_named_before_anybody_shares_it(
 }
 
 #[test]
-fn what_of_the_underlay_is_too_small_for_pods_is_named_and_what_is_set_too_large_counts_not() {
+fn an_underlay_mtu_too_small_for_pods_is_named_and_a_configured_mtu_too_large_is_ignored() {
     let six = br#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:244::/48",
         "Backend": {"Type": "vxlan", "MTU": 9000}}"#;
     let kernel =
@@ -293,7 +294,7 @@ fn what_of_the_underlay_is_too_small_for_pods_is_named_and_what_is_set_too_large
 }
 
 #[test]
-fn checksums_are_taken_from_the_hardware_on_kernels_that_get_them_wrong_and_where_it_is_said() {
+fn checksum_offload_is_switched_off_on_kernels_before_5_7_and_on_request() {
     for (release, said, expected) in [
         ("6.1.0", None, None),
         ("4.18.0", None, Some("off")),
@@ -312,7 +313,7 @@ fn checksums_are_taken_from_the_hardware_on_kernels_that_get_them_wrong_and_wher
 }
 
 #[test]
-fn room_for_neighbours_is_made_where_peers_take_it_and_never_taken_away() {
+fn the_neighbour_limit_is_raised_for_many_peers_and_never_lowered() {
     use backends::Sysctl;
     let room = Sysctl::NeighbourRoom(Family::V4);
     let peers: Vec<_> = (0..1100u16)
@@ -344,7 +345,7 @@ fn room_for_neighbours_is_made_where_peers_take_it_and_never_taken_away() {
 }
 
 #[test]
-fn what_settings_were_is_remembered_until_the_host_restarts() {
+fn former_settings_are_remembered_until_the_host_restarts() {
     let mut solo = running(settings(), host(&[]), NETWORK, &[2]);
     assert!(solo.memory.as_ref().is_none_or(|m| m.settings.is_empty()), "nothing was changed yet");
     type_all(&mut solo, &["echo 0 > /proc/sys/net/ipv4/ip_forward"]);

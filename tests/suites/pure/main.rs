@@ -1,5 +1,5 @@
-//! Tests that need no kernel, no network and no root: the fake kernel's laws, worlds of many daemons, golden cases,
-//! properties.
+//! Tests that need no kernel, no network and no root: the fake kernel's laws, worlds of many daemons, golden
+//! cases, properties.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 

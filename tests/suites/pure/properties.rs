@@ -1,5 +1,5 @@
-//! Whatever is in the kernel at first: it becomes as wished, strangers' objects stay, and the order in which things
-//! were said does not matter.
+//! From any state of the kernel: our objects become as wished, foreign objects stay, and the order of events
+//! does not matter.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use tests::solo::{Solo, settings};
 const NETWORK: &str = r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:244::/48",
     "Backend": {"Type": "vxlan", "DirectRouting": true}}"#;
 
-/// Peer `n`; every third is behind a router.
+/// Peer `n`; every third one is behind a router.
 fn lease(n: u8) -> Lease {
     let net = if n.is_multiple_of(3) { "172.20" } else { "172.16" };
     let record = format!(
@@ -36,7 +36,8 @@ const PLUGGED: [&str; 6] = [
     "ip -6 route add ::/0 via fd00:172::fe dev eth0",
 ];
 
-/// Lines that somebody may have typed: ours, nearly ours, and strangers'. What the kernel refuses is left out.
+/// Lines that may have been typed: ours, nearly ours, and foreign. Lines that the kernel refuses are left
+/// out.
 fn clutter() -> impl Strategy<Value = Vec<String>> {
     let n = 1u8..9;
     let device = (select(vec!["flannel.1", "flannel-v6.1", "flannel.7"]), 1u8..3, select(vec!["selvage:default", "", "selvage:other"]))
@@ -45,7 +46,7 @@ fn clutter() -> impl Strategy<Value = Vec<String>> {
             let alias = if tag.is_empty() { String::new() } else { format!("alias {tag}") };
             format!("ip link add {name} mtu 1400 type vxlan id {vni} local {local} dev if2 dstport 8472 nolearning {alias}")
         })
-        // Another network's device with our own VNI is a conflict that only its owner can end.
+        // Only its owner can remove a device of another network with our VNI.
         .prop_filter("a conflict", |line| !line.ends_with("selvage:other") || line.contains("flannel.7") && line.contains("id 2"))
         .prop_filter("a conflict", |line| !line.contains("flannel.7") || line.contains("id 2") || line.ends_with("default"));
     let place = select(vec!["add", "append", "prepend"]);
@@ -93,7 +94,7 @@ fn host(clutter: &[String]) -> FakeKernel {
     let mut kernel = FakeKernel::new(0);
     PLUGGED.iter().for_each(|line| type_line(&mut kernel.net, line).unwrap());
     for line in clutter {
-        // Not every line makes sense after the ones before it; the kernel says which.
+        // Some lines make no sense after the ones before; the kernel refuses those.
         let _ = type_line(&mut kernel.net, line);
     }
     kernel
@@ -111,7 +112,7 @@ fn quiet(solo: &mut Solo) {
     solo.wait(Duration::from_secs(5));
 }
 
-/// Routes that no rule makes ours: elsewhere, or more specific than a lease.
+/// Routes that are not ours by any rule: elsewhere, or more specific than a lease.
 fn strangers(kernel: &FakeKernel) -> Vec<Route> {
     let inside: ipnetwork::IpNetwork = "10.244.0.0/16".parse().unwrap();
     let stranger = |r: &Route| {
@@ -135,7 +136,7 @@ proptest! {
         prop_assert!(solo.take_plans().is_empty(), "{}", solo.kernel);
         prop_assert!(solo.core.readiness().ready, "{:?}", solo.core.readiness());
         for route in strangers(&before) {
-            // What hangs on a device of ours that is made anew goes with it.
+            // What depends on a device of ours goes when the device is made again.
             let ours = route.link.is_some_and(|l| l.as_str() != "eth0");
             prop_assert!(ours || solo.kernel.net.has_route(&route), "{route:?} is gone");
         }
@@ -145,7 +146,7 @@ proptest! {
     fn the_order_in_which_leases_come_does_not_matter(peers in Just((1..9u8).collect::<Vec<_>>()).prop_shuffle(), at_once in 0usize..8) {
         let mut reference = start(&[], (1..9).map(lease).collect());
         let (first, later) = peers.split_at(at_once);
-        // Our own lease tells our hardware address, so it is known from the start.
+        // Our own lease has our MAC, so it is known from the start.
         let mut solo = start(&[], first.iter().chain([&1]).map(|n| lease(*n)).collect());
         for n in later {
             solo.hear(Input::Store(StoreEvent::Upsert(lease(*n))));

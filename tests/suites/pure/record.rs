@@ -1,5 +1,5 @@
-//! What is recorded is what happened: every input reads back, a replay decides the same, and whatever is in a file, the
-//! reader survives it.
+//! The recording is what happened: every input can be read back, a replay decides the same, and the reader
+//! survives any file.
 
 use std::fs;
 use std::net::IpAddr;
@@ -229,7 +229,7 @@ fn input() -> impl Strategy<Value = Input> {
     ]
 }
 
-/// What a core that hears this decides is of no interest here.
+/// The decisions of a core are not of interest here.
 fn record(inputs: Vec<Input>) -> Vec<u8> {
     let mut recorder = Recorder::new(Vec::new(), || Duration::from_secs(1_800_000_000));
     let mut core = NodeCore::new(settings());
@@ -246,7 +246,7 @@ fn read(bytes: Vec<u8>) -> Vec<Entry> {
     std::iter::from_fn(|| reader.entry().unwrap()).collect()
 }
 
-/// Everything a replay has to say, and whether it differs anywhere.
+/// The output of a replay, and whether it differs anywhere.
 fn replay(reader: Reader) -> (Vec<Step>, Option<NodeCore>) {
     let mut replay = Replay::new(reader);
     let steps = std::iter::from_fn(|| replay.step().unwrap()).collect();
@@ -334,7 +334,7 @@ fn a_replayed_world_decides_the_same_and_ends_in_the_same_state() {
 }
 
 #[test]
-fn a_core_written_down_at_any_moment_goes_on_as_if_nothing_had_happened() {
+fn a_core_saved_at_any_moment_continues_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("events");
     let mut world = small_world(7, &file);
@@ -357,7 +357,7 @@ fn a_core_written_down_at_any_moment_goes_on_as_if_nothing_had_happened() {
     assert!(steps > 20, "{steps}");
 }
 
-/// A snapshot of so many leases, all different in every round.
+/// A snapshot of that many leases, all different in every round.
 fn snapshot(count: u32, round: u32) -> Input {
     let lease = |n: u32| {
         let subnets = format!("10.{}.{}.0-24", n >> 8, n & 255).parse().unwrap();
@@ -407,7 +407,7 @@ fn a_hundred_mebibytes_of_inputs_leave_two_bounded_files_and_the_newer_replays_b
 }
 
 #[test]
-fn what_is_too_large_is_named_and_replays_again_after_the_next_start() {
+fn an_input_too_large_to_record_is_named_and_a_replay_works_again_after_the_next_start() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("events");
     let mut recorder = Recorder::new(Ring::open(&file).unwrap(), || Duration::ZERO);
@@ -429,7 +429,7 @@ fn what_is_too_large_is_named_and_replays_again_after_the_next_start() {
 }
 
 #[test]
-fn a_file_of_another_daemon_a_pipe_or_a_link_is_refused_and_an_end_cut_short_is_closed() {
+fn a_locked_file_a_pipe_and_a_link_are_refused_and_a_torn_end_is_closed() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let refused = |path: &Path| Ring::open(path).err().map(|error| error.to_string()).unwrap_or_default();
@@ -449,7 +449,7 @@ fn a_file_of_another_daemon_a_pipe_or_a_link_is_refused_and_an_end_cut_short_is_
 }
 
 #[test]
-fn a_file_that_somebody_took_away_with_its_folder_is_begun_anew_and_replays() {
+fn a_file_deleted_with_its_folder_is_made_again_and_replays() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("flannel/events");
     let mut recorder = Recorder::new(Ring::open(&file).unwrap(), || Duration::ZERO);
@@ -468,7 +468,7 @@ fn a_file_that_somebody_took_away_with_its_folder_is_begun_anew_and_replays() {
 }
 
 #[test]
-fn nothing_secret_is_on_file() {
+fn no_secret_is_recorded() {
     let text =
         r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", "PSK": "s3cret"}, "Token": "s3cret"}"#;
     let written = r#"{"PublicIP":"172.16.0.2","BackendType":"vxlan","Password":"s3cret"}"#;
@@ -492,7 +492,7 @@ fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/recorded")
 }
 
-/// All that a replay says.
+/// The output of a replay.
 fn page(file: &Path) -> String {
     let mut text = String::new();
     for step in replay(Reader::open(file, false).unwrap()).0 {
@@ -514,10 +514,10 @@ fn page(file: &Path) -> String {
     text
 }
 
-/// A file recorded once, by an older program perhaps; what this program decides on it is in the text beside it.
-/// `UPDATE=1` writes the texts anew, `RECORD=1` the recordings.
+/// A file recorded earlier, perhaps by an older program. The text beside it has this program's decisions.
+/// `UPDATE=1` writes the texts again, `RECORD=1` the recordings.
 #[test]
-fn golden_recordings_are_decided_as_their_texts_say() {
+fn golden_recordings_replay_to_their_texts() {
     if std::env::var_os("RECORD").is_some() {
         fs::create_dir_all(golden()).unwrap();
         for (name, seed, troubles) in [("start", 1, 0), ("troubles", 2, 6)] {
@@ -541,7 +541,7 @@ fn golden_recordings_are_decided_as_their_texts_say() {
     }
 }
 
-/// A dump of a node with so many peers.
+/// A dump of a node with that many peers.
 fn dump(peers: u32) -> Input {
     let link: IfName = "flannel.1".parse().unwrap();
     let of = |n: u32| {
@@ -559,7 +559,7 @@ fn dump(peers: u32) -> Input {
 }
 
 #[test]
-fn of_a_large_dump_only_what_changed_is_written() {
+fn only_the_difference_of_a_large_dump_is_written() {
     let bytes = record(vec![dump(1000), dump(1000), dump(1001), dump(999)]);
     let heard = bytes.split(|b| *b == b'\n').filter(|line| line.starts_with(b"{\"heard\""));
     let lengths: Vec<_> = heard.map(<[u8]>::len).collect();
@@ -567,7 +567,8 @@ fn of_a_large_dump_only_what_changed_is_written() {
     assert!(lengths[1..].iter().all(|length| *length < 600), "{lengths:?}");
 }
 
-/// What the recorder adds to a daemon: `cargo test --release -p tests --test pure what_recording -- --ignored --nocapture`.
+/// The cost of the recorder: `cargo test --release -p tests --test pure what_recording -- --ignored
+/// --nocapture`.
 #[test]
 #[ignore = "prints figures, and proves nothing"]
 fn what_recording_costs() {

@@ -1,4 +1,4 @@
-//! Strangers' things next to ours, as alike as possible: no plan ever names one, and ours become as wished.
+//! Foreign objects beside ours, as similar as possible: no plan ever names one, and ours become as wished.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ const PLUGGED: [&str; 9] = [
     "ip address add 10.244.1.1/24 dev cni0",
 ];
 
-/// On links of others.
+/// On foreign links.
 const BESIDE: [&str; 20] = [
     "ip route add 192.0.2.0/24 via 172.16.0.9 dev eth0 proto 67",
     "ip route add 10.245.2.0/24 via 172.16.0.9 dev eth0 proto 67 scope 34",
@@ -51,7 +51,7 @@ const BESIDE: [&str; 20] = [
     "bridge fdb replace 02:04:00:00:00:02 dev flannel.9 dst 172.16.0.2 self",
 ];
 
-/// On links of ours, which must be there.
+/// On our links, which must exist.
 const UPON: [&str; 6] = [
     "ip route add 10.99.0.0/16 dev flannel.1 proto 3",
     "ip route add 10.98.0.0/16 dev flannel.1 proto 67",
@@ -61,7 +61,7 @@ const UPON: [&str; 6] = [
     "ip neigh replace 2001:db8::9 lladdr 02:04:00:00:00:02 dev flannel-v6.1",
 ];
 
-/// What costs no stranger anything: our links stay up.
+/// Changes that cost no foreign object: our links stay up.
 const DISTURBED: [&str; 5] = [
     "ip route delete 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink proto 67 scope 34",
     "ip link set flannel.1 name lost",
@@ -80,14 +80,14 @@ fn lease(n: u8) -> Lease {
     Lease::from_record(&format!("10.244.{n}.0-24&fd00:244:0:{n:x}::-64"), record.as_bytes()).unwrap()
 }
 
-/// What was not there before these lines.
+/// What did not exist before these lines.
 fn typed(kernel: &mut FakeKernel, lines: &[&str]) -> Vec<Object> {
     let before = kernel.net.everything();
     for line in lines {
-        // A neighbour on a device that was not drawn: the kernel refuses.
+        // The kernel refuses a neighbour on a device that was not drawn.
         let _ = type_line(&mut kernel.net, line);
     }
-    // What a device is born with changes with it.
+    // The default settings of a device change with it.
     let lasts = |o: &Object| !matches!(o, Object::Sysctl(..)) && !before.contains(o);
     kernel.net.everything().into_iter().filter(lasts).collect()
 }

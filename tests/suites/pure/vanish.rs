@@ -1,4 +1,5 @@
-//! A store that lost its data is not a cluster that left; and what a node remembers for a start without the store.
+//! A store that lost its data is not a cluster whose hosts left. And what a node remembers for a start
+//! without the store.
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ fn peer(n: u8) -> Lease {
     record(&format!("10.244.{n}.0-24"), &format!("172.16.0.{n}"), n, None)
 }
 
-/// Ready, with so many peers: numbers 2, 3, …
+/// Ready, with that many peers: numbers 2, 3, …
 fn ready(peers: u8) -> Solo {
     let mut solo = Solo::new(settings(), host(&[]), own());
     solo.start(NETWORK, [own()].into_iter().chain((0..peers).map(|n| peer(n + 2))).collect());
@@ -47,7 +48,7 @@ fn stands(solo: &Solo) -> (usize, usize, bool) {
 }
 
 #[test]
-fn leases_that_end_one_by_one_are_gone_at_once() {
+fn leases_that_end_one_by_one_are_removed_at_once() {
     let mut solo = ready(5);
     for n in 2..=6 {
         solo.hear(removed(&[peer(n)]));
@@ -57,7 +58,7 @@ fn leases_that_end_one_by_one_are_gone_at_once() {
 }
 
 #[test]
-fn most_peers_gone_in_one_step_are_kept_until_they_are_back() {
+fn peers_are_kept_when_most_of_them_vanish_in_one_step() {
     let mut solo = ready(5);
     solo.hear(removed(&[peer(2), peer(3), peer(4)]));
     assert_eq!(stands(&solo), (3, 5, false));
@@ -71,7 +72,7 @@ fn most_peers_gone_in_one_step_are_kept_until_they_are_back() {
 }
 
 #[test]
-fn who_does_not_come_back_within_the_hold_is_gone() {
+fn a_peer_that_does_not_come_back_within_the_hold_is_removed() {
     let mut solo = ready(5);
     solo.hear(removed(&[peer(2), peer(3), peer(4)]));
     solo.hear(Input::Store(StoreEvent::Upsert(peer(2))));
@@ -84,7 +85,7 @@ fn who_does_not_come_back_within_the_hold_is_gone() {
 }
 
 #[test]
-fn half_of_the_peers_or_a_few_of_three_are_believed_gone() {
+fn half_of_the_peers_and_a_few_of_three_are_removed_at_once() {
     let mut solo = ready(4);
     solo.hear(removed(&[peer(2), peer(3)]));
     assert_eq!(stands(&solo), (0, 2, true));
@@ -94,7 +95,7 @@ fn half_of_the_peers_or_a_few_of_three_are_believed_gone() {
 }
 
 #[test]
-fn a_second_loss_during_the_hold_is_measured_with_the_first() {
+fn a_second_loss_during_the_hold_counts_together_with_the_first() {
     let mut solo = ready(8);
     solo.hear(removed(&[2, 3, 4, 5, 6].map(peer)));
     solo.hear(removed(&[7, 8].map(peer)));
@@ -114,7 +115,7 @@ fn peers_that_end_together_with_our_own_lease_are_kept_however_few_they_are() {
 }
 
 #[test]
-fn whoever_lacks_in_another_history_is_kept() {
+fn peers_missing_in_another_history_are_kept() {
     let mut solo = ready(6);
     solo.hear(snapshot(vec![own(), peer(2), peer(3), peer(4), peer(5), peer(6)], true));
     assert_eq!(stands(&solo), (1, 6, false));
@@ -124,7 +125,7 @@ fn whoever_lacks_in_another_history_is_kept() {
 }
 
 #[test]
-fn a_hold_of_zero_believes_everything() {
+fn with_a_hold_of_zero_vanished_peers_are_removed_at_once() {
     let mut solo =
         Solo::new(flanneld::node::Settings { vanish_hold: Duration::ZERO, ..settings() }, host(&[]), own());
     solo.start(NETWORK, (1..=6).map(peer).collect());
@@ -134,7 +135,7 @@ fn a_hold_of_zero_believes_everything() {
 }
 
 #[test]
-fn the_hold_does_not_end_while_the_store_is_away() {
+fn the_hold_does_not_end_while_the_store_is_unreachable() {
     let mut solo = ready(5);
     solo.hear(removed(&[2, 3, 4, 5].map(peer)));
     solo.hear(Input::Store(StoreEvent::Stale("etcd does not answer".to_owned())));
@@ -146,7 +147,7 @@ fn the_hold_does_not_end_while_the_store_is_away() {
 }
 
 #[test]
-fn who_takes_the_subnet_of_one_that_vanished_has_it() {
+fn a_new_lease_wins_over_a_vanished_one_with_the_same_subnet() {
     let mut solo = ready(5);
     solo.hear(removed(&[2, 3, 4, 5].map(peer)));
     let taker = record("10.244.3.0-24", "172.16.0.77", 77, None);
@@ -165,7 +166,7 @@ fn who_takes_the_subnet_of_one_that_vanished_has_it() {
 }
 
 #[test]
-fn what_is_known_is_remembered_after_a_while_but_not_while_it_is_doubtful() {
+fn the_state_is_saved_after_a_while_but_not_while_it_is_doubtful() {
     let mut solo = ready(5);
     let memory = solo.memory.take().expect("remembered");
     assert_eq!((memory.own.subnets, memory.peers.len()), (own().subnets, 5));
@@ -192,7 +193,7 @@ fn away() -> Input {
 }
 
 #[test]
-fn without_the_store_the_network_goes_up_as_it_was_and_says_so() {
+fn without_the_store_the_network_starts_from_the_state_file_and_reports_stale() {
     let mut solo = Solo::new(settings(), host(&[]), own());
     solo.hear(Input::Recalled(remembered(), false));
     solo.hear(away());
@@ -213,7 +214,7 @@ fn without_the_store_the_network_goes_up_as_it_was_and_says_so() {
 }
 
 #[test]
-fn a_store_that_says_nothing_at_all_is_waited_for_three_seconds() {
+fn a_silent_store_is_waited_for_three_seconds() {
     let mut solo = Solo::new(settings(), host(&[]), own());
     solo.hear(Input::Recalled(remembered(), false));
     solo.wait(Duration::from_millis(2900));
@@ -223,7 +224,7 @@ fn a_store_that_says_nothing_at_all_is_waited_for_three_seconds() {
 }
 
 #[test]
-fn a_store_that_answers_is_believed_rather_than_what_was_known_before_the_host_started() {
+fn after_a_restart_of_the_host_the_store_wins_over_the_state_file() {
     let mut solo = Solo::new(settings(), host(&[]), own());
     solo.hear(Input::Recalled(remembered(), false));
     solo.start(NETWORK, vec![peer(2)]);
@@ -231,7 +232,7 @@ fn a_store_that_answers_is_believed_rather_than_what_was_known_before_the_host_s
 }
 
 #[test]
-fn a_daemon_that_restarts_while_the_store_loses_its_data_keeps_what_the_one_before_it_knew() {
+fn a_daemon_that_restarts_while_the_store_loses_its_data_keeps_the_peers_of_the_one_before_it() {
     let mut solo = ready(5);
     let memory = solo.memory.take().unwrap();
     solo.restart(settings());
@@ -241,9 +242,9 @@ fn a_daemon_that_restarts_while_the_store_loses_its_data_keeps_what_the_one_befo
     assert!(solo.take_plans().is_empty(), "the kernel was not touched");
 }
 
-/// The daemon before this one heard of a move a moment before it was killed.
+/// The daemon before this one received a move just before it was killed.
 #[test]
-fn what_is_remembered_takes_nothing_away_that_the_kernel_has() {
+fn the_state_file_deletes_nothing_in_the_kernel() {
     let mut solo = ready(5);
     let memory = solo.memory.take().unwrap();
     let moved = record("10.244.2.0-24", "172.16.0.22", 2, None);
@@ -258,7 +259,7 @@ fn what_is_remembered_takes_nothing_away_that_the_kernel_has() {
 }
 
 #[test]
-fn a_node_by_memory_whose_subnet_was_given_away_ends_and_names_the_other() {
+fn a_node_started_from_the_state_file_ends_when_its_subnet_has_another_host() {
     let mut solo = Solo::new(settings(), host(&[]), record("10.244.9.0-24", "172.16.0.1", 1, None));
     solo.hear(Input::Recalled(remembered(), false));
     solo.hear(away());
@@ -275,14 +276,16 @@ fn shape(nodes: usize) -> Shape {
     Shape { nodes, network: NET.to_owned(), racks: 2, six: false, lag: 40, every_step: true }
 }
 
-/// After every step of every plan each pair that got through still does. It is late enough that all is remembered.
+/// After every step of every plan, each pair that worked before still works. The harm comes late enough that
+/// everything is remembered.
 #[test]
 fn a_world_whose_store_loses_everything_loses_no_packet_and_no_subnet() {
     for seed in seeds(9000, 10) {
         for told in [true, false] {
             let troubles = [
                 (6000, 0, Trouble::Wipe(told)),
-                // Before it has its lease back: what it lacks with the others tells it that the store lost something.
+                // The daemon ends before it has its lease back. Its lease is missing together with the
+                // others, so it knows that the store lost data.
                 (6000, 3, Trouble::Restart(300)),
                 (6005, 5, Trouble::Partition(5000)),
                 (6005, 7, Trouble::Reboot(700)),

@@ -1,7 +1,6 @@
-//! Worlds of many daemons: whatever strikes them, they converge, and nothing that worked stops working.
-//!
-//! A failure prints the commands that run it again, whole and made smaller. `WORLD_SEEDS=5000` runs so many seeds of each
-//! test, `WORLD_SEED=7` one.
+//! Worlds of many daemons: after any trouble they converge, and nothing that worked stops working. A failure
+//! prints the commands that repeat it, whole and made smaller. `WORLD_SEEDS=5000` runs that many seeds of
+//! each test, `WORLD_SEED=7` one seed.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +8,7 @@ use std::path::Path;
 use backends::{Object, Op};
 use tests::world::{Scenario, Shape, Trouble, Why, in_file, seeds, shrink};
 
-/// Above the last subnet strangers have routes of their own: more specific than a lease, so they would win.
+/// Above the last subnet there are foreign routes, more specific than a lease, which would win.
 const VXLAN: &str = r#"{"Network": "10.0.0.0/8", "SubnetMax": "10.254.255.0", "Backend": {"Type": "vxlan"}}"#;
 const DUAL: &str = r#"{"Network": "10.0.0.0/8", "SubnetMax": "10.254.255.0", "EnableIPv6": true,
     "IPv6Network": "fd00:244::/40", "IPv6SubnetLen": 64, "Backend": {"Type": "vxlan"}}"#;
@@ -23,35 +22,35 @@ fn of(nodes: usize, network: &str, racks: usize) -> Shape {
     Shape { nodes, network: network.to_owned(), racks, six, lag: 40, every_step: nodes <= 100 }
 }
 
-/// Fifty nodes start within a second, while the first troubles strike already; then more of them.
+/// Fifty nodes start within a second while the first troubles already happen; then more of them happen.
 fn live(network: &str, seed: u64) -> Scenario {
     Scenario::new(&of(50, network, 3), seed).all_start(1000).troubled(10, 3000).act([]).troubled(25, 10_000)
 }
 
 #[test]
-fn fifty_vxlan_nodes_converge_whatever_strikes_them() {
+fn fifty_vxlan_nodes_converge_after_any_trouble() {
     for seed in seeds(0, 100) {
         live(VXLAN, seed).prove();
     }
 }
 
 #[test]
-fn fifty_dual_stack_nodes_converge_whatever_strikes_them() {
+fn fifty_dual_stack_nodes_converge_after_any_trouble() {
     for seed in seeds(1000, 60) {
         live(DUAL, seed).prove();
     }
 }
 
 #[test]
-fn fifty_directly_routed_nodes_converge_whatever_strikes_them() {
+fn fifty_directly_routed_nodes_converge_after_any_trouble() {
     for seed in seeds(2000, 100) {
         live(DIRECT, seed).prove();
     }
 }
 
-/// No moves: host-gw has no way to another rack.
+/// No moves: host-gw has no route to another rack.
 #[test]
-fn fifty_host_gw_nodes_converge_whatever_strikes_them_where_they_are() {
+fn fifty_host_gw_nodes_that_do_not_move_converge_after_any_trouble() {
     for seed in seeds(3000, 60) {
         let mut scenario =
             Scenario::new(&of(50, HOST_GW, 1), seed).all_start(1000).act([]).troubled(35, 10_000);
@@ -62,9 +61,9 @@ fn fifty_host_gw_nodes_converge_whatever_strikes_them_where_they_are() {
     }
 }
 
-/// Killed after its first, second, third … step, and started again each time.
+/// A daemon is killed after its first, second, third … step, and started again each time.
 #[test]
-fn a_daemon_killed_after_any_step_of_its_plan_is_taken_up_without_a_gap() {
+fn a_daemon_killed_after_any_step_of_its_plan_is_continued_without_a_gap() {
     for seed in seeds(4000, 1) {
         let mut scenario = Scenario::new(&of(6, DUAL, 2), seed).all_start(1000);
         for steps in 0..45 {
@@ -75,7 +74,7 @@ fn a_daemon_killed_after_any_step_of_its_plan_is_taken_up_without_a_gap() {
 }
 
 #[test]
-fn whatever_comes_first_the_same_leases_end_in_the_same_kernels() {
+fn any_order_of_the_same_leases_ends_in_the_same_kernels() {
     let print = |seed| {
         let troubles =
             [Trouble::Overrun, Trouble::Interrupt(2), Trouble::Refuse(5, Why::Busy), Trouble::Partition(900)];
@@ -92,9 +91,10 @@ fn whatever_comes_first_the_same_leases_end_in_the_same_kernels() {
     }
 }
 
-/// Cold to converged, then troubles. `WORLD_NODES=2000` makes it larger: time and memory grow with the square.
+/// A cold start until convergence, then troubles. `WORLD_NODES=2000` makes it larger; time and memory grow
+/// with the square.
 #[test]
-fn a_thousand_nodes_converge_whatever_strikes_them() {
+fn a_thousand_nodes_converge_after_any_trouble() {
     let nodes = std::env::var("WORLD_NODES").ok().and_then(|n| n.parse().ok()).unwrap_or(1000);
     for seed in seeds(6000, 1) {
         let shape = Shape { lag: 400, ..of(nodes, VXLAN, 2) };
@@ -102,9 +102,9 @@ fn a_thousand_nodes_converge_whatever_strikes_them() {
     }
 }
 
-/// Each was found by a seed and made smaller, and stays.
+/// A seed found each of these scenarios, which was then made smaller.
 #[test]
-fn every_scenario_that_once_failed_is_lived_through() {
+fn every_scenario_that_once_failed_converges() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/worlds");
     let mut files: Vec<_> = fs::read_dir(golden).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.extend(std::env::var_os("WORLD_FILE").map(Into::into));
@@ -116,13 +116,13 @@ fn every_scenario_that_once_failed_is_lived_through() {
     }
 }
 
-/// Forgets to take away neighbours: to be seen only when a peer leaves or changes.
+/// A kernel that does not delete neighbours: this shows only when a peer leaves or changes.
 fn forgets_neighbours(op: &Op) -> bool {
     matches!(op, Op::Delete(Object::Neigh(_)))
 }
 
 #[test]
-fn a_bug_is_found_and_its_scenario_made_small_enough_to_read() {
+fn a_bug_is_found_and_its_scenario_is_made_small() {
     let scenario = live(VXLAN, 42).and([(8000, 30, Trouble::Leave)]);
     let scenario = Scenario { broken: Some(forgets_neighbours), ..scenario };
     let failure = scenario.run().err().expect("the bug is found");

@@ -1,5 +1,5 @@
-//! A node on which container runtimes run unmodified: a host with process numbers, cgroups, /etc and /opt of its own.
-//! With its first process everything on it ends.
+//! A node on which container runtimes run unmodified: a host with its own process ids, cgroups, /etc and
+//! /opt. When its first process ends, everything on it ends.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -12,11 +12,11 @@ use serde_json::Value;
 
 use crate::case::{peer, products};
 
-/// What the node is told, and what it makes of it.
+/// The scripts of the node.
 const FOLDER: &str = "/run/node";
 pub(crate) const SOCKET: &str = "/run/containerd.sock";
 pub(crate) const IMAGE: &str = "/run/node/image.tar";
-/// The root of the image, for those who need no image.
+/// The root of the image, for clients without images.
 pub(crate) const ROOT: &str = "/run/node/root";
 const PATIENCE: Duration = Duration::from_secs(30);
 const SUBNET_ENV: &str =
@@ -34,7 +34,7 @@ const FILES: [(&str, &str); 8] = [
 
 pub(crate) struct Node {
     host: Host,
-    /// The first process, as the machine numbers it.
+    /// The first process, with the machine's process id.
     pid: String,
     _net: Net,
 }
@@ -76,7 +76,7 @@ impl Node {
         &self.host
     }
 
-    /// A program on the node, with variables before its words as `env` has them.
+    /// A program on the node, with variables before its words, as for `env`.
     fn program(&self, words: &[&str]) -> Program {
         let enter = ["-t", &self.pid, "-m", "-p", "-u", "-i", "-C", "--", "env"];
         Program::new("nsenter").args(enter).args(words.iter().copied())
@@ -87,18 +87,18 @@ impl Node {
         self.host.exec(&self.program(words)).with_context(|| words.join(" "))
     }
 
-    /// Starts one that goes on.
+    /// Starts a program that keeps running.
     pub(crate) fn spawn(&self, name: &str, words: &[&str]) -> Result<Process> {
         self.host.spawn(&self.program(words).named(name))
     }
 
-    /// A container's namespace to which no plugin has come yet; returns its path on the node.
+    /// A container's namespace that no plugin has connected yet; returns its path on the node.
     pub(crate) fn sandbox(&self, name: &str) -> Result<String> {
         self.exec(&["ip", "netns", "add", name])?;
         Ok(format!("/run/netns/{name}"))
     }
 
-    /// The page of the web server in the image, from the node.
+    /// Fetches the page of the web server in the image from the node.
     pub(crate) fn fetch(&self, address: &str) -> Result<()> {
         let at: SocketAddr = address.parse()?;
         eventually(PATIENCE, || {
@@ -119,7 +119,7 @@ impl Node {
         Ok(names.into_iter().filter(|name| name.starts_with("10.")).collect())
     }
 
-    /// Nothing of an attachment is left: addresses, links, port maps, files, and no dead child that nobody reaps.
+    /// Checks that nothing of an attachment is left: addresses, links, port maps, files, zombies.
     pub(crate) fn is_clean(&self) -> Result<()> {
         eventually(PATIENCE, || {
             let held = self.held()?;
@@ -129,7 +129,7 @@ impl Node {
             let links: Vec<&str> = links.lines().filter(of_pod).collect();
             ensure!(links.is_empty(), "links are left: {links:?}");
             let rules = self.exec(&["nft", "list", "ruleset"])?;
-            // What is made once for the whole subnet stays.
+            // Objects that are made once for the whole subnet stay.
             let of_pod = |line: &&str| {
                 line.replace("10.244.1.0/24", "").contains("10.244.1.") || line.contains("1808")
             };
@@ -159,7 +159,8 @@ fn page(at: SocketAddr) -> Result<String> {
     Ok(text)
 }
 
-/// The machine's hierarchies, as lines of /proc/mounts, for the node to have them too: its /sys is another one.
+/// The machine's cgroup hierarchies, as lines of /proc/mounts, to mount on the node, whose /sys is another
+/// one.
 fn cgroups() -> Result<String> {
     let mounts = fs::read_to_string("/proc/self/mounts")?;
     let is_one = |line: &&str| matches!(line.split_whitespace().nth(2), Some("cgroup" | "cgroup2"));
