@@ -74,12 +74,12 @@ fn main() -> Result<()> {
                 let goal = GOALS.iter().find(|(k, f, n, c, _)| (*k, *f, *n, *c) == key).map(|goal| goal.4);
                 if goal.is_some_and(|goal| value > goal) {
                     missed
-                        .push(format!("{peers} {kind} {family}: {column} {value:.1} ms, to reach {goal:?}"));
+                        .push(format!("{peers} {kind} {family}: {column} {value:.1} ms, target {goal:?}"));
                 }
                 if json {
                     let case = format!("{peers} {kind} {family}");
                     let line = json!({"case": case, "measure": column, "unit": "ms", "value": value,
-                        "to_reach": goal, "kernel": kernel.trim()});
+                        "target": goal, "kernel": kernel.trim()});
                     say(&line.to_string());
                 }
             }
