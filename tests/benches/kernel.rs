@@ -73,8 +73,7 @@ fn main() -> Result<()> {
                 let key = (kind, family, peers, *column);
                 let goal = GOALS.iter().find(|(k, f, n, c, _)| (*k, *f, *n, *c) == key).map(|goal| goal.4);
                 if goal.is_some_and(|goal| value > goal) {
-                    missed
-                        .push(format!("{peers} {kind} {family}: {column} {value:.1} ms, target {goal:?}"));
+                    missed.push(format!("{peers} {kind} {family}: {column} {value:.1} ms, target {goal:?}"));
                 }
                 if json {
                     let case = format!("{peers} {kind} {family}");
