@@ -149,7 +149,7 @@ impl Cluster {
 
     /// The environment in which `flannelctl` on a host finds the store, and has the settings of the daemons.
     pub(crate) fn environment(&self) -> Vec<(String, String)> {
-        let programs = self.products.flanneld.parent().unwrap_or(Path::new("/usr/bin"));
+        let programs = self.products.flanneld.parent().unwrap_or_else(|| Path::new("/usr/bin"));
         let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
         let flags = daemon_flags(&self.store).into_iter().chain(self.spec.flags.clone());
         flags
