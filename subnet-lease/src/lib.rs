@@ -48,39 +48,31 @@
 //! - No write replaces the lease of another host.
 //! - No bytes from the store, a file or a peer make this crate panic.
 
-mod backend;
-mod book;
-mod claim;
-mod json;
-mod lease;
-mod net;
-mod netconf;
-mod peers;
-mod pool;
-mod record;
+mod admit;
+mod attrs;
+mod format;
+mod model;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(all(test, feature = "etcd", feature = "server"))]
 mod simulation;
 mod store;
-mod subnet_env;
-mod vxlan;
 
-pub use backend::BackendConfig;
-pub use book::LeaseBook;
-pub use claim::Claim;
+pub use admit::book::LeaseBook;
+pub use admit::claim::Claim;
+pub use admit::peers::{Peer, PeerTable};
+pub use attrs::BackendConfig;
+pub use attrs::vxlan::VxlanData;
+pub use format::json::{NotJson, RawJson};
+pub use format::record::RecordError;
+pub use format::subnet_env::{SubnetEnv, SubnetEnvError};
 pub use futures_core::future::BoxFuture;
 pub use futures_core::stream::BoxStream;
 pub use ipnetwork::IpNetwork;
-pub use json::{NotJson, RawJson};
-pub use lease::{BackendAttrs, Lease, NetworkId, OwnLease, PublicAddrs};
-pub use net::{Family, KeyError, Subnets, contains_net, overlap};
-pub use netconf::{FamilyFile, NetConfError, NetConfFile, NetworkConfig};
-pub use peers::{Peer, PeerTable};
-pub use pool::NetworkPool;
-pub use record::RecordError;
+pub use model::lease::{BackendAttrs, Lease, NetworkId, OwnLease, PublicAddrs};
+pub use model::net::{Family, KeyError, Subnets, contains_net, overlap};
+pub use model::netconf::{FamilyFile, NetConfError, NetConfFile, NetworkConfig};
+pub use model::pool::NetworkPool;
 #[cfg(feature = "etcd")]
 pub use store::etcd;
 pub use store::{Class, MemoryStore, Store, StoreError, StoreEvent, Subscription};
-pub use subnet_env::{SubnetEnv, SubnetEnvError};
-pub use vxlan::VxlanData;

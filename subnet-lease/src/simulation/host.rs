@@ -13,10 +13,10 @@ use tokio::time::{Instant, timeout_at};
 
 use super::net::Net;
 use super::{Diary, MARGIN, NETWORK, TTL};
-use crate::claim::Claim;
-use crate::lease::{BackendAttrs, Lease};
-use crate::net::Subnets;
-use crate::netconf::NetworkConfig;
+use crate::admit::claim::Claim;
+use crate::model::lease::{BackendAttrs, Lease};
+use crate::model::net::Subnets;
+use crate::model::netconf::NetworkConfig;
 use crate::store::etcd::{EtcdConfig, EtcdStore};
 use crate::store::{Store, StoreEvent};
 

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use self::host::Host;
 use self::net::{Link, Net};
 use self::site::Site;
-use crate::net::Subnets;
+use crate::model::net::Subnets;
 
 pub(crate) use self::net::Wire;
 

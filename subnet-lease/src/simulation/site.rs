@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::net::{Arrived, Net};
 use super::{Diary, NETWORK};
-use crate::lease::Lease;
+use crate::model::lease::Lease;
 use crate::server::disk::tests::{FakeFile, IDENTITY};
 use crate::server::engine::{Batch, Engine, Running};
 use crate::server::router;

@@ -8,10 +8,10 @@ use futures_core::Stream;
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 
-use crate::book::LeaseBook;
-use crate::claim::Claim;
-use crate::lease::{Lease, OwnLease};
-use crate::net::Subnets;
+use crate::admit::book::LeaseBook;
+use crate::admit::claim::Claim;
+use crate::model::lease::{Lease, OwnLease};
+use crate::model::net::Subnets;
 use crate::store::{Store, StoreError, StoreEvent};
 
 /// A store in this process, for tests and simulated worlds: a [`LeaseBook`] with a clock that the owner moves.
@@ -205,7 +205,7 @@ impl Drop for Subscription {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::claim::tests::claim;
+    use crate::admit::claim::tests::claim;
 
     const NETWORK: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 

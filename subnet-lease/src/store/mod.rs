@@ -6,9 +6,9 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::claim::Claim;
-use crate::lease::{Lease, OwnLease};
-use crate::net::Subnets;
+use crate::admit::claim::Claim;
+use crate::model::lease::{Lease, OwnLease};
+use crate::model::net::Subnets;
 
 #[cfg(feature = "etcd")]
 pub mod etcd;

@@ -2,9 +2,9 @@ use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 
 use super::listing::{self, Held, Listing};
 use super::session::{Dialer, Session, attached};
-use crate::claim::Claim;
-use crate::lease::{Lease, OwnLease};
-use crate::net::Subnets;
+use crate::admit::claim::Claim;
+use crate::model::lease::{Lease, OwnLease};
+use crate::model::net::Subnets;
 use crate::store::StoreError;
 
 /// Races lost, or connections, before the caller hears of it. Each lost race is somebody else's success, and the next

@@ -13,8 +13,8 @@ use tokio::sync::watch;
 use super::keys::Keys;
 use super::listing::{self, Listing};
 use super::session::{Dialer, Session};
-use crate::lease::PublicAddrs;
-use crate::net::Subnets;
+use crate::model::lease::PublicAddrs;
+use crate::model::net::Subnets;
 use crate::store::{StoreError, StoreEvent};
 
 /// Pauses between attempts to reconnect: doubled from the first to the last, flannel's figures.

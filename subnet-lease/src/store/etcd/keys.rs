@@ -1,4 +1,4 @@
-use crate::net::Subnets;
+use crate::model::net::Subnets;
 
 /// flannel's keys under one prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,8 +3,8 @@ use std::time::Duration;
 use etcd_client::{GetOptions, GetResponse, KeyValue, ResponseHeader};
 
 use super::session::Session;
-use crate::lease::Lease;
-use crate::net::Subnets;
+use crate::model::lease::Lease;
+use crate::model::net::Subnets;
 use crate::store::{StoreError, StoreEvent};
 
 /// Keys per answer: flannel's records have 250 bytes, so a page is far below any limit.

@@ -36,9 +36,9 @@ pub use copy::Entry;
 pub use operating::Shown;
 use session::Dialer;
 
-use crate::claim::Claim;
-use crate::lease::{Lease, OwnLease};
-use crate::net::Subnets;
+use crate::admit::claim::Claim;
+use crate::model::lease::{Lease, OwnLease};
+use crate::model::net::Subnets;
 use crate::store::{Store, StoreError, StoreEvent};
 
 /// The store in an etcd. Clones share the choice of endpoint.

@@ -6,8 +6,8 @@ use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 
 use super::listing::{self, Held};
 use super::session::{Dialer, Session};
-use crate::lease::Lease;
-use crate::net::Subnets;
+use crate::model::lease::Lease;
+use crate::model::net::Subnets;
 use crate::store::StoreError;
 
 /// A lease as the store has it.

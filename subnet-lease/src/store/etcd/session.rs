@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::config::{EtcdConfig, read_pem};
 use super::keys::Keys;
 use super::told::{silent, told};
-use crate::lease::PublicAddrs;
+use crate::model::lease::PublicAddrs;
 use crate::store::StoreError;
 
 /// An answer takes at most this long; a watch has no end.

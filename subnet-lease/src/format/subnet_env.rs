@@ -8,8 +8,8 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::net::{Family, Subnets, address, number, parse_network};
-use crate::netconf::{NetworkConfig, shorten};
+use crate::model::net::{Family, Subnets, address, number, parse_network};
+use crate::model::netconf::{NetworkConfig, shorten};
 
 /// No subnet.env is larger (bytes); flannel's have about 200.
 const LARGEST: u64 = 16 << 10;
@@ -213,5 +213,4 @@ fn write_synced(path: &Path, text: &str) -> io::Result<()> {
 }
 
 #[cfg(test)]
-#[path = "subnet_env_tests.rs"]
 mod tests;

@@ -4,11 +4,11 @@ use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-use crate::lease::{BackendAttrs, Lease, PublicAddrs};
-use crate::net::{Family, Subnets, contains_net, overlap, span};
-use crate::netconf::{NetworkConfig, quoted};
-use crate::pool::NetworkPool;
-use crate::vxlan::VxlanData;
+use crate::attrs::vxlan::VxlanData;
+use crate::model::lease::{BackendAttrs, Lease, PublicAddrs};
+use crate::model::net::{Family, Subnets, contains_net, overlap, span};
+use crate::model::netconf::{NetworkConfig, quoted};
+use crate::model::pool::NetworkPool;
 use crate::{BackendConfig, IpNetwork};
 
 /// Another host whose lease was admitted, reduced to the families in which it can be reached.
@@ -496,5 +496,4 @@ impl Taken {
 }
 
 #[cfg(test)]
-#[path = "peers_tests.rs"]
 mod tests;

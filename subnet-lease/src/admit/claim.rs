@@ -5,12 +5,12 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use crate::IpNetwork;
-use crate::lease::{BackendAttrs, Lease, PublicAddrs};
+use crate::model::lease::{BackendAttrs, Lease, PublicAddrs};
 #[cfg(any(feature = "etcd", test))]
-use crate::net::overlap;
-use crate::net::{Family, Subnets, span};
-use crate::netconf::NetworkConfig;
-use crate::pool::NetworkPool;
+use crate::model::net::overlap;
+use crate::model::net::{Family, Subnets, span};
+use crate::model::netconf::NetworkConfig;
+use crate::model::pool::NetworkPool;
 use crate::store::StoreError;
 
 /// What a host wants the store to say about it.
@@ -164,5 +164,4 @@ impl Busy {
 }
 
 #[cfg(test)]
-#[path = "claim_tests.rs"]
 pub(crate) mod tests;

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::json::RawJson;
-use crate::net::{Family, Subnets};
-use crate::vxlan::VxlanData;
+use crate::attrs::vxlan::VxlanData;
+use crate::format::json::RawJson;
+use crate::model::net::{Family, Subnets};
 
 /// Which network of this host. There is one at first, `default`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

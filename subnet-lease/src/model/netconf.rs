@@ -5,10 +5,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-use crate::backend::BackendConfig;
-use crate::json::Fields;
-use crate::net::{Family, Subnets, address, contains_net, masked, number, parse_network, span, step};
-use crate::pool::NetworkPool;
+use crate::attrs::BackendConfig;
+use crate::format::json::Fields;
+use crate::model::net::{Family, Subnets, address, contains_net, masked, number, parse_network, span, step};
+use crate::model::pool::NetworkPool;
 
 /// No net-conf is larger (bytes); etcd's own limit for a value is 1.5 MiB.
 const LARGEST: usize = 1 << 20;
@@ -382,5 +382,4 @@ pub(crate) fn shorten(text: &str) -> String {
 }
 
 #[cfg(test)]
-#[path = "netconf_tests.rs"]
 mod tests;

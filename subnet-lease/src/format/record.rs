@@ -5,10 +5,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-use crate::json::{Fields, RawJson};
-use crate::lease::{BackendAttrs, Lease, PublicAddrs};
-use crate::net::{KeyError, Subnets};
-use crate::netconf::shorten;
+use crate::format::json::{Fields, RawJson};
+use crate::model::lease::{BackendAttrs, Lease, PublicAddrs};
+use crate::model::net::{KeyError, Subnets};
+use crate::model::netconf::shorten;
 
 /// No record is larger (bytes). flannel's have about 250; the rest is somebody's extension, or an attack.
 const LARGEST: usize = 64 << 10;
@@ -113,7 +113,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::vxlan::VxlanData;
+    use crate::attrs::vxlan::VxlanData;
 
     const MAC: [u8; 6] = [0xc6, 0xd2, 0x32, 0x6f, 0x8f, 0x44];
 

@@ -3,7 +3,7 @@ use std::ops::RangeInclusive;
 
 use ipnetwork::IpNetwork;
 
-use crate::net::{Family, address, contains_net, number, step};
+use crate::model::net::{Family, address, contains_net, number, step};
 
 /// The subnets that one family of a network has to give: `network` cut into pieces of `subnet_len`, of which those
 /// from `min` to `max` (both included, both aligned) may be leased.

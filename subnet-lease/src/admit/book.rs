@@ -1,9 +1,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::claim::Claim;
-use crate::lease::{Lease, OwnLease};
-use crate::net::Subnets;
+use crate::admit::claim::Claim;
+use crate::model::lease::{Lease, OwnLease};
+use crate::model::net::Subnets;
 use crate::store::{StoreError, StoreEvent};
 
 /// The rules of leasing as a value: no clock, no I/O. The model that every store must match, and the engine of the
@@ -112,5 +112,4 @@ impl LeaseBook {
 }
 
 #[cfg(test)]
-#[path = "book_tests.rs"]
 mod tests;

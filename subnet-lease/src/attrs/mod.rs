@@ -1,7 +1,9 @@
+pub(crate) mod vxlan;
+
 use serde_json::value::RawValue;
 
-use crate::json::Fields;
-use crate::netconf::{NetConfError, boolean, fault, integer, mtu, quoted, text};
+use crate::format::json::Fields;
+use crate::model::netconf::{NetConfError, boolean, fault, integer, mtu, quoted, text};
 
 /// The `Backend` object of a net-conf, as meant.
 #[derive(Clone, Debug, PartialEq, Eq)]

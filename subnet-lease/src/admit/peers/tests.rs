@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::lease::BackendAttrs;
+use crate::model::lease::BackendAttrs;
 
 const V4: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 const DUAL: &str =

@@ -1,5 +1,5 @@
 use super::*;
-use crate::claim::tests::claim;
+use crate::admit::claim::tests::claim;
 
 const V4: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 const HOUR: Duration = Duration::from_secs(3600);

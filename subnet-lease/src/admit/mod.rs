@@ -1,0 +1,5 @@
+//! Rules that decide: which subnets a host gets, and which peers are admitted.
+
+pub(crate) mod book;
+pub(crate) mod claim;
+pub(crate) mod peers;
