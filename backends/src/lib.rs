@@ -64,10 +64,11 @@ pub mod kernel;
 pub mod local;
 pub mod netlink;
 mod plan;
+pub mod plane;
 pub mod rules;
 mod state;
 
-pub use backend::{Backend, External, LocalNode, choose};
+pub use backend::{Backend, Backends, Devices, External, Identity, LocalNode, Pair, Sources, Wish};
 pub use plan::{Op, Owner, Plan, ROUTE_PROTOCOL, Verdict, Wanted, conflicts, diff, tag};
 pub use state::{
     Address, BadIfName, BadMac, Facts, Fdb, Feature, HostAddress, HostLink, HostRoute, IfName, KernelState,

@@ -3,13 +3,11 @@
 use std::future::Future;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
 use nix::unistd::gethostname;
 use subnet_lease::StoreError;
-use subnet_lease::etcd::EtcdStore;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
@@ -44,13 +42,13 @@ fn daemon(given: &[Given]) -> Result<Exit, Failure> {
     let config = NodeConfig::understand(&raw, &host_name())?;
     log::start(config.verbosity);
     tell(&raw);
-    let store = EtcdStore::connect(config.etcd.clone())?;
+    let store = subnet_lease::open(&config.store)?;
     let (tell, readiness) = watch::channel(Readiness::default());
     let (asks, status) = mpsc::channel(1);
     let for_metrics = asks.clone();
     let mut shell = Shell {
         settings: config.settings(seed()),
-        store: Arc::new(store),
+        store,
         subnet_file: config.subnet_file.clone(),
         state_dir: config.state_dir.clone(),
         release_on_exit: config.release_on_exit,

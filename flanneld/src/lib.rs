@@ -47,6 +47,7 @@ mod kernel_thread;
 pub mod log;
 mod metrics;
 pub mod node;
+mod plane_tasks;
 pub mod pool;
 pub mod publish;
 pub mod record;

@@ -23,6 +23,7 @@ use crate::clock;
 use crate::exit::Exit;
 use crate::kernel_thread::{self, Ask, KernelThread};
 use crate::node::{Effect, Input, NodeCore, Readiness, Settings, Status, StatusRequest, Tick};
+use crate::plane_tasks::PlaneTasks;
 use crate::record::Tap;
 use crate::state_file::StateFile;
 use crate::subscription::Subscription;
@@ -63,6 +64,7 @@ struct Running {
     inbox: mpsc::Sender<Input>,
     filter: EventFilter,
     status: mpsc::Receiver<StatusRequest>,
+    planes: PlaneTasks,
     tap: Tap,
     exit: Option<Exit>,
     notified: bool,
@@ -111,6 +113,7 @@ fn start(shell: Shell) -> Result<Started, String> {
         readiness: shell.readiness,
         filter: EventFilter { ours: kernel.ports.clone(), ..EventFilter::default() },
         kernel,
+        planes: PlaneTasks::new(inbox.clone()),
         inbox,
         status: shell.status,
         tap: Tap::open(shell.record_file.as_deref(), clock::boot(), &core),
@@ -203,6 +206,7 @@ impl Running {
                     self.ask(Ask::Apply(plan));
                 }
                 Effect::Claim(claim) => self.claim(*claim),
+                Effect::Plane(wishes) => self.planes.wish(&wishes),
                 Effect::Publish(env) => {
                     if let Err(error) = publish::write(&self.subnet_file, &env) {
                         warn!("cannot write {}: {error}", self.subnet_file.display());

@@ -71,7 +71,7 @@ pub(crate) struct Within {
 /// and waited for until somebody starts us again.
 pub(crate) async fn within(config: &NodeConfig) -> Result<Option<Within>, Failure> {
     let Some(data_dir) = config.embedded.clone() else { return Ok(None) };
-    let listen = config.etcd.endpoints.iter().filter_map(|endpoint| loopback(endpoint)).collect();
+    let listen = config.store.endpoints().iter().filter_map(|endpoint| loopback(endpoint)).collect();
     let server = Server::bind(ServerConfig { data_dir, listen, insecure: false, tls: None }).await?;
     let (stop, stopped) = oneshot::channel::<()>();
     let task = tokio::spawn(async move {

@@ -60,19 +60,22 @@ mod store;
 
 pub use admit::book::LeaseBook;
 pub use admit::claim::Claim;
-pub use admit::peers::{Peer, PeerTable};
-pub use attrs::BackendConfig;
-pub use attrs::vxlan::VxlanData;
+pub use admit::known::Peer;
+pub use admit::peers::PeerTable;
+pub use attrs::*;
 pub use format::json::{NotJson, RawJson};
 pub use format::record::RecordError;
 pub use format::subnet_env::{SubnetEnv, SubnetEnvError};
 pub use futures_core::future::BoxFuture;
 pub use futures_core::stream::BoxStream;
 pub use ipnetwork::IpNetwork;
-pub use model::lease::{BackendAttrs, Lease, NetworkId, OwnLease, PublicAddrs};
+pub use model::lease::{BackendAttrs, FiledBy, Lease, NetworkId, OwnLease, PublicAddrs};
 pub use model::net::{Family, KeyError, Subnets, contains_net, overlap};
 pub use model::netconf::{FamilyFile, NetConfError, NetConfFile, NetworkConfig};
 pub use model::pool::NetworkPool;
 #[cfg(feature = "etcd")]
 pub use store::etcd;
-pub use store::{Class, MemoryStore, Store, StoreError, StoreEvent, Subscription};
+pub use store::{
+    Allocation, Answer, Class, Entry, Listed, MemoryStore, Shown, Store, StoreConfig, StoreError, StoreEvent,
+    StoredConfig, Subscription, Version, open,
+};

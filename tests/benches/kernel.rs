@@ -16,7 +16,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use backends::kernel::Kernel;
 use backends::kernel::real::RealKernel;
-use backends::{Backend, External, Facts, KernelState, LocalNode, Mac, Owner, choose, diff};
+use backends::{Backends, External, Facts, Identity, KernelState, LocalNode, Mac, Owner, diff};
 use netns_harness::flannel::Backend as Kind;
 use netns_harness::{Family as Underlay, Net, Topology, UPLINK, enter};
 use peers::{lease, network, subnets};
@@ -115,8 +115,8 @@ fn round(kind: Kind, family: Family, peers: u16) -> Result<[f64; COLUMNS.len()]>
         .map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
     let network = Arc::new(network);
     let node = node(&facts, network.clone(), family)?;
-    let backend = choose(&network.backend);
-    let owner = owner(&node, &*backend);
+    let backend = Backends::of(&network.backend);
+    let owner = owner(&node, &backend);
     let table = |leases: Vec<Lease>| {
         let table =
             PeerTable::from_snapshot(&network, Some(&node.subnets), node.external.public, leases, vec![]);
@@ -163,18 +163,18 @@ fn node(facts: &Facts, network: Arc<NetworkConfig>, family: Family) -> Result<Lo
     let here = facts.addresses.iter().filter(|at| at.link == link.index && at.global);
     let local: PublicAddrs = here.map(|at| at.net.ip()).collect();
     let external = External { link: link.name, index: link.index, mtu: link.mtu, local, public: local };
-    let macs = [Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2])];
+    let identities = vec![Identity::Macs([Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2])])];
     Ok(LocalNode {
         id: NetworkId::default(),
         network,
         external,
         subnets: subnets(family, 0)?,
-        macs,
+        identities,
         tx_checksum: None,
     })
 }
 
-fn owner(node: &LocalNode, backend: &dyn Backend) -> Owner {
+fn owner(node: &LocalNode, backend: &Backends) -> Owner {
     Owner {
         network: node.id.clone(),
         networks: node.network.pools().map(|pool| pool.network).collect(),

@@ -155,7 +155,7 @@ impl Solo {
                 self.withdrawn = Some(why);
                 None
             }
-            Effect::Announce(_) | Effect::Exit(_) => None,
+            Effect::Plane(_) | Effect::Announce(_) | Effect::Exit(_) => None,
         }
     }
 }

@@ -1,27 +1,27 @@
 //! Nothing but a lease: something else moves the packets.
 
-use subnet_lease::{BackendAttrs, NetworkConfig, PeerTable};
+use subnet_lease::NetworkConfig;
 
-use super::{Backend, External, LocalNode, Wish, path_mtu};
+use super::{Backend, External, LocalNode, Pair, Wish};
 use crate::state::Facts;
-use crate::state::{IfName, Mac};
+use crate::state::IfName;
 
 pub(super) struct Alloc;
 
 impl Backend for Alloc {
-    fn attributes(&self, _: &NetworkConfig, _: &External, _: [Mac; 2]) -> BackendAttrs {
-        BackendAttrs::default()
+    fn carries(&self, _: &LocalNode, _: &Facts, _: &Pair<'_>) -> Result<(), String> {
+        Ok(())
     }
 
-    fn desired(&self, _: &LocalNode, _: &PeerTable, _: &Facts) -> Wish {
+    fn desired(&self, _: &LocalNode, _: &[Pair<'_>], _: &Facts) -> Wish {
         Wish::default()
     }
 
-    fn links(&self) -> Vec<IfName> {
-        Vec::new()
+    fn moves_packets(&self) -> bool {
+        false
     }
 
-    fn mtu(&self, network: &NetworkConfig, external: &External) -> u32 {
-        path_mtu(external, network.mtu)
+    fn mtus(&self, _: &NetworkConfig, _: &External) -> Vec<(IfName, u32, String)> {
+        Vec::new()
     }
 }

@@ -1,23 +1,19 @@
 //! A vxlan device per family; for each peer a neighbour, a forwarding entry and a route.
 
-use subnet_lease::{BackendAttrs, Family, NetworkConfig, Peer, PeerTable, VxlanData};
+use ipnetwork::IpNetwork;
+use subnet_lease::{
+    BackendAttrs, Family, Lease, NetworkConfig, Peer, PeerData, VtepMac, VxlanConfig, VxlanData,
+};
 
-use super::{Backend, External, LocalNode, Wish, path_mtu, peer_route, settings};
+use super::{Backend, Devices, External, Identity, LocalNode, Pair, Sources, Wish, path_mtu, peer_route};
 use crate::plan::tag;
 use crate::state::Facts;
 use crate::state::Feature;
 use crate::state::{self, Address, Fdb, Link, LinkKind, Neigh, Object, Sysctl};
 use crate::state::{IfName, Mac};
 
-/// What the network's configuration says; see [`BackendConfig::Vxlan`](subnet_lease::BackendConfig).
-pub(super) struct Vxlan {
-    pub(super) vni: u32,
-    pub(super) port: u16,
-    pub(super) mtu: Option<u32>,
-    pub(super) gbp: bool,
-    pub(super) learning: bool,
-    pub(super) direct_routing: bool,
-}
+/// What the network's configuration says.
+pub(super) struct Vxlan(pub(super) VxlanConfig);
 
 /// The kernel's own default port, older than the one IANA gave out; flannel's Port 0 means this one.
 const DEFAULT_PORT: u16 = 8472;
@@ -28,8 +24,8 @@ impl Vxlan {
     /// `flannel.1` and `flannel-v6.1`: flannel's names, known to udev rules and monitoring.
     fn device(&self, family: Family) -> IfName {
         let name = match family {
-            Family::V4 => format!("flannel.{}", self.vni),
-            Family::V6 => format!("flannel-v6.{}", self.vni),
+            Family::V4 => format!("flannel.{}", self.0.vni),
+            Family::V6 => format!("flannel-v6.{}", self.0.vni),
         };
         IfName::from_kernel(name.as_bytes())
     }
@@ -40,20 +36,20 @@ impl Vxlan {
         let local = node.external.local.family(family)?;
         let link = self.device(family);
         let kind = LinkKind::Vxlan(state::Vxlan {
-            vni: self.vni,
-            port: if self.port == 0 { DEFAULT_PORT } else { self.port },
+            vni: self.0.vni,
+            port: if self.0.port == 0 { DEFAULT_PORT } else { self.0.port },
             local: Some(local),
             parent: node.external.index,
-            learning: self.learning,
-            gbp: self.gbp,
+            learning: self.0.learning,
+            gbp: self.0.gbp,
         });
         let mtu = self.device_mtu(&node.external, family);
-        let device = Link { name: link, kind, mtu, mac: node.mac(family), tag: tag(&node.id), master: 0 };
+        let mac = node.identities.iter().find_map(|identity| identity.mac(family))?;
+        let device = Link { name: link, kind, mtu, mac, tag: tag(&node.id), master: 0 };
         wish.objects.push(Object::Link(Box::new(device)));
         wish.objects.extend(Self::settings(node, facts, link, family));
         // The subnet's network address, as flannel has it: pods never hold it, and it is the source of host traffic.
-        let net =
-            ipnetwork::IpNetwork::new(subnet.network(), if subnet.is_ipv4() { 32 } else { 128 }).ok()?;
+        let net = IpNetwork::new(subnet.network(), if subnet.is_ipv4() { 32 } else { 128 }).ok()?;
         wish.objects.push(Object::Address(Address { link, net, narrow: false }));
         wish.objects.push(Object::Up(link));
         Some(())
@@ -71,47 +67,37 @@ impl Vxlan {
         settings.into_iter().map(|(name, value)| Object::Sysctl(link, name, value)).collect()
     }
 
-    fn peer(
-        &self,
-        node: &LocalNode,
-        facts: &Facts,
-        family: Family,
-        peer: &Peer,
-        wish: &mut Wish,
-    ) -> Option<()> {
-        let subnet = peer.subnet(family)?;
-        let public = peer.public(family)?;
-        if self.direct_routing && facts.on_wire(node.external.index, public) {
-            wish.objects.push(peer_route::direct(subnet, public, node.external.link));
-            return Some(());
+    fn peer(&self, node: &LocalNode, facts: &Facts, pair: &Pair<'_>, wish: &mut Wish) {
+        let Pair { family, subnet, public, .. } = *pair;
+        if self.0.direct_routing && facts.on_wire(node.external.index, public) {
+            return wish.objects.push(peer_route::direct(subnet, public, node.external.link));
         }
-        let mac = Mac(peer.vxlan(family)?.mac);
+        let Some(mac) = peer_mac(&pair.peer, family) else { return };
         let link = self.device(family);
         wish.objects.push(Object::Fdb(Fdb { link, mac, dst: public, diverted: false }));
         wish.objects.push(Object::Neigh(Neigh { link, address: subnet.network(), mac }));
         wish.objects.push(peer_route::onlink(subnet, link));
-        Some(())
     }
 
     fn device_mtu(&self, external: &External, family: Family) -> u32 {
-        path_mtu(external, self.mtu).saturating_sub(overhead(family)).max(least_mtu(family))
+        path_mtu(external, self.0.mtu).saturating_sub(VxlanConfig::header(family)).max(least_mtu(family))
     }
 
     /// What the underlay cannot carry.
     fn too_small(&self, node: &LocalNode, family: Family) -> Option<String> {
         node.subnets.family(family)?;
         let External { link, mtu, .. } = &node.external;
-        let need = least_mtu(family) + overhead(family);
-        (path_mtu(&node.external, self.mtu) < need).then(|| {
+        let need = least_mtu(family) + VxlanConfig::header(family);
+        (path_mtu(&node.external, self.0.mtu) < need).then(|| {
             format!(
-                "{link} has an MTU of {mtu}: {family} pods need {need} ({} and the tunnel's head)",
+                "{link} has an MTU of {mtu}: {family} pods need {need} ({} and the tunnel's header)",
                 least_mtu(family)
             )
         })
     }
 
     fn set_too_large(&self, node: &LocalNode) -> Option<String> {
-        let (set, External { link, mtu, .. }) = (self.mtu?, &node.external);
+        let (set, External { link, mtu, .. }) = (self.0.mtu?, &node.external);
         (set > *mtu).then(|| {
             format!(
                 "the network's configuration says MTU {set}, and {link} has {mtu}, which is what counts here"
@@ -125,47 +111,84 @@ fn least_mtu(family: Family) -> u32 {
     if family == Family::V6 { LEAST_MTU } else { 68 }
 }
 
-/// Bytes that VXLAN adds: outer IP header (20 or 40), UDP (8), VXLAN (8), inner Ethernet (14).
-fn overhead(family: Family) -> u32 {
-    match family {
-        Family::V4 => 50,
-        Family::V6 => 70,
+fn peer_mac(peer: &Peer<'_>, family: Family) -> Option<Mac> {
+    match peer.data(family)? {
+        PeerData::Vxlan(VtepMac(mac)) => Some(Mac(*mac)),
+        _ => None,
     }
 }
 
+/// A locally administered unicast address.
+fn local_mac(random: u64) -> Mac {
+    let [a, b, c, d, e, f, ..] = random.to_be_bytes();
+    Mac([(a & 0xfc) | 2, b, c, d, e, f])
+}
+
 impl Backend for Vxlan {
-    fn attributes(&self, network: &NetworkConfig, external: &External, macs: [Mac; 2]) -> BackendAttrs {
+    /// The devices' addresses: what our lease publishes, else what the devices have, else what our lease of an earlier run
+    /// published, else new ones.
+    fn prepare(&self, sources: &Sources<'_>) -> Identity {
+        Identity::Macs(Family::ALL.map(|family| {
+            let random = sources.random[usize::from(family == Family::V6)];
+            let published = |lease: Option<&Lease>| {
+                VxlanData::from_json(lease?.attrs.family(family)?).ok().map(|data| Mac(data.mac))
+            };
+            published(sources.shown)
+                .or_else(|| sources.devices.mac(self.device(family)))
+                .or_else(|| published(sources.remembered))
+                .unwrap_or_else(|| local_mac(random))
+        }))
+    }
+
+    fn attributes(&self, network: &NetworkConfig, external: &External, identity: &Identity) -> BackendAttrs {
         let data = |family: Family| {
             network.network(family)?;
             external.local.family(family)?;
-            Some(VxlanData { vni: self.vni, mac: macs[usize::from(family == Family::V6)].0 })
+            Some(VxlanData { vni: self.0.vni, mac: identity.mac(family)?.0 })
         };
         BackendAttrs::vxlan(data(Family::V4), data(Family::V6))
     }
 
-    fn desired(&self, node: &LocalNode, peers: &PeerTable, facts: &Facts) -> Wish {
+    fn is_ours(&self, devices: &Devices, peer: &Peer<'_>) -> bool {
+        let same = |family| {
+            let ours = devices.mac(self.device(family));
+            ours.is_some() && ours == peer_mac(peer, family)
+        };
+        Family::ALL.into_iter().any(same)
+    }
+
+    fn carries(&self, _: &LocalNode, _: &Facts, pair: &Pair<'_>) -> Result<(), String> {
+        let Pair { subnet, public, .. } = pair;
+        peer_mac(&pair.peer, pair.family)
+            .map(drop)
+            .ok_or_else(|| format!("peer {subnet} at {public} publishes no VXLAN tunnel"))
+    }
+
+    fn desired(&self, node: &LocalNode, pairs: &[Pair<'_>], facts: &Facts) -> Wish {
         let mut wish = Wish::default();
         for family in Family::ALL {
             if self.tunnel_end(node, facts, family, &mut wish).is_none() {
                 continue;
             }
-            for peer in peers.peers() {
-                self.peer(node, facts, family, &peer, &mut wish);
+            for pair in pairs.iter().filter(|pair| pair.family == family) {
+                self.peer(node, facts, pair, &mut wish);
             }
             wish.conflicts.extend(self.too_small(node, family));
         }
         wish.conflicts.extend(self.set_too_large(node));
-        settings::wish(node, facts, &mut wish);
         wish
     }
 
-    fn needs(&self, network: &NetworkConfig) -> Vec<Feature> {
-        let families = network.pools().filter_map(|pool| Feature::of_family(pool.family()));
-        families.chain([Feature::Vxlan]).collect()
+    fn routes_directly(&self) -> bool {
+        self.0.direct_routing
+    }
+
+    fn needs(&self) -> Vec<Feature> {
+        vec![Feature::Vxlan]
     }
 
     fn mtus(&self, network: &NetworkConfig, external: &External) -> Vec<(IfName, u32, String)> {
-        let base = match self.mtu.filter(|mtu| *mtu <= external.mtu) {
+        let base = match self.0.mtu.filter(|mtu| *mtu <= external.mtu) {
             Some(mtu) => format!("{mtu} of the network's configuration"),
             None => format!("{} of {}", external.mtu, external.link),
         };
@@ -174,7 +197,7 @@ impl Backend for Vxlan {
             (
                 self.device(family),
                 mtu,
-                format!("{base} less {} of the tunnel's head over {family}", overhead(family)),
+                format!("{base} less {} of the tunnel's header over {family}", VxlanConfig::header(family)),
             )
         };
         network.pools().map(|pool| one(pool.family())).collect()
@@ -182,10 +205,5 @@ impl Backend for Vxlan {
 
     fn links(&self) -> Vec<IfName> {
         Family::ALL.map(|f| self.device(f)).to_vec()
-    }
-
-    fn mtu(&self, network: &NetworkConfig, external: &External) -> u32 {
-        let families = Family::ALL.into_iter().filter(|f| network.network(*f).is_some());
-        families.map(|f| self.device_mtu(external, f)).min().unwrap_or(external.mtu)
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use backends::kernel::Kernel;
 use backends::kernel::real::RealKernel;
-use backends::{External, Facts, IfName, KernelState, LocalNode, Mac, Owner, Plan, choose, diff};
+use backends::{Backends, External, Facts, Identity, IfName, KernelState, LocalNode, Mac, Owner, Plan, diff};
 use nix::sched::{CloneFlags, unshare};
 use subnet_lease::{
     BackendAttrs, Lease, NetworkConfig, NetworkId, PeerTable, PublicAddrs, Subnets, VxlanData,
@@ -53,7 +53,7 @@ impl Lab {
         let owner = Owner {
             network: NetworkId::default(),
             networks: network.pools().map(|p| p.network).collect(),
-            names: choose(&network.backend).links(),
+            names: Backends::of(&network.backend).links(),
             external: Some(name("eth0")),
             lease_lengths: vec![24, 64],
             pods: vec![name("cni0")],
@@ -64,14 +64,14 @@ impl Lab {
             v6: Some(Ipv6Addr::new(0xfd00, 0x172, 0, 0, 0, 0, 0, 1)),
         };
         let external = External { link: name("eth0"), index: 0, mtu: 1500, local: public, public };
-        let macs = [Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2])];
+        let identities = vec![Identity::Macs([Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2])])];
         let id = NetworkId::default();
         let node = LocalNode {
             id,
             network: network.clone(),
             external,
             subnets: subnets(1),
-            macs,
+            identities,
             tx_checksum: None,
         };
         Self { kernel: RealKernel::open().unwrap(), network, node, owner, backend }
@@ -84,7 +84,7 @@ impl Lab {
         let own = Some(&self.node.subnets);
         let peers =
             PeerTable::from_snapshot(&self.network, own, self.node.external.public, leases, Vec::new());
-        choose(&self.network.backend).desired(&self.node, &peers, &facts).objects.into_iter().collect()
+        Backends::of(&self.network.backend).desired(&self.node, &peers, &facts).objects.into_iter().collect()
     }
 
     pub(crate) fn facts(&mut self) -> Facts {

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use serde_json::{Value, json};
-use subnet_lease::etcd::{EtcdStore, Shown};
-use subnet_lease::{BackendAttrs, Family, IpNetwork, Lease, NetworkConfig, Subnets};
+use subnet_lease::{
+    BackendAttrs, Family, IpNetwork, Lease, Listed, NetworkConfig, Shown, Store, Subnets, open,
+};
 
 use super::{Form, Output};
 use crate::config::NodeConfig;
@@ -71,20 +72,21 @@ type Held = (Lease, Option<Duration>);
 type Unreadable = (String, String);
 
 pub(super) fn run(verb: Verb, config: NodeConfig) -> Result<String, Failure> {
-    let margin = config.etcd.renew_margin;
-    let store = EtcdStore::connect(config.etcd)?;
+    let margin = config.store.renew_margin();
+    let store = open(&config.store)?;
+    let store = &*store;
     match verb {
-        Verb::List(Output { output }) => list(&store, output),
-        Verb::Show(which) => block_on(async { Ok(tell(&found(&store, which.subnets()?).await?)) }),
+        Verb::List(Output { output }) => list(store, output),
+        Verb::Show(which) => block_on(async { Ok(tell(&found(store, which.subnets()?).await?)) }),
         Verb::Reserve { which, public, node } => {
             let lease = Lease {
                 node,
                 ..Lease::new(which.subnets()?, public.into_iter().collect(), BackendAttrs::default())
             };
-            block_on(reserve(&store, lease))
+            block_on(reserve(store, lease))
         }
         Verb::Release { which, force } => block_on(async {
-            let shown = found(&store, which.subnets()?).await?;
+            let shown = found(store, which.subnets()?).await?;
             if let Some(why) = alive(&shown, margin).filter(|_| !force) {
                 return Err(Failure::new(Exit::Failed, why));
             }
@@ -94,7 +96,7 @@ pub(super) fn run(verb: Verb, config: NodeConfig) -> Result<String, Failure> {
     }
 }
 
-async fn found(store: &EtcdStore, subnets: Subnets) -> Result<Shown, Failure> {
+async fn found(store: &dyn Store, subnets: Subnets) -> Result<Shown, Failure> {
     let shown = store.show(&subnets).await?;
     shown.ok_or_else(|| {
         Failure::new(Exit::Failed, format!("{subnets}: there is no lease of exactly these subnets"))
@@ -124,7 +126,7 @@ fn holder(lease: &Lease) -> String {
     format!("{name} at {}", lease.public)
 }
 
-async fn reserve(store: &EtcdStore, lease: Lease) -> Result<String, Failure> {
+async fn reserve(store: &dyn Store, lease: Lease) -> Result<String, Failure> {
     let subnets = lease.subnets;
     let config = store.get_config().await?.ok_or_else(|| {
         Failure::new(Exit::Failed, "the store has no net-conf; flannelctl network set FILE writes one")
@@ -139,7 +141,7 @@ async fn reserve(store: &EtcdStore, lease: Lease) -> Result<String, Failure> {
             pools.join(" and ")
         )));
     }
-    let (others, _) = store.list().await?;
+    let others = store.list().await?.leases;
     let overlaps = |other: &&Lease| other.subnets != subnets && other.subnets.overlaps(&subnets);
     if let Some(other) = others.iter().map(|(other, _)| other).find(overlaps) {
         let who = holder(other);
@@ -178,8 +180,8 @@ fn tell(shown: &Shown) -> String {
     rows.iter().map(|(name, value)| format!("{name:8} {value}\n")).collect()
 }
 
-fn list(store: &EtcdStore, output: Form) -> Result<String, Failure> {
-    let (mut leases, unreadable) = block_on(async { Ok(store.list().await?) })?;
+fn list(store: &dyn Store, output: Form) -> Result<String, Failure> {
+    let Listed { mut leases, unreadable } = block_on(async { Ok(store.list().await?) })?;
     leases.sort_by_key(|(lease, _)| lease.subnets);
     if output == Form::Json {
         return Ok(as_json(&leases, &unreadable));

@@ -4,8 +4,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use subnet_lease::etcd::EtcdStore;
-use subnet_lease::{Lease, NetworkConfig, NetworkPool};
+use subnet_lease::{Lease, NetworkConfig, NetworkPool, StoreConfig, open};
 
 use crate::config::NodeConfig;
 use crate::daemon::block_on;
@@ -33,22 +32,21 @@ pub(super) enum Verb {
 pub(super) fn run(verb: &Verb, config: NodeConfig) -> Result<String, Failure> {
     match verb {
         Verb::Check { file } => Ok(room(&check(&read(file)?)?)),
-        Verb::Show => show(config),
+        Verb::Show => show(&config.store),
         Verb::Set { file } => {
             let json = read(file)?;
-            set(config, &json, &check(&json)?)
+            set(&config.store, &json, &check(&json)?)
         }
     }
 }
 
-fn show(config: NodeConfig) -> Result<String, Failure> {
-    let prefix = config.etcd.prefix.clone();
-    let store = EtcdStore::connect(config.etcd)?;
+fn show(config: &StoreConfig) -> Result<String, Failure> {
+    let store = open(config)?;
     let stored = block_on(async { Ok(store.get_config().await?) })?;
     let stored = stored.ok_or_else(|| {
         Failure::new(
             Exit::Failed,
-            format!("{prefix}/config: there is none; flannelctl network set FILE writes one"),
+            format!("{}/config: there is none; flannelctl network set FILE writes one", store.name()),
         )
     })?;
     // Standard output has the JSON alone, for programs; what is wrong with it stops nobody from seeing it.
@@ -59,21 +57,21 @@ fn show(config: NodeConfig) -> Result<String, Failure> {
     Ok(format!("{}\n", String::from_utf8_lossy(&stored.json).trim_end()))
 }
 
-fn set(config: NodeConfig, json: &[u8], network: &NetworkConfig) -> Result<String, Failure> {
-    let key = format!("{}/config", config.etcd.prefix);
-    let store = EtcdStore::connect(config.etcd)?;
+fn set(config: &StoreConfig, json: &[u8], network: &NetworkConfig) -> Result<String, Failure> {
+    let store = open(config)?;
+    let key = format!("{}/config", store.name());
     let written = block_on(async {
         let seen = store.get_config().await?;
         let current = seen.as_ref().and_then(|seen| NetworkConfig::parse(&seen.json).ok());
-        let (leases, _) = store.list().await?;
+        let leases = store.list().await?.leases;
         // What is no lease of the network as it stands is nobody's.
         let held = leases.iter().map(|(lease, _)| lease);
         fits(network, held.filter(|lease| current.as_ref().is_none_or(|(old, _)| holds(old, lease))))?;
         if seen.as_ref().is_some_and(|seen| seen.json == json) {
             return Ok(format!("{key}: unchanged\n"));
         }
-        let revision = store.put_config(json, seen.map(|seen| seen.revision)).await?;
-        Ok(format!("{key}: written (revision {revision})\n"))
+        let version = store.put_config(json, seen.as_ref().map(|seen| &seen.version)).await?;
+        Ok(format!("{key}: written (revision {version})\n"))
     })?;
     Ok(format!("{written}{}", room(network)))
 }
@@ -132,8 +130,7 @@ fn check(json: &[u8]) -> Result<NetworkConfig, Failure> {
 /// How many hosts a network has room for, and how many addresses each of them has.
 fn room(network: &NetworkConfig) -> String {
     let lines: String = network.pools().map(|pool| pool_room(&pool)).collect();
-    // The records of alloc have no name for it.
-    let backend = Some(network.backend.kind()).filter(|kind| !kind.is_empty()).unwrap_or("alloc");
+    let backend = network.backend.name();
     format!("{lines}room for {} hosts, backend {backend}\n", large(network.room()))
 }
 

@@ -1,12 +1,9 @@
 //! `flannelctl plan`: what the next pass would do, as lines for a shell, each with its reason. Nothing is written, and no
 //! daemon of ours is needed: on a node of a Go flannel it says what is missing, stale, wrong, or different by design.
 
-use std::sync::Arc;
-
 use backends::{Link, LinkKind, Object, Op, Route};
 use serde_json::{Value, json};
 use subnet_lease::SubnetEnv;
-use subnet_lease::etcd::EtcdStore;
 
 use super::{Form, Output, json};
 use crate::config::NodeConfig;
@@ -15,9 +12,9 @@ use crate::dry_run::{DryRun, dry_run};
 use crate::exit::Failure;
 
 pub(super) fn run(Output { output }: Output, config: &NodeConfig) -> Result<String, Failure> {
-    let store = EtcdStore::connect(config.etcd.clone())?;
+    let store = subnet_lease::open(&config.store)?;
     let earlier = SubnetEnv::read(&config.subnet_file).ok();
-    let planned = block_on(dry_run(config.settings(seed()), Arc::new(store), earlier))?;
+    let planned = block_on(dry_run(config.settings(seed()), store, earlier))?;
     Ok(match output {
         Form::Json => as_json(&planned),
         Form::Table => as_script(&planned),

@@ -192,7 +192,7 @@ mod tests {
             facts: vec![Fact {
                 what: "MTU of flannel.1".to_owned(),
                 value: "1450".to_owned(),
-                from: "1500 of eth0 less 50 of the tunnel's head".to_owned(),
+                from: "1500 of eth0 less 50 of the tunnel's header".to_owned(),
             }],
             peers: 3,
             refused_count: 250,

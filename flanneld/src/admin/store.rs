@@ -15,8 +15,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
-use subnet_lease::StoreError;
-use subnet_lease::etcd::{Entry, EtcdStore};
+use subnet_lease::{Entry, StoreConfig, StoreError, open};
 
 use crate::config::NodeConfig;
 use crate::daemon::block_on;
@@ -67,14 +66,14 @@ struct Line {
 
 pub(super) fn run(verb: &Verb, config: NodeConfig) -> Result<String, Failure> {
     match verb {
-        Verb::Export { file } => export(file, config),
-        Verb::Import { file, replace } => import(file, *replace, config),
+        Verb::Export { file } => export(file, &config.store),
+        Verb::Import { file, replace } => import(file, *replace, &config.store),
     }
 }
 
-fn export(file: &Path, config: NodeConfig) -> Result<String, Failure> {
-    let prefix = config.etcd.prefix.clone();
-    let store = EtcdStore::connect(config.etcd)?;
+fn export(file: &Path, config: &StoreConfig) -> Result<String, Failure> {
+    let store = open(config)?;
+    let prefix = store.name();
     let entries = block_on(async { Ok(store.export().await?) })?;
     let head = Head { format: FORMAT, prefix: prefix.clone(), keys: entries.len() };
     let mut text = line(&head);
@@ -98,15 +97,15 @@ fn write(file: &Path, text: &str) -> std::io::Result<()> {
     fs::rename(&new, file)
 }
 
-fn import(file: &Path, replace: bool, config: NodeConfig) -> Result<String, Failure> {
+fn import(file: &Path, replace: bool, config: &StoreConfig) -> Result<String, Failure> {
     let wrong = |why: String| Failure::new(Exit::Invalid, format!("{}: {why}", file.display()));
     let entries = match file == Path::new("-") {
         true => read(std::io::stdin().lock()),
         false => File::open(file).map_err(|e| e.to_string()).and_then(|file| read(BufReader::new(file))),
     };
     let entries = entries.map_err(wrong)?;
-    let prefix = config.etcd.prefix.clone();
-    let store = EtcdStore::connect(config.etcd)?;
+    let store = open(config)?;
+    let prefix = store.name();
     let written = block_on(async { Ok(store.import(&entries, replace).await) })?;
     match written {
         Ok(()) => Ok(format!("{} keys written to {prefix}\n", entries.len())),

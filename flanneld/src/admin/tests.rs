@@ -1,9 +1,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use subnet_lease::etcd::EtcdStore;
 use subnet_lease::server::{Server, ServerConfig};
-use subnet_lease::{BackendAttrs, Claim, NetworkConfig, NetworkId, Store};
+use subnet_lease::{BackendAttrs, Claim, NetworkConfig, NetworkId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;
@@ -103,7 +102,7 @@ fn leases_are_listed_as_the_store_has_them() {
     };
     let given = Given { name: "etcd-endpoints", value: format!("http://{}", store.address) };
     let raw = RawConfig::gather(&[given], &Environment::new());
-    let client = EtcdStore::connect(NodeConfig::understand(&raw, "h").unwrap().etcd).unwrap();
+    let client = subnet_lease::open(&NodeConfig::understand(&raw, "h").unwrap().store).unwrap();
     block_on(async { Ok(client.claim(&claim).await?) }).unwrap();
     let (ended, said) = store.run("lease list");
     assert_eq!(ended, Ok(Exit::Done));

@@ -11,7 +11,7 @@ use backends::rules::iptables::Flavour;
 use ipnetwork::IpNetwork;
 use regex_lite::Regex;
 use subnet_lease::etcd::EtcdConfig;
-use subnet_lease::{NetworkId, PublicAddrs};
+use subnet_lease::{NetworkId, PublicAddrs, StoreConfig};
 
 use super::{ConfigError, ConfigErrors, RawConfig, Source, etcd};
 use crate::cli;
@@ -34,7 +34,7 @@ const EXEMPT_MOST: usize = 256;
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
     /// Where leases live, and when ours is renewed.
-    pub etcd: EtcdConfig,
+    pub store: StoreConfig,
     /// The store is within this daemon: its directory.
     pub embedded: Option<PathBuf>,
     /// Which network this is: the store's prefix. It is in the tag of every kernel object that we make.
@@ -88,9 +88,10 @@ impl NodeConfig {
         let subnet_file = read.one("subnet-file", path);
         let state_dir = read.state_dir(&subnet_file);
         let embedded = read.embedded(&state_dir, &mut etcd.endpoints);
+        let store = StoreConfig::Etcd(etcd);
         let config = Self {
-            network: NetworkId::new(&*etcd.prefix),
-            etcd,
+            network: store.network_id(),
+            store,
             embedded,
             node_id: read.node_id(host_name),
             iface: read.iface(),
@@ -134,7 +135,7 @@ impl NodeConfig {
             traffic_rules: self.traffic_rules,
             iptables_resync: self.iptables_resync,
             blackhole_route: self.blackhole_route,
-            renew_margin: self.etcd.renew_margin,
+            renew_margin: self.store.renew_margin(),
             vanish_hold: self.vanish_hold,
             node: Some(self.node_id.clone()),
             seed,

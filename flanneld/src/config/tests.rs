@@ -1,8 +1,18 @@
 use std::path::Path;
 use std::time::Duration;
 
+use subnet_lease::StoreConfig;
+use subnet_lease::etcd::EtcdConfig;
+
 use super::*;
 use crate::cli::{self, Command};
+
+fn etcd(config: &NodeConfig) -> &EtcdConfig {
+    match &config.store {
+        StoreConfig::Etcd(etcd) => etcd,
+        other => panic!("{other:?}"),
+    }
+}
 
 fn gather(flags: &str, variables: &[(&str, &str)]) -> RawConfig {
     let arguments: Vec<_> = flags.split_whitespace().map(str::to_owned).collect();
@@ -44,13 +54,13 @@ impl Drop for File {
 #[test]
 fn with_nothing_said_every_setting_is_flannel_s_default() {
     let config = config("", &[]).unwrap();
-    assert_eq!(config.etcd.endpoints, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
+    assert_eq!(etcd(&config).endpoints, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
     assert_eq!(
-        (config.etcd.prefix.as_str(), config.network.as_str()),
+        (etcd(&config).prefix.as_str(), config.network.as_str()),
         ("/coreos.com/network", "/coreos.com/network")
     );
     assert_eq!(
-        (config.etcd.renew_margin, config.iptables_resync),
+        (etcd(&config).renew_margin, config.iptables_resync),
         (Duration::from_secs(3600), Duration::from_secs(5))
     );
     assert_eq!((config.ip_masq, config.fully_random, config.forward_rules), (false, true, true));
@@ -198,7 +208,7 @@ fn a_password_is_never_shown() {
     let raw = gather("--etcd-username=u", &[("FLANNELD_ETCD_PASSWORD", "hunter2")]);
     let shown: Vec<_> = raw.effective().map(|(name, value, _)| format!("{name}={value}")).collect();
     assert!(shown.contains(&"etcd-password=***".to_owned()), "{shown:?}");
-    assert_eq!(NodeConfig::understand(&raw, "h").unwrap().etcd.password.as_deref(), Some("hunter2"));
+    assert_eq!(etcd(&NodeConfig::understand(&raw, "h").unwrap()).password.as_deref(), Some("hunter2"));
     let refused = errors("", &[("FLANNELD_ETCD_PASSWORD", "hunter2")]);
     assert_eq!(refused, "FLANNELD_ETCD_PASSWORD=\"***\": needs --etcd-username as well");
     let refused = errors("--etcd-endpoints=http://a:1,http://root:hunter2@b:1", &[]);
@@ -229,10 +239,10 @@ fn the_node_s_name_is_the_flag_else_node_name_else_the_host_name() {
 fn the_store_within_the_daemon_listens_where_this_host_alone_reaches_it() {
     let own = config("--store=embedded", &[]).unwrap();
     assert_eq!(own.embedded.as_deref(), Some(Path::new("/var/lib/flannel/store")));
-    assert_eq!(own.etcd.endpoints, ["http://127.0.0.1:2379"]);
+    assert_eq!(etcd(&own).endpoints, ["http://127.0.0.1:2379"]);
     let told = config("--store=embedded --store-dir=/x --etcd-endpoints=http://[::1]:4001", &[]).unwrap();
     assert_eq!(told.embedded.as_deref(), Some(Path::new("/x")));
-    assert_eq!(told.etcd.endpoints, ["http://[::1]:4001"]);
+    assert_eq!(etcd(&told).endpoints, ["http://[::1]:4001"]);
     assert_eq!(config("--store-dir=/x", &[]).unwrap().embedded, None);
     let said = errors("--store=embedded --etcd-endpoints=http://10.0.0.1:2379", &[]);
     assert!(said.contains("with --store=embedded http://127.0.0.1:PORT"), "{said}");
@@ -242,9 +252,9 @@ fn the_store_within_the_daemon_listens_where_this_host_alone_reaches_it() {
 #[test]
 fn a_lease_lasts_as_long_as_is_said_and_is_renewed_before_its_end() {
     let config = config("--subnet-lease-ttl=30 --subnet-lease-renew-margin=10", &[]).unwrap();
-    assert_eq!((config.etcd.ttl.as_secs(), config.etcd.renew_margin.as_secs()), (1800, 600));
+    assert_eq!((etcd(&config).ttl.as_secs(), etcd(&config).renew_margin.as_secs()), (1800, 600));
     assert!(errors("--subnet-lease-ttl=60", &[]).contains("not less than a lease lasts"));
-    assert_eq!(self::config("", &[]).unwrap().etcd.ttl.as_secs(), 86_400);
+    assert_eq!(etcd(&self::config("", &[]).unwrap()).ttl.as_secs(), 86_400);
 }
 
 #[test]

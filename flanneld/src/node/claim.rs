@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use backends::{Mac, kernel::Own};
+use backends::kernel::Own;
+use backends::{Devices, Sources};
 use serde::{Deserialize, Serialize};
 use subnet_lease::{
-    BackendAttrs, Claim, Class, Family, Lease, OwnLease, Peer, PublicAddrs, StoreError, SubnetEnv, Subnets,
-    VxlanData,
+    BackendAttrs, Claim, Class, Lease, OwnLease, PublicAddrs, StoreError, SubnetEnv, Subnets,
 };
 use tracing::{info, warn};
 
@@ -108,22 +108,23 @@ impl NodeCore {
     /// None while what it takes is not known.
     fn wished_claim(&mut self) -> Option<Claim> {
         self.peers.as_ref()?;
-        let settled = self.macs.is_some();
-        let macs = self.settle_macs()?;
+        let settled = self.identities.is_some();
+        self.settle_identities()?;
         if self.memories.in_use {
-            // There is nobody to ask; with the addresses known, all is known that a pass needs.
+            // There is nobody to ask; with the identities known, all is known that a pass needs.
             if !settled {
                 self.pace.mark_fresh();
             }
             return None;
         }
         let (network, external) = (self.network.as_ref()?, self.external.as_ref()?);
+        let identities = self.identities.as_ref()?;
         let remembered = || self.remembered.as_ref().and_then(SubnetEnv::leased);
         let shown = || self.leases.shown.as_ref().map(|l| l.subnets);
         let recalled = || self.memories.own.as_ref().map(|l| l.subnets);
         Some(Claim {
             public: external.public,
-            attrs: network.backend.attributes(&network.config, external, macs),
+            attrs: network.backends.attributes(&network.config, external, identities),
             previous: self
                 .own
                 .or_else(shown)
@@ -135,43 +136,37 @@ impl NodeCore {
         })
     }
 
-    /// The lease that tells the address which our device has: ours from before the host got another address. Without
-    /// it we would take a second lease, and the others refuse that one for its address until the first runs out.
+    /// The lease that publishes what our devices have: ours from before the host got another address. Without it we
+    /// would take a second lease, and the others refuse that one for its address until the first runs out.
     fn lease_of_our_devices(&self) -> Option<Subnets> {
-        let device = |f: Family| self.device_macs?[usize::from(f == Family::V6)];
-        let same =
-            |p: &Peer, f: Family| device(f).is_some_and(|mac| p.vxlan(f).is_some_and(|v| v.mac == mac.0));
-        self.peers.as_ref()?.peers().find(|p| Family::ALL.into_iter().any(|f| same(p, f))).map(|p| p.key())
+        let (network, devices) = (self.network.as_ref()?, self.devices.as_ref()?);
+        self.peers
+            .as_ref()?
+            .peers()
+            .find(|peer| network.backends.is_ours(devices, peer))
+            .map(|peer| peer.key())
     }
 
-    /// The tunnel devices' addresses: what our lease tells the peers, else what the devices have, else what our lease of an
-    /// earlier run told, else new ones. They
-    /// are known before any device is made, and kept from then on: a changed one is put back, not followed.
-    fn settle_macs(&mut self) -> Option<[Mac; 2]> {
-        if let Some(macs) = self.macs {
-            return Some(macs);
-        }
-        let devices = self.device_macs?;
-        let (shown, recalled) = (self.leases.shown.as_ref(), self.memories.own.as_ref());
-        let mut seed = self.settings.seed;
-        let macs = Family::ALL.map(|family| {
-            let device = devices[usize::from(family == Family::V6)];
-            seed = mix(seed);
-            let told = |lease: Option<&Lease>| {
-                VxlanData::from_json(lease?.attrs.family(family)?).ok().map(|data| Mac(data.mac))
+    /// What peers know our backends by. It is chosen before any device is made, and kept from then on: a device that is
+    /// changed is put back, not followed.
+    fn settle_identities(&mut self) -> Option<()> {
+        if self.identities.is_none() {
+            let first = mix(self.settings.seed);
+            let sources = Sources {
+                shown: self.leases.shown.as_ref(),
+                devices: self.devices.as_ref()?,
+                remembered: self.memories.own.as_ref(),
+                random: [first, mix(first)],
             };
-            told(shown).or(device).or_else(|| told(recalled)).unwrap_or_else(|| local_mac(seed))
-        });
-        self.macs = Some(macs);
-        Some(macs)
+            self.identities = Some(self.network.as_ref()?.backends.prepare(&sources));
+        }
+        Some(())
     }
 
-    /// Notes the addresses of devices that are already there.
+    /// Notes what devices are already there.
     pub(super) fn note_devices(&mut self, own: &Own) {
         let Some(network) = &self.network else { return };
-        let wanted = network.backend.links();
-        let mac = |n: usize| own.state.links().find(|l| wanted.get(n) == Some(&l.name)).map(|l| l.mac);
-        self.device_macs = Some([mac(0), mac(1)]);
+        self.devices = Some(Devices::of(&own.state, &network.backends.links()));
     }
 
     pub(super) fn claimed(
@@ -241,10 +236,4 @@ impl NodeCore {
         self.claim.problem = Some(sentence);
         self.claim.failed(now);
     }
-}
-
-/// A locally administered unicast address.
-fn local_mac(seed: u64) -> Mac {
-    let [a, b, c, d, e, f, ..] = seed.to_be_bytes();
-    Mac([(a & 0xfc) | 2, b, c, d, e, f])
 }

@@ -1,6 +1,6 @@
 //! What must be known before anything is written: the network's configuration and the first snapshot of the store.
 
-use backends::Backend;
+use backends::Backends;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::{NodeCore, Tick};
 /// The cluster's configuration, understood.
 pub(super) struct Network {
     pub(super) config: Arc<NetworkConfig>,
-    pub(super) backend: Box<dyn Backend>,
+    pub(super) backends: Backends,
     pub(super) written: Vec<u8>,
 }
 
@@ -107,9 +107,9 @@ impl NodeCore {
         if let Some(peers) = &mut self.peers {
             peers.set_network(&config);
         }
-        let backend = backends::choose(&config.backend);
+        let backends = Backends::of(&config.backend);
         self.unapplied = None;
-        self.network = Some(Network { config: Arc::new(config), backend, written });
+        self.network = Some(Network { config: Arc::new(config), backends, written });
         self.choose_external(now);
         self.snapshot(now);
     }

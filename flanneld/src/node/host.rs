@@ -70,7 +70,7 @@ impl NodeCore {
     /// A part of the kernel that the network needs and that is missing, at the start. Later it is a step that fails.
     pub(super) fn lacking(&self) -> Option<String> {
         let (network, facts) = (self.network.as_ref()?, self.facts.as_ref()?);
-        let needs = network.backend.needs(&network.config);
+        let needs = network.backends.needs(&network.config);
         let lacks = needs.into_iter().find(|feature| facts.system.lacks.contains(feature))?;
         (!self.last.complete).then(|| self.without(lacks))
     }
@@ -99,7 +99,7 @@ impl NodeCore {
     }
 
     pub(super) fn note_settings(&mut self, now: Tick, plan: &Plan, results: &[Result<(), OpError>]) {
-        let ours = self.network.as_ref().map(|n| n.backend.links()).unwrap_or_default();
+        let ours = self.network.as_ref().map(|n| n.backends.links()).unwrap_or_default();
         if self.host_settings.note(plan, results, &ours) {
             // Soon is too late: nobody can tell afterwards what it was.
             self.remember_now(now);

@@ -23,6 +23,7 @@ mod host;
 mod memory;
 mod pace;
 mod pass;
+mod planes;
 mod provenance;
 mod ready;
 mod rules;
@@ -34,8 +35,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backends::kernel::{KernelError, KernelEvent, OpError, Own, Touch};
+use backends::plane::{PlaneOutcome, PlaneWish};
 use backends::rules::Asked;
-use backends::{External, Facts, Mac, Owner, Plan};
+use backends::{Devices, External, Facts, Identity, Owner, Plan};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use subnet_lease::{
@@ -121,6 +123,8 @@ pub enum Input {
     Applied(Vec<Result<(), OpError>>),
     /// The answer to [`Effect::Claim`].
     Claimed(Result<OwnLease, StoreError>),
+    /// What became of one wish of the last [`Effect::Plane`].
+    Plane(PlaneOutcome),
 }
 
 /// Everything the core asks the shell to do.
@@ -134,6 +138,8 @@ pub enum Effect {
     Apply(Arc<Plan>),
     /// Make the store say this about us.
     Claim(Box<Claim>),
+    /// Make what is not kernel state like this, each plane at its own pace; all that is not among these goes.
+    Plane(Arc<Vec<PlaneWish>>),
     /// Write subnet.env, if it says anything else.
     Publish(SubnetEnv),
     /// Keep this for the next start.
@@ -171,13 +177,15 @@ pub struct NodeCore {
     /// When none that was named would fit for the first time.
     #[serde(default)]
     unfit_since: Option<Tick>,
-    /// Our tunnel devices' addresses once they are settled: what we claimed is what we keep.
-    macs: Option<[Mac; 2]>,
-    /// The addresses our devices have now, if they exist.
-    device_macs: Option<[Option<Mac>; 2]>,
+    /// What peers know our backends by, once that is settled: what we claimed is what we keep.
+    identities: Option<Vec<Identity>>,
+    /// The devices of ours that there are now.
+    devices: Option<Devices>,
     leases: gate::Leases,
     peers: Option<PeerTable>,
     vanished: vanish::Vanished,
+    #[serde(default)]
+    planes: planes::Planes,
     #[serde(default)]
     rules: rules::Rules,
     memories: memory::Memories,
@@ -215,11 +223,12 @@ impl NodeCore {
             external_problem: None,
             host_settings: host::HostSettings::default(),
             unfit_since: None,
-            macs: None,
-            device_macs: None,
+            identities: None,
+            devices: None,
             leases: gate::Leases::default(),
             peers: None,
             vanished: vanish::Vanished::default(),
+            planes: planes::Planes::default(),
             rules: rules::Rules::default(),
             memories: memory::Memories::default(),
             unapplied: None,
@@ -251,6 +260,7 @@ impl NodeCore {
             Input::Own(own) => self.dumped(now, own, &mut effects),
             Input::Applied(results) => self.applied(now, &results, &mut effects),
             Input::Claimed(result) => self.claimed(now, result, &mut effects),
+            Input::Plane(outcome) => self.converged(outcome),
         }
         self.proceed(now, &mut effects);
         effects

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use backends::kernel::{Class, KernelError, OpError, Own};
 use backends::rules::Firewall;
-use backends::{External, Facts, Feature, IfName, KernelState, LocalNode, Object, Op, Owner, Route, diff};
+use backends::{
+    External, Facts, Feature, IfName, KernelState, LocalNode, Object, Op, Owner, Route, Wish, diff,
+};
 use serde::{Deserialize, Serialize};
 use subnet_lease::{Family, SubnetEnv};
 use tracing::{debug, info, warn};
@@ -139,7 +141,7 @@ impl NodeCore {
         Some(Owner {
             network: self.settings.network.clone(),
             networks,
-            names: network.backend.links(),
+            names: network.backends.links(),
             external: self.external.as_ref().map(|e| e.link),
             lease_lengths: pools.iter().map(|p| p.subnet_len).collect(),
             pods: self.pods(),
@@ -168,9 +170,12 @@ impl NodeCore {
         if let Err(sentence) = self.choose_renderer(&own.firewall) {
             return self.end(Exit::Unsupported, sentence, effects);
         }
-        let Some((node, mut conflicts, want)) = self.wish(&own.firewall) else {
+        let Some((node, wish)) = self.wish(&own.firewall) else {
             return self.pace.finished(now, self.host_stale);
         };
+        let Wish { objects, planes, mut conflicts } = wish;
+        let want: KernelState = objects.into_iter().collect();
+        self.planes.wish(planes, effects);
         self.pace_audits(&want);
         debug!(?node.subnets, want = want.len(), have = own.state.len(), "pass");
         conflicts.extend(self.facts.iter().flat_map(|f| backends::conflicts(&want, &own.state, &owner, f)));
@@ -252,8 +257,8 @@ impl NodeCore {
         self.publish(effects);
     }
 
-    /// Everything the kernel should hold for us; none before the gate is open.
-    fn wish(&self, firewall: &Firewall) -> Option<(LocalNode, Vec<String>, KernelState)> {
+    /// Everything that should be there for us; none before the gate is open.
+    fn wish(&self, firewall: &Firewall) -> Option<(LocalNode, Wish)> {
         let (network, facts) = (self.network.as_ref()?, self.facts.as_ref()?);
         let (peers, subnets) = (self.peers.as_ref()?, self.own?);
         let node = LocalNode {
@@ -261,10 +266,10 @@ impl NodeCore {
             network: network.config.clone(),
             external: self.external.clone()?,
             subnets,
-            macs: self.macs?,
+            identities: self.identities.clone()?,
             tx_checksum: self.settings.tx_checksum,
         };
-        let mut wish = network.backend.desired(&node, peers, facts);
+        let mut wish = network.backends.desired(&node, peers, facts);
         let (rules, in_the_way) = self.standing_rules(&node, firewall);
         wish.conflicts.extend(in_the_way);
         let holes = subnets
@@ -272,7 +277,7 @@ impl NodeCore {
             .filter(|_| self.settings.blackhole_route)
             .map(|net| Object::Route(Route::blackhole(net)));
         wish.objects.extend(rules.into_iter().chain(holes));
-        Some((node, wish.conflicts, wish.objects.into_iter().collect()))
+        Some((node, wish))
     }
 
     /// subnet.env follows the first pass that made our own end; a failing peer does not hold it back.
@@ -284,7 +289,7 @@ impl NodeCore {
 
     fn subnet_env(&self) -> Option<SubnetEnv> {
         let (network, external) = (self.network.as_ref()?, self.external.as_ref()?);
-        let mtu = network.backend.mtu(&network.config, external);
+        let mtu = network.backends.mtu(&network.config, external);
         Some(SubnetEnv::new(&network.config, &self.own?, mtu, self.settings.ip_masq))
     }
 

@@ -2,7 +2,7 @@
 
 use backends::{Feature, IfName, Sysctl};
 use serde::{Deserialize, Serialize};
-use subnet_lease::{BackendConfig, Family};
+use subnet_lease::Family;
 
 use super::NodeCore;
 
@@ -57,7 +57,7 @@ impl NodeCore {
     fn mtu_facts(&self) -> Vec<Fact> {
         let (Some(network), Some(external)) = (&self.network, &self.external) else { return Vec::new() };
         let mut facts = vec![fact(format!("MTU of {}", external.link), external.mtu, "the kernel")];
-        let devices = network.backend.mtus(&network.config, external);
+        let devices = network.backends.mtus(&network.config, external);
         facts.extend(devices.iter().map(|(link, mtu, from)| fact(format!("MTU of {link}"), mtu, from)));
         let from = match (devices.len(), network.config.mtu) {
             (0, Some(_)) => "the smaller of the underlay's and the network's configuration",
@@ -65,7 +65,7 @@ impl NodeCore {
             (1, _) => "the tunnel device's",
             _ => "the smallest of the tunnel devices'",
         };
-        facts.push(fact("MTU for pods", network.backend.mtu(&network.config, external), from));
+        facts.push(fact("MTU for pods", network.backends.mtu(&network.config, external), from));
         facts
     }
 
@@ -73,12 +73,7 @@ impl NodeCore {
     fn routing_facts(&self) -> Vec<Fact> {
         let (Some(network), Some(facts)) = (&self.network, &self.facts) else { return Vec::new() };
         let (Some(external), Some(peers)) = (&self.external, &self.peers) else { return Vec::new() };
-        let direct = match &network.config.backend {
-            BackendConfig::Vxlan { direct_routing, .. } => *direct_routing,
-            BackendConfig::HostGw => true,
-            BackendConfig::Alloc => false,
-        };
-        if !direct {
+        if !network.backends.routes_directly() {
             return Vec::new();
         }
         let on_wire = |family: Family| {
@@ -116,14 +111,14 @@ impl NodeCore {
             (None, true) => ("by software", "this kernel gets them wrong behind source NAT (before 5.7)"),
             (None, false) => ("as the kernel has it", "this kernel gets them right (5.7 and later)"),
         };
-        if self.network.as_ref().is_some_and(|n| !n.backend.links().is_empty()) {
+        if self.network.as_ref().is_some_and(|n| !n.backends.links().is_empty()) {
             told.push(fact("tunnel checksums", checksum.0, checksum.1));
         }
         told
     }
 
     fn setting_facts(&self) -> Vec<Fact> {
-        let ours = self.network.as_ref().map(|n| n.backend.links()).unwrap_or_default();
+        let ours = self.network.as_ref().map(|n| n.backends.links()).unwrap_or_default();
         let one = |(link, name, value): &(IfName, Sysctl, i32)| {
             let from = match self.host_settings.before(*link, *name) {
                 _ if ours.contains(link) => "wanted of our device".to_owned(),

@@ -55,6 +55,7 @@ impl NodeCore {
             told.extend((self.last.failed > 0).then(|| format!("{} steps failed", self.last.failed)));
             told.extend(self.fights.is_fighting().then(|| UNDONE.to_owned()));
             told.extend(self.last.conflicts.iter().cloned());
+            told.extend(self.planes.problems());
         }
         let ready = blocking.is_empty();
         blocking.extend(told);

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use backends::Backends;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use subnet_lease::NetworkConfig;
@@ -40,8 +41,8 @@ impl<'de> Deserialize<'de> for Network {
         let written = String::deserialize(from)?.into_bytes();
         let parsed = NetworkConfig::parse(&written);
         let (config, _) = parsed.map_err(|_| D::Error::custom("the recorded net-conf is not usable"))?;
-        let backend = backends::choose(&config.backend);
-        Ok(Self { config: Arc::new(config), backend, written })
+        let backends = Backends::of(&config.backend);
+        Ok(Self { config: Arc::new(config), backends, written })
     }
 }
 

@@ -165,10 +165,10 @@ impl NodeCore {
                 public: e.public.to_string(),
                 why: self.external_why.clone(),
             }),
-            mtu: network.zip(external).map(|(n, e)| n.backend.mtu(&n.config, e)),
+            mtu: network.zip(external).map(|(n, e)| n.backends.mtu(&n.config, e)),
             traffic_rules: self.rules.told(),
             facts: self.known_facts(),
-            backend: network.map(|n| backend_name(n.config.backend.kind())),
+            backend: network.map(|n| n.config.backend.name().to_owned()),
             peers: self.peers.as_ref().map_or(0, |peers| peers.len()),
             vanished: self.peers.as_ref().map_or(0, |peers| peers.vanished()),
             refused: refused.take(LISTED).map(|(lease, reason)| Refused { lease, reason }).collect(),
@@ -192,11 +192,6 @@ impl NodeCore {
             unremembered: None,
         }
     }
-}
-
-/// The name in the network's configuration; leases of `alloc` carry none.
-fn backend_name(kind: &str) -> String {
-    if kind.is_empty() { "alloc" } else { kind }.to_owned()
 }
 
 /// Whole milliseconds.

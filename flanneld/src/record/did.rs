@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use backends::Plan;
+use backends::plane::PlaneWish;
 use serde::{Deserialize, Serialize};
 use subnet_lease::{Claim, SubnetEnv};
 
@@ -49,6 +50,7 @@ impl Did {
             Effect::ReadHost => "read the host".to_owned(),
             Effect::ReadOwn(_) => "read our own".to_owned(),
             Effect::Claim(claim) => claimed(claim),
+            Effect::Plane(wishes) => steered(wishes),
             Effect::Publish(env) => published(env),
             Effect::Remember(memory) => {
                 format!("remember {} and {} peers", memory.own.subnets, memory.peers.len())
@@ -84,6 +86,20 @@ fn claimed(claim: &Claim) -> String {
         let _ = write!(text, " {data}");
     }
     text
+}
+
+/// A digest stands for the rows: there is one for each peer.
+fn steered(wishes: &[PlaneWish]) -> String {
+    let wish = |wish: &PlaneWish| {
+        let mut sum = Sum(EMPTY);
+        for (row, value) in &wish.rows {
+            // A checksum has no error to return.
+            let _ = writeln!(sum, "{row}={value}");
+        }
+        format!("{} {} rows ({:016x})", wish.backend, wish.rows.len(), sum.0)
+    };
+    let each: Vec<String> = wishes.iter().map(wish).collect();
+    format!("planes: {}", if each.is_empty() { "none".to_owned() } else { each.join(", ") })
 }
 
 fn published(env: &SubnetEnv) -> String {

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use backends::kernel::{KernelError, KernelEvent, OpError, Own, Touch};
+use backends::plane::PlaneOutcome;
 use backends::rules::Firewall;
 use backends::{Facts, HostAddress, HostLink, HostRoute, Object, Plan, System};
 use serde::{Deserialize, Serialize};
@@ -104,6 +105,8 @@ pub enum Heard<'a> {
     Applied(Applied<'a>),
     /// [`Input::Claimed`].
     Claimed(Cow<'a, Result<OwnLease, StoreError>>),
+    /// [`Input::Plane`].
+    Plane(Cow<'a, PlaneOutcome>),
     /// An input of this name that has no place in a file.
     TooLarge(String),
 }
@@ -173,6 +176,7 @@ impl<'a> Heard<'a> {
             Some(Input::Own(Err(error))) => Self::OwnFailed(Cow::Borrowed(error)),
             Some(Input::Applied(results)) => Self::Applied(Applied::of(results, core.applying())),
             Some(Input::Claimed(result)) => Self::Claimed(Cow::Borrowed(result)),
+            Some(Input::Plane(outcome)) => Self::Plane(Cow::Borrowed(outcome)),
         }
     }
 
@@ -270,6 +274,7 @@ impl Heard<'static> {
             Self::OwnFailed(error) => Input::Own(Err(error.into_owned())),
             Self::Applied(applied) => Input::Applied(applied.results()?),
             Self::Claimed(result) => Input::Claimed(result.into_owned()),
+            Self::Plane(outcome) => Input::Plane(outcome.into_owned()),
             Self::TooLarge(name) => return Err(format!("an input ({name}) was too large to be kept")),
         }))
     }
@@ -339,5 +344,6 @@ pub(super) fn name(input: Option<&Input>) -> &'static str {
         Some(Input::Own(_)) => "own",
         Some(Input::Applied(_)) => "applied",
         Some(Input::Claimed(_)) => "claimed",
+        Some(Input::Plane(_)) => "plane",
     }
 }

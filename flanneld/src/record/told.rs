@@ -62,6 +62,13 @@ impl fmt::Display for Heard<'_> {
                 Ok(own) => write!(f, "claimed: {} at {}", own.lease.subnets, own.lease.public),
                 Err(error) => write!(f, "not claimed: {error}"),
             },
+            Self::Plane(outcome) => {
+                write!(
+                    f,
+                    "plane of {}: {} rows in place, {} failed",
+                    outcome.backend, outcome.in_place, outcome.failed
+                )
+            }
             Self::TooLarge(name) => write!(f, "{name}: too large to be kept"),
         }
     }

@@ -22,7 +22,7 @@ struct Entry {
 }
 
 impl LeaseBook {
-    /// Acquires, republishes or renews: what `Store::claim` promises. Returns the lease and what watchers are to hear.
+    /// Acquires, republishes or renews: what `Store::claim` promises. Returns the lease and what watchers are sent.
     pub fn claim(
         &mut self,
         now: Duration,
@@ -47,7 +47,7 @@ impl LeaseBook {
     }
 
     /// Writes a lease if the one with its subnets still has the revision that the writer saw (`None`: is not there).
-    /// `ttl` of `None` makes a reservation. Watchers hear of it only when the record changes.
+    /// `ttl` of `None` makes a reservation. Watchers are notified only when the record changes.
     pub fn put(
         &mut self,
         now: Duration,
@@ -59,7 +59,10 @@ impl LeaseBook {
         if before.map(|entry| entry.revision) != expected {
             return Err(StoreError::Raced(lease.subnets.to_string()));
         }
-        let silent = before.is_some_and(|entry| entry.lease.says_the_same(&lease));
+        // A lease that begins or ceases to be a reservation is news.
+        let silent = before.is_some_and(|entry| {
+            entry.lease.says_the_same(&lease) && entry.lease.ttl.is_some() == ttl.is_some()
+        });
         self.revision += u64::from(!silent);
         let revision = before.filter(|_| silent).map_or(self.revision, |entry| entry.revision);
         lease.epoch = before.map_or(revision, |entry| entry.lease.epoch);
@@ -70,21 +73,21 @@ impl LeaseBook {
         Ok(event)
     }
 
-    /// Forgets leases whose time has come. Returns what watchers are to hear.
+    /// Forgets leases whose time has come. Returns what watchers are sent.
     pub fn expire(&mut self, now: Duration) -> Vec<StoreEvent> {
         let due = |entry: &Entry| entry.expires.is_some_and(|at| at <= now);
         let gone: Vec<Subnets> = self.entries.iter().filter(|(_, e)| due(e)).map(|(key, _)| *key).collect();
         gone.iter().filter_map(|subnets| self.remove(subnets)).collect()
     }
 
-    /// Ends a lease, as an operator would. Returns what watchers are to hear.
+    /// Ends a lease, as an operator would. Returns what watchers are sent.
     pub fn remove(&mut self, subnets: &Subnets) -> Option<StoreEvent> {
         self.entries.remove(subnets)?;
         self.revision += 1;
         Some(StoreEvent::Removed(vec![*subnets]))
     }
 
-    /// Forgets every lease in one step, as a store that lost its data. Returns what watchers hear who see it happen.
+    /// Forgets every lease in one step, as a store that lost its data. Returns what watchers are sent that see it happen.
     pub fn wipe(&mut self) -> StoreEvent {
         self.revision += 1;
         StoreEvent::Removed(std::mem::take(&mut self.entries).into_keys().collect())
@@ -98,6 +101,11 @@ impl LeaseBook {
     /// When the lease of these subnets was last changed; `None` where there is none.
     pub fn revision_of(&self, subnets: &Subnets) -> Option<u64> {
         self.entries.get(subnets).map(|entry| entry.revision)
+    }
+
+    /// When the lease of these subnets ends; `None` for a reservation.
+    pub fn expiry_of(&self, subnets: &Subnets) -> Option<Duration> {
+        self.entries.get(subnets)?.expires
     }
 
     /// How many changes there were.

@@ -2,4 +2,6 @@
 
 pub(crate) mod book;
 pub(crate) mod claim;
+mod judge;
+pub(crate) mod known;
 pub(crate) mod peers;

@@ -1,9 +1,95 @@
+//! VXLAN tunnels: settings in the net-conf, and what a host publishes about its tunnel devices.
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::Kind;
 use crate::format::json::{Fields, RawJson};
+use crate::model::lease::BackendAttrs;
+use crate::model::net::Family;
+use crate::model::netconf::{NetConfError, boolean, integer, mtu};
+
+/// Tunnels over UDP.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VxlanConfig {
+    /// VXLAN network identifier, 24 bits.
+    pub vni: u32,
+    /// UDP port; 0 = the kernel's default, 8472.
+    pub port: u16,
+    /// MTU of the underlay in bytes, instead of the external interface's.
+    pub mtu: Option<u32>,
+    /// Group-based policy extension.
+    pub gbp: bool,
+    /// Whether the device learns addresses from traffic.
+    pub learning: bool,
+    /// Plain routes to peers on a connected network.
+    pub direct_routing: bool,
+}
+
+impl VxlanConfig {
+    /// Bytes that a tunnel adds: outer IP header (20 or 40), UDP (8), VXLAN (8), inner Ethernet (14).
+    pub fn header(family: Family) -> u32 {
+        match family {
+            Family::V4 => 50,
+            Family::V6 => 70,
+        }
+    }
+}
+
+const VNI_MOST: u64 = (1 << 24) - 1;
+
+impl Kind for VxlanConfig {
+    const NAME: &'static str = "vxlan";
+    const ID: &'static str = "hardware address";
+    type Data = VtepMac;
+
+    fn read(fields: &mut Fields, errors: &mut Vec<NetConfError>) -> Self {
+        let mut number = |name, most| integer(fields, "Backend.", name, most, errors);
+        let vni = number("VNI", VNI_MOST).and_then(|n| u32::try_from(n).ok()).unwrap_or(1);
+        let port = number("Port", u64::from(u16::MAX)).and_then(|n| u16::try_from(n).ok()).unwrap_or(0);
+        let mtu = mtu(fields, "Backend.", errors);
+        let mut flag = |name| boolean(fields, "Backend.", name, errors).unwrap_or(false);
+        let (gbp, learning) = (flag("GBP"), flag("Learning"));
+        Self { vni, port, mtu, gbp, learning, direct_routing: flag("DirectRouting") }
+    }
+
+    /// The VNI is the same for all peers that are admitted, so only the address is kept.
+    fn data(&self, json: Option<&RawJson>) -> Result<Option<VtepMac>, String> {
+        let Some(json) = json else { return Ok(None) };
+        let data = VxlanData::from_json(json)?;
+        if data.vni != self.vni {
+            return Err(format!("its VNI is {}, this network's {}", data.vni, self.vni));
+        }
+        Ok(Some(VtepMac(data.mac)))
+    }
+
+    fn to_json(&self, VtepMac(mac): &VtepMac) -> Option<RawJson> {
+        Some(VxlanData { vni: self.vni, mac: *mac }.to_json())
+    }
+
+    /// The forwarding table has one destination per hardware address.
+    fn id(VtepMac(mac): &VtepMac) -> Option<&[u8]> {
+        Some(mac)
+    }
+
+    fn overhead(&self, family: Family) -> u32 {
+        Self::header(family)
+    }
+
+    fn mtu(&self) -> Option<u32> {
+        self.mtu
+    }
+
+    fn set_mtu(&mut self, mtu: Option<u32>) {
+        self.mtu = mtu;
+    }
+}
+
+/// The hardware address of a peer's tunnel device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VtepMac(pub [u8; 6]);
 
 /// What a vxlan host says about one of its tunnel devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -35,6 +121,14 @@ impl VxlanData {
             return Err(format!("its VtepMAC {} is not a unicast hardware address", Mac(mac)));
         }
         Ok(Self { vni, mac })
+    }
+}
+
+impl BackendAttrs {
+    /// Attributes of a vxlan host: one device per family that it has.
+    pub fn vxlan(v4: Option<VxlanData>, v6: Option<VxlanData>) -> Self {
+        let json = |data: Option<VxlanData>| data.map(VxlanData::to_json);
+        Self { v4: json(v4), v6: json(v6), ..Self::plain(VxlanConfig::RECORD) }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The value of a lease in etcd: flannel's JSON, byte for byte.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde_json::value::RawValue;
@@ -39,7 +40,7 @@ pub enum RecordError {
 
 impl Lease {
     /// The record: compact, flannel's fields in flannel's order (`PublicIP` and `PublicIPv6` always, the rest where there is
-    /// something), then `Node`, then what others had added.
+    /// something), then `Node` and `Backends`, then what others had added.
     pub fn to_record(&self) -> Vec<u8> {
         let mut json = format!("{{\"PublicIP\":\"{}\"", self.public.v4.unwrap_or(Ipv4Addr::UNSPECIFIED));
         let mut field = |name: &str, value: &str| json.extend([",", &quote(name), ":", value]);
@@ -57,6 +58,9 @@ impl Lease {
         }
         if let Some(node) = &self.node {
             field("Node", &quote(node));
+        }
+        if !self.attrs.others.is_empty() {
+            field(BACKENDS, &others_text(&self.attrs.others));
         }
         for (name, value) in &self.extra {
             field(name, value.as_str());
@@ -82,11 +86,39 @@ impl Lease {
             kind: parsed(&mut fields, "BackendType", "a string")?.unwrap_or_default(),
             v4: written(&mut fields, "BackendData").map(RawJson::from),
             v6: written(&mut fields, "BackendV6Data").map(RawJson::from),
+            others: others(&mut fields),
         };
         let node = parsed(&mut fields, "Node", "a string")?;
         let extra = fields.rest().into_iter().map(|(name, value)| (name, RawJson::from(value))).collect();
         Ok(Self { node, extra, ..Self::new(subnets, public, attrs) })
     }
+}
+
+/// The field of [`BackendAttrs::others`]: `{"wireguard":[{…},null]}`, data per family by kind.
+const BACKENDS: &str = "Backends";
+/// A host runs no more backends at once than this. Ours.
+const OTHERS_MOST: usize = 8;
+
+/// A field that is not as we write it is somebody else's: the record is read without it.
+fn others(fields: &mut Fields) -> BTreeMap<String, [Option<RawJson>; 2]> {
+    let raw = fields.take(BACKENDS);
+    let Some(Ok(kinds)) = raw.map(|raw| serde_json::from_str::<Fields>(raw.get())) else {
+        return BTreeMap::new();
+    };
+    let read = |(kind, raw): (String, &RawValue)| {
+        let data: [Option<&RawValue>; 2] = serde_json::from_str(raw.get()).ok()?;
+        Some((kind, data.map(|data| data.map(RawJson::from))))
+    };
+    kinds.rest().into_iter().filter_map(read).take(OTHERS_MOST).collect()
+}
+
+fn others_text(others: &BTreeMap<String, [Option<RawJson>; 2]>) -> String {
+    let json = |data: &Option<RawJson>| data.as_ref().map_or("null", RawJson::as_str).to_owned();
+    let kind = |(kind, [v4, v6]): (&String, &[Option<RawJson>; 2])| {
+        format!("{}:[{},{}]", quote(kind), json(v4), json(v6))
+    };
+    let kinds: Vec<String> = others.iter().map(kind).collect();
+    format!("{{{}}}", kinds.join(","))
 }
 
 fn quote(text: &str) -> String {
@@ -113,7 +145,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::attrs::vxlan::VxlanData;
+    use crate::attrs::VxlanData;
 
     const MAC: [u8; 6] = [0xc6, 0xd2, 0x32, 0x6f, 0x8f, 0x44];
 
@@ -167,6 +199,21 @@ mod tests {
             String::from_utf8(lease.to_record()).unwrap(),
             r#"{"PublicIP":"10.0.0.1","PublicIPv6":null,"BackendType":"ipip","Node":"a \"b\"","Alpha":{"x":1},"zeta":[1,2]}"#
         );
+    }
+
+    #[test]
+    fn data_of_kinds_that_nobody_here_uses_is_kept_and_written_again() {
+        let record = r#"{"PublicIP":"10.0.0.1","PublicIPv6":null,"BackendType":"host-gw","Node":"n","Backends":{"ipip":[null,null],"wireguard":[{"PublicKey":"k="},null]}}"#;
+        let lease = Lease::from_record("10.5.52.0-24", record.as_bytes()).unwrap();
+        assert_eq!(lease.attrs.kinds().collect::<Vec<_>>(), ["host-gw", "ipip", "wireguard"]);
+        let [v4, v6] = lease.attrs.of(|kind| kind == "wireguard").unwrap();
+        assert_eq!((v4.map(RawJson::as_str), v6), (Some(r#"{"PublicKey":"k="}"#), None));
+        assert_eq!(String::from_utf8(lease.to_record()).unwrap(), record);
+        for odd in ["7", "[]", r#"{"ipip":1}"#, r#"{"ipip":[1]}"#] {
+            let record = format!(r#"{{"PublicIP":"10.0.0.1","BackendType":"vxlan","Backends":{odd}}}"#);
+            let lease = Lease::from_record("10.5.52.0-24", record.as_bytes()).unwrap();
+            assert_eq!(lease.attrs, BackendAttrs::plain("vxlan"), "{odd}");
+        }
     }
 
     #[test]

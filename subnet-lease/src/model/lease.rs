@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::attrs::vxlan::VxlanData;
 use crate::format::json::RawJson;
 use crate::model::net::{Family, Subnets};
 
@@ -87,7 +86,7 @@ impl FromIterator<IpAddr> for PublicAddrs {
     }
 }
 
-/// What a backend says about a host to the backends of its peers.
+/// What backends say about a host to the backends of its peers, by kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct BackendAttrs {
     /// flannel's `BackendType`; empty for `alloc` (and `udp`).
@@ -98,17 +97,16 @@ pub struct BackendAttrs {
     /// `BackendV6Data`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub v6: Option<RawJson>,
+    /// Of further backends that the host runs: data per family, by kind (`Backends` in the record, beyond flannel's fields).
+    /// Kinds that nobody here uses are kept as they are.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub others: BTreeMap<String, [Option<RawJson>; 2]>,
 }
 
 impl BackendAttrs {
     /// Attributes of a backend without data.
     pub fn plain(kind: &str) -> Self {
-        Self { kind: kind.into(), v4: None, v6: None }
-    }
-
-    /// Attributes of a vxlan host: one device per family that it has.
-    pub fn vxlan(v4: Option<VxlanData>, v6: Option<VxlanData>) -> Self {
-        Self { kind: "vxlan".into(), v4: v4.map(VxlanData::to_json), v6: v6.map(VxlanData::to_json) }
+        Self { kind: kind.into(), ..Self::default() }
     }
 
     /// The data of one family.
@@ -117,6 +115,44 @@ impl BackendAttrs {
             Family::V4 => self.v4.as_ref(),
             Family::V6 => self.v6.as_ref(),
         }
+    }
+
+    /// The data per family of a kind that the host publishes.
+    pub fn of(&self, is_kind: impl Fn(&str) -> bool) -> Option<[Option<&RawJson>; 2]> {
+        if is_kind(&self.kind) {
+            return Some([self.v4.as_ref(), self.v6.as_ref()]);
+        }
+        let (_, data) = self.others.iter().find(|(kind, _)| is_kind(kind))?;
+        Some([data[0].as_ref(), data[1].as_ref()])
+    }
+
+    /// Every kind that the host publishes, flannel's first.
+    pub fn kinds(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.kind.as_str()).chain(self.others.keys().map(String::as_str))
+    }
+
+    /// Adds what a further backend publishes. Of one kind the first counts.
+    pub fn add(&mut self, other: Self) {
+        if !self.kinds().any(|kind| kind == other.kind) {
+            self.others.insert(other.kind, [other.v4, other.v6]);
+        }
+    }
+}
+
+/// By what a store files its leases.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum FiledBy {
+    /// The subnets, as in etcd.
+    #[default]
+    Subnets,
+    /// The name of the holder, as in Kubernetes: the key alone does not say which subnets the lease has.
+    Node,
+}
+
+impl FiledBy {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde asks for")]
+    fn is_subnets(&self) -> bool {
+        *self == Self::Subnets
     }
 }
 
@@ -139,6 +175,9 @@ pub struct Lease {
     /// (serde): what is in them is nobody's business.
     #[serde(skip)]
     pub extra: BTreeMap<String, RawJson>,
+    /// What its key in the store is.
+    #[serde(default, skip_serializing_if = "FiledBy::is_subnets")]
+    pub filed_by: FiledBy,
     /// For how long the lease was granted, as far as the store tells; `None` = for ever (a reservation).
     pub ttl: Option<Duration>,
     /// When the subnets were first taken, in the store's own count (etcd: the key's create revision); 0 where it has none.
@@ -149,7 +188,24 @@ pub struct Lease {
 impl Lease {
     /// A lease as its holder describes it.
     pub fn new(subnets: Subnets, public: PublicAddrs, attrs: BackendAttrs) -> Self {
-        Self { subnets, public, attrs, node: None, extra: BTreeMap::new(), ttl: None, epoch: 0 }
+        Self {
+            subnets,
+            public,
+            attrs,
+            node: None,
+            extra: BTreeMap::new(),
+            filed_by: FiledBy::Subnets,
+            ttl: None,
+            epoch: 0,
+        }
+    }
+
+    /// The last part of its key in the store.
+    pub fn key(&self) -> String {
+        match (self.filed_by, &self.node) {
+            (FiledBy::Node, Some(node)) => node.clone(),
+            _ => self.subnets.to_string(),
+        }
     }
 
     /// The subnets that the holder had before and lost, if it says so (`Former` in the record, beyond flannel's fields).

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-use crate::attrs::BackendConfig;
+use crate::attrs::{AllocConfig, BackendConfig};
 use crate::format::json::Fields;
 use crate::model::net::{Family, Subnets, address, contains_net, masked, number, parse_network, span, step};
 use crate::model::pool::NetworkPool;
@@ -111,7 +111,12 @@ impl NetworkConfig {
 
     /// Stands in until the configuration is known.
     pub(crate) fn none() -> Self {
-        Self { pools: [None; 2], enable_nftables: None, mtu: None, backend: BackendConfig::Alloc }
+        Self {
+            pools: [None; 2],
+            enable_nftables: None,
+            mtu: None,
+            backend: BackendConfig::Alloc(AllocConfig),
+        }
     }
 
     /// What one family has to lease; `None` where it is not enabled.

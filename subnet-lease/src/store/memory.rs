@@ -1,18 +1,18 @@
 use std::collections::{BTreeMap, VecDeque};
+use std::future::ready;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures_core::Stream;
-use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 
 use crate::admit::book::LeaseBook;
 use crate::admit::claim::Claim;
 use crate::model::lease::{Lease, OwnLease};
 use crate::model::net::Subnets;
-use crate::store::{Store, StoreError, StoreEvent};
+use crate::store::{Answer, Entry, Listed, Shown, Store, StoreError, StoreEvent, StoredConfig, Version};
 
 /// A store in this process, for tests and simulated worlds: a [`LeaseBook`] with a clock that the owner moves.
 /// Clones share it.
@@ -23,6 +23,8 @@ pub struct MemoryStore(Arc<Mutex<Inner>>);
 struct Inner {
     book: LeaseBook,
     config: Option<Vec<u8>>,
+    /// How often the net-conf was written.
+    config_version: u64,
     now: Duration,
     ttl: Option<Duration>,
     watchers: BTreeMap<u64, Watcher>,
@@ -56,11 +58,12 @@ impl MemoryStore {
         let mut inner = self.lock();
         let (json, first) = (json.into(), inner.config.is_none());
         inner.config = Some(json.clone());
+        inner.config_version += 1;
         let mut events = vec![StoreEvent::Config(json)];
         if first {
             events.push(inner.snapshot());
         }
-        inner.tell(&events);
+        inner.notify(&events);
     }
 
     /// Moves the clock, ending leases on the way. Time since the start; going back does nothing.
@@ -69,7 +72,7 @@ impl MemoryStore {
         inner.now = inner.now.max(now);
         let now = inner.now;
         let events = inner.book.expire(now);
-        inner.tell(&events);
+        inner.notify(&events);
     }
 
     /// `Store::claim`, at once.
@@ -77,7 +80,7 @@ impl MemoryStore {
         let mut inner = self.lock();
         let (now, ttl) = (inner.now, inner.ttl.unwrap_or(DAY));
         let (own, events) = inner.book.claim(now, claim, ttl)?;
-        inner.tell(&events);
+        inner.notify(&events);
         Ok(own)
     }
 
@@ -86,19 +89,19 @@ impl MemoryStore {
         let mut inner = self.lock();
         let (now, expected) = (inner.now, inner.book.revision_of(&lease.subnets));
         let events: Vec<_> = inner.book.put(now, lease, expected, ttl).into_iter().flatten().collect();
-        inner.tell(&events);
+        inner.notify(&events);
     }
 
     /// Ends a lease.
     pub fn remove(&self, subnets: &Subnets) {
         let mut inner = self.lock();
         let events: Vec<_> = inner.book.remove(subnets).into_iter().collect();
-        inner.tell(&events);
+        inner.notify(&events);
     }
 
-    /// Says the same to every watcher, for instance that a record is unreadable.
+    /// Sends an event to every watcher, for instance that a record is unreadable.
     pub fn announce(&self, event: StoreEvent) {
-        self.lock().tell(&[event]);
+        self.lock().notify(&[event]);
     }
 
     /// A copy of the book as it stands.
@@ -131,8 +134,8 @@ impl Inner {
         StoreEvent::Snapshot { leases, unreadable: Vec::new(), foreign: false }
     }
 
-    fn tell(&mut self, events: &[StoreEvent]) {
-        // Nothing but the configuration is told before there is one; the snapshot after it has it all.
+    fn notify(&mut self, events: &[StoreEvent]) {
+        // Nothing but the configuration is sent before there is one; the snapshot after it has it all.
         if self.config.is_none() {
             return;
         }
@@ -145,24 +148,141 @@ impl Inner {
     }
 }
 
-impl Store for MemoryStore {
-    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<OwnLease, StoreError>> {
-        Box::pin(async move { self.claim_now(claim) })
+impl MemoryStore {
+    /// One change of the book, of which the watchers are notified.
+    fn change<T>(
+        &self,
+        change: impl FnOnce(&mut LeaseBook, Duration) -> Result<(T, Option<StoreEvent>), StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut inner = self.lock();
+        let now = inner.now;
+        let (value, event) = change(&mut inner.book, now)?;
+        inner.notify(event.as_slice());
+        Ok(value)
     }
 
-    fn release<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<bool, StoreError>> {
-        Box::pin(async move {
-            let there =
-                self.book().leases().any(|l| l.subnets == lease.subnets && l.ttl.is_some() && l.is_of(lease));
-            if there {
-                self.remove(&lease.subnets);
+    fn shown(&self, subnets: &Subnets) -> Option<Shown> {
+        let inner = self.lock();
+        let lease = inner.book.leases().find(|lease| lease.subnets == *subnets)?.clone();
+        let left = inner.book.expiry_of(subnets).map(|at| at.saturating_sub(inner.now));
+        let version = Version(inner.book.revision_of(subnets)?.to_string());
+        Some(Shown { record: lease.to_record(), time: lease.ttl.zip(left), version, lease })
+    }
+
+    /// Puts a lease in place of the one that was shown.
+    fn put(&self, lease: Lease, shown: Option<&Shown>, ttl: Option<Duration>) -> Result<(), StoreError> {
+        let expected = shown.and_then(|shown| shown.version.0.parse().ok());
+        self.change(|book, now| Ok(((), book.put(now, lease, expected, ttl)?)))
+    }
+
+    fn everything(&self) -> Vec<Entry> {
+        let inner = self.lock();
+        let config = inner.config.clone();
+        let config = config.map(|value| Entry { key: "config".to_owned(), value, ttl: None });
+        let lease = |lease: &Lease| Entry {
+            key: format!("subnets/{}", lease.subnets),
+            value: lease.to_record(),
+            ttl: inner.book.expiry_of(&lease.subnets).map(|at| at.saturating_sub(inner.now)),
+        };
+        config.into_iter().chain(inner.book.leases().map(lease)).collect()
+    }
+
+    fn take(&self, entry: &Entry, replace: bool) -> Result<(), StoreError> {
+        if entry.key == "config" {
+            if !replace && self.lock().config.is_some() {
+                return Err(StoreError::Raced(entry.key.clone()));
             }
-            Ok(there)
-        })
+            self.set_config(entry.value.clone());
+            return Ok(());
+        }
+        let key = entry.key.strip_prefix("subnets/").unwrap_or(&entry.key);
+        let lease = Lease::from_record(key, &entry.value);
+        let lease = lease.map_err(|error| StoreError::Config(format!("{}: {error}", entry.key)))?;
+        if !replace && self.shown(&lease.subnets).is_some() {
+            return Err(StoreError::Raced(entry.key.clone()));
+        }
+        self.insert(lease, entry.ttl);
+        Ok(())
+    }
+}
+
+impl Store for MemoryStore {
+    fn claim<'a>(&'a self, claim: &'a Claim) -> Answer<'a, OwnLease> {
+        Box::pin(ready(self.claim_now(claim)))
+    }
+
+    fn release<'a>(&'a self, lease: &'a Lease) -> Answer<'a, bool> {
+        let shown = self.shown(&lease.subnets);
+        let there = shown.is_some_and(|shown| shown.time.is_some() && shown.lease.is_of(lease));
+        if there {
+            self.remove(&lease.subnets);
+        }
+        Box::pin(ready(Ok(there)))
     }
 
     fn watch(&self) -> BoxStream<'static, StoreEvent> {
         Box::pin(self.subscribe())
+    }
+
+    fn name(&self) -> String {
+        "memory".to_owned()
+    }
+
+    fn get_config(&self) -> Answer<'_, Option<StoredConfig>> {
+        let inner = self.lock();
+        let version = Version(inner.config_version.to_string());
+        let stored = inner.config.clone().map(|json| StoredConfig { json, version });
+        Box::pin(ready(Ok(stored)))
+    }
+
+    fn put_config<'a>(&'a self, json: &'a [u8], seen: Option<&'a Version>) -> Answer<'a, Version> {
+        let current = self.lock().config_version;
+        let expected = (current > 0).then(|| Version(current.to_string()));
+        if expected.as_ref() != seen {
+            return Box::pin(ready(Err(StoreError::Raced("config".to_owned()))));
+        }
+        self.set_config(json);
+        Box::pin(ready(Ok(Version((current + 1).to_string()))))
+    }
+
+    fn list(&self) -> Answer<'_, Listed> {
+        let inner = self.lock();
+        let left =
+            |lease: &Lease| inner.book.expiry_of(&lease.subnets).map(|at| at.saturating_sub(inner.now));
+        let leases = inner.book.leases().map(|lease| (lease.clone(), left(lease))).collect();
+        Box::pin(ready(Ok(Listed { leases, unreadable: Vec::new() })))
+    }
+
+    fn show<'a>(&'a self, subnets: &'a Subnets) -> Answer<'a, Option<Shown>> {
+        Box::pin(ready(Ok(self.shown(subnets))))
+    }
+
+    fn reserve<'a>(&'a self, lease: &'a Lease, shown: Option<&'a Shown>) -> Answer<'a, ()> {
+        Box::pin(ready(self.put(lease.clone(), shown, None)))
+    }
+
+    fn unreserve<'a>(&'a self, shown: &'a Shown) -> Answer<'a, ()> {
+        let ttl = self.lock().ttl.unwrap_or(DAY);
+        Box::pin(ready(self.put(shown.lease.clone(), Some(shown), Some(ttl))))
+    }
+
+    fn end<'a>(&'a self, shown: &'a Shown) -> Answer<'a, ()> {
+        let subnets = shown.lease.subnets;
+        Box::pin(ready(self.change(|book, _| {
+            let now = book.revision_of(&subnets).map(|revision| Version(revision.to_string()));
+            if now.as_ref() != Some(&shown.version) {
+                return Err(StoreError::Raced(subnets.to_string()));
+            }
+            Ok(((), book.remove(&subnets)))
+        })))
+    }
+
+    fn export(&self) -> Answer<'_, Vec<Entry>> {
+        Box::pin(ready(Ok(self.everything())))
+    }
+
+    fn import<'a>(&'a self, entries: &'a [Entry], replace: bool) -> Answer<'a, ()> {
+        Box::pin(ready(entries.iter().try_for_each(|entry| self.take(entry, replace))))
     }
 }
 

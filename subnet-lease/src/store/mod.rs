@@ -1,4 +1,9 @@
 //! Where leases live: one contract, several stores.
+//!
+//! ```text
+//!   StoreConfig ── open ──▶ dyn Store ─┬─ claim · release · watch                        the daemon
+//!                                      └─ list · show · reserve · end · get_config · …   flannelctl
+//! ```
 
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
@@ -13,28 +18,75 @@ use crate::model::net::Subnets;
 #[cfg(feature = "etcd")]
 pub mod etcd;
 mod memory;
+mod open;
+mod shown;
 
 pub use memory::{MemoryStore, Subscription};
+pub use open::{StoreConfig, open};
+pub use shown::{Allocation, Entry, Listed, Shown, StoredConfig, Version};
+
+/// A future of the store's answer.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 
 /// Where leases live. Promises only convergence: events may repeat, merge, or briefly go back in time. What cannot be
 /// read is reported as such and never looks like an absence.
+///
+/// The first methods are the daemon's, the others those of an operator. Every write names the version that its caller
+/// saw, so nothing is written over that somebody else changed meanwhile.
 pub trait Store: Send + Sync {
     /// Makes the store say this about us: acquires, republishes or renews. Safe to repeat, and to be repeated before
     /// [`OwnLease::expires_in`] is over. Never writes over a subnet that is somebody else's: a host that lost its own
     /// gets another one, and sees so by comparing.
-    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<OwnLease, StoreError>>;
+    fn claim<'a>(&'a self, claim: &'a Claim) -> Answer<'a, OwnLease>;
 
     /// Gives a lease back before its time, if its record still names the same host. Returns whether it did: a reservation
     /// stays, and so does what is somebody else's.
-    fn release<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<bool, StoreError>>;
+    fn release<'a>(&'a self, lease: &'a Lease) -> Answer<'a, bool>;
 
     /// The network's configuration and all leases, now and as they change; our own lease among them. Begins with a
-    /// `Config`, then a `Snapshot`; sends another `Snapshot` after every gap. After a `Stale` any other event says that the
+    /// `Config`, then a `Snapshot`; sends another `Snapshot` after every gap. After a `Stale` any other event means that the
     /// store is being followed again (where there was no gap, a repeated `Config`). Never ends.
     fn watch(&self) -> BoxStream<'static, StoreEvent>;
+
+    /// Which network this is, as a sentence names it: in etcd what its keys begin with.
+    fn name(&self) -> String;
+
+    /// Who decides which subnets a host gets.
+    fn allocation(&self) -> Allocation {
+        Allocation::Chosen
+    }
+
+    /// The net-conf; `None` where there is none yet.
+    fn get_config(&self) -> Answer<'_, Option<StoredConfig>>;
+
+    /// Writes the net-conf if it still has the version that the writer saw (`None`: there was none). The JSON is not
+    /// checked here. Returns the new version; `Raced` if somebody else wrote meanwhile.
+    fn put_config<'a>(&'a self, json: &'a [u8], seen: Option<&'a Version>) -> Answer<'a, Version>;
+
+    /// All leases with the time each has left, and the keys that could not be read.
+    fn list(&self) -> Answer<'_, Listed>;
+
+    /// One lease with what the store knows of its time; `None` where there is no such key.
+    fn show<'a>(&'a self, subnets: &'a Subnets) -> Answer<'a, Option<Shown>>;
+
+    /// Makes a lease that never ends: a new one, or in place of the one that was shown.
+    fn reserve<'a>(&'a self, lease: &'a Lease, shown: Option<&'a Shown>) -> Answer<'a, ()>;
+
+    /// Gives a reservation an end again: it becomes a lease of the usual length, which its holder renews.
+    fn unreserve<'a>(&'a self, shown: &'a Shown) -> Answer<'a, ()>;
+
+    /// Ends a lease or reservation, whoever holds it, if it is still as it was shown; `Raced` otherwise.
+    fn end<'a>(&'a self, shown: &'a Shown) -> Answer<'a, ()>;
+
+    /// Everything of the network, at one moment, with the time each key has left.
+    fn export(&self) -> Answer<'_, Vec<Entry>>;
+
+    /// Writes what was exported, in steps of some keys. Unless it may `replace`, a key that is there already stops
+    /// it: `Raced`, and nothing of that step is done.
+    fn import<'a>(&'a self, entries: &'a [Entry], replace: bool) -> Answer<'a, ()>;
 }
 
-/// What a store has to tell.
+/// What a watch sends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreEvent {
     /// The net-conf as it stands in the store, not looked at.
@@ -45,7 +97,7 @@ pub enum StoreEvent {
         leases: Vec<Lease>,
         /// All keys that could not, each with the reason: present, but unknown.
         unreadable: Vec<(String, String)>,
-        /// Not a later state of what was told before: another store answers, or this one was put back from a backup.
+        /// Not a later state of what was sent before: another store answers, or this one was put back from a backup.
         foreign: bool,
     },
     /// A lease came or changed.
@@ -59,7 +111,7 @@ pub enum StoreEvent {
         /// Why.
         reason: String,
     },
-    /// The store cannot be followed at present, for this reason. What was said before stays the best there is.
+    /// The store cannot be followed at present, for this reason. What was sent before stays the best there is.
     Stale(String),
 }
 
@@ -89,7 +141,7 @@ pub enum StoreError {
     /// The store lacks what we need of it.
     #[error("store not usable: {0}")]
     Unsupported(String),
-    /// We were told wrong.
+    /// A setting is wrong.
     #[error("{0}")]
     Config(String),
 }
@@ -99,7 +151,7 @@ pub enum StoreError {
 pub enum Class {
     /// Try again, with back-off.
     Transient,
-    /// Tell the operator, keep the rest working, try again slowly.
+    /// Report it, keep the rest working, try again slowly.
     Conflict,
     /// At start: give up with the sentence. Later: as a conflict.
     Unsupported,

@@ -60,7 +60,7 @@ async fn twenty_hosts_that_boot_together_get_twenty_subnets() {
             .map(Result::unwrap)
             .collect();
         assert_disjoint(&got);
-        assert_eq!(etcd.store().list().await.unwrap().0.len(), 20);
+        assert_eq!(etcd.store().list().await.unwrap().leases.len(), 20);
     }
 }
 
@@ -85,7 +85,7 @@ async fn hosts_that_race_for_the_last_subnets_share_them_out_and_the_rest_is_tol
     for error in refused.into_iter().map(Result::unwrap_err) {
         assert!(matches!(error, StoreError::Full(..)), "{error}");
     }
-    assert_eq!(etcd.store().list().await.unwrap().0.len(), 4, "who lost left nothing behind");
+    assert_eq!(etcd.store().list().await.unwrap().leases.len(), 4, "who lost left nothing behind");
 }
 
 fn assert_disjoint(subnets: &[Subnets]) {
@@ -163,7 +163,7 @@ async fn enabling_ipv6_moves_a_lease_in_one_step_and_keeps_its_ipv4_subnet() {
     assert_eq!(new.family(Family::V4), old.family(Family::V4));
     assert_eq!(etcd.read(&old.to_string()).await, None);
     let subnets: BTreeSet<_> =
-        store.list().await.unwrap().0.into_iter().map(|(lease, _)| lease.subnets).collect();
+        store.list().await.unwrap().leases.into_iter().map(|(lease, _)| lease.subnets).collect();
     assert_eq!(subnets, BTreeSet::from([new]));
 }
 
@@ -174,8 +174,8 @@ async fn a_net_conf_is_written_only_over_what_its_writer_saw() {
     assert_eq!(store.get_config().await.unwrap(), None);
     let first = store.put_config(V4.as_bytes(), None).await.unwrap();
     assert!(matches!(store.put_config(b"{}", None).await, Err(StoreError::Raced(_))));
-    store.put_config(DUAL.as_bytes(), Some(first)).await.unwrap();
-    assert!(matches!(store.put_config(b"{}", Some(first)).await, Err(StoreError::Raced(_))));
+    store.put_config(DUAL.as_bytes(), Some(&first)).await.unwrap();
+    assert!(matches!(store.put_config(b"{}", Some(&first)).await, Err(StoreError::Raced(_))));
     assert_eq!(store.get_config().await.unwrap().unwrap().json, DUAL.as_bytes());
 }
 
@@ -185,7 +185,7 @@ async fn leases_are_listed_with_the_time_they_have_left() {
     store.claim(&claim(V4, &["192.168.0.1"])).await.unwrap();
     etcd.put("10.5.7.0-24", r#"{"PublicIP":"192.168.0.2","PublicIPv6":null}"#, None).await;
     etcd.put("rubbish", "x", None).await;
-    let (leases, unreadable) = store.list().await.unwrap();
+    let subnet_lease::Listed { leases, unreadable } = store.list().await.unwrap();
     for (lease, left) in &leases {
         let reserved = lease.subnets == key("10.5.7.0-24");
         assert_eq!((lease.ttl.is_none(), left.is_none()), (reserved, reserved));

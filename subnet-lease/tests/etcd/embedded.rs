@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use subnet_lease::etcd::{Entry, EtcdConfig, EtcdStore};
+use subnet_lease::etcd::{EtcdConfig, EtcdStore};
 use subnet_lease::server::{Server, ServerConfig, TlsFiles};
-use subnet_lease::{Store, StoreError, StoreEvent};
+use subnet_lease::{Entry, Store, StoreError, StoreEvent};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
@@ -154,7 +154,7 @@ async fn a_cluster_moves_to_an_etcd_and_back_with_its_leases_and_their_time() {
         exported.iter().any(|entry| entry.key.ends_with(&own.lease.subnets.to_string())),
         "kept its subnets"
     );
-    let left = large.list().await.unwrap().0.into_iter().map(|(_, left)| left.unwrap());
+    let left = large.list().await.unwrap().leases.into_iter().map(|(_, left)| left.unwrap());
     assert!(left.into_iter().all(|left| left > Duration::from_secs(500)));
 
     assert!(matches!(small.import(&exported, false).await, Err(StoreError::Raced(_))));

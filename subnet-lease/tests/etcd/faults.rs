@@ -209,8 +209,8 @@ async fn fifty_hosts_that_boot_in_one_moment_all_get_subnets_of_their_own() {
     let cluster = Cluster::start();
     for (network, rack) in [(V4, 1), (DUAL, 2)] {
         let store = EtcdStore::connect(cluster.config()).unwrap();
-        let seen = store.get_config().await.unwrap().map(|config| config.revision);
-        store.put_config(network.as_bytes(), seen).await.unwrap();
+        let seen = store.get_config().await.unwrap().map(|config| config.version);
+        store.put_config(network.as_bytes(), seen.as_ref()).await.unwrap();
         let boots = (1..=50).map(|host| {
             let mut config = cluster.config();
             config.endpoints.rotate_left(host % 3);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use etcd_client::{Client, PutOptions};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use subnet_lease::Store as _;
 use subnet_lease::etcd::{EtcdConfig, EtcdStore};
 use tempfile::TempDir;
 

@@ -24,8 +24,8 @@ async fn a_watch_tells_the_net_conf_then_all_leases_then_who_joins_changes_and_l
     assert_eq!(next(&mut watch).await, StoreEvent::Upsert(second));
     etcd.delete(&first.subnets.to_string()).await;
     assert_eq!(next(&mut watch).await, StoreEvent::Removed(vec![first.subnets]));
-    let seen = store.get_config().await.unwrap().map(|config| config.revision);
-    store.put_config(DUAL.as_bytes(), seen).await.unwrap();
+    let seen = store.get_config().await.unwrap().map(|config| config.version);
+    store.put_config(DUAL.as_bytes(), seen.as_ref()).await.unwrap();
     assert_eq!(next(&mut watch).await, StoreEvent::Config(DUAL.into()));
 }
 

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, OnceLock};
 
-use backends::{External, Facts, LocalNode, Mac, choose};
+use backends::{Backends, External, Facts, Identity, LocalNode, Mac};
 use subnet_lease::{
     Family, Lease, NetworkConfig, NetworkId, PeerTable, PublicAddrs, SubnetEnv, Subnets, VxlanData,
 };
@@ -242,7 +242,9 @@ fn admit(bytes: &[u8]) {
     let table = |leases: Vec<Lease>| {
         PeerTable::from_snapshot(&node.network, Some(&node.subnets), public, leases, Vec::new())
     };
-    let told = |table: &PeerTable| (table.peers().collect::<Vec<_>>(), table.refused().collect::<Vec<_>>());
+    let told = |table: &PeerTable| {
+        (format!("{:?}", table.peers().collect::<Vec<_>>()), table.refused().collect::<Vec<_>>())
+    };
     let at_once = table(leases.clone());
     let mut one_by_one = table(Vec::new());
     for lease in leases.iter().rev() {
@@ -265,7 +267,7 @@ fn admit(bytes: &[u8]) {
                 || peer.subnets().all(|s| node.subnets.iter().all(|own| !subnet_lease::overlap(own, s)))
         );
     }
-    let wish = choose(&node.network.backend).desired(node, &at_once, &Facts::default());
+    let wish = Backends::of(&node.network.backend).desired(node, &at_once, &Facts::default());
     assert!(wish.objects.len() <= 16 + 8 * leases.len());
 }
 
@@ -278,7 +280,7 @@ fn node() -> &'static LocalNode {
         let link = "eth0".parse().unwrap_or_default();
         let external = External { link, index: 2, mtu: 1500, local, public: local };
         let subnets = KEYS[0].parse::<Subnets>().unwrap_or_else(|e| panic!("{e}"));
-        let macs = [Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 6, 1])];
-        LocalNode { id: NetworkId::default(), network, external, subnets, macs, tx_checksum: None }
+        let identities = vec![Identity::Macs([Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 6, 1])])];
+        LocalNode { id: NetworkId::default(), network, external, subnets, identities, tx_checksum: None }
     })
 }

@@ -236,6 +236,7 @@ impl World {
                 Effect::Publish(env) => self.publish_env(n, env),
                 Effect::Remember(memory) => self.nodes[n].memory = Some(*memory),
                 Effect::Announce(_) => {}
+                Effect::Plane(wishes) => self.fail("plane", Some(n), format!("{wishes:?}")),
                 Effect::Withdraw(why) => self.fail("withdraw", Some(n), why),
                 Effect::Exit(code) => self.fail("exit", Some(n), format!("{code:?}")),
             }

@@ -13,7 +13,7 @@ pub(crate) fn claim(address: &str, network: &str) -> Claim {
     let (network, _) = NetworkConfig::parse(network.as_bytes()).unwrap();
     Claim {
         public: [address.parse().unwrap()].into_iter().collect(),
-        attrs: BackendAttrs::plain(network.backend.kind()),
+        attrs: BackendAttrs::plain(network.backend.record_name()),
         previous: None,
         network: Arc::new(network),
         node: None,

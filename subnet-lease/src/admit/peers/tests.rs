@@ -1,7 +1,11 @@
 use proptest::prelude::*;
 
+use std::net::IpAddr;
+
 use super::*;
+use crate::attrs::{PeerData, VtepMac, VxlanData};
 use crate::model::lease::BackendAttrs;
+use crate::model::net::{Family, overlap};
 
 const V4: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 const DUAL: &str =
@@ -47,7 +51,7 @@ fn a_sound_lease_is_admitted_and_ours_is_not_a_peer() {
     assert_eq!(admitted(&table), ["10.5.2.0-24"]);
     let peer = table.peer(&key("10.5.2.0-24")).unwrap();
     assert_eq!(peer.public(Family::V4).unwrap().to_string(), "192.168.0.2");
-    assert_eq!(peer.vxlan(Family::V4).unwrap().mac, [2, 0, 0, 0, 0, 2]);
+    assert_eq!(peer.data(Family::V4), Some(&PeerData::Vxlan(VtepMac([2, 0, 0, 0, 0, 2]))));
     assert_eq!(table.own_lease().unwrap().subnets, key(OWN));
     assert_eq!(table.refused().count(), 0);
 }
@@ -111,7 +115,7 @@ fn a_family_that_we_or_the_peer_lack_is_absent_and_the_other_works() {
         let table = table(network, &[lease]);
         let peer = table.peers().next().unwrap();
         assert_eq!(peer.subnets().map(|net| net.to_string()).collect::<Vec<_>>(), ["10.5.2.0/24"]);
-        assert_eq!((peer.public(Family::V6), peer.vxlan(Family::V6)), (None, None));
+        assert_eq!((peer.public(Family::V6), peer.data(Family::V6)), (None, None));
         assert_eq!(table.refused().count(), 0);
     }
     assert_eq!(table(DUAL, &[dual]).peers().next().unwrap().subnets().count(), 2);
@@ -280,7 +284,7 @@ proptest! {
                 for b in &peers[index + 1..] {
                     if let (Some(x), Some(y)) = (a.subnet(family), b.subnet(family)) {
                         prop_assert!(!overlap(x, y));
-                        prop_assert!(a.vxlan(family).unwrap().mac != b.vxlan(family).unwrap().mac
+                        prop_assert!(a.data(family) != b.data(family)
                             || a.public(family) == b.public(family));
                     }
                 }

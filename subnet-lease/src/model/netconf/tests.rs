@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::attrs::VxlanConfig;
 
 fn with(fields: &str) -> Vec<u8> {
     format!(r#"{{{fields},"Backend":{{"Type":"vxlan"}}}}"#).into_bytes()
@@ -66,7 +67,7 @@ fn keys_match_in_any_case_the_last_one_wins_and_strange_ones_are_named() {
     assert_eq!(config.network(Family::V4).unwrap().network.to_string(), "10.2.0.0/16");
     assert!(matches!(
         config.backend,
-        BackendConfig::Vxlan { vni: 5, direct_routing: true, port: 0, mtu: None, .. }
+        BackendConfig::Vxlan(VxlanConfig { vni: 5, direct_routing: true, port: 0, mtu: None, .. })
     ));
     let keys = ["\"Mta\"", "\"x y\"", "Backend.\"MacPrefix\""];
     assert_eq!(warnings, keys.map(|key| format!("{key} is not known and ignored")));
@@ -183,7 +184,7 @@ proptest! {
 #[test]
 fn one_mtu_counts_for_every_backend_and_the_backends_own_before_it() {
     let vxlan = |text: &str| match NetworkConfig::parse(text.as_bytes()).unwrap().0 {
-        NetworkConfig { backend: BackendConfig::Vxlan { mtu, .. }, .. } => mtu,
+        NetworkConfig { backend: BackendConfig::Vxlan(VxlanConfig { mtu, .. }), .. } => mtu,
         NetworkConfig { mtu, .. } => mtu,
     };
     for (global, backend, expected) in [

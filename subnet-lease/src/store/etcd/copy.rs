@@ -7,18 +7,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 
 use super::session::{Dialer, Session, attached};
 use super::{AT_ONCE, listing};
-use crate::store::StoreError;
-
-/// One key with its value.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// What follows the prefix and its slash: `config`, `subnets/10.5.52.0-24`.
-    pub key: String,
-    /// The value, not looked at.
-    pub value: Vec<u8>,
-    /// The time it has left; none where it stays for good.
-    pub ttl: Option<Duration>,
-}
+use crate::store::{Entry, StoreError};
 
 /// Keys per transaction; etcd allows 128 steps.
 const STEPS: usize = 100;
@@ -63,10 +52,11 @@ pub(super) async fn import(dialer: &Dialer, entries: &[Entry], replace: bool) ->
     let probe = || Some(GetOptions::new().with_count_only());
     let (session, _) = dialer.reach(|s| Box::pin(s.get(dialer.keys.config(), probe()))).await?;
     for some in entries.chunks(STEPS) {
-        let leased = some.iter().map(|entry| {
+        let ttls: Vec<Option<Duration>> = some.iter().map(|entry| entry.ttl).collect();
+        let leased = ttls.into_iter().map(|ttl| {
             let mut session = session.clone();
             async move {
-                match entry.ttl {
+                match ttl {
                     Some(ttl) => session.grant(ttl).await.map(|(id, _)| id),
                     None => Ok(0),
                 }

@@ -24,22 +24,18 @@ mod session;
 mod told;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, KeyValue, Txn, TxnOp};
 use futures::stream::{self, StreamExt};
-use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 
 pub use config::EtcdConfig;
-pub use copy::Entry;
-pub use operating::Shown;
 use session::Dialer;
 
 use crate::admit::claim::Claim;
 use crate::model::lease::{Lease, OwnLease};
 use crate::model::net::Subnets;
-use crate::store::{Store, StoreError, StoreEvent};
+use crate::store::{Answer, Entry, Listed, Shown, Store, StoreError, StoreEvent, StoredConfig, Version};
 
 /// The store in an etcd. Clones share the choice of endpoint.
 #[derive(Clone, Debug)]
@@ -49,15 +45,6 @@ pub struct EtcdStore {
 
 /// Questions for a lease's time that are under way together.
 const AT_ONCE: usize = 32;
-
-/// A net-conf as the store has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredConfig {
-    /// The JSON, not looked at.
-    pub json: Vec<u8>,
-    /// When it was last written, in etcd's count of changes.
-    pub revision: i64,
-}
 
 impl EtcdStore {
     /// Checks the configuration and returns at once; connections are made when needed, so a server that is down is no error
@@ -75,32 +62,29 @@ impl EtcdStore {
         Self { dialer: Arc::new(dialer) }
     }
 
-    /// The net-conf; `None` where there is none yet.
-    pub async fn get_config(&self) -> Result<Option<StoredConfig>, StoreError> {
+    async fn read_config(&self) -> Result<Option<StoredConfig>, StoreError> {
         let key = self.dialer.keys.config();
         let (_, found) = self.dialer.reach(|s| Box::pin(s.get(key.clone(), None))).await?;
-        Ok(found
-            .kvs()
-            .first()
-            .map(|kv| StoredConfig { json: kv.value().to_vec(), revision: kv.mod_revision() }))
+        let stored = |kv: &KeyValue| StoredConfig {
+            json: kv.value().to_vec(),
+            version: operating::version(kv.mod_revision()),
+        };
+        Ok(found.kvs().first().map(stored))
     }
 
-    /// Writes the net-conf if it still has the revision that the writer saw (`None`: there was none). The JSON is not
-    /// checked here. Returns the new revision; `Raced` if somebody else wrote meanwhile.
-    pub async fn put_config(&self, json: &[u8], seen: Option<i64>) -> Result<i64, StoreError> {
+    async fn write_config(&self, json: &[u8], seen: Option<&Version>) -> Result<Version, StoreError> {
         let key = self.dialer.keys.config();
-        let unchanged = Compare::mod_revision(key.clone(), CompareOp::Equal, seen.unwrap_or(0));
+        let wrong = |_| StoreError::Config(format!("{key}: not a revision of this store"));
+        let revision = seen.map_or(Ok(0), |seen| seen.0.parse::<i64>()).map_err(wrong)?;
+        let unchanged = Compare::mod_revision(key.clone(), CompareOp::Equal, revision);
         let write = TxnOp::put(key.clone(), json, None);
         let swap = Txn::new().when([unchanged]).and_then([write]);
         // Not tried at another endpoint: the first one may have done it, and only its answer was lost.
         let (mut session, _) = self.dialer.reach(|s| Box::pin(s.get(key.clone(), None))).await?;
-        session.swap(&key, swap).await
+        Ok(operating::version(session.swap(&key, swap).await?))
     }
 
-    /// All leases with the time each has left (`None` for reservations, and where the server did not say), and what could
-    /// not be read: key and reason.
-    #[allow(clippy::type_complexity, reason = "two lists, named in the line above")]
-    pub async fn list(&self) -> Result<(Vec<(Lease, Option<Duration>)>, Vec<(String, String)>), StoreError> {
+    async fn read_all(&self) -> Result<Listed, StoreError> {
         let (session, listing) = self.dialer.reach(|s| Box::pin(listing::read(s))).await?;
         let unreadable = listing.unreadable();
         let timed = listing.leases.into_iter().map(|held| {
@@ -112,48 +96,60 @@ impl EtcdStore {
             }
         });
         let leases = stream::iter(timed).buffered(AT_ONCE).collect().await;
-        Ok((leases, unreadable))
-    }
-}
-
-impl EtcdStore {
-    /// One lease with what the store knows of its time; `None` where there is no such key.
-    pub async fn show(&self, subnets: &Subnets) -> Result<Option<Shown>, StoreError> {
-        operating::show(&self.dialer, subnets).await
-    }
-
-    /// Ends a lease or reservation, whoever holds it, if it is still as it was shown; `Raced` otherwise.
-    pub async fn end(&self, shown: &Shown) -> Result<(), StoreError> {
-        operating::end(&self.dialer, shown).await
-    }
-
-    /// Writes a key that never ends: new, or in place of one that is as it was shown.
-    pub async fn reserve(&self, lease: &Lease, shown: Option<&Shown>) -> Result<(), StoreError> {
-        operating::reserve(&self.dialer, lease, shown).await
-    }
-
-    /// Everything under the prefix, at one revision, with the time each key has left.
-    pub async fn export(&self) -> Result<Vec<Entry>, StoreError> {
-        copy::export(&self.dialer).await
-    }
-
-    /// Writes what was exported, a hundred keys in one step. Unless it may `replace`, a key that is there already stops
-    /// it, and nothing of that step is done.
-    pub async fn import(&self, entries: &[Entry], replace: bool) -> Result<(), StoreError> {
-        copy::import(&self.dialer, entries, replace).await
+        Ok(Listed { leases, unreadable })
     }
 }
 
 impl Store for EtcdStore {
-    fn claim<'a>(&'a self, claim: &'a Claim) -> BoxFuture<'a, Result<OwnLease, StoreError>> {
+    fn claim<'a>(&'a self, claim: &'a Claim) -> Answer<'a, OwnLease> {
         Box::pin(claiming::claim(&self.dialer, claim))
     }
 
-    fn release<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<bool, StoreError>> {
+    fn release<'a>(&'a self, lease: &'a Lease) -> Answer<'a, bool> {
         Box::pin(operating::release(&self.dialer, lease))
     }
 
     fn watch(&self) -> BoxStream<'static, StoreEvent> {
         follow::follow(Arc::clone(&self.dialer))
+    }
+
+    fn name(&self) -> String {
+        self.dialer.config.prefix.clone()
+    }
+
+    fn get_config(&self) -> Answer<'_, Option<StoredConfig>> {
+        Box::pin(self.read_config())
+    }
+
+    fn put_config<'a>(&'a self, json: &'a [u8], seen: Option<&'a Version>) -> Answer<'a, Version> {
+        Box::pin(self.write_config(json, seen))
+    }
+
+    fn list(&self) -> Answer<'_, Listed> {
+        Box::pin(self.read_all())
+    }
+
+    fn show<'a>(&'a self, subnets: &'a Subnets) -> Answer<'a, Option<Shown>> {
+        Box::pin(operating::show(&self.dialer, subnets))
+    }
+
+    fn reserve<'a>(&'a self, lease: &'a Lease, shown: Option<&'a Shown>) -> Answer<'a, ()> {
+        Box::pin(operating::reserve(&self.dialer, lease, shown))
+    }
+
+    fn unreserve<'a>(&'a self, shown: &'a Shown) -> Answer<'a, ()> {
+        Box::pin(operating::unreserve(&self.dialer, shown))
+    }
+
+    fn end<'a>(&'a self, shown: &'a Shown) -> Answer<'a, ()> {
+        Box::pin(operating::end(&self.dialer, shown))
+    }
+
+    fn export(&self) -> Answer<'_, Vec<Entry>> {
+        Box::pin(copy::export(&self.dialer))
+    }
+
+    fn import<'a>(&'a self, entries: &'a [Entry], replace: bool) -> Answer<'a, ()> {
+        Box::pin(copy::import(&self.dialer, entries, replace))
     }
 }

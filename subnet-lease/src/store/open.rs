@@ -1,0 +1,58 @@
+//! The one place that makes a store from its configuration.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+#[cfg(feature = "etcd")]
+use super::etcd::{EtcdConfig, EtcdStore};
+use super::{MemoryStore, Store, StoreError};
+use crate::model::lease::NetworkId;
+
+/// Which store, and how it is reached.
+#[derive(Clone, Debug)]
+pub enum StoreConfig {
+    /// An etcd, or the embedded store.
+    #[cfg(feature = "etcd")]
+    Etcd(EtcdConfig),
+    /// In this process, for tests.
+    Memory(MemoryStore),
+}
+
+/// Checks the configuration and returns at once; connections are made when needed.
+pub fn open(config: &StoreConfig) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(match config {
+        #[cfg(feature = "etcd")]
+        StoreConfig::Etcd(config) => Arc::new(EtcdStore::connect(config.clone())?),
+        StoreConfig::Memory(store) => Arc::new(store.clone()),
+    })
+}
+
+impl StoreConfig {
+    /// How long before its end a lease is renewed.
+    pub fn renew_margin(&self) -> Duration {
+        match self {
+            #[cfg(feature = "etcd")]
+            Self::Etcd(config) => config.renew_margin,
+            Self::Memory(_) => Duration::from_secs(60 * 60),
+        }
+    }
+
+    /// Where it is reached, as URLs; none where it is in this process.
+    pub fn endpoints(&self) -> &[String] {
+        match self {
+            #[cfg(feature = "etcd")]
+            Self::Etcd(config) => &config.endpoints,
+            Self::Memory(_) => &[],
+        }
+    }
+
+    /// By what links, sockets and files of this host know the network. The text is on users' kernels: that of an etcd
+    /// network is its prefix, and stays so.
+    pub fn network_id(&self) -> NetworkId {
+        match self {
+            #[cfg(feature = "etcd")]
+            Self::Etcd(config) => NetworkId::new(&*config.prefix),
+            Self::Memory(_) => NetworkId::default(),
+        }
+    }
+}
