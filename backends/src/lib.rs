@@ -69,7 +69,7 @@ pub mod rules;
 mod state;
 
 pub use backend::{Backend, Backends, Devices, External, Identity, LocalNode, Pair, Sources, Wish};
-pub use plan::{Op, Owner, Plan, ROUTE_PROTOCOL, Verdict, Wanted, conflicts, diff, tag};
+pub use plan::{Op, Owner, Ownership, Plan, ROUTE_PROTOCOL, Wanted, conflicts, diff, tag};
 pub use state::{
     Address, BadIfName, BadMac, Facts, Fdb, Feature, HostAddress, HostLink, HostRoute, IfName, KernelState,
     Key, Link, LinkKind, Mac, Neigh, Object, Route, RouteKind, Sysctl, System, TableKey, Vxlan,

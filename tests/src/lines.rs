@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
-use backends::kernel::fake::{Namespace, Place};
+use backends::kernel::fake::{Namespace, RoutePlace};
 use backends::{
     Fdb, IfName, Link, LinkKind, Mac, Neigh, Object, Route, RouteKind, Sysctl, Vxlan, default_metric,
 };
@@ -71,10 +71,10 @@ fn act(net: &mut Namespace, words: &[&str]) -> Option<Done> {
         ["ip", "route", verb, rest @ ..] => {
             let route = route(rest)?;
             let place = match *verb {
-                "replace" => Place::Replace,
-                "add" => Place::Alone,
-                "prepend" => Place::First,
-                "append" => Place::Last,
+                "replace" => RoutePlace::Replace,
+                "add" => RoutePlace::Alone,
+                "prepend" => RoutePlace::First,
+                "append" => RoutePlace::Last,
                 "delete" => return Some(net.delete_route(&route)),
                 _ => return None,
             };

@@ -9,9 +9,7 @@
 use subnet_lease::Family;
 
 use super::{LocalNode, Wish};
-use crate::state::Facts;
-use crate::state::IfName;
-use crate::state::{Object, Sysctl};
+use crate::state::{Facts, IfName, Object, Sysctl};
 
 /// Neighbours that a host has besides our peers: pods, gateways, other machines. Ours.
 const OTHER_NEIGHBOURS: usize = 512;

@@ -7,10 +7,7 @@ use subnet_lease::{
 
 use super::{Backend, Devices, External, Identity, LocalNode, Pair, Sources, Wish, path_mtu, peer_route};
 use crate::plan::tag;
-use crate::state::Facts;
-use crate::state::Feature;
-use crate::state::{self, Address, Fdb, Link, LinkKind, Neigh, Object, Sysctl};
-use crate::state::{IfName, Mac};
+use crate::state::{self, Address, Facts, Fdb, Feature, IfName, Link, LinkKind, Mac, Neigh, Object, Sysctl};
 
 /// What the network's configuration says.
 pub(super) struct Vxlan(pub(super) VxlanConfig);

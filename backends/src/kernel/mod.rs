@@ -17,14 +17,11 @@ use serde::{Deserialize, Serialize};
 use subnet_lease::Family;
 
 use crate::netlink::NetlinkError;
-use crate::plan::Op;
-use crate::plan::Owner;
+use crate::plan::{Op, Owner};
 use crate::rules::Firewall;
-use crate::state::Facts;
-use crate::state::IfName;
-use crate::state::KernelState;
 #[cfg(any(feature = "kernel", feature = "fake"))]
 use crate::state::Object;
+use crate::state::{Facts, IfName, KernelState};
 
 /// What a kernel must be able to do.
 pub trait Kernel {
@@ -121,7 +118,7 @@ pub enum KernelError {
 
 /// What the caller should do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Class {
+pub enum KernelClass {
     /// Try again soon.
     Transient,
     /// Somebody else is in the way: tell the operator, try again slowly.
@@ -134,23 +131,23 @@ pub enum Class {
 
 impl KernelError {
     /// What to do about it.
-    pub fn class(&self) -> Class {
+    pub fn class(&self) -> KernelClass {
         let errno = match self {
             Self::Netlink(error) => error.errno(),
             Self::Sysctl { errno, .. } => *errno,
-            Self::Program { .. } | Self::Unavailable(_) => return Class::Transient,
+            Self::Program { .. } | Self::Unavailable(_) => return KernelClass::Transient,
         };
         match errno {
             // Read-only or masked in a container; everything else may work, and the setting may be right one day.
             Errno::EPERM | Errno::EACCES | Errno::EROFS if matches!(self, Self::Sysctl { .. }) => {
-                Class::Conflict
+                KernelClass::Conflict
             }
-            Errno::EPERM | Errno::EACCES => Class::Fatal,
+            Errno::EPERM | Errno::EACCES => KernelClass::Fatal,
             Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT | Errno::EPROTONOSUPPORT | Errno::EROFS => {
-                Class::Unsupported
+                KernelClass::Unsupported
             }
-            Errno::EEXIST | Errno::EINVAL | Errno::EADDRINUSE | Errno::EADDRNOTAVAIL => Class::Conflict,
-            _ => Class::Transient,
+            Errno::EEXIST | Errno::EINVAL | Errno::EADDRINUSE | Errno::EADDRNOTAVAIL => KernelClass::Conflict,
+            _ => KernelClass::Transient,
         }
     }
 }

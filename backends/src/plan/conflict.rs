@@ -3,11 +3,8 @@
 use ipnetwork::IpNetwork;
 use subnet_lease::contains_net;
 
-use crate::plan::Op;
-use crate::plan::{Owner, ROUTE_PROTOCOL, Verdict, Wanted};
-use crate::state::Facts;
-use crate::state::IfName;
-use crate::state::{KernelState, Link, Object, Route, RouteKind};
+use crate::plan::{Op, Owner, Ownership, ROUTE_PROTOCOL, Wanted};
+use crate::state::{Facts, IfName, KernelState, Link, LinkKind, Object, Route, RouteKind};
 
 /// So many sentences are enough.
 const MOST: usize = 16;
@@ -16,13 +13,13 @@ const MOST: usize = 16;
 /// traffic. They depend on the dump; what a backend finds wrong with peers is said in its wish.
 pub fn conflicts(want: &KernelState, have: &KernelState, owner: &Owner, facts: &Facts) -> Vec<String> {
     let links = want.links().filter_map(|link| taken_name(link, have, facts));
-    // Hardly ever is there a route of others: what its verdict needs is gathered only then.
+    // Hardly ever is there a route of others: what its ownership needs is gathered only then.
     let others = || have.iter().filter_map(other).filter(|r| r.protocol != ROUTE_PROTOCOL);
     let mut wanted = None;
     let narrower = others().filter_map(|route| {
         let peer = covering(want, route)?;
         let wanted = wanted.get_or_insert_with(|| Wanted::new(owner, want, have));
-        let foreign = owner.verdict(&Object::Route(*route), wanted) == Verdict::Foreign;
+        let foreign = owner.ownership(&Object::Route(*route), wanted) == Ownership::Foreign;
         foreign.then(|| narrower(route, peer))
     });
     links.chain(narrower).take(MOST).collect()
@@ -33,12 +30,12 @@ fn taken_name(want: &Link, have: &KernelState, facts: &Facts) -> Option<String> 
         return None;
     }
     let name: IfName = want.name;
-    let kind = match facts.link_named(name)?.kind.as_str() {
-        "" => "a device",
-        "vxlan" => "another network's vxlan device",
-        kind => return Some(sentence(name, &format!("a {kind} that is not ours"))),
+    let what = match facts.link_named(name)?.kind.as_str() {
+        "" => "a device".to_owned(),
+        kind if LinkKind::is_word(kind) => format!("another network's {kind} device"),
+        kind => format!("a {kind} that is not ours"),
     };
-    Some(sentence(name, kind))
+    Some(sentence(name, &what))
 }
 
 fn sentence(name: IfName, what: &str) -> String {

@@ -14,10 +14,8 @@ use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::HashSet;
 
-use crate::plan::{Op, Plan};
-use crate::plan::{Owner, Verdict, Wanted};
-use crate::state::IfName;
-use crate::state::{KernelState, Link, Object, RouteKind};
+use crate::plan::{Op, Owner, Ownership, Plan, Wanted};
+use crate::state::{IfName, KernelState, Link, Object, RouteKind};
 
 /// What to do so that `have` becomes `want`. Everything in `have` that the owner calls foreign is left alone.
 pub fn diff(want: &KernelState, have: &KernelState, owner: &Owner) -> Plan {
@@ -44,8 +42,8 @@ pub fn diff(want: &KernelState, have: &KernelState, owner: &Owner) -> Plan {
         Object::Neigh(n) if readdressed.contains(&n.link) => false,
         o => o.link().is_none_or(|l| !gone.contains(&l) && (!doomed.contains(&l) || replaced(o))),
     };
-    let have: Vec<(&Object, Verdict)> =
-        have.iter().filter(visible).map(|o| (o, owner.verdict(o, &wanted))).collect();
+    let have: Vec<(&Object, Ownership)> =
+        have.iter().filter(visible).map(|o| (o, owner.ownership(o, &wanted))).collect();
 
     let mut deletes = Vec::new();
     merge(want.as_slice(), &have, &mut plan.ops, &mut deletes);
@@ -61,7 +59,7 @@ pub fn diff(want: &KernelState, have: &KernelState, owner: &Owner) -> Plan {
 /// One forward walk over both, in key order.
 fn merge<'a>(
     want: &[Object],
-    have: &[(&'a Object, Verdict)],
+    have: &[(&'a Object, Ownership)],
     puts: &mut Vec<Op>,
     deletes: &mut Vec<&'a Object>,
 ) {
@@ -78,7 +76,7 @@ fn merge<'a>(
                 w += 1;
             }
             Ordering::Greater => {
-                if have[h].1 != Verdict::Foreign {
+                if have[h].1 != Ownership::Foreign {
                     deletes.push(have[h].0);
                 }
                 h += 1;
@@ -94,9 +92,9 @@ fn merge<'a>(
 
 /// One wanted object against everything in the dump that has its key: only the first is in force. The others go
 /// before it is replaced, since a replacement that equals one of them is refused (EEXIST).
-fn one_key(want: &Object, have: &[(&Object, Verdict)], puts: &mut Vec<Op>) {
+fn one_key(want: &Object, have: &[(&Object, Ownership)], puts: &mut Vec<Op>) {
     let (first, others) = (have[0].0, &have[1..]);
-    let ours = others.iter().filter(|(_, verdict)| *verdict != Verdict::Foreign);
+    let ours = others.iter().filter(|(_, whose)| *whose != Ownership::Foreign);
     puts.extend(ours.map(|(o, _)| Op::Delete((*o).clone())));
     // A special route is deleted by less than its whole identity (law 25), which may be that of the first.
     let unsure = others.iter().any(|(o, _)| matches!(o, Object::Route(r) if r.kind == RouteKind::Special));

@@ -6,7 +6,7 @@ mod owner;
 
 pub use conflict::conflicts;
 pub use diff::diff;
-pub use owner::{Owner, ROUTE_PROTOCOL, Verdict, Wanted, tag};
+pub use owner::{Owner, Ownership, ROUTE_PROTOCOL, Wanted, tag};
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::netlink::link::RT_SCOPE_UNIVERSE;
 use crate::rules::iptables::restore;
-use crate::state::{Address, Fdb, Link, LinkKind, Neigh, Object, Route, RouteKind, Sysctl, default_metric};
+use crate::state::{Address, Fdb, Link, Neigh, Object, Route, RouteKind, Sysctl, default_metric};
 
 /// One step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,19 +164,10 @@ fn delete(f: &mut fmt::Formatter<'_>, object: &Object) -> fmt::Result {
 }
 
 fn add_link(f: &mut fmt::Formatter<'_>, link: &Link, name: &dyn Fn(u32) -> String) -> fmt::Result {
-    let LinkKind::Vxlan(v) = link.kind;
     let (tunnel, mac, mtu) = (word(link.name.as_str()), link.mac, link.mtu);
-    write!(f, "ip link add {tunnel} address {mac} mtu {mtu} type vxlan id {}", v.vni)?;
-    if let Some(local) = v.local {
-        write!(f, " local {local}")?;
-    }
-    let gbp = if v.gbp { " gbp" } else { "" };
-    write!(f, " dev {} dstport {} {}{gbp}", word(name(v.parent)), v.port, learning(v.learning))?;
+    write!(f, "ip link add {tunnel} address {mac} mtu {mtu}")?;
+    link.kind.write_new(f, &|index| word(name(index)).into_owned())?;
     write!(f, "\nip link set {tunnel} alias {}", word(&*link.tag))
-}
-
-fn learning(learns: bool) -> &'static str {
-    if learns { "learning" } else { "nolearning" }
 }
 
 fn change_link(
@@ -202,12 +193,10 @@ fn change_link(
     if have.master != want.master {
         f.write_str(" nomaster")?;
     }
-    let (LinkKind::Vxlan(old), LinkKind::Vxlan(new)) = (have.kind, want.kind);
-    if old == new {
+    if have.kind == want.kind {
         return Ok(());
     }
-    write!(f, " type vxlan id {} dev {} {}", new.vni, word(name(new.parent)), learning(new.learning))?;
-    new.local.map_or(Ok(()), |local| write!(f, " local {local}"))
+    want.kind.write_change(f, &|index| word(name(index)).into_owned())
 }
 
 fn address(a: &Address) -> String {

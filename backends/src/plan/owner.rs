@@ -22,8 +22,7 @@ use serde::{Deserialize, Serialize};
 use subnet_lease::{NetworkId, contains_net};
 
 use crate::netlink::route::{RTPROT_BOOT, RTPROT_KERNEL};
-use crate::state::IfName;
-use crate::state::{KernelState, Link, Object, Route, RouteKind};
+use crate::state::{IfName, KernelState, Link, Object, Route, RouteKind};
 
 /// The route protocol number of every route that we make. Chosen once; it is on users' disks and in their kernels.
 /// Free in iproute2's list (`rt_protos`) and among the routing daemons we know of.
@@ -59,7 +58,7 @@ pub struct Owner {
 
 /// What to do with an object of the dump that is not in the wish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Ownership {
     /// Ours: keep as wished, else delete.
     Ours,
     /// Somebody else's, in the place of something we wish for, or left by a flannel: take it over or delete it.
@@ -82,33 +81,33 @@ impl Owner {
         }
     }
 
-    /// The verdict on one object of the dump.
-    pub fn verdict(&self, object: &Object, wanted: &Wanted) -> Verdict {
+    /// Whose one object of the dump is.
+    pub fn ownership(&self, object: &Object, wanted: &Wanted) -> Ownership {
         match object {
             Object::Link(link) => self.link(link),
             Object::Route(route) => self.route(route, wanted),
-            Object::Address(a) if self.inside_address(a.net.ip()) => Verdict::Ours,
-            Object::Neigh(n) if self.inside_address(n.address) => Verdict::Ours,
-            Object::Address(_) | Object::Neigh(_) | Object::Sysctl(..) => Verdict::Foreign,
-            Object::Fdb(_) | Object::Up(_) | Object::Table(_) => Verdict::Ours,
-            Object::Iptables(_) | Object::Trusted(_) => Verdict::Ours,
+            Object::Address(a) if self.inside_address(a.net.ip()) => Ownership::Ours,
+            Object::Neigh(n) if self.inside_address(n.address) => Ownership::Ours,
+            Object::Address(_) | Object::Neigh(_) | Object::Sysctl(..) => Ownership::Foreign,
+            Object::Fdb(_) | Object::Up(_) | Object::Table(_) => Ownership::Ours,
+            Object::Iptables(_) | Object::Trusted(_) => Ownership::Ours,
         }
     }
 
-    fn link(&self, link: &Link) -> Verdict {
-        if self.owns_link(link.name, Some(&link.tag)) { Verdict::Ours } else { Verdict::Foreign }
+    fn link(&self, link: &Link) -> Ownership {
+        if self.owns_link(link.name, Some(&link.tag)) { Ownership::Ours } else { Ownership::Foreign }
     }
 
-    fn route(&self, route: &Route, wanted: &Wanted) -> Verdict {
+    fn route(&self, route: &Route, wanted: &Wanted) -> Ownership {
         if !self.inside(&route.dst) {
-            return Verdict::Foreign;
+            return Ownership::Foreign;
         }
         let in_a_peers_place = wanted.prefixes.contains(&route.dst);
         if route.protocol == RTPROT_KERNEL && !in_a_peers_place {
-            return Verdict::Foreign;
+            return Ownership::Foreign;
         }
         if route.protocol == ROUTE_PROTOCOL || route.link.is_some_and(|l| wanted.links.contains(&l)) {
-            return Verdict::Ours;
+            return Ownership::Ours;
         }
         let in_a_holes_place = route.kind == RouteKind::Blackhole && wanted.holes.contains(&route.dst);
         let left_by_flannel = self.first_pass
@@ -118,9 +117,9 @@ impl Owner {
             && route.link == self.external
             && self.lease_lengths.contains(&route.dst.prefix());
         if in_a_peers_place || in_a_holes_place || left_by_flannel {
-            Verdict::Adopt
+            Ownership::Adopt
         } else {
-            Verdict::Foreign
+            Ownership::Foreign
         }
     }
 
@@ -134,7 +133,7 @@ impl Owner {
     }
 }
 
-/// What the verdicts need to know of the wish and of the dump's links.
+/// What deciding about ownership needs to know of the wish and of the dump's links.
 pub struct Wanted {
     /// Peers' subnets.
     prefixes: HashSet<IpNetwork>,
@@ -148,7 +147,7 @@ impl Wanted {
     pub fn new(owner: &Owner, want: &KernelState, have: &KernelState) -> Self {
         let routes = || want.iter().filter_map(|o| if let Object::Route(r) = o { Some(r) } else { None });
         let is_hole = |r: &&Route| r.kind == RouteKind::Blackhole;
-        let ours = have.links().filter(|l| owner.link(l) == Verdict::Ours).map(|l| l.name);
+        let ours = have.links().filter(|l| owner.link(l) == Ownership::Ours).map(|l| l.name);
         Self {
             prefixes: routes().filter(|r| !is_hole(r)).map(|r| r.dst).collect(),
             holes: routes().filter(is_hole).map(|r| r.dst).collect(),

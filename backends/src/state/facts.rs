@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use subnet_lease::Family;
 
 use crate::IfName;
-use crate::state::System;
+use crate::state::{LinkKind, System};
 
 /// The host as the backends see it. Read from the kernel when an event asks for it; never changed in place.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +36,7 @@ pub struct HostLink {
     pub index: u32,
     /// Interface name.
     pub name: IfName,
-    /// Kind (`vxlan`, `bridge`, …); empty for physical links.
+    /// Kind (`bridge`, `veth`, …); empty for physical links.
     pub kind: String,
     /// MTU in bytes.
     pub mtu: u32,
@@ -126,7 +126,7 @@ impl Facts {
         indexes.sort_unstable();
         indexes.dedup();
         let links = indexes.into_iter().filter_map(|index| self.link(index));
-        links.filter(|link| link.kind != "vxlan").map(|link| link.name).collect()
+        links.filter(|link| !LinkKind::is_word(&link.kind)).map(|link| link.name).collect()
     }
 
     /// Whether this very address is on the host.

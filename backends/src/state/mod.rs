@@ -1,15 +1,19 @@
 //! Kernel state as a set of objects: the wish, the dump and the inside of the fake kernel are all this one type.
 
 mod facts;
+mod kind;
 mod name;
 mod object;
 mod sysctl;
 mod system;
 
 pub use facts::{Facts, HostAddress, HostLink, HostRoute};
+#[cfg(feature = "kernel")]
+pub(crate) use kind::ROWS as LINK_KINDS;
+pub use kind::{LinkKind, Vxlan};
 pub use name::{BadIfName, BadMac, IfName, Mac};
 pub use object::default_metric;
-pub use object::{Address, Fdb, Key, Link, LinkKind, Neigh, Object, Route, RouteKind, TableKey, Vxlan};
+pub use object::{Address, Fdb, Key, Link, Neigh, Object, Route, RouteKind, TableKey};
 pub use sysctl::Sysctl;
 pub use system::{Feature, System};
 

@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use subnet_lease::Family;
 
-use super::Sysctl;
+use super::{LinkKind, Sysctl};
 use crate::plan::ROUTE_PROTOCOL;
 use crate::rules::RuleTable;
 use crate::rules::iptables::{Flavour, IptablesRules};
@@ -24,7 +24,7 @@ pub enum Key {
     Address(IfName, IpNetwork),
     /// That a link is administratively up.
     Up(IfName),
-    /// A forwarding entry of a vxlan link, by Ethernet address.
+    /// A forwarding entry of a tunnel link, by Ethernet address.
     Fdb(IfName, Mac),
     /// A neighbour, by address.
     Neigh(IfName, IpAddr),
@@ -155,45 +155,6 @@ pub struct Link {
     pub master: u32,
 }
 
-/// The kind of a link with its own settings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum LinkKind {
-    /// A VXLAN tunnel end.
-    Vxlan(Vxlan),
-}
-
-/// The settings of a vxlan link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Vxlan {
-    /// Network identifier, 24 bits.
-    pub vni: u32,
-    /// UDP port.
-    pub port: u16,
-    /// Source of the outer packets.
-    pub local: Option<IpAddr>,
-    /// Index of the underlay link.
-    pub parent: u32,
-    /// Learns forwarding entries from traffic.
-    pub learning: bool,
-    /// Group policy extension.
-    pub gbp: bool,
-}
-
-impl Link {
-    /// Whether this can become `want` without being made anew. The kernel refuses a change of VNI, port, group policy
-    /// or outer address family (law 8); MTU, MAC, learning, local address and parent can change in place.
-    pub fn can_become(&self, want: &Self) -> bool {
-        let (LinkKind::Vxlan(have), LinkKind::Vxlan(want)) = (self.kind, want.kind);
-        let family = |v: Vxlan| v.local.map(|a| a.is_ipv4());
-        (have.vni, have.port, have.gbp) == (want.vni, want.port, want.gbp) && family(have) == family(want)
-    }
-
-    /// Whether the kernel refuses to have both: one VNI on one port in one outer family (law 8).
-    pub fn clashes_with(&self, other: &Self) -> bool {
-        self.name != other.name && self.can_become(other)
-    }
-}
-
 /// An address on a link; every IPv6 one carries `nodad`, since a tentative address is unusable for over a second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Address {
@@ -209,7 +170,7 @@ pub struct Address {
 /// A permanent forwarding entry: frames to `mac` go to `dst`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Fdb {
-    /// The vxlan link.
+    /// The tunnel link.
     pub link: IfName,
     /// Ethernet address of the peer's tunnel end.
     pub mac: Mac,

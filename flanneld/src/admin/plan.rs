@@ -1,7 +1,7 @@
 //! `flannelctl plan`: what the next pass would do, as lines for a shell, each with its reason. Nothing is written, and no
 //! daemon of ours is needed: on a node of a Go flannel it says what is missing, stale, wrong, or different by design.
 
-use backends::{Link, LinkKind, Object, Op, Route};
+use backends::{Link, Object, Op, Route};
 use serde_json::{Value, json};
 use subnet_lease::SubnetEnv;
 
@@ -90,20 +90,19 @@ fn differing<T: PartialEq>(name: &str, want: &T, have: &T, shown: impl ToString)
 }
 
 fn link(want: &Link, have: &Link) -> Vec<String> {
-    let (LinkKind::Vxlan(w), LinkKind::Vxlan(h)) = (want.kind, have.kind);
     let alias = if have.tag.is_empty() { "none" } else { &have.tag };
-    let local = h.local.map_or_else(|| "none".to_owned(), |local| local.to_string());
-    let found = [
+    let of_kind = have.kind.differences(&want.kind);
+    let first = [
         differing("mtu", &want.mtu, &have.mtu, have.mtu),
         differing("address", &want.mac, &have.mac, have.mac),
-        differing("local", &w.local, &h.local, local),
-        differing("underlay", &w.parent, &h.parent, format!("if{}", h.parent)),
-        differing("learning", &w.learning, &h.learning, h.learning),
+    ];
+    let last = [
         differing("master", &want.master, &have.master, format!("if{}", have.master)),
         differing("name", &want.name, &have.name, have.name),
         differing("alias", &want.tag, &have.tag, alias),
     ];
-    found.into_iter().flatten().collect()
+    let of_kind = of_kind.into_iter().map(|(name, value)| format!("{name} {value}"));
+    first.into_iter().flatten().chain(of_kind).chain(last.into_iter().flatten()).collect()
 }
 
 fn route(want: &Route, have: &Route) -> Vec<String> {
@@ -164,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_shell_takes_every_name_as_one_word_and_the_underlay_by_its_name() {
-        let kind = LinkKind::Vxlan(backends::Vxlan {
+        let kind = backends::LinkKind::Vxlan(backends::Vxlan {
             vni: 1,
             port: 8472,
             local: None,

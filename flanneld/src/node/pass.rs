@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use backends::kernel::{Class, KernelError, OpError, Own};
+use backends::kernel::{KernelClass, KernelError, OpError, Own};
 use backends::rules::Firewall;
 use backends::{
     External, Facts, Feature, IfName, KernelState, LocalNode, Object, Op, Owner, Route, Wish, diff,
@@ -224,9 +224,9 @@ impl NodeCore {
     fn hopeless(&self, op: &Op, error: &OpError) -> Option<(Exit, String)> {
         let OpError::Failed(error) = error else { return None };
         let feature = match (error.class(), op.object()) {
-            (Class::Fatal, _) => return Some((Exit::Permission, NO_PERMISSION.to_owned())),
-            (Class::Unsupported, Object::Link(_)) => Feature::Vxlan,
-            (Class::Unsupported, Object::Table(_)) => Feature::NfTables,
+            (KernelClass::Fatal, _) => return Some((Exit::Permission, NO_PERMISSION.to_owned())),
+            (KernelClass::Unsupported, Object::Link(_)) => Feature::Vxlan,
+            (KernelClass::Unsupported, Object::Table(_)) => Feature::NfTables,
             _ => return None,
         };
         (!self.last.complete).then(|| (Exit::Unsupported, self.without(feature)))
@@ -295,7 +295,7 @@ impl NodeCore {
 
     fn could_not_read(&mut self, what: &str, error: &KernelError, now: Tick, effects: &mut Vec<Effect>) {
         warn!("could not read {what}: {error}");
-        if error.class() == Class::Fatal {
+        if error.class() == KernelClass::Fatal {
             self.end(Exit::Permission, NO_PERMISSION.to_owned(), effects);
         }
         self.phase = Phase::Idle;

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use backends::kernel::fake::{FakeKernel, Place};
+use backends::kernel::fake::{FakeKernel, RoutePlace};
 use backends::kernel::real::{EventFilter, Events, RealKernel};
 use backends::kernel::{Kernel, KernelEvent};
 use backends::netlink::{Batch, Socket, neigh, route, veth};
@@ -246,16 +246,16 @@ fn next_hop_group(batch: &mut Batch) {
 }
 
 /// The product's own message with the flags of another place.
-fn put_route(batch: &mut Batch, route: &Route, place: Place) {
+fn put_route(batch: &mut Batch, route: &Route, place: RoutePlace) {
     let view = view(route);
-    if place == Place::Replace {
+    if place == RoutePlace::Replace {
         return route::put_route(batch, &view);
     }
     let flags = match place {
-        Place::Replace => REPLACE,
-        Place::Alone => EXCL,
-        Place::First => 0,
-        Place::Last => APPEND,
+        RoutePlace::Replace => REPLACE,
+        RoutePlace::Alone => EXCL,
+        RoutePlace::First => 0,
+        RoutePlace::Last => APPEND,
     };
     let four = view.dst.is_ipv4();
     let mut header = [0; 12];

@@ -92,9 +92,9 @@ fn peer(lab: &mut dyn Lab, six: bool, n: u8) {
 fn underlay_flap(lab: &mut dyn Lab) {
     let index = underlay(lab);
     let default = Route { dst: net("0.0.0.0/0"), scope: 0, ..foreign(V4, 2) };
-    lab.hand(&Act::PutRoute(default, Place::Alone)).unwrap();
+    lab.hand(&Act::PutRoute(default, RoutePlace::Alone)).unwrap();
     for six in [V4, V6] {
-        lab.hand(&Act::PutRoute(foreign(six, 2), Place::Alone)).unwrap();
+        lab.hand(&Act::PutRoute(foreign(six, 2), RoutePlace::Alone)).unwrap();
         assert!(has(lab, foreign(six, 2)));
     }
     lab.hand(&Act::SetUp(eth0(), false)).unwrap();
@@ -179,10 +179,10 @@ fn told(lab: &mut dyn Lab) {
     assert_eq!(lab.told(), Some(KernelEvent::Own), "route");
     put(lab, Object::Sysctl(have.name, Sysctl::AcceptRa, 0)).unwrap();
     assert_eq!(lab.told(), None, "a setting");
-    lab.hand(&Act::PutRoute(foreign(V4, 3), Place::Alone)).unwrap();
+    lab.hand(&Act::PutRoute(foreign(V4, 3), RoutePlace::Alone)).unwrap();
     assert_eq!(lab.told(), Some(KernelEvent::Own), "a stranger's route inside the network");
     let outside = Route { dst: net("192.0.2.0/24"), ..foreign(V4, 3) };
-    lab.hand(&Act::PutRoute(outside, Place::Alone)).unwrap();
+    lab.hand(&Act::PutRoute(outside, RoutePlace::Alone)).unwrap();
     assert_eq!(lab.told(), None, "a stranger's route elsewhere");
     delete(lab, route(V4, 2)).unwrap();
     assert_eq!(lab.told(), Some(KernelEvent::Own), "a route goes");

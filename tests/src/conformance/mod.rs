@@ -20,7 +20,7 @@ mod setting_laws;
 
 use std::net::IpAddr;
 
-use backends::kernel::fake::Place;
+use backends::kernel::fake::RoutePlace;
 use backends::kernel::{Kernel, KernelError, KernelEvent, OpError};
 use backends::{
     Address, Fdb, IfName, KernelState, Link, LinkKind, Mac, Neigh, Object, Op, Owner, ROUTE_PROTOCOL, Route,
@@ -61,7 +61,7 @@ pub enum Act {
     /// `ip address delete`.
     DeleteAddress(IfName, IpNetwork),
     /// `ip route replace`, `add`, `prepend`, `append`.
-    PutRoute(Route, Place),
+    PutRoute(Route, RoutePlace),
     /// `ip route delete`.
     DeleteRoute(Route),
     /// `ip neigh delete`.

@@ -39,8 +39,8 @@ pub(super) const LAWS: &[Law] = &[
 fn covered_gateway(lab: &mut dyn Lab) {
     tunnel_end(lab, V6);
     let wider = Route { dst: net("fd00:244::/48"), ..foreign(V6, 2) };
-    lab.hand(&Act::PutRoute(wider, Place::Alone)).unwrap();
-    assert_eq!(lab.hand(&Act::PutRoute(route(V6, 2), Place::Replace)), Err(Errno::EINVAL));
+    lab.hand(&Act::PutRoute(wider, RoutePlace::Alone)).unwrap();
+    assert_eq!(lab.hand(&Act::PutRoute(route(V6, 2), RoutePlace::Replace)), Err(Errno::EINVAL));
     assert_eq!(put(lab, route(V6, 2)), Ok(()));
     let all: Vec<_> =
         state(lab).iter().filter(|o| matches!(o, Object::Route(r) if r.protocol != 2)).cloned().collect();
@@ -49,8 +49,8 @@ fn covered_gateway(lab: &mut dyn Lab) {
 
 fn six_changes_link(lab: &mut dyn Lab) {
     tunnel_end(lab, V6);
-    lab.hand(&Act::PutRoute(foreign(V6, 2), Place::Alone)).unwrap();
-    assert_eq!(lab.hand(&Act::PutRoute(route(V6, 2), Place::Replace)), Err(Errno::EINVAL));
+    lab.hand(&Act::PutRoute(foreign(V6, 2), RoutePlace::Alone)).unwrap();
+    assert_eq!(lab.hand(&Act::PutRoute(route(V6, 2), RoutePlace::Replace)), Err(Errno::EINVAL));
     assert_eq!(put(lab, route(V6, 2)), Ok(()));
     assert_eq!(routes_to(lab, subnet(V6, 2)), [route(V6, 2)]);
 }
@@ -59,7 +59,7 @@ fn takes_over(lab: &mut dyn Lab) {
     tunnel_end(lab, V4);
     for (six, protocol) in [(V4, 3), (V4, 4), (V6, 3), (V6, 186)] {
         let theirs = Route { protocol, ..foreign(six, 2) };
-        lab.hand(&Act::PutRoute(theirs, Place::Alone)).unwrap();
+        lab.hand(&Act::PutRoute(theirs, RoutePlace::Alone)).unwrap();
         let ours = Route { protocol: ROUTE_PROTOCOL, ..theirs };
         assert_eq!(put(lab, ours), Ok(()));
         assert_eq!(routes_to(lab, subnet(six, 2)), [ours]);
@@ -84,8 +84,8 @@ fn tunnel_and_back(lab: &mut dyn Lab) {
 
 fn metric_zero(lab: &mut dyn Lab) {
     underlay(lab);
-    lab.hand(&Act::PutRoute(foreign(V6, 2), Place::Alone)).unwrap();
-    lab.hand(&Act::PutRoute(foreign(V4, 2), Place::Alone)).unwrap();
+    lab.hand(&Act::PutRoute(foreign(V6, 2), RoutePlace::Alone)).unwrap();
+    lab.hand(&Act::PutRoute(foreign(V4, 2), RoutePlace::Alone)).unwrap();
     let metrics = [V6, V4].map(|six| routes_to(lab, subnet(six, 2))[0].metric);
     assert_eq!(metrics, [1024, 0]);
 }
@@ -129,8 +129,8 @@ fn two_to_delete(lab: &mut dyn Lab) {
     let other = Route { scope: 8, ..route(V4, 2) };
     put(lab, route(V4, 2)).unwrap();
     assert_eq!(lab.hand(&Act::DeleteRoute(other)), Err(Errno::ESRCH));
-    assert_eq!(lab.hand(&Act::PutRoute(other, Place::Alone)), Err(Errno::EEXIST));
-    assert_eq!(lab.hand(&Act::PutRoute(other, Place::First)), Ok(()));
+    assert_eq!(lab.hand(&Act::PutRoute(other, RoutePlace::Alone)), Err(Errno::EEXIST));
+    assert_eq!(lab.hand(&Act::PutRoute(other, RoutePlace::First)), Ok(()));
     assert_eq!(routes_to(lab, subnet(V4, 2)), [other, route(V4, 2)]);
     assert_eq!(lab.hand(&Act::DeleteRoute(other)), Ok(()));
     assert_eq!(routes_to(lab, subnet(V4, 2)), [route(V4, 2)]);
@@ -138,8 +138,8 @@ fn two_to_delete(lab: &mut dyn Lab) {
 
 fn twin(lab: &mut dyn Lab) {
     tunnel_end(lab, V4);
-    lab.hand(&Act::PutRoute(foreign(V4, 2), Place::Alone)).unwrap();
-    lab.hand(&Act::PutRoute(route(V4, 2), Place::Last)).unwrap();
+    lab.hand(&Act::PutRoute(foreign(V4, 2), RoutePlace::Alone)).unwrap();
+    lab.hand(&Act::PutRoute(route(V4, 2), RoutePlace::Last)).unwrap();
     assert_eq!(routes_to(lab, subnet(V4, 2)), [foreign(V4, 2), route(V4, 2)]);
     assert_eq!(put(lab, route(V4, 2)), Err(Errno::EEXIST));
     assert_eq!(put(lab, foreign(V4, 2)), Ok(()), "the first one as it is");
@@ -160,7 +160,7 @@ fn gateways(lab: &mut dyn Lab) {
 fn any_metric(lab: &mut dyn Lab) {
     underlay(lab);
     let worse = Route { metric: 50, ..foreign(V4, 2) };
-    lab.hand(&Act::PutRoute(worse, Place::Alone)).unwrap();
+    lab.hand(&Act::PutRoute(worse, RoutePlace::Alone)).unwrap();
     assert_eq!(lab.hand(&Act::DeleteRoute(Route { metric: 51, ..worse })), Err(Errno::ESRCH));
     assert_eq!(lab.hand(&Act::DeleteRoute(foreign(V4, 2))), Ok(()));
     assert!(routes_to(lab, subnet(V4, 2)).is_empty());
@@ -213,13 +213,13 @@ fn second_end(lab: &mut dyn Lab) {
 fn next_hop_route(lab: &mut dyn Lab) {
     tunnel_end(lab, V4);
     let odd = Route { kind: RouteKind::Special, protocol: 4, ..foreign(V4, 2) };
-    lab.hand(&Act::PutRoute(odd, Place::Alone)).unwrap();
+    lab.hand(&Act::PutRoute(odd, RoutePlace::Alone)).unwrap();
     assert_eq!(routes_to(lab, subnet(V4, 2)), [odd]);
     assert_eq!(lab.hand(&Act::DeleteRoute(odd)), Err(Errno::ESRCH));
     assert_eq!(put(lab, route(V4, 2)), Ok(()), "replaced it is all the same");
     assert_eq!(routes_to(lab, subnet(V4, 2)), [route(V4, 2)]);
     let beside = Route { metric: 9, ..odd };
-    lab.hand(&Act::PutRoute(beside, Place::Alone)).unwrap();
+    lab.hand(&Act::PutRoute(beside, RoutePlace::Alone)).unwrap();
     assert_eq!(delete(lab, beside), Ok(()));
     assert_eq!(routes_to(lab, subnet(V4, 2)), [route(V4, 2)]);
 }
@@ -227,8 +227,8 @@ fn next_hop_route(lab: &mut dyn Lab) {
 fn six_multipath(lab: &mut dyn Lab) {
     tunnel_end(lab, V6);
     let second = Route { via: Some(ip("fd00:172::8")), ..foreign(V6, 2) };
-    lab.hand(&Act::PutRoute(foreign(V6, 2), Place::Alone)).unwrap();
-    lab.hand(&Act::PutRoute(second, Place::Last)).unwrap();
+    lab.hand(&Act::PutRoute(foreign(V6, 2), RoutePlace::Alone)).unwrap();
+    lab.hand(&Act::PutRoute(second, RoutePlace::Last)).unwrap();
     assert_eq!(routes_to(lab, subnet(V6, 2)).len(), 2);
     assert_eq!(put(lab, route(V6, 2)), Ok(()));
     assert_eq!(routes_to(lab, subnet(V6, 2)), [route(V6, 2)]);

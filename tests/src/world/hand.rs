@@ -1,6 +1,6 @@
 //! Hands on a kernel that are not ours: told, and counted as a disturbance of the node's pairs.
 
-use backends::kernel::fake::{Alter, FakeKernel, Place};
+use backends::kernel::fake::{Alter, FakeKernel, RoutePlace};
 use backends::{Address, IfName, LinkKind, Object, Op, ROUTE_PROTOCOL, Route};
 
 use super::site::{eth0, outward};
@@ -143,7 +143,7 @@ impl World {
         let Some(via) = gateway.and_then(|g| g.via) else { return };
         let metric = if before { ours.metric } else { ours.metric.wrapping_add(10) };
         let rival = Route { metric, ..outward(ours.dst, via) };
-        let _ = self.nodes[n].kernel.net.put_route(&rival, Place::First);
+        let _ = self.nodes[n].kernel.net.put_route(&rival, RoutePlace::First);
     }
 
     fn fight(&mut self, n: usize, left: u32, apart: u64) {

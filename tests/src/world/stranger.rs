@@ -1,6 +1,6 @@
 //! What is on a node's host and not ours: it stays, whatever we do.
 
-use backends::kernel::fake::{Namespace, Place};
+use backends::kernel::fake::{Namespace, RoutePlace};
 use backends::{Address, Fdb, IfName, Link, LinkKind, Mac, Neigh, Object, Route, Vxlan};
 use ipnetwork::IpNetwork;
 use subnet_lease::Family;
@@ -23,7 +23,7 @@ impl Node {
             net.put_address(eth0(), *address).unwrap();
         }
         for route in self.site.gateways() {
-            net.put_route(&route, Place::Replace).unwrap();
+            net.put_route(&route, RoutePlace::Replace).unwrap();
         }
         self.foreign.clear();
         self.plant_routes();
@@ -58,7 +58,7 @@ impl Node {
         let mut routes = ["192.0.2.0/24", "10.255.255.64/28", "10.255.0.0/20"].map(|d| outward(net(d), via));
         routes[1].protocol = BIRD;
         for route in routes {
-            self.kernel.net.put_route(&route, Place::Replace).unwrap();
+            self.kernel.net.put_route(&route, RoutePlace::Replace).unwrap();
             self.foreign.push(Object::Route(route));
         }
         let neigh = Neigh { link: eth0(), address: via, mac: Mac([2, 0xfe, 0, 0, 0, 1]) };
@@ -89,7 +89,7 @@ impl Node {
         here.put_address(name, address.net).unwrap();
         here.put_fdb(&fdb, true).unwrap();
         here.put_neighbour(&neigh).unwrap();
-        here.put_route(&route, Place::Replace).unwrap();
+        here.put_route(&route, RoutePlace::Replace).unwrap();
         self.foreign.extend([
             Object::Link(Box::new(link)),
             Object::Address(address),

@@ -6,8 +6,7 @@ use nix::errno::Errno;
 
 use super::namespace::Namespace;
 use crate::plan::Op;
-use crate::state::Facts;
-use crate::state::{Key, Object, Sysctl};
+use crate::state::{Facts, Key, Object, Sysctl};
 
 /// A seeded source of chance: the same seed, the same run.
 #[derive(Debug, Clone)]

@@ -5,8 +5,7 @@ use nix::errno::Errno;
 use super::faults::Rng;
 use crate::kernel::{Kernel, KernelError, OpError, Own};
 use crate::netlink::NetlinkError;
-use crate::plan::Op;
-use crate::plan::Owner;
+use crate::plan::{Op, Owner};
 use crate::state::Facts;
 
 /// A kernel behind which another one stands. Each fault strikes once.

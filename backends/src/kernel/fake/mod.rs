@@ -25,14 +25,12 @@ pub use faults::{Alter, Faults, Rng};
 pub use faulty::{ApplyFault, DumpFault, Faulty};
 pub use laws::LAWS;
 pub use namespace::Namespace;
-pub use routes::{Hop, Place};
+pub use routes::{Hop, RoutePlace};
 
 use super::{Failed, Kernel, KernelError, KernelEvent, OpError, Own, benign};
 use crate::netlink::NetlinkError;
-use crate::plan::Op;
-use crate::plan::Owner;
-use crate::state::Facts;
-use crate::state::{KernelState, Object};
+use crate::plan::{Op, Owner};
+use crate::state::{Facts, KernelState, LinkKind, Object};
 
 /// A kernel in memory.
 #[derive(Debug, Clone)]
@@ -130,7 +128,7 @@ impl Namespace {
             Op::Put { want: Object::Up(link), .. } => self.set_up(*link, true),
             Op::Put { want: Object::Fdb(f), .. } => self.put_fdb(f, true),
             Op::Put { want: Object::Neigh(n), .. } => self.put_neighbour(n),
-            Op::Put { want: Object::Route(r), .. } => match self.put_route(r, Place::Replace) {
+            Op::Put { want: Object::Route(r), .. } => match self.put_route(r, RoutePlace::Replace) {
                 // As the real one does: a host route to the gateway goes first, and away afterwards (law 2).
                 Err(Errno::EINVAL) if r.via.is_some_and(|v| v.is_ipv6()) && r.onlink => {
                     self.behind_a_host_route(r)
@@ -163,7 +161,7 @@ impl fmt::Display for Namespace {
     /// The lines that would make this state, the host's own links as comments.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for link in &self.facts().links {
-            if link.kind != "vxlan" {
+            if !LinkKind::is_word(&link.kind) {
                 writeln!(
                     f,
                     "# {}: {} mtu {}{}",

@@ -8,13 +8,11 @@ use nix::errno::Errno;
 use subnet_lease::Family;
 
 use super::laws;
-use super::routes::{Held, Place, Routes, connected};
+use super::routes::{Held, RoutePlace, Routes, connected};
 use crate::netlink::route::RTPROT_KERNEL;
 use crate::rules::iptables::{Flavour, IptablesRules};
 use crate::rules::{Firewall, RuleTable};
-use crate::state::System;
-use crate::state::{Fdb, Link, LinkKind, Neigh, Route, Sysctl};
-use crate::state::{IfName, Mac};
+use crate::state::{Fdb, IfName, Link, LinkKind, Mac, Neigh, Route, Sysctl, System};
 
 /// A network namespace.
 #[derive(Debug, Clone)]
@@ -118,11 +116,10 @@ impl Namespace {
     }
 
     fn create(&mut self, want: &Link) -> Result<(), Errno> {
-        let LinkKind::Vxlan(vxlan) = want.kind;
-        if self.device(want.name).is_some() || self.tunnels().any(|l| l.can_become(want)) {
+        if self.device(want.name).is_some() || self.tunnels().any(|l| l.clashes_with(want)) {
             return Err(Errno::EEXIST);
         }
-        let room = self.tunnel_room(vxlan.parent, vxlan.local)?;
+        let room = self.tunnel_room(&want.kind)?;
         let mut device = Device::new(want.mac);
         (device.kind, device.mtu) = (Some(want.kind), want.mtu.min(room));
         device.tag.clone_from(&want.tag);
@@ -131,13 +128,12 @@ impl Namespace {
     }
 
     fn change(&mut self, want: &Link, have: &Link) -> Result<(), Errno> {
-        let LinkKind::Vxlan(vxlan) = want.kind;
         let (index, device) = self.device(want.name).ok_or(Errno::ENODEV)?;
         let Some(now) = device.link() else { return Err(Errno::EOPNOTSUPP) };
         if have.kind != want.kind && !now.can_become(want) {
             return Err(Errno::EOPNOTSUPP);
         }
-        let room = self.tunnel_room(vxlan.parent, vxlan.local)?;
+        let room = self.tunnel_room(&want.kind)?;
         if want.mtu != have.mtu && want.mtu > room {
             return Err(Errno::EINVAL);
         }
@@ -153,10 +149,10 @@ impl Namespace {
         Ok(())
     }
 
-    /// Largest MTU of a tunnel over this underlay link.
-    fn tunnel_room(&self, parent: u32, local: Option<IpAddr>) -> Result<u32, Errno> {
-        let head = if local.is_some_and(|a| a.is_ipv6()) { 70 } else { 50 };
-        match parent {
+    /// Largest MTU of a tunnel over its underlay link.
+    fn tunnel_room(&self, kind: &LinkKind) -> Result<u32, Errno> {
+        let head = kind.overhead();
+        match kind.over() {
             0 => Ok(65535),
             index => self.devices.get(&index).map(|d| d.mtu.saturating_sub(head)).ok_or(Errno::ENODEV),
         }
@@ -165,7 +161,7 @@ impl Namespace {
     /// Deletes a link with all that hangs on it or lies over it (law 5).
     pub fn delete_link(&mut self, name: IfName) -> Result<(), Errno> {
         let (index, _) = self.device(name).ok_or(Errno::ENODEV)?;
-        let over = |d: &Device| matches!(d.kind, Some(LinkKind::Vxlan(v)) if v.parent == index);
+        let over = |d: &Device| d.kind.is_some_and(|kind| kind.over() == index);
         self.devices.retain(|i, d| *i != index && !over(d));
         let devices = &self.devices;
         self.routes.flush(|h| h.out != 0 && !devices.contains_key(&h.out));
@@ -182,7 +178,7 @@ impl Namespace {
         if up {
             let prefixes: Vec<_> = device.addresses.iter().filter_map(|net| connected(*net, index)).collect();
             for held in prefixes {
-                self.routes.put(held, Place::Last).or_else(present)?;
+                self.routes.put(held, RoutePlace::Last).or_else(present)?;
             }
         } else {
             device.addresses.retain(IpNetwork::is_ipv4);
@@ -300,7 +296,7 @@ impl Namespace {
         let up = device.up;
         self.had_v4 |= net.is_ipv4();
         if let Some(held) = connected(net, index).filter(|_| up) {
-            self.routes.put(held, Place::Last).or_else(present)?;
+            self.routes.put(held, RoutePlace::Last).or_else(present)?;
         }
         self.tell(Change::Host);
         Ok(())
@@ -386,7 +382,7 @@ impl Namespace {
     // ---- routes and rules
 
     /// `ip route replace`, `add`, `prepend`, `append` (laws 1, 2, 6, 14, 18, 19).
-    pub fn put_route(&mut self, route: &Route, place: Place) -> Result<(), Errno> {
+    pub fn put_route(&mut self, route: &Route, place: RoutePlace) -> Result<(), Errno> {
         laws::check_route(self, route)?;
         let held = self.held(route);
         self.routes.put(held, place)?;
@@ -408,8 +404,8 @@ impl Namespace {
         let dst = IpNetwork::from(via);
         let host =
             Route { dst, via: None, onlink: false, metric: crate::state::default_metric(&dst), ..*route };
-        self.put_route(&host, Place::Replace)?;
-        let result = self.put_route(route, Place::Replace);
+        self.put_route(&host, RoutePlace::Replace)?;
+        let result = self.put_route(route, RoutePlace::Replace);
         self.delete_route(&host)?;
         result
     }

@@ -11,7 +11,7 @@ use crate::state::{Route, RouteKind};
 
 /// Where a new route goes among those of the same destination and metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum RoutePlace {
     /// In place of the first (`ip route replace`).
     Replace,
     /// Only if there is none (`ip route add`).
@@ -56,30 +56,32 @@ impl Routes {
         self.held.values().flatten()
     }
 
-    pub(super) fn put(&mut self, new: Held, place: Place) -> Result<(), Errno> {
+    pub(super) fn put(&mut self, new: Held, place: RoutePlace) -> Result<(), Errno> {
         let key = (new.route.dst, new.route.metric);
         // Most are alone: the first push into an empty one would make room for four.
         let same = self.held.entry(key).or_insert_with(|| Vec::with_capacity(1));
         let before = same.len();
         match (place, same.first()) {
-            (Place::Alone, Some(_)) => return Err(Errno::EEXIST),
-            (Place::Replace, Some(first)) if *first == new => {}
+            (RoutePlace::Alone, Some(_)) => return Err(Errno::EEXIST),
+            (RoutePlace::Replace, Some(first)) if *first == new => {}
             // Law 18. IPv6 has no twins: equal gateway routes are one multipath route there, replaced as a whole.
-            (Place::Replace, Some(_)) if new.route.dst.is_ipv4() => {
+            (RoutePlace::Replace, Some(_)) if new.route.dst.is_ipv4() => {
                 if same[1..].contains(&new) {
                     return Err(Errno::EEXIST);
                 }
                 same[0] = new;
             }
-            (Place::Replace, Some(_)) => {
+            (RoutePlace::Replace, Some(_)) => {
                 same.retain(|h| h.route.via.is_none() != new.route.via.is_none());
                 if same.len() == before {
                     same.remove(0);
                 }
                 same.insert(0, new);
             }
-            (Place::First | Place::Last, Some(_)) if same.contains(&new) => return Err(Errno::EEXIST),
-            (Place::First, Some(_)) => same.insert(0, new),
+            (RoutePlace::First | RoutePlace::Last, Some(_)) if same.contains(&new) => {
+                return Err(Errno::EEXIST);
+            }
+            (RoutePlace::First, Some(_)) => same.insert(0, new),
             _ => same.push(new),
         }
         let after = same.len();

@@ -9,9 +9,9 @@ use super::namespace::{Change, Device, Namespace};
 use super::routes::{Held, Hop};
 use crate::kernel::KernelEvent;
 use crate::plan::{Owner, ROUTE_PROTOCOL};
-use crate::state::Mac;
-use crate::state::{Address, Fdb, Neigh, Object, Route, Sysctl};
-use crate::state::{Facts, HostAddress, HostLink, HostRoute};
+use crate::state::{
+    Address, Facts, Fdb, HostAddress, HostLink, HostRoute, Mac, Neigh, Object, Route, Sysctl,
+};
 
 impl Namespace {
     /// What happens to a packet to this address.
@@ -198,7 +198,7 @@ fn host_link(index: u32, device: &Device) -> HostLink {
     HostLink {
         index,
         name: device.name,
-        kind: if device.kind.is_some() { "vxlan".to_owned() } else { String::new() },
+        kind: device.kind.map_or_else(String::new, |kind| kind.word().to_owned()),
         mtu: device.mtu,
         up: device.up,
         carrier: device.up,

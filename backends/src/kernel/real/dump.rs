@@ -1,4 +1,4 @@
-//! Reading what may be ours: vxlan links with our tag or name, what hangs on them, the routes that matter, our tables.
+//! Reading what may be ours: links of our kinds with our tag or name, what hangs on them, the routes that matter, our tables.
 
 use std::fs;
 
@@ -12,8 +12,7 @@ use crate::kernel::{KernelError, Own};
 use crate::netlink::route::read_routes;
 use crate::netlink::{AF_BRIDGE, AF_INET, AF_INET6, Batch, RawMessage, Socket, link, neigh, nft};
 use crate::plan::Owner;
-use crate::state::IfName;
-use crate::state::{Object, Sysctl};
+use crate::state::{IfName, LINK_KINDS, Object, Sysctl};
 
 /// One dump in progress.
 struct Dumping<'a> {
@@ -29,7 +28,9 @@ pub(super) fn own(
     owner: &Owner,
 ) -> Result<Own, KernelError> {
     let mut dump = Dumping { socket, reader: OwnReader::new(owner, name), interrupted: false };
-    dump.each(link::dump_links(Some("vxlan")), |reader, message| reader.link(message))?;
+    for kind in &LINK_KINDS {
+        dump.each(link::dump_links(Some(kind.word)), |reader, message| reader.link(message))?;
+    }
     for (index, link) in dump.reader.links() {
         dump.hanging_on(index, link)?;
     }

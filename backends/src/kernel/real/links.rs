@@ -6,14 +6,14 @@ use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
-use rtnetlink::packet_route::link::{InfoVxlan, LinkMessage};
+use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::sys::AsyncSocket as _;
-use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVxlan};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
 use tokio::runtime::Runtime;
 
 use crate::kernel::KernelError;
 use crate::netlink::NetlinkError;
-use crate::state::{Link, LinkKind, Vxlan};
+use crate::state::Link;
 
 /// A connection with the little runtime that drives it. rtnetlink is two to four times slower on a runtime of several
 /// threads, so this one is its own.
@@ -124,33 +124,19 @@ impl Links {
 }
 
 fn create(want: &Link) -> LinkMessage {
-    let LinkKind::Vxlan(vxlan) = want.kind;
-    let link = LinkVxlan::new(want.name.as_str(), vxlan.vni)
-        .port(vxlan.port)
-        .mtu(want.mtu)
-        .address(want.mac.0.to_vec());
-    // A flag: its presence says yes, whatever it carries.
-    let link = if vxlan.gbp { link.append_info_data(InfoVxlan::Gbp) } else { link };
-    changeable(link, &vxlan).build()
+    of_kind(want, true).mtu(want.mtu).address(want.mac.0.to_vec()).build()
 }
 
-/// The settings of a vxlan link that can change in place.
-fn changeable(link: LinkMessageBuilder<LinkVxlan>, vxlan: &Vxlan) -> LinkMessageBuilder<LinkVxlan> {
-    let link = link.dev(vxlan.parent).learning(vxlan.learning);
-    match vxlan.local {
-        Some(std::net::IpAddr::V4(local)) => link.local(local),
-        Some(std::net::IpAddr::V6(local)) => link.local6(local),
-        None => link,
-    }
+fn of_kind(want: &Link, new: bool) -> LinkMessageBuilder<LinkUnspec> {
+    let (kind, data) = want.kind.attributes(new);
+    LinkMessageBuilder::new_with_info_kind(kind).name(want.name.to_string()).set_info_data(data)
 }
 
-/// One message for what every link has, one for what a vxlan link has: the kernel applies the latter in whole or not
-/// at all.
+/// One message for what every link has, one for what its kind has: the kernel applies the latter in whole or not at all.
 fn changes(want: &Link, have: &Link) -> Vec<LinkMessage> {
     let mut messages = Vec::new();
-    let (LinkKind::Vxlan(old), LinkKind::Vxlan(new)) = (have.kind, want.kind);
-    if old != new {
-        messages.push(changeable(LinkVxlan::new(want.name.as_str(), new.vni), &new).build());
+    if want.kind != have.kind {
+        messages.push(of_kind(want, false).build());
     }
     let named = || LinkMessageBuilder::<LinkUnspec>::default().name(want.name.to_string());
     if want.mtu != have.mtu {

@@ -26,12 +26,8 @@ pub use read::{OwnReader, Unreadable};
 use super::{Failed, Kernel, KernelError, OpError, Own, benign};
 use crate::netlink::route::{RT_TABLE_MAIN, RTN_BLACKHOLE, RTN_UNICAST, RouteView, delete_route, put_route};
 use crate::netlink::{Batch, NetlinkError, Socket, neigh, nft};
-use crate::plan::Op;
-use crate::plan::Owner;
-use crate::state::Facts;
-use crate::state::IfName;
-use crate::state::System;
-use crate::state::{Object, Route, RouteKind, Sysctl, default_metric};
+use crate::plan::{Op, Owner};
+use crate::state::{Facts, IfName, Object, Route, RouteKind, Sysctl, System, default_metric};
 
 /// The kernel of the network namespace it was opened in. Lives on one thread.
 pub struct RealKernel {
@@ -101,9 +97,9 @@ impl RealKernel {
         }
     }
 
-    /// Steps that are done one at a time; none when the step belongs into a batch.
-    fn single(&mut self, op: &Op) -> Option<Result<(), KernelError>> {
-        Some(match op {
+    /// Does one step, or adds it to the batch if it is of the kind that is gathered.
+    fn step(&mut self, op: &Op, batch: &mut Batch) -> Result<(), KernelError> {
+        match op {
             Op::Put { want: Object::Link(want), have } => {
                 let have = if let Some(Object::Link(have)) = have { Some(&**have) } else { None };
                 self.indexes.remove(&want.name);
@@ -130,6 +126,38 @@ impl RealKernel {
                 write_sysctl(&name.path(*link), *value)
             }
             Op::Delete(Object::Up(_) | Object::Sysctl(..)) => Ok(()),
+            Op::Put { want: Object::Fdb(f), .. } => {
+                let index = self.required(f.link)?;
+                neigh::put_fdb(batch, index, f.mac, f.dst);
+                Ok(())
+            }
+            Op::Delete(Object::Fdb(f)) => {
+                let index = self.required(f.link)?;
+                neigh::delete_fdb(batch, index, f.mac, (!f.diverted).then_some(f.dst));
+                Ok(())
+            }
+            Op::Put { want: Object::Neigh(n), .. } => {
+                let index = self.required(n.link)?;
+                neigh::put_neighbour(batch, index, n.address, n.mac);
+                Ok(())
+            }
+            Op::Delete(Object::Neigh(n)) => {
+                let index = self.required(n.link)?;
+                neigh::delete_neighbour(batch, index, n.address);
+                Ok(())
+            }
+            Op::Put { want: Object::Route(r), .. } => {
+                let index = r.link.map_or(Ok(0), |link| self.required(link))?;
+                put_route(batch, &view(r, index));
+                Ok(())
+            }
+            Op::Delete(Object::Route(r)) => {
+                // A link that is gone took its routes with it, whatever identifies this one.
+                let index = r.link.map_or(Ok(0), |link| self.required(link))?;
+                let r = r.deletable();
+                delete_route(batch, &view(&r, if r.link.is_some() { index } else { 0 }));
+                Ok(())
+            }
             Op::Put { want: Object::Table(table), .. } => {
                 self.with_netfilter(|socket| nft::replace(socket, table))
             }
@@ -143,8 +171,11 @@ impl RealKernel {
             Op::Delete(Object::Iptables(have)) => self.iptables.put(None, Some(have)),
             Op::Put { want: Object::Trusted(net), .. } => firewalld::trust(*net),
             Op::Delete(Object::Trusted(net)) => firewalld::distrust(*net),
-            _ => return None,
-        })
+        }
+    }
+
+    fn required(&mut self, link: IfName) -> Result<u32, KernelError> {
+        self.index(link).ok_or_else(no_device)
     }
 
     fn with_index(
@@ -152,7 +183,7 @@ impl RealKernel {
         link: IfName,
         act: impl FnOnce(&Links, u32) -> Result<(), KernelError>,
     ) -> Result<(), KernelError> {
-        let index = self.index(link).ok_or_else(no_device)?;
+        let index = self.required(link)?;
         act(&self.links, index)
     }
 
@@ -162,29 +193,6 @@ impl RealKernel {
     ) -> Result<(), KernelError> {
         let missing = NetlinkError::Socket(Errno::EPROTONOSUPPORT);
         Ok(act(self.netfilter.as_mut().ok_or(missing)?)?)
-    }
-
-    /// Adds a step to the batch.
-    fn encode(&mut self, batch: &mut Batch, op: &Op) -> Result<(), KernelError> {
-        let index = match op.object().link() {
-            Some(link) => self.index(link).ok_or_else(no_device)?,
-            None => 0,
-        };
-        match op {
-            Op::Put { want: Object::Fdb(f), .. } => neigh::put_fdb(batch, index, f.mac, f.dst),
-            Op::Put { want: Object::Neigh(n), .. } => neigh::put_neighbour(batch, index, n.address, n.mac),
-            Op::Put { want: Object::Route(r), .. } => put_route(batch, &view(r, index)),
-            Op::Delete(Object::Fdb(f)) => {
-                neigh::delete_fdb(batch, index, f.mac, (!f.diverted).then_some(f.dst));
-            }
-            Op::Delete(Object::Neigh(n)) => neigh::delete_neighbour(batch, index, n.address),
-            Op::Delete(Object::Route(r)) => {
-                let r = r.deletable();
-                delete_route(batch, &view(&r, if r.link.is_some() { index } else { 0 }));
-            }
-            _ => {}
-        }
-        Ok(())
     }
 
     /// Sends what was gathered and files the answers under the steps they belong to.
@@ -248,29 +256,31 @@ impl Kernel for RealKernel {
                 results[n] = Err(error);
                 continue;
             }
-            let object = op.object();
-            if matches!(object, Object::Fdb(_) | Object::Neigh(_) | Object::Route(_)) {
-                match self.encode(&mut batch, op) {
-                    Ok(()) => at.push(n),
-                    Err(error) if benign(op, Errno::ENODEV) => drop(error),
-                    Err(error) => results[n] = Err(error.into()),
-                }
-                if at.len() == GATHERED {
-                    self.flush(&mut batch, &mut at, ops, &mut results);
-                }
-                continue;
+            let gathered = is_gathered(op.object());
+            if !gathered || at.len() == GATHERED {
+                self.flush(&mut batch, &mut at, ops, &mut results);
             }
-            self.flush(&mut batch, &mut at, ops, &mut results);
-            match self.single(op) {
-                Some(Err(error)) if !benign(op, errno(&error)) => {
+            match self.step(op, &mut batch) {
+                Ok(()) if gathered => at.push(n),
+                Ok(()) => {}
+                Err(error) if benign(op, errno(&error)) => {}
+                Err(error) => {
                     failed.note(op);
                     results[n] = Err(error.into());
                 }
-                _ => {}
             }
         }
         self.flush(&mut batch, &mut at, ops, &mut results);
         results
+    }
+}
+
+/// The many: they are sent in batches.
+fn is_gathered(object: &Object) -> bool {
+    match object {
+        Object::Fdb(_) | Object::Neigh(_) | Object::Route(_) => true,
+        Object::Link(_) | Object::Sysctl(..) | Object::Address(_) | Object::Up(_) => false,
+        Object::Table(_) | Object::Iptables(_) | Object::Trusted(_) => false,
     }
 }
 

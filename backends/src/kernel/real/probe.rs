@@ -8,17 +8,17 @@ use nix::sys::utsname::uname;
 use subnet_lease::Family;
 
 use crate::netlink::{NetlinkError, Socket, link, nft};
-use crate::state::Sysctl;
-use crate::state::{Feature, System};
+use crate::state::{Feature, LINK_KINDS, Sysctl, System};
 
 /// Asks. A feature counts as missing only when the kernel says so.
 pub(super) fn system(route: &mut Socket, netfilter: Option<&mut Socket>) -> System {
-    let there = [
-        (Feature::Vxlan, knows_vxlan(route)),
+    let kinds = LINK_KINDS.iter().map(|kind| (kind.feature, knows_kind(route, kind.word)));
+    let mut there: Vec<_> = kinds.collect();
+    there.extend([
         (Feature::NfTables, netfilter.is_some_and(knows_tables)),
         (Feature::Ipv6, Path::new("/proc/sys/net/ipv6").exists()),
         (Feature::BridgeNetfilter, Path::new("/proc/sys/net/bridge").exists()),
-    ];
+    ]);
     System {
         release: uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default(),
         distribution: distribution(&fs::read_to_string("/etc/os-release").unwrap_or_default()),
@@ -29,8 +29,8 @@ pub(super) fn system(route: &mut Socket, netfilter: Option<&mut Socket>) -> Syst
 
 /// Asks for a device without saying which: refused in any case (EINVAL), and for a kind that nobody knows, neither the
 /// kernel nor a module that it asked for, with another word. So no device is made and none has to be taken away.
-fn knows_vxlan(route: &mut Socket) -> bool {
-    let answers = route.apply(&mut link::bare_link("vxlan"));
+fn knows_kind(route: &mut Socket, kind: &str) -> bool {
+    let answers = route.apply(&mut link::bare_link(kind));
     !answers.into_iter().any(|answer| answer.is_err_and(|error| error.errno() == Errno::EOPNOTSUPP))
 }
 

@@ -3,14 +3,13 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::netlink::link::{AddressView, IFA_F_PERMANENT, IFF_UP, LinkView, RT_SCOPE_LINK, port_from};
+use crate::netlink::link::{AddressView, IFA_F_PERMANENT, IFF_UP, LinkView, RT_SCOPE_LINK};
 use crate::netlink::neigh::{NUD_PERMANENT, NeighView};
 use crate::netlink::route::{RT_TABLE_MAIN, RTN_BLACKHOLE, RTN_UNICAST, RouteView};
-use crate::netlink::{AF_BRIDGE, AF_INET, AF_INET6, RawMessage, Unread, address_from, read_u32};
+use crate::netlink::{AF_BRIDGE, AF_INET, AF_INET6, RawMessage, Unread};
 use crate::plan::Owner;
-use crate::state::IfName;
 use crate::state::{
-    Address, Fdb, KernelState, Link, LinkKind, Neigh, Object, Route, RouteKind, Vxlan, default_metric,
+    Address, Fdb, IfName, KernelState, Link, LinkKind, Neigh, Object, Route, RouteKind, default_metric,
 };
 
 /// Messages that could not be read, so far.
@@ -43,17 +42,25 @@ impl<'a> OwnReader<'a> {
         Self { owner, name_of, names, links, objects: Vec::new(), unreadable: Unreadable::default() }
     }
 
-    /// A message of the dump of vxlan links.
+    /// A message of the dump of links.
     pub fn link(&mut self, message: &RawMessage<'_>) {
         let Some(view) = self.unreadable.note(LinkView::parse(message)) else { return };
-        if view.kind != "vxlan" || !self.owner.owns_link(view.name, view.alias.filter(|a| !a.is_empty())) {
+        let Some(kind) = LinkKind::read(&view) else { return };
+        if !self.owner.owns_link(view.name, view.alias.filter(|a| !a.is_empty())) {
             return;
         }
         self.links.insert(view.index, view.name);
         if view.flags & IFF_UP != 0 && !view.held_down {
             self.objects.push(Object::Up(view.name));
         }
-        self.objects.push(Object::Link(Box::new(vxlan(&view))));
+        self.objects.push(Object::Link(Box::new(Link {
+            name: view.name,
+            kind,
+            mtu: view.mtu,
+            mac: view.mac.unwrap_or_default(),
+            tag: view.alias.unwrap_or_default().to_owned(),
+            master: view.master.unwrap_or(0),
+        })));
     }
 
     /// A message of the dump of a link's addresses.
@@ -140,35 +147,3 @@ fn route(view: &RouteView, link: Option<IfName>) -> Route {
         protocol: view.protocol,
     }
 }
-
-fn vxlan(view: &LinkView<'_>) -> Link {
-    let mut kind = Vxlan { vni: 0, port: 0, local: None, parent: 0, learning: false, gbp: false };
-    for (attr, bytes) in view.data.clone() {
-        match attr {
-            IFLA_VXLAN_ID => kind.vni = read_u32(bytes).unwrap_or(0),
-            IFLA_VXLAN_LINK => kind.parent = read_u32(bytes).unwrap_or(0),
-            IFLA_VXLAN_LOCAL | IFLA_VXLAN_LOCAL6 => kind.local = address_from(bytes),
-            IFLA_VXLAN_LEARNING => kind.learning = bytes.first().is_some_and(|b| *b != 0),
-            IFLA_VXLAN_PORT => kind.port = port_from(bytes).unwrap_or(0),
-            IFLA_VXLAN_GBP => kind.gbp = true,
-            _ => {}
-        }
-    }
-    let tag = view.alias.unwrap_or_default().to_owned();
-    Link {
-        name: view.name,
-        kind: LinkKind::Vxlan(kind),
-        mtu: view.mtu,
-        mac: view.mac.unwrap_or_default(),
-        tag,
-        master: view.master.unwrap_or(0),
-    }
-}
-
-const IFLA_VXLAN_ID: u16 = 1;
-const IFLA_VXLAN_LINK: u16 = 3;
-const IFLA_VXLAN_LOCAL: u16 = 4;
-const IFLA_VXLAN_LEARNING: u16 = 7;
-const IFLA_VXLAN_PORT: u16 = 15;
-const IFLA_VXLAN_LOCAL6: u16 = 17;
-const IFLA_VXLAN_GBP: u16 = 23;

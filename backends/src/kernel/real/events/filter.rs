@@ -15,8 +15,7 @@ use crate::netlink::netconf::{RTM_NEWNETCONF, tells_forwarding};
 use crate::netlink::route::{RT_TABLE_MAIN, RTPROT_KERNEL, RouteView};
 use crate::netlink::{AF_BRIDGE, Attrs, Messages, RawMessage, Unread};
 use crate::plan::ROUTE_PROTOCOL;
-use crate::state::HostLink;
-use crate::state::IfName;
+use crate::state::{HostLink, IfName};
 
 /// What tells our notifications from the noise of the host.
 #[derive(Debug, Clone, Default)]

@@ -24,7 +24,8 @@ use crate::rules::Firewall;
 use crate::rules::iptables::{Flavour, IptablesRules, read, restore};
 use crate::state::Object;
 
-type Place = (Flavour, Family);
+/// One of the four rule sets that a host can have in iptables.
+type IptablesKey = (Flavour, Family);
 
 /// What was read last, and what the kernel looked like then.
 struct Memo {
@@ -35,9 +36,9 @@ struct Memo {
 /// Both flavours of iptables in one network namespace.
 pub(super) struct Iptables {
     programs: Programs,
-    memos: HashMap<Place, Memo>,
+    memos: HashMap<IptablesKey, Memo>,
     /// What could not be read, and is not written over.
-    unread: HashMap<Place, KernelError>,
+    unread: HashMap<IptablesKey, KernelError>,
     /// The older kind as it was read last: when, and how long that took.
     older: HashMap<Family, (Instant, Duration, Option<legacy::Survey>)>,
 }
@@ -106,7 +107,7 @@ impl Iptables {
         survey
     }
 
-    fn read(&mut self, place: Place, fingerprint: u64) -> Option<IptablesRules> {
+    fn read(&mut self, place: IptablesKey, fingerprint: u64) -> Option<IptablesRules> {
         if let Some(memo) = self.memos.get(&place).filter(|memo| memo.fingerprint == fingerprint) {
             return memo.rules.clone();
         }
