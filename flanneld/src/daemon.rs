@@ -1,10 +1,10 @@
 //! The daemon's start: from the command line to the running shell. And that of the embedded store, `flanneld store`.
 
 use std::future::Future;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::time::Duration;
 
+use backends::local::random;
 use clap::error::ErrorKind;
 use nix::unistd::gethostname;
 use subnet_lease::StoreError;
@@ -149,9 +149,9 @@ pub fn host_name() -> String {
     gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// A number that differs from run to run and from host to host; the standard library seeds its hash tables with such.
+/// A number that differs from run to run and from host to host.
 pub(crate) fn seed() -> u64 {
-    RandomState::new().build_hasher().finish()
+    random::number()
 }
 
 /// Runs a future on this thread.

@@ -17,6 +17,7 @@ use std::os::unix::net::{SocketAddr, UnixListener as StdListener};
 use std::sync::Arc;
 use std::time::Duration;
 
+use backends::local::hash::Fnv64;
 use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::{Pid, geteuid};
@@ -113,12 +114,9 @@ fn name(network: &NetworkId) -> Vec<u8> {
     if whole.len() <= NAME_MAX {
         return whole.into_bytes();
     }
-    // FNV-1a: the same in every version of this program, which the standard library's is not.
-    let hash = whole.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let hash = Fnv64::of(whole.as_bytes());
     let end = (0..=NAME_MAX - 17).rev().find(|n| whole.is_char_boundary(*n)).unwrap_or_default();
-    format!("{}#{hash:016x}", &whole[..end]).into_bytes()
+    format!("{}#{hash}", &whole[..end]).into_bytes()
 }
 
 /// Root and ourselves; the others may neither hold our place nor read about the cluster.

@@ -8,12 +8,14 @@
 //! Records are the store's, byte for byte, and go the same way as those of the store: what a file says is judged again.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, BufWriter, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use backends::local::files::Draft;
+use backends::local::hash::Fnv64;
 use serde::ser::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -190,7 +192,7 @@ fn read(path: &Path, network: &NetworkId, boot: &str) -> Result<(Memory, bool), 
     }
     let body = text.strip_prefix(HEAD).ok_or_else(|| wrong(&"not a state file of this version"))?;
     let (sum, body) = body.split_once('\n').ok_or_else(|| wrong(&"it has no body"))?;
-    if sum != Sum::of(body).to_string() {
+    if sum != Fnv64::of(body.as_bytes()).to_string() {
         return Err(wrong(&"damaged: the checksum differs"));
     }
     let body: Body<WasRead, Vec<WasRead>> = serde_json::from_str(body).map_err(|error| wrong(&error))?;
@@ -210,8 +212,8 @@ fn write(
     network: &NetworkId,
     boot: &str,
     memory: &Memory,
-    last: Option<Sum>,
-) -> io::Result<Sum> {
+    last: Option<Fnv64>,
+) -> io::Result<Fnv64> {
     let body = Body {
         boot: boot.to_owned(),
         network: network.clone(),
@@ -220,7 +222,7 @@ fn write(
         peers: AllToWrite(&memory.peers),
         settings: memory.settings.clone(),
     };
-    let mut sum = Sum::default();
+    let mut sum = Fnv64::default();
     serde_json::to_writer(&mut sum, &body)?;
     if Some(sum) == last {
         return Ok(sum);
@@ -228,53 +230,12 @@ fn write(
     if let Some(directory) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
     }
-    let new = path.with_extension("new");
     // The net-conf may hold what is nobody's business.
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    let mut file = BufWriter::new(file);
+    let mut file = BufWriter::new(Draft::new(path, 0o600)?);
     writeln!(file, "{HEAD}{sum}")?;
     serde_json::to_writer(&mut file, &body)?;
-    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-    fs::rename(&new, path)?;
+    file.into_inner().map_err(io::IntoInnerError::into_error)?.put_synced()?;
     Ok(sum)
-}
-
-/// FNV-1a, 64 bits, of what is written into it: tells a torn file from a whole one, and nothing more.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Sum(u64);
-
-impl Sum {
-    fn of(text: &str) -> Self {
-        Self(0xcbf2_9ce4_8422_2325).and(text.as_bytes())
-    }
-
-    fn and(self, bytes: &[u8]) -> Self {
-        let step = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        Self(bytes.iter().fold(self.0, step))
-    }
-}
-
-impl Default for Sum {
-    fn default() -> Self {
-        Self::of("")
-    }
-}
-
-impl Write for Sum {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        *self = self.and(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl fmt::Display for Sum {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
 }
 
 #[cfg(test)]

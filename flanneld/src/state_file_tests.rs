@@ -49,7 +49,7 @@ fn a_file_of_another_version_or_network_or_a_damaged_one_is_refused_with_the_rea
         (whole[..whole.len() / 2].to_owned(), "the checksum differs"),
         (HEAD.to_owned(), "no body"),
         (String::new(), "not a state file"),
-        (format!("{HEAD}{}\n[]", Sum::of("[]")), "invalid"),
+        (format!("{HEAD}{}\n[]", Fnv64::of(b"[]")), "invalid"),
         ("x".repeat(usize::try_from(LARGEST).unwrap() + 1), "larger than"),
     ] {
         fs::write(&path, text).unwrap();
@@ -68,7 +68,7 @@ fn a_peer_that_is_no_lease_is_left_out() {
         "10.5.2.1-24",
         1,
     );
-    fs::write(&path, format!("{HEAD}{}\n{body}", Sum::of(&body))).unwrap();
+    fs::write(&path, format!("{HEAD}{}\n{body}", Fnv64::of(body.as_bytes()))).unwrap();
     let (read, _) = read(&path, &NetworkId::default(), BOOT).unwrap();
     assert_eq!(read.peers, [lease_of(3)]);
 }
@@ -92,7 +92,7 @@ proptest! {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(NAME);
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        fs::write(&path, if sum { format!("{HEAD}{}\n{text}", Sum::of(&text)) } else { text }).unwrap();
+        fs::write(&path, if sum { format!("{HEAD}{}\n{text}", Fnv64::of(text.as_bytes())) } else { text }).unwrap();
         prop_assert!(read(&path, &NetworkId::default(), BOOT).is_err());
     }
 }

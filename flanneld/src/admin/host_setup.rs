@@ -2,8 +2,10 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+
+use backends::local::files::Draft;
 
 use crate::exit::{Exit, Failure};
 
@@ -137,9 +139,9 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }
-    let new = path.with_extension("new~");
-    fs::write(&new, text)?;
-    fs::rename(&new, path)
+    let mut draft = Draft::named(path, path.with_extension("new~"), 0o644)?;
+    draft.write_all(text.as_bytes())?;
+    draft.put()
 }
 
 fn failure(path: &Path, error: &io::Error) -> Failure {

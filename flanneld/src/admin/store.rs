@@ -8,11 +8,12 @@
 //! A value that is not text has `hex` in place of `value`.
 
 use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use backends::local::files;
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 use subnet_lease::{Entry, StoreConfig, StoreError, open};
@@ -81,20 +82,10 @@ fn export(file: &Path, config: &StoreConfig) -> Result<String, Failure> {
     if file == Path::new("-") {
         return Ok(text);
     }
-    write(file, &text).map_err(|e| Failure::new(Exit::Failed, format!("{}: {e}", file.display())))?;
+    // Readable by its owner alone: it has what the store has.
+    files::replace_synced(file, 0o600, text.as_bytes())
+        .map_err(|e| Failure::new(Exit::Failed, format!("{}: {e}", file.display())))?;
     Ok(format!("{prefix}: {} keys written to {}\n", entries.len(), file.display()))
-}
-
-/// Readable by its owner alone, and whole or not there.
-fn write(file: &Path, text: &str) -> std::io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut name = file.as_os_str().to_owned();
-    name.push(".new");
-    let new = PathBuf::from(name);
-    let mut out = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    out.write_all(text.as_bytes())?;
-    out.sync_all()?;
-    fs::rename(&new, file)
 }
 
 fn import(file: &Path, replace: bool, config: &StoreConfig) -> Result<String, Failure> {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use backends::Plan;
+use backends::local::hash::Fnv64;
 use backends::plane::PlaneWish;
 use serde::{Deserialize, Serialize};
 use subnet_lease::{Claim, SubnetEnv};
@@ -65,11 +66,11 @@ impl Did {
 
 impl PlanNote {
     fn of(plan: &Plan) -> Self {
-        let mut sum = Sum(EMPTY);
+        let mut sum = Fnv64::default();
         let steps = plan.ops.iter().take(STEPS).map(|op| bounded(op.to_string())).collect();
         // A checksum has no error to return.
         let _ = write!(sum, "{plan}");
-        Self { counts: plan.counts(), sum: format!("{:016x}", sum.0), steps }
+        Self { counts: plan.counts(), sum: sum.to_string(), steps }
     }
 
     /// Steps that were not written down.
@@ -118,24 +119,11 @@ fn announced(readiness: &Readiness) -> String {
 /// A long text as its beginning and a checksum of the whole.
 pub(super) fn bounded(mut text: String) -> String {
     if text.len() > TEXT {
-        let mut sum = Sum(EMPTY);
+        let mut sum = Fnv64::default();
         let _ = sum.write_str(&text);
         let end = (0..=TEXT).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
         text.truncate(end);
-        let _ = write!(text, "… ({:016x})", sum.0);
+        let _ = write!(text, "… ({sum})");
     }
     text
-}
-
-/// FNV-1a, 64 bits: the same number in every version of this program.
-struct Sum(u64);
-
-const EMPTY: u64 = 0xcbf2_9ce4_8422_2325;
-
-impl std::fmt::Write for Sum {
-    fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        let step = |sum: u64, byte: u8| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        self.0 = text.bytes().fold(self.0, step);
-        Ok(())
-    }
 }

@@ -3,6 +3,7 @@
 
 use std::io::{self, BufRead, Read, Write};
 
+use backends::local::hash::Fnv32;
 use serde::Serialize;
 
 use super::tape::{FILE_BYTES, Tape};
@@ -10,11 +11,11 @@ use super::tape::{FILE_BYTES, Tape};
 /// Writes a record and leaves room for so many bytes. False, and nothing is left of it, when there is not so much.
 pub(super) fn write(tape: &mut impl Tape, record: &impl Serialize, spare: u64) -> io::Result<bool> {
     let (before, room) = (tape.length(), tape.room().saturating_sub(spare));
-    let mut line = Line { tape, sum: EMPTY, left: room.saturating_sub(TAIL) };
+    let mut line = Line { tape, sum: Fnv32::default(), left: room.saturating_sub(TAIL) };
     match serde_json::to_writer(&mut line, record) {
         Ok(()) => {
             let sum = line.sum;
-            writeln!(tape, "\t{sum:08x}").map(|()| true)
+            writeln!(tape, "\t{sum}").map(|()| true)
         }
         Err(error) if error.io_error_kind() == Some(io::ErrorKind::FileTooLarge) => {
             tape.cut(before).map(|()| false)
@@ -28,7 +29,7 @@ const TAIL: u64 = 10;
 
 struct Line<'a, T> {
     tape: &'a mut T,
-    sum: u32,
+    sum: Fnv32,
     left: u64,
 }
 
@@ -36,7 +37,7 @@ impl<T: Tape> Write for Line<'_, T> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let length = bytes.len() as u64;
         self.left = self.left.checked_sub(length).ok_or(io::ErrorKind::FileTooLarge)?;
-        self.sum = sum(self.sum, bytes);
+        self.sum = self.sum.and(bytes);
         self.tape.write_all(bytes).map(|()| bytes.len())
     }
 
@@ -62,17 +63,10 @@ pub(super) fn read(file: &mut impl BufRead) -> io::Result<Next<Vec<u8>>> {
         return Ok(Next::End);
     }
     let json = line.strip_suffix(b"\n").and_then(|line| line.split_at_checked(line.len().checked_sub(9)?));
-    let whole = json.is_some_and(|(json, tail)| tail == format!("\t{:08x}", sum(EMPTY, json)).as_bytes());
+    let whole = json.is_some_and(|(json, tail)| tail == format!("\t{}", Fnv32::of(json)).as_bytes());
     if !whole {
         return Ok(Next::Damaged);
     }
     line.truncate(line.len() - 10);
     Ok(Next::Line(line))
 }
-
-/// FNV-1a, 32 bits: no protection against anybody, only against a torn write.
-fn sum(sum: u32, bytes: &[u8]) -> u32 {
-    bytes.iter().fold(sum, |sum, byte| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
-}
-
-const EMPTY: u32 = 0x811c_9dc5;

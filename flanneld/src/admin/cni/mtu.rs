@@ -7,16 +7,15 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
-use std::ffi::OsString;
 use std::fmt::Write;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::thread;
 
 use backends::IfName;
+use backends::local::mounts;
 use backends::netlink::link::{LinkView, dump_links};
 use backends::netlink::veth::{VethView, get_link_at, namespace_number, read_namespace_number, set_mtu};
 use backends::netlink::{Batch, NetlinkError, Socket};
@@ -93,12 +92,11 @@ fn pods(socket: &mut Socket) -> Result<Vec<Pod>, NetlinkError> {
 
 /// Network namespaces by the number that they have in ours: those that somebody mounted, and those that processes are in.
 fn places(socket: &mut Socket) -> BTreeMap<u32, Place> {
-    let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
-    let mounted = mounts.split(|byte| *byte == b'\n').filter_map(mounted_namespace);
+    let mounted = mounts::network_namespaces().unwrap_or_default();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let processes = processes.map(|entry| entry.path().join("ns/net"));
     let (mut seen, mut places) = (HashSet::new(), BTreeMap::new());
-    for path in mounted.chain(processes) {
+    for path in mounted.into_iter().chain(processes) {
         let Ok(file) = File::open(&path) else { continue };
         if !file.metadata().is_ok_and(|meta| seen.insert((meta.dev(), meta.ino()))) {
             continue;
@@ -110,29 +108,6 @@ fn places(socket: &mut Socket) -> BTreeMap<u32, Place> {
         }
     }
     places
-}
-
-/// The mount point of a namespace: `36 25 0:4 net:[4026532001] /run/netns/a\040b rw … - nsfs nsfs rw`.
-fn mounted_namespace(line: &[u8]) -> Option<PathBuf> {
-    let words: Vec<_> = line.split(|byte| *byte == b' ').collect();
-    let end = words.iter().position(|word| *word == b"-")?;
-    let point = words.get(4).filter(|_| words.get(end + 1) == Some(&&b"nsfs"[..]))?;
-    Some(OsString::from_vec(unescaped(point)).into())
-}
-
-/// The kernel writes blanks, line ends and backslashes of a path in three octal digits.
-fn unescaped(mut text: &[u8]) -> Vec<u8> {
-    let octal = |text: &[u8]| {
-        let digits = std::str::from_utf8(text.strip_prefix(b"\\")?.get(..3)?).ok()?;
-        u8::from_str_radix(digits, 8).ok()
-    };
-    let mut out = Vec::with_capacity(text.len());
-    while let Some((first, rest)) = text.split_first() {
-        let escaped = octal(text);
-        out.push(escaped.unwrap_or(*first));
-        text = if escaped.is_some() { &text[4..] } else { rest };
-    }
-    out
 }
 
 /// A word as a shell takes it.
@@ -190,23 +165,6 @@ fn inside<T: Send>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_mount_point_of_a_namespace_is_the_path_that_it_was_mounted_at() {
-        let line = |point: &str| format!("36 25 0:4 net:[4026532001] {point} rw shared:1 - nsfs nsfs rw");
-        for (written, meant) in [
-            ("/run/netns/a", "/run/netns/a"),
-            (r"/run/netns/a\040b", "/run/netns/a b"),
-            (r"/a\134040\011\012", "/a\\040\t\n"),
-            (r"/a\04", r"/a\04"),
-            (r"/a\777", r"/a\777"),
-        ] {
-            assert_eq!(mounted_namespace(line(written).as_bytes()), Some(meant.into()), "{written}");
-        }
-        for other in ["", "36 25", "36 25 0:4 / /x rw - ext4 /dev/nsfs rw", "36 25 0:4 / / rw nsfs nsfs"] {
-            assert_eq!(mounted_namespace(other.as_bytes()), None, "{other}");
-        }
-    }
 
     #[test]
     fn a_path_is_one_word_to_a_shell() {

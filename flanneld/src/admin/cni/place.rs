@@ -1,10 +1,12 @@
 //! Files and links put in place in one step each: whoever looks sees the old one or the new one.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+
+use backends::local::files::Draft;
 
 /// Ends the name of what was there before. No runtime takes such a file for a program or a configuration.
 const BEFORE: &str = ".before-selvage";
@@ -23,15 +25,11 @@ pub(super) fn put_file(
         return Ok(None);
     }
     let temporary = with_ending(path, &format!(".new-{}", std::process::id()));
-    let written = || -> io::Result<()> {
-        let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.set_permissions(Permissions::from_mode(mode))?;
-        file.sync_all()
-    };
     let kept = there.is_some() && strange && keep(path)?;
-    written().and_then(|()| settle(&temporary, path)).inspect_err(|_| drop(fs::remove_file(&temporary)))?;
+    let mut draft = Draft::named(path, temporary, mode)?;
+    draft.write_all(bytes)?;
+    draft.put_synced()?;
+    sync_folder(path)?;
     Ok(Some(what(there.is_some(), kept)))
 }
 
