@@ -92,7 +92,7 @@ fn claimed(claim: &Claim) -> String {
 /// A digest stands for the rows: there is one for each peer.
 fn steered(wishes: &[PlaneWish]) -> String {
     let wish = |wish: &PlaneWish| {
-        let mut sum = Sum(EMPTY);
+        let mut sum = Fnv64::default();
         for (row, value) in &wish.rows {
             // A checksum has no error to return.
             let _ = writeln!(sum, "{row}={value}");
