@@ -97,7 +97,7 @@ fn steered(wishes: &[PlaneWish]) -> String {
             // A checksum has no error to return.
             let _ = writeln!(sum, "{row}={value}");
         }
-        format!("{} {} rows ({:016x})", wish.backend, wish.rows.len(), sum.0)
+        format!("{} {} rows ({sum})", wish.backend, wish.rows.len())
     };
     let each: Vec<String> = wishes.iter().map(wish).collect();
     format!("planes: {}", if each.is_empty() { "none".to_owned() } else { each.join(", ") })
