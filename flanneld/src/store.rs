@@ -25,7 +25,7 @@ struct Arguments {
     /// Address to listen on; may be repeated.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:2379")]
     listen: Vec<SocketAddr>,
-    /// Listen without TLS on addresses that other machines reach: every client is believed.
+    /// Listen on addresses that other machines reach without asking clients for certificates: everyone may write.
     #[arg(long)]
     insecure: bool,
     /// Certificate for TLS (PEM); read again when it changes.

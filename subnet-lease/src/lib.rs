@@ -25,6 +25,7 @@
 //! let store = MemoryStore::new();
 //! store.set_config(json);
 //! let claim = |address: &str| Claim {
+//!     avoid: Vec::new(),
 //!     public: [address.parse().unwrap()].into_iter().collect(),
 //!     attrs: BackendAttrs::plain("host-gw"),
 //!     previous: None,
@@ -61,7 +62,7 @@ mod store;
 pub use admit::book::LeaseBook;
 pub use admit::claim::Claim;
 pub use admit::known::Peer;
-pub use admit::peers::PeerTable;
+pub use admit::peers::{Guarded, PeerTable};
 pub use attrs::*;
 pub use format::json::{NotJson, RawJson};
 pub use format::record::RecordError;

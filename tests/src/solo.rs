@@ -32,6 +32,7 @@ pub struct Solo {
 /// The settings of these tests: without rules, which are long and always the same.
 pub fn settings() -> Settings {
     Settings {
+        store_addresses: Vec::new(),
         network: NetworkId::default(),
         iface: IfaceWish::default(),
         ip_masq: false,

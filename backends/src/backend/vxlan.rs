@@ -18,13 +18,16 @@ const DEFAULT_PORT: u16 = 8472;
 const LEAST_MTU: u32 = 1280;
 
 impl Vxlan {
-    /// `flannel.1` and `flannel-v6.1`: flannel's names, known to udev rules and monitoring.
+    /// `flannel.1` and `flannel-v6.1`: flannel's names, known to udev rules and monitoring. Where one of them has more
+    /// than 15 bytes the kernel refuses it, and cut it would be that of another VNI: those devices are `fl-v4.VNI` and
+    /// `fl-v6.VNI`.
     fn device(&self, family: Family) -> IfName {
-        let name = match family {
-            Family::V4 => format!("flannel.{}", self.0.vni),
-            Family::V6 => format!("flannel-v6.{}", self.0.vni),
+        let vni = self.0.vni;
+        let (usual, short) = match family {
+            Family::V4 => (format!("flannel.{vni}"), format!("fl-v4.{vni}")),
+            Family::V6 => (format!("flannel-v6.{vni}"), format!("fl-v6.{vni}")),
         };
-        IfName::from_kernel(name.as_bytes())
+        usual.parse().unwrap_or_else(|_| IfName::from_kernel(short.as_bytes()))
     }
 
     /// The device and what makes it usable.
@@ -202,5 +205,22 @@ impl Backend for Vxlan {
 
     fn links(&self) -> Vec<IfName> {
         Family::ALL.map(|f| self.device(f)).to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_vni_has_device_names_of_its_own() {
+        let names = |vni| {
+            let vxlan = Vxlan(VxlanConfig { vni, ..VxlanConfig::default() });
+            Family::ALL.map(|family| vxlan.device(family).to_string())
+        };
+        assert_eq!(names(1), ["flannel.1", "flannel-v6.1"]);
+        assert_eq!(names(1234), ["flannel.1234", "flannel-v6.1234"]);
+        assert_eq!(names(12_345), ["flannel.12345", "fl-v6.12345"]);
+        assert_eq!(names(16_777_215), ["fl-v4.16777215", "fl-v6.16777215"]);
     }
 }

@@ -31,7 +31,8 @@ pub(super) enum Verb {
         #[arg(long)]
         node: Option<String>,
     },
-    /// End a lease or reservation, so that somebody else may have the subnets at once.
+    /// End a lease or reservation, so that somebody else may have the subnets at once. A reservation that its host has
+    /// claimed becomes a lease with an end again.
     Release {
         #[command(flatten)]
         which: Which,
@@ -87,11 +88,18 @@ pub(super) fn run(verb: Verb, config: NodeConfig) -> Result<String, Failure> {
         }
         Verb::Release { which, force } => block_on(async {
             let shown = found(store, which.subnets()?).await?;
+            let (who, subnets) = (holder(&shown.lease), shown.lease.subnets);
             if let Some(why) = alive(&shown, margin).filter(|_| !force) {
                 return Err(Failure::new(Exit::Failed, why));
             }
+            if shown.time.is_none() && !force && !is_unclaimed(store, &shown.lease).await? {
+                store.unreserve(&shown).await?;
+                return Ok(format!(
+                    "{subnets}: no longer reserved; a lease of {who}, which ends unless it is renewed\n"
+                ));
+            }
             store.end(&shown).await?;
-            Ok(format!("{}, held by {}: released\n", shown.lease.subnets, holder(&shown.lease)))
+            Ok(format!("{subnets}, held by {who}: released\n"))
         }),
     }
 }
@@ -101,6 +109,13 @@ async fn found(store: &dyn Store, subnets: Subnets) -> Result<Shown, Failure> {
     shown.ok_or_else(|| {
         Failure::new(Exit::Failed, format!("{subnets}: there is no lease of exactly these subnets"))
     })
+}
+
+/// Whether no host holds a reservation yet. Hosts of the alloc backend publish nothing, so it cannot be known of them.
+async fn is_unclaimed(store: &dyn Store, lease: &Lease) -> Result<bool, Failure> {
+    let config = store.get_config().await?.and_then(|stored| NetworkConfig::parse(&stored.json).ok());
+    let silent = config.is_none_or(|(network, _)| network.backend.record_name().is_empty());
+    Ok(lease.is_unclaimed() && !silent)
 }
 
 /// Why the holder may well run. A host renews when its lease has the margin left to live, once a day: nobody can tell one

@@ -94,6 +94,7 @@ fn leases_are_listed_as_the_store_has_them() {
     let (network, _) =
         NetworkConfig::parse(br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}"#).unwrap();
     let claim = Claim {
+        avoid: Vec::new(),
         public: ["192.168.0.7".parse::<std::net::IpAddr>().unwrap()].into_iter().collect(),
         attrs: BackendAttrs::plain("host-gw"),
         previous: "10.5.7.0-24".parse().ok(),

@@ -136,6 +136,7 @@ impl NodeConfig {
             iptables_resync: self.iptables_resync,
             blackhole_route: self.blackhole_route,
             renew_margin: self.store.renew_margin(),
+            store_addresses: self.store.addresses(),
             vanish_hold: self.vanish_hold,
             node: Some(self.node_id.clone()),
             seed,

@@ -65,6 +65,14 @@ impl ClaimState {
         self.confirmed = true;
     }
 
+    /// An operator made the lease a reservation, or gave a reservation its end again: a new claim finds out how long it
+    /// lasts now.
+    pub(super) fn note_reservation(&mut self, before: Option<&Lease>, now: Option<&Lease>) {
+        if let (Some(before), Some(now)) = (before, now) {
+            self.confirmed &= before.ttl.is_some() == now.ttl.is_some();
+        }
+    }
+
     fn failed(&mut self, now: Tick) {
         self.failures += 1;
         self.retry = Some(now + self.pause());
@@ -132,6 +140,7 @@ impl NodeCore {
                 .or_else(recalled)
                 .or_else(|| self.lease_of_our_devices()),
             network: network.config.clone(),
+            avoid: self.outside(),
             node: self.settings.node.clone(),
         })
     }

@@ -121,7 +121,10 @@ impl NodeCore {
         let own =
             |lease: &&Lease| is_own(lease, self.own.as_ref(), external.public, self.settings.node.as_deref());
         // What was remembered is not what the store shows.
-        self.leases.shown = leases.iter().find(own).filter(|_| !self.memories.in_use).cloned();
+        let shown = leases.iter().find(own).filter(|_| !self.memories.in_use).cloned();
+        self.claim.note_reservation(self.leases.shown.as_ref(), shown.as_ref());
+        self.leases.shown = shown;
+        let guarded = self.guarded();
         let own = self.own.or_else(|| self.leases.shown.as_ref().map(|l| l.subnets));
         leases.iter().for_each(|lease| name_former(lease, own, self.settings.node.as_deref()));
         let table = |leases, unreadable| {
@@ -129,13 +132,16 @@ impl NodeCore {
         };
         if self.peers.is_none() {
             let Some(known) = self.memories.take_warm() else {
-                let peers = table(leases, unreadable);
+                let mut peers = table(leases, unreadable);
+                peers.set_guarded(guarded);
                 info!(peers = peers.len(), "first snapshot of the store");
                 self.peers = Some(peers);
                 return;
             };
             // The kernel of this host still does what the daemon before us knew.
-            self.peers = Some(table(known, Vec::new()));
+            let mut peers = table(known, Vec::new());
+            peers.set_guarded(guarded);
+            self.peers = Some(peers);
         }
         self.believe(now, leases, unreadable, foreign);
     }
@@ -149,6 +155,7 @@ impl NodeCore {
             return;
         };
         if is_own(&lease, self.own.as_ref(), external.public, self.settings.node.as_deref()) {
+            self.claim.note_reservation(self.leases.shown.as_ref(), Some(&lease));
             self.leases.shown = Some(lease);
         } else {
             name_former(&lease, self.own, self.settings.node.as_deref());

@@ -5,7 +5,7 @@ use std::time::Duration;
 use backends::kernel::OpError;
 use backends::{Feature, IfName, KernelState, LocalNode, Object, Op, Plan, Sysctl};
 use serde::{Deserialize, Serialize};
-use subnet_lease::Family;
+use subnet_lease::{Family, Guarded, IpNetwork};
 use tracing::{error, info};
 
 use super::{Effect, NodeCore, Tick};
@@ -143,11 +143,49 @@ impl NodeCore {
     /// What works and yet is likely to be wrong, a sentence each.
     pub(super) fn host_notices(&self, node: &LocalNode) -> Vec<String> {
         let mut notices = self.twins(node);
+        notices.extend(self.covered(node));
         notices.extend(self.everybodys_address(node));
         notices.extend(self.narrow_address(node));
         notices.extend(self.unused_address(node));
         notices.extend(self.without_bridge_rules());
         notices
+    }
+
+    /// Addresses without which this host is cut off from the others, from the world or from the store.
+    pub(super) fn guarded(&self) -> Vec<Guarded> {
+        let (Some(facts), Some(external)) = (&self.facts, &self.external) else { return Vec::new() };
+        let own = Family::ALL.into_iter().filter_map(|family| external.local.family(family));
+        let own = own.map(|address| (address, "this host's own address"));
+        let defaults = Family::ALL.into_iter().flat_map(|family| facts.defaults(family));
+        let gateways =
+            defaults.filter_map(|route| route.gateway).map(|address| (address, "this host's gateway"));
+        let stores = self.settings.store_addresses.iter().filter(|address| !address.is_loopback());
+        let stores = stores.map(|address| (*address, "the store's address"));
+        let all = own.chain(gateways).chain(stores);
+        all.map(|(address, what)| Guarded { address, what: what.to_owned() }).collect()
+    }
+
+    /// What this host reaches without the tunnel: no subnet that overlaps it is leased anew.
+    pub(super) fn outside(&self) -> Vec<IpNetwork> {
+        let (Some(facts), Some(external)) = (&self.facts, &self.external) else { return Vec::new() };
+        let hosts = self.guarded().into_iter().map(|guarded| IpNetwork::from(guarded.address));
+        // IPv6 has a link-local network on every link.
+        hosts.chain(facts.connected(external.index)).collect()
+    }
+
+    /// Networks that hold what must stay outside of them.
+    fn covered(&self, node: &LocalNode) -> Vec<String> {
+        let guarded = self.guarded();
+        let pools = node.network.pools().map(|pool| pool.network);
+        let sentence = |network: IpNetwork| {
+            let Guarded { address, what } =
+                guarded.iter().find(|guarded| network.contains(guarded.address))?;
+            Some(format!(
+                "the network {network} has {address} in it, {what}: no subnet with it is leased or admitted, and the hosts \
+                 around it are taken for pods; choose a network apart from the hosts'"
+            ))
+        };
+        pools.filter_map(sentence).collect()
     }
 
     fn twins(&self, node: &LocalNode) -> Vec<String> {

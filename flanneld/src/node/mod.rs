@@ -31,6 +31,7 @@ pub(crate) mod saved;
 mod status;
 mod vanish;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -92,6 +93,9 @@ pub struct Settings {
     /// Whether tunnel devices leave checksums to the hardware; none for what the kernel is good for.
     #[serde(default)]
     pub tx_checksum: Option<bool>,
+    /// Where the store is, as far as addresses say it; no peer's subnet may have one of them in it.
+    #[serde(default)]
+    pub store_addresses: Vec<IpAddr>,
     /// Keep peers that vanished from the store in doubtful ways for so long; zero for not at all.
     pub vanish_hold: Duration,
     /// Who we are to the operators of other nodes.

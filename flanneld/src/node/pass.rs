@@ -99,10 +99,13 @@ impl NodeCore {
                     let e = &choice.external;
                     info!(link = %e.link, mtu = e.mtu, local = %e.local, public = %e.public, "underlay: {}", choice.why);
                 }
-                if let Some(peers) = &mut self.peers {
-                    peers.set_own(self.own, choice.external.public);
-                }
+                let public = choice.external.public;
                 self.external = Some(choice.external);
+                let guarded = self.guarded();
+                if let Some(peers) = &mut self.peers {
+                    peers.set_own(self.own, public);
+                    peers.set_guarded(guarded);
+                }
                 self.external_why = choice.why;
                 self.external_problem = None;
                 self.unfit_since = None;

@@ -24,6 +24,8 @@ pub struct Claim {
     pub previous: Option<Subnets>,
     /// The network to lease from.
     pub network: Arc<NetworkConfig>,
+    /// Networks that this host reaches without the tunnel: no subnet that overlaps one is chosen.
+    pub avoid: Vec<IpNetwork>,
     /// The host's name; hosts with the same public address (behind one NAT) are told apart by it.
     pub node: Option<String>,
 }
@@ -75,7 +77,7 @@ impl Claim {
         });
         let own = own.map(|lease| lease.subnets);
         let taken = others.iter().map(|lease| &lease.subnets).chain(unknown);
-        if let Some(kept) = own.filter(|own| self.network.leases(own)) {
+        if let Some(kept) = own.filter(|own| self.network.leases(own) && !self.is_cut_off_by(own)) {
             return Ok(Choice { subnets: kept, own });
         }
         let taken: Vec<Subnets> = taken.copied().collect();
@@ -97,6 +99,13 @@ impl Claim {
         self.network.pools().any(of)
     }
 
+    /// Whether these subnets have one of the host's own addresses, of its gateways or of its store in them. A connected
+    /// network that they merely overlap is no reason to give up what may have worked for long.
+    fn is_cut_off_by(&self, own: &Subnets) -> bool {
+        let single = |net: &&IpNetwork| net.prefix() == Family::of(&net.ip()).bits();
+        self.avoid.iter().filter(single).any(|host| own.iter().any(|subnet| subnet.contains(host.ip())))
+    }
+
     fn pick(
         &self,
         pool: &NetworkPool,
@@ -105,7 +114,8 @@ impl Claim {
     ) -> Result<IpNetwork, StoreError> {
         let family = pool.family();
         let taken = taken.iter().filter_map(|subnets| subnets.family(family));
-        let busy = Busy::new(taken.filter(|subnet| pool.could_lease(*subnet)));
+        let avoid = self.avoid.iter().copied().filter(|net| Family::of(&net.ip()) == family);
+        let busy = Busy::new(taken.filter(|subnet| pool.could_lease(*subnet)).chain(avoid));
         let wishes = [own, self.previous].into_iter().flatten().filter_map(|subnets| subnets.family(family));
         for wish in wishes {
             if pool.index(wish).is_some() && busy.blocking(wish).is_none() {

@@ -52,14 +52,14 @@ pub(super) fn judge(table: &PeerTable) -> BTreeMap<Subnets, Judgement> {
                     .or_insert_with(|| Judgement { usable: known.whole(), ..Judgement::default() });
                 judgement.usable[family.index()] = false;
                 // A refusal names who is in the store.
-                let said = |reason: &String| known.vanished || judgement.reasons.contains(reason);
+                let said = |reason: &String| known.is_silent() || judgement.reasons.contains(reason);
                 let reason = refusal.0.filter(|reason| !said(reason));
                 judgement.reasons.extend(reason);
             }
         }
     }
     for (key, judgement) in &mut judgements {
-        let silent = judgement.ours || table.known.get(key).is_some_and(|known| known.vanished);
+        let silent = judgement.ours || table.known.get(key).is_some_and(Known::is_silent);
         if !silent && !judgement.usable.contains(&true) && judgement.reasons.is_empty() {
             judgement.reasons.push("it has no family in common with this network and this host".into());
         }
@@ -76,6 +76,9 @@ fn alone(table: &PeerTable, family: Family, subnet: IpNetwork, known: &Known) ->
     }
     place(&pool, subnet)?;
     reachable(public, subnet)?;
+    if let Some(guarded) = table.guarded.iter().find(|guarded| subnet.contains(guarded.address)) {
+        return Err(Refusal::because(format!("{subnet} has {} in it, {}", guarded.address, guarded.what)));
+    }
     if table.own_public.family(family) == Some(public) {
         let (theirs, ours) = (of(known.node.as_deref()), of(own_node(table)));
         return Err(Refusal::because(format!(

@@ -62,6 +62,9 @@ pub(super) struct Known {
     pub(super) flaws: Option<Box<[Option<Box<str>>; 2]>>,
     #[serde(default)]
     pub(super) filed_by: FiledBy,
+    /// An operator keeps the subnets for a host that has not claimed them yet: no peer, and nothing is wrong with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) reserved: bool,
     /// The store shows it no more, and it is kept for a while.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) vanished: bool,
@@ -88,6 +91,7 @@ impl Known {
             }
         }
         Self {
+            reserved: lease.is_unclaimed(),
             key: lease.subnets,
             public: lease.public,
             data,
@@ -105,6 +109,11 @@ impl Known {
         let lease = Lease::new(self.key, self.public, attrs);
         let node = self.node.as_deref().map(Into::into);
         Lease { node, epoch: self.epoch, filed_by: self.filed_by, ..lease }
+    }
+
+    /// Whether nobody wants to read why it is no peer.
+    pub(super) fn is_silent(&self) -> bool {
+        self.vanished || self.reserved
     }
 
     /// Both families, as far as the lease has them.

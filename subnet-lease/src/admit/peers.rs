@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +9,15 @@ use super::known::{Known, Peer};
 use crate::model::lease::{FiledBy, Lease, PublicAddrs};
 use crate::model::net::Subnets;
 use crate::model::netconf::NetworkConfig;
+
+/// An address that must stay outside of the network's tunnels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guarded {
+    /// The address.
+    pub address: IpAddr,
+    /// What it is, for a sentence: "this host's gateway".
+    pub what: String,
+}
 
 /// Everyone else: each lease of the store either admitted or refused with a reason.
 ///
@@ -21,6 +31,9 @@ pub struct PeerTable {
     pub(super) network: NetworkConfig,
     pub(super) own: Option<Subnets>,
     pub(super) own_public: PublicAddrs,
+    /// Addresses that no peer's subnet may have in it.
+    #[serde(default)]
+    pub(super) guarded: Vec<Guarded>,
     /// Leases that are or may become our own, whole: those of our address and of our subnets.
     ours: BTreeMap<Subnets, Lease>,
     pub(super) known: BTreeMap<Subnets, Known>,
@@ -43,6 +56,7 @@ impl PeerTable {
             network: network.clone(),
             own: own.copied(),
             own_public,
+            guarded: Vec::new(),
             ours: BTreeMap::new(),
             known: BTreeMap::new(),
             unreadable: BTreeMap::new(),
@@ -158,6 +172,14 @@ impl PeerTable {
         // Said again at every reading of the host; the verdict over all leases is not made anew for nothing.
         if (self.own, self.own_public) != (own, own_public) {
             (self.own, self.own_public) = (own, own_public);
+            self.judgements.take();
+        }
+    }
+
+    /// Addresses without which this host is cut off: a peer's subnet with one of them in it is refused.
+    pub fn set_guarded(&mut self, guarded: Vec<Guarded>) {
+        if self.guarded != guarded {
+            self.guarded = guarded;
             self.judgements.take();
         }
     }

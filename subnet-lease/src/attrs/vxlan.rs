@@ -58,11 +58,13 @@ impl Kind for VxlanConfig {
     /// The VNI is the same for all peers that are admitted, so only the address is kept.
     fn data(&self, json: Option<&RawJson>) -> Result<Option<VtepMac>, String> {
         let Some(json) = json else { return Ok(None) };
-        let data = VxlanData::from_json(json)?;
-        if data.vni != self.vni {
-            return Err(format!("its VNI is {}, this network's {}", data.vni, self.vni));
+        match published(json)? {
+            (Some(vni), _) if vni != self.vni => {
+                Err(format!("its VNI is {vni}, this network's {}", self.vni))
+            }
+            // flannel up to 0.13 publishes no VNI: unknown is not wrong.
+            (_, mac) => Ok(Some(VtepMac(mac))),
         }
-        Ok(Some(VtepMac(data.mac)))
     }
 
     fn to_json(&self, VtepMac(mac): &VtepMac) -> Option<RawJson> {
@@ -110,18 +112,25 @@ impl VxlanData {
 
     /// Reads what a peer published. A missing VNI is 0, as in Go. The error says what is wrong.
     pub fn from_json(json: &RawJson) -> Result<Self, String> {
-        let mut fields: Fields = serde_json::from_str(json.as_str())
-            .map_err(|_| "its backend data is not a JSON object".to_string())?;
-        let number =
-            |raw: &RawValue| serde_json::from_str::<u32>(raw.get()).map_err(|_| "its VNI is not a number");
-        let vni = fields.take("VNI").map_or(Ok(0), number)?;
-        let text = fields.take("VtepMAC").and_then(|raw| serde_json::from_str::<String>(raw.get()).ok());
-        let mac = text.as_deref().and_then(parse_mac).ok_or("its VtepMAC is not a hardware address")?;
-        if mac == [0; 6] || mac[0] & 1 == 1 {
-            return Err(format!("its VtepMAC {} is not a unicast hardware address", Mac(mac)));
-        }
-        Ok(Self { vni, mac })
+        let (vni, mac) = published(json)?;
+        Ok(Self { vni: vni.unwrap_or(0), mac })
     }
+}
+
+/// The VNI, where there is one, and the hardware address.
+fn published(json: &RawJson) -> Result<(Option<u32>, [u8; 6]), String> {
+    let mut fields: Fields = serde_json::from_str(json.as_str())
+        .map_err(|_| "its backend data is not a JSON object".to_string())?;
+    let number = |raw: &RawValue| {
+        serde_json::from_str::<Option<u32>>(raw.get()).map_err(|_| "its VNI is not a number")
+    };
+    let vni = fields.take("VNI").map_or(Ok(None), number)?;
+    let text = fields.take("VtepMAC").and_then(|raw| serde_json::from_str::<String>(raw.get()).ok());
+    let mac = text.as_deref().and_then(parse_mac).ok_or("its VtepMAC is not a hardware address")?;
+    if mac == [0; 6] || mac[0] & 1 == 1 {
+        return Err(format!("its VtepMAC {} is not a unicast hardware address", Mac(mac)));
+    }
+    Ok((vni, mac))
 }
 
 impl BackendAttrs {

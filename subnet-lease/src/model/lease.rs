@@ -217,6 +217,11 @@ impl Lease {
         (FORMER.to_owned(), RawJson::trusted(format!("\"{lost}\"")))
     }
 
+    /// Whether it is a reservation that its host has not claimed yet: it never ends, and no backend published anything.
+    pub fn is_unclaimed(&self) -> bool {
+        self.ttl.is_none() && self.attrs == BackendAttrs::default()
+    }
+
     /// Whether both name the same holder.
     pub fn is_of(&self, other: &Self) -> bool {
         self.public == other.public && self.node == other.node

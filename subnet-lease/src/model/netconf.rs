@@ -7,7 +7,9 @@ use thiserror::Error;
 
 use crate::attrs::{AllocConfig, BackendConfig};
 use crate::format::json::Fields;
-use crate::model::net::{Family, Subnets, address, contains_net, masked, number, parse_network, span, step};
+use crate::model::net::{
+    Family, Subnets, address, contains_net, masked, number, overlap, parse_network, span, step,
+};
 use crate::model::pool::NetworkPool;
 
 /// No net-conf is larger (bytes); etcd's own limit for a value is 1.5 MiB.
@@ -194,6 +196,11 @@ impl NetConfFile {
             }
             return None;
         };
+        if let Some((range, what)) = reserved(network) {
+            let allowed = format!("no network that has addresses of {range} in it ({what})");
+            errors.push(fault(names.network, network, allowed));
+            return None;
+        }
         let subnet_len = file.subnet_len(family, network, errors)?;
         file.range(family, network, subnet_len, errors)
     }
@@ -261,6 +268,23 @@ impl FamilyFile {
         }
         Some(NetworkPool { network, subnet_len: len, min, max })
     }
+}
+
+/// Ranges that hosts need for themselves, or that no host routes.
+const RESERVED: [(&str, &str); 8] = [
+    ("0.0.0.0/8", "this host"),
+    ("127.0.0.0/8", "loopback"),
+    ("169.254.0.0/16", "link-local"),
+    ("224.0.0.0/4", "multicast"),
+    ("240.0.0.0/4", "reserved, and broadcast"),
+    ("::1/128", "loopback"),
+    ("fe80::/10", "link-local"),
+    ("ff00::/8", "multicast"),
+];
+
+fn reserved(network: IpNetwork) -> Option<(&'static str, &'static str)> {
+    let overlaps = |range: &str| parse_network(range).is_some_and(|range| overlap(range, network));
+    RESERVED.into_iter().find(|(range, _)| overlaps(range))
 }
 
 struct Names {

@@ -13,9 +13,9 @@ use crate::Class;
 #[non_exhaustive]
 pub enum ServerError {
     #[error(
-        "refusing to listen on {0}: anyone who reaches it can change every lease; give it a certificate \
-         (--cert-file, --key-file, and --trusted-ca-file for its clients'), listen on a loopback address, or pass \
-         --insecure if the network is trusted"
+        "refusing to listen on {0}: anyone who reaches it can change every lease; ask clients for certificates \
+         (--cert-file, --key-file and --trusted-ca-file), listen on a loopback address, or pass --insecure if the \
+         network is trusted"
     )]
     Exposed(SocketAddr),
     #[error("no address to listen on: pass at least one, such as 127.0.0.1:2379")]

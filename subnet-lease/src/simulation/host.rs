@@ -87,6 +87,7 @@ fn claim(n: usize) -> Claim {
     let (network, _) = NetworkConfig::parse(NETWORK.as_bytes()).unwrap();
     let addresses = [format!("192.168.0.{}", n + 1), format!("fd00::{:x}", n + 1)];
     Claim {
+        avoid: Vec::new(),
         public: addresses.iter().map(|address| address.parse::<IpAddr>().unwrap()).collect(),
         attrs: BackendAttrs::plain("host-gw"),
         previous: None,

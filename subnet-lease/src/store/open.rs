@@ -1,5 +1,6 @@
 //! The one place that makes a store from its configuration.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +45,16 @@ impl StoreConfig {
             Self::Etcd(config) => &config.endpoints,
             Self::Memory(_) => &[],
         }
+    }
+
+    /// The endpoints that are addresses and no names.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let host = |url: &String| {
+            let (_, rest) = url.split_once("://")?;
+            let (host, _) = rest.trim_end_matches('/').rsplit_once(':')?;
+            host.trim_matches(['[', ']']).parse().ok()
+        };
+        self.endpoints().iter().filter_map(host).collect()
     }
 
     /// By what links, sockets and files of this host know the network. The text is on users' kernels: that of an etcd

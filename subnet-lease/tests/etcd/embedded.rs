@@ -124,6 +124,12 @@ async fn with_a_certificate_the_embedded_server_may_be_reached_and_without_a_goo
     let tls = Some(files(&authority, false));
     let config = ServerConfig { data_dir: dir.path().to_owned(), listen, insecure: false, tls };
     assert!(Server::bind(ServerConfig { tls: None, ..config.clone() }).await.is_err());
+    let error = Server::bind(config.clone()).await.map(|_| ()).unwrap_err().to_string();
+    assert!(
+        error.contains("--trusted-ca-file"),
+        "a certificate of the server alone shows nobody who writes: {error}"
+    );
+    let config = ServerConfig { tls: Some(files(&authority, true)), ..config };
     drop(Server::bind(config.clone()).await.map_err(|error| error.to_string()).unwrap());
     std::fs::write(authority.file("server-key.pem"), "no key").unwrap();
     let error = Server::bind(config).await.map(|_| ()).unwrap_err().to_string();

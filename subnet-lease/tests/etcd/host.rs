@@ -21,6 +21,7 @@ pub(crate) fn claim(network: &str, public: &[&str]) -> Claim {
         Some(VxlanData { vni: 1, mac: [2, 0, 0, 0, 0, last] })
     };
     Claim {
+        avoid: Vec::new(),
         attrs: BackendAttrs::vxlan(data(true), data(false)),
         public: addrs.iter().copied().collect(),
         previous: None,

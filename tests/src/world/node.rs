@@ -120,6 +120,7 @@ impl World {
         (node.reasons, node.started, node.undone) = (0, now, false);
         node.kernel.events();
         let settings = Settings {
+            store_addresses: Vec::new(),
             network: NetworkId::default(),
             iface: IfaceWish::default(),
             ip_masq: true,

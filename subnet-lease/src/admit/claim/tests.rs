@@ -12,6 +12,7 @@ const SMALL: &str = r#"{"Network":"10.5.0.0/28","SubnetMin":"10.5.0.0","Backend"
 pub(crate) fn claim(address: &str, network: &str) -> Claim {
     let (network, _) = NetworkConfig::parse(network.as_bytes()).unwrap();
     Claim {
+        avoid: Vec::new(),
         public: [address.parse().unwrap()].into_iter().collect(),
         attrs: BackendAttrs::plain(network.backend.record_name()),
         previous: None,
@@ -153,4 +154,26 @@ fn a_record_that_covers_the_whole_network_takes_no_room() {
     let mine = claim.choose(leases.iter(), &unknown).unwrap().subnets;
     assert!(leases.iter().all(|lease| !claim.contends(&lease.subnets, &mine)));
     assert!(claim.contends(&mine, &mine));
+}
+
+#[test]
+fn what_the_host_reaches_without_the_tunnel_is_never_chosen() {
+    const SMALL: &str = r#"{"Network":"10.5.0.0/22","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
+    let net = |text: &str| text.parse::<IpNetwork>().unwrap();
+    let host = claim("10.5.1.7", SMALL);
+    let avoiding =
+        |avoid: &[&str]| Claim { avoid: avoid.iter().map(|text| net(text)).collect(), ..host.clone() };
+    // 10.5.1.0/24 to 10.5.3.0/24 can be had.
+    for (avoid, free) in [
+        (&["10.5.1.0/24", "10.5.2.0/24"][..], "10.5.3.0-24"),
+        (&["10.5.0.0/23", "10.5.3.9/32"], "10.5.2.0-24"),
+    ] {
+        assert_eq!(avoiding(avoid).choose([].iter(), &[]).unwrap().subnets, key(free));
+    }
+    assert!(avoiding(&["10.5.0.0/16"]).choose([].iter(), &[]).is_err(), "nothing is left");
+    let own = Lease::new(key("10.5.1.0-24"), host.public, BackendAttrs::plain("vxlan"));
+    let kept = avoiding(&["10.5.0.0/16"]).choose([&own].into_iter(), &[]).unwrap();
+    assert_eq!(kept.subnets, own.subnets, "a lease that merely overlaps a connected network stays");
+    let moved = avoiding(&["10.5.1.7/32"]).choose([&own].into_iter(), &[]).unwrap();
+    assert_ne!(moved.subnets, own.subnets, "one that cuts the host off does not");
 }

@@ -88,8 +88,11 @@ fn a_public_address_that_is_no_hosts_or_ours_is_refused() {
 
 #[test]
 fn a_peer_of_another_backend_or_vni_is_refused_with_that_reason() {
-    let plain =
-        |kind: &str| Lease { attrs: BackendAttrs::plain(kind), ..lease("10.5.2.0-24", &["192.168.0.2"], 2) };
+    let plain = |kind: &str| Lease {
+        attrs: BackendAttrs::plain(kind),
+        ttl: Some(std::time::Duration::from_secs(60)),
+        ..lease("10.5.2.0-24", &["192.168.0.2"], 2)
+    };
     let dual = Lease {
         attrs: BackendAttrs::plain("ipip"),
         ..lease("10.5.2.0-24&fc00:0:0:2::-64", &["192.168.0.2", "fd00::2"], 2)
@@ -101,6 +104,63 @@ fn a_peer_of_another_backend_or_vni_is_refused_with_that_reason() {
     assert_eq!(table(ALLOC, &[plain("")]).len() + table(ALLOC, &[plain("alloc")]).len(), 2);
     let other_vni = BackendAttrs::vxlan(Some(VxlanData { vni: 2, mac: [2; 6] }), None);
     assert_eq!(refusal(V4, Lease { attrs: other_vni, ..plain("") }), "its VNI is 2, this network's 1");
+}
+
+#[test]
+fn a_record_without_a_vni_is_admitted_and_one_with_another_is_not() {
+    let with = |data: &str| {
+        let json = crate::RawJson::new(data).unwrap();
+        let attrs = BackendAttrs { v4: Some(json), ..BackendAttrs::plain("vxlan") };
+        Lease { attrs, ..lease("10.5.2.0-24", &["192.168.0.2"], 2) }
+    };
+    assert_eq!(table(V4, &[with(r#"{"VtepMAC":"02:00:00:00:00:02"}"#)]).len(), 1, "flannel up to 0.13");
+    assert_eq!(table(V4, &[with(r#"{"VNI":null,"VtepMAC":"02:00:00:00:00:02"}"#)]).len(), 1);
+    let zero = refusal(V4, with(r#"{"VNI":0,"VtepMAC":"02:00:00:00:00:02"}"#));
+    assert_eq!(zero, "its VNI is 0, this network's 1");
+}
+
+#[test]
+fn a_reservation_that_nobody_claimed_is_no_peer_and_no_refusal() {
+    let reserved = Lease { attrs: BackendAttrs::default(), ..lease("10.5.2.0-24", &["192.168.0.2"], 2) };
+    let mut table = table(V4, std::slice::from_ref(&reserved));
+    assert_eq!((table.len(), table.refused().count()), (0, 0));
+    table.upsert(lease("10.5.2.0-24", &["192.168.0.2"], 2));
+    assert_eq!((table.len(), table.refused().count()), (1, 0), "its host claimed it");
+    table.upsert(Lease { ttl: Some(std::time::Duration::from_secs(60)), ..reserved });
+    assert_eq!(table.refused().count(), 1, "a lease that ends is no reservation");
+}
+
+#[test]
+fn a_subnet_that_has_our_gateway_or_the_store_in_it_is_refused_by_name() {
+    let mut table =
+        table(V4, &[lease("10.5.2.0-24", &["192.168.0.2"], 2), lease("10.5.3.0-24", &["192.168.0.3"], 3)]);
+    let guarded = Guarded { address: "10.5.2.1".parse().unwrap(), what: "this host's gateway".to_owned() };
+    table.set_guarded(vec![guarded]);
+    assert_eq!(admitted(&table), ["10.5.3.0-24"]);
+    let refused: Vec<_> = table.refused().map(|(_, reason)| reason).collect();
+    assert_eq!(refused, ["10.5.2.0/24 has 10.5.2.1 in it, this host's gateway"]);
+    table.set_guarded(Vec::new());
+    assert_eq!(table.len(), 2);
+}
+
+#[test]
+fn an_unreadable_key_that_is_a_nodes_name_keeps_the_subnets_that_the_node_had() {
+    let node = Lease {
+        node: Some("n2".to_owned()),
+        filed_by: FiledBy::Node,
+        ..lease("10.5.2.0-24", &["192.168.0.2"], 2)
+    };
+    let mut table = table(V4, std::slice::from_ref(&node));
+    let unreadable = || vec![("n2".to_owned(), "its annotation is not JSON".to_owned())];
+    assert_eq!(table.missing(&[], &unreadable()), []);
+    table.replace(vec![], unreadable());
+    assert_eq!(admitted(&table), ["10.5.2.0-24"]);
+    assert_eq!(table.refused().collect::<Vec<_>>(), unreadable());
+    table.upsert(node);
+    assert_eq!(table.refused().count(), 0, "readable again");
+    table.unreadable("n2".to_owned(), "again".to_owned());
+    table.remove(&key("10.5.2.0-24"));
+    assert_eq!((table.len(), table.refused().count()), (0, 0));
 }
 
 #[test]

@@ -218,3 +218,26 @@ fn an_mtu_that_leaves_pods_too_little_is_refused_by_its_key() {
         assert_eq!(errors(text.as_bytes()), [expected], "{text}");
     }
 }
+
+#[test]
+fn a_network_with_addresses_in_it_that_hosts_need_for_themselves_is_refused_by_name() {
+    for (network, range) in [
+        ("127.0.0.0/16", "127.0.0.0/8"),
+        ("0.1.0.0/16", "0.0.0.0/8"),
+        ("169.254.0.0/16", "169.254.0.0/16"),
+        ("224.5.0.0/16", "224.0.0.0/4"),
+        ("240.0.0.0/8", "240.0.0.0/4"),
+        ("128.0.0.0/1", "169.254.0.0/16"),
+    ] {
+        let json = with(&format!(r#""Network":"{network}""#));
+        let error = NetworkConfig::parse(&json).unwrap_err()[0].to_string();
+        assert!(error.contains(range) && error.starts_with("Network is"), "{network}: {error}");
+    }
+    for (network, range) in
+        [("fe80::/32", "fe80::/10"), ("ff05::/48", "ff00::/8"), ("8000::/1", "fe80::/10"), ("::/64", "::1")]
+    {
+        let fields = format!(r#""EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"{network}""#);
+        let error = NetworkConfig::parse(&with(&fields)).unwrap_err()[0].to_string();
+        assert!(error.contains(range), "{network}: {error}");
+    }
+}
