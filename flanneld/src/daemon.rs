@@ -13,12 +13,13 @@ use tracing::{info, warn};
 
 use crate::cli::{self, Command, Given};
 use crate::config::{NodeConfig, RawConfig, Source, environment};
+use crate::core::{Readiness, Status, StatusRequest};
 use crate::exit::{Exit, Failure};
-use crate::node::{Readiness, Status, StatusRequest};
-use crate::rival::{self, Rival};
-use crate::run::{Shell, run};
-use crate::socket::{self, Place};
-use crate::{http, log, signals, store};
+use crate::host::rival::{self, Rival};
+use crate::serve::http;
+use crate::serve::socket::{self, Place};
+use crate::shell::run::{Shell, run};
+use crate::shell::{log, signals, store};
 
 /// Between two looks at a daemon that does not let us wait. Ours.
 const AGAIN: Duration = Duration::from_millis(100);

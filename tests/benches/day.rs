@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use backends::kernel::Kernel;
 use backends::kernel::real::RealKernel;
-use flanneld::node::{Effect, Input, NodeCore, Tick};
+use flanneld::core::{Effect, Input, NodeCore, Tick};
 use netns_harness::flannel::Backend as Kind;
 use netns_harness::{Net, Topology, enter};
 use peers::{lease, network, subnets};

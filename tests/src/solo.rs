@@ -5,8 +5,8 @@ use std::time::Duration;
 use backends::Plan;
 use backends::kernel::fake::FakeKernel;
 use backends::kernel::{Kernel, KernelEvent};
-use flanneld::iface::IfaceWish;
-use flanneld::node::{Effect, Input, Memory, NodeCore, Settings, Status, Tick};
+use flanneld::core::{Effect, Input, Memory, NodeCore, Settings, Status, Tick};
+use flanneld::host::iface::IfaceWish;
 use subnet_lease::{Lease, NetworkId, OwnLease, StoreEvent, SubnetEnv};
 
 /// The daemon with its host.

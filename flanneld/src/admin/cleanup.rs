@@ -14,9 +14,9 @@ use subnet_lease::{Family, SubnetEnv};
 
 use super::host_setup;
 use crate::config::NodeConfig;
+use crate::core::Changed;
 use crate::exit::{Exit, Failure};
-use crate::node::Changed;
-use crate::state_file::StateFile;
+use crate::shell::state_file::StateFile;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {

@@ -7,11 +7,11 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::Form;
-use crate::clock;
 use crate::config::NodeConfig;
 use crate::exit::{Exit, Failure};
-use crate::record::told::{below, line, since, time};
-use crate::record::{Did, Entry, Heard, Reader};
+use crate::recorder::told::{below, line, since, time};
+use crate::recorder::{Did, Entry, Heard, Reader};
+use crate::shell::clock;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {

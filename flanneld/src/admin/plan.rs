@@ -8,8 +8,8 @@ use subnet_lease::SubnetEnv;
 use super::{Form, Output, json};
 use crate::config::NodeConfig;
 use crate::daemon::{block_on, seed};
-use crate::dry_run::{DryRun, dry_run};
 use crate::exit::Failure;
+use crate::shell::dry_run::{DryRun, dry_run};
 
 pub(super) fn run(Output { output }: Output, config: &NodeConfig) -> Result<String, Failure> {
     let store = subnet_lease::open(&config.store)?;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use super::events::{open, written};
 use crate::exit::{Exit, Failure};
-use crate::record::told::{below, line};
-use crate::record::{Did, Replay, Step, Verdict};
+use crate::recorder::told::{below, line};
+use crate::recorder::{Did, Replay, Step, Verdict};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use super::{Form, Output, table};
 use crate::config::NodeConfig;
+use crate::core::{PassReport, Status};
 use crate::daemon::block_on;
 use crate::exit::{Exit, Failure};
-use crate::node::{PassReport, Status};
-use crate::pool::{self, Pool};
-use crate::rival;
-use crate::socket::{self, NoStatus};
+use crate::host::pool::{self, Pool};
+use crate::host::rival;
+use crate::serve::socket::{self, NoStatus};
 
 pub(super) fn run(Output { output }: Output, config: &NodeConfig) -> Result<(String, Exit), Failure> {
     let asked = block_on(async { Ok(socket::ask(&config.network).await) })?;
@@ -123,7 +123,7 @@ fn refused(status: &Status) -> Vec<Vec<String>> {
 }
 
 fn contended(status: &Status) -> Vec<Vec<String>> {
-    let row = |object: &crate::node::ContendedReport| {
+    let row = |object: &crate::core::ContendedReport| {
         let who = object.by.as_deref().unwrap_or("somebody");
         let again = if object.again_ms == 0 {
             String::new()
@@ -141,7 +141,7 @@ fn contended(status: &Status) -> Vec<Vec<String>> {
 }
 
 fn failures(status: &Status) -> Vec<Vec<String>> {
-    let row = |failure: &crate::node::FailureReport| {
+    let row = |failure: &crate::core::FailureReport| {
         let more =
             if failure.count > 1 { format!(" ({} of this kind)", failure.count) } else { String::new() };
         vec![clean(&failure.line), clean(&format!("{}{more}", failure.reason))]
@@ -172,7 +172,7 @@ fn span(milliseconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::{ContendedReport, Fact, FailureReport, Refused, Stale, Underlay};
+    use crate::core::{ContendedReport, Fact, FailureReport, Refused, Stale, Underlay};
 
     fn troubled() -> Status {
         Status {

@@ -6,9 +6,9 @@ use subnet_lease::{BackendAttrs, Claim, NetworkConfig, NetworkId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;
+use crate::core::{Status, StatusRequest};
 use crate::daemon::block_on;
-use crate::node::{Status, StatusRequest};
-use crate::socket::{self, Place};
+use crate::serve::socket::{self, Place};
 
 /// An embedded store on loopback, in a thread; stopped and removed at the end.
 struct Embedded {

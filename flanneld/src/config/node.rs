@@ -15,8 +15,8 @@ use subnet_lease::{NetworkId, PublicAddrs, StoreConfig};
 
 use super::{ConfigError, ConfigErrors, RawConfig, Source, etcd};
 use crate::cli;
-use crate::iface::IfaceWish;
-use crate::node::Settings;
+use crate::core::Settings;
+use crate::host::iface::IfaceWish;
 
 /// Where a daemon with flannel's own subnet file keeps its memory.
 const STATE_DIR: &str = "/var/lib/flannel";

@@ -6,7 +6,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any, set_hook, take_hook};
 use std::sync::Once;
 
-use flanneld::node::Tick;
+use flanneld::core::Tick;
 
 use super::World;
 

@@ -41,8 +41,8 @@ use std::time::Duration;
 
 use backends::kernel::fake::Rng;
 use backends::{Op, Owner};
-use flanneld::node::{Input, NodeCore, Tick};
-use flanneld::record::{Recorder, Ring};
+use flanneld::core::{Input, NodeCore, Tick};
+use flanneld::recorder::{Recorder, Ring};
 use serde::{Deserialize, Serialize};
 use subnet_lease::Claim;
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 use backends::kernel::Kernel;
 use backends::kernel::fake::{FakeKernel, Rng};
 use backends::{Object, Owner};
-use flanneld::iface::IfaceWish;
-use flanneld::node::{Effect, Input, Memory, NodeCore, Readiness, Settings, Tick};
-use flanneld::record::{Recorder, Ring};
+use flanneld::core::{Effect, Input, Memory, NodeCore, Readiness, Settings, Tick};
+use flanneld::host::iface::IfaceWish;
+use flanneld::recorder::{Recorder, Ring};
 use subnet_lease::{NetworkId, SubnetEnv, Subnets};
 
 use super::hand::Fight;

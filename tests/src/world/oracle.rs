@@ -5,7 +5,7 @@ use std::time::Duration;
 use backends::kernel::fake::{FakeKernel, Hop, Namespace};
 use backends::kernel::{Kernel as _, KernelEvent, OpError};
 use backends::{Object, Op};
-use flanneld::node::{Effect, Input, Tick};
+use flanneld::core::{Effect, Input, Tick};
 use subnet_lease::{Family, Subnets};
 
 use super::node::is_link_wide;

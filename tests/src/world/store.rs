@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flanneld::node::Input;
+use flanneld::core::Input;
 use subnet_lease::{BackendAttrs, Claim, Lease, LeaseBook, StoreError, StoreEvent, Subnets, VxlanData};
 
 use super::{What, World};

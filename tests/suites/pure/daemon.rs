@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use backends::kernel::fake::FakeKernel;
-use flanneld::node::{Effect, Input, NodeCore, Settings, Tick};
+use flanneld::core::{Effect, Input, NodeCore, Settings, Tick};
 use subnet_lease::{Claim, Lease, StoreEvent, Subnets};
 use tests::lines::type_line;
 use tests::solo::{Solo, settings};

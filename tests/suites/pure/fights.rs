@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use backends::kernel::{KernelEvent, Touch, Who};
 use backends::{IfName, Key};
-use flanneld::node::Input;
+use flanneld::core::Input;
 use nix::errno::Errno;
 use subnet_lease::{Lease, StoreEvent};
 use tests::lines::type_line;
@@ -359,5 +359,5 @@ fn the_status_has_the_state_of_the_node() {
     assert_eq!((last.ago_ms, last.added), (0, 3));
     assert!(solo.status().stale.is_none());
     let text = serde_json::to_string(&solo.status()).unwrap();
-    assert_eq!(serde_json::from_str::<flanneld::node::Status>(&text).unwrap(), solo.status());
+    assert_eq!(serde_json::from_str::<flanneld::core::Status>(&text).unwrap(), solo.status());
 }

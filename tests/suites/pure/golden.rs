@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use backends::kernel::KernelEvent;
 use backends::kernel::fake::FakeKernel;
-use flanneld::node::{Input, Settings};
+use flanneld::core::{Input, Settings};
 use nix::errno::Errno;
 use serde::Deserialize;
 use serde_json::Value;

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use backends::kernel::fake::FakeKernel;
 use backends::{Feature, System};
+use flanneld::core::{Effect, Input, NodeCore, Settings, Status, Tick};
 use flanneld::exit::Exit;
-use flanneld::iface::IfaceWish;
-use flanneld::node::{Effect, Input, NodeCore, Settings, Status, Tick};
+use flanneld::host::iface::IfaceWish;
 use subnet_lease::{Family, StoreEvent};
 use tests::lines::type_line;
 use tests::solo::{Solo, settings};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use backends::kernel::fake::FakeKernel;
 use backends::kernel::{Kernel, KernelEvent};
 use backends::{Object, Route};
-use flanneld::node::Input;
+use flanneld::core::Input;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use subnet_lease::{Lease, StoreEvent};

@@ -13,9 +13,9 @@ use backends::{
     Address, Facts, Fdb, Feature, HostAddress, HostLink, HostRoute, IfName, Link, LinkKind, Mac, Neigh,
     Object, Route, RouteKind, Sysctl, System, Vxlan,
 };
-use flanneld::node::{Changed, Input, Memory, NodeCore};
-use flanneld::record::told::{below, line};
-use flanneld::record::{Entry, FILE_BYTES, Known, Reader, Recorder, Replay, Ring, Step, Verdict, older};
+use flanneld::core::{Changed, Input, Memory, NodeCore};
+use flanneld::recorder::told::{below, line};
+use flanneld::recorder::{Entry, FILE_BYTES, Known, Reader, Recorder, Replay, Ring, Step, Verdict, older};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use proptest::collection::vec;
@@ -577,7 +577,7 @@ fn what_recording_costs() {
         || Duration::from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap());
     for peers in [1_000, 10_000] {
         let file = dir.path().join(format!("events-{peers}"));
-        let mut recorder = Recorder::new(Ring::open(&file).unwrap(), flanneld::clock::wall);
+        let mut recorder = Recorder::new(Ring::open(&file).unwrap(), flanneld::shell::clock::wall);
         let mut core = NodeCore::new(settings());
         recorder.start(Duration::ZERO, &core);
         let mut cost = |what: &str, times: u32, make: &dyn Fn() -> Input| {

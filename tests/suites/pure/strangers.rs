@@ -5,7 +5,7 @@ use std::time::Duration;
 use backends::kernel::KernelEvent;
 use backends::kernel::fake::FakeKernel;
 use backends::{Object, Op};
-use flanneld::node::Input;
+use flanneld::core::Input;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use subnet_lease::Lease;

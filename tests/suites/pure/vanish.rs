@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use flanneld::node::{Input, Memory};
+use flanneld::core::{Input, Memory};
 use subnet_lease::{Lease, StoreEvent};
 use tests::solo::{Solo, settings};
 use tests::world::{Scenario, Shape, Trouble, seeds};
@@ -127,7 +127,7 @@ fn peers_missing_in_another_history_are_kept() {
 #[test]
 fn with_a_hold_of_zero_vanished_peers_are_removed_at_once() {
     let mut solo =
-        Solo::new(flanneld::node::Settings { vanish_hold: Duration::ZERO, ..settings() }, host(&[]), own());
+        Solo::new(flanneld::core::Settings { vanish_hold: Duration::ZERO, ..settings() }, host(&[]), own());
     solo.start(NETWORK, (1..=6).map(peer).collect());
     solo.wait(seconds(2));
     solo.hear(removed(&[2, 3, 4, 5, 6].map(peer)));

@@ -11,10 +11,10 @@ use subnet_lease::{OwnLease, Store, SubnetEnv};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::clock;
+use crate::core::{Effect, Input, NodeCore, Settings};
 use crate::exit::{Exit, Failure};
-use crate::kernel_thread::{self, Ask};
-use crate::node::{Effect, Input, NodeCore, Settings};
+use crate::shell::clock;
+use crate::shell::kernel_thread::{self, Ask};
 
 /// How long the store may take to show its snapshot.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -19,15 +19,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
-use crate::clock;
+use crate::core::{Effect, Input, NodeCore, Readiness, Settings, Status, StatusRequest, Tick};
 use crate::exit::Exit;
-use crate::kernel_thread::{self, Ask, KernelThread};
-use crate::node::{Effect, Input, NodeCore, Readiness, Settings, Status, StatusRequest, Tick};
-use crate::plane_tasks::PlaneTasks;
-use crate::record::Tap;
-use crate::state_file::StateFile;
-use crate::subscription::Subscription;
-use crate::{publish, signals};
+use crate::recorder::Tap;
+use crate::shell::clock;
+use crate::shell::kernel_thread::{self, Ask, KernelThread};
+use crate::shell::plane_tasks::PlaneTasks;
+use crate::shell::state_file::StateFile;
+use crate::shell::subscription::Subscription;
+use crate::shell::{publish, signals};
 
 /// Inputs that may wait for the core; who has more waits itself. Ours: more than one pass's worth of news.
 const INBOX: usize = 1024;
@@ -287,5 +287,4 @@ fn deadline(at: Tick) -> Instant {
 }
 
 #[cfg(test)]
-#[path = "run_tests.rs"]
 mod tests;

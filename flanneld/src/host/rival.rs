@@ -1,5 +1,5 @@
 //! Programs that may be at work on the same kernel objects as we: a Go flannel on the host or in a pod, or the one that
-//! is built into k3s. Ours are found by their [socket](crate::socket).
+//! is built into k3s. Ours are found by their [socket](crate::serve::socket).
 //!
 //! A process counts when it runs in our network namespace and is
 //!

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use crate::node::Input;
+use crate::core::Input;
 
 /// What can happen to the file, seen from its directory.
 const TOUCHED: AddWatchFlags = AddWatchFlags::IN_CLOSE_WRITE
@@ -141,5 +141,4 @@ async fn until_gone(
 }
 
 #[cfg(test)]
-#[path = "publish_tests.rs"]
 mod tests;

@@ -46,7 +46,7 @@ use subnet_lease::{
 };
 
 use crate::exit::Exit;
-use crate::iface::IfaceWish;
+use crate::host::iface::IfaceWish;
 use claim::ClaimState;
 use gate::Network;
 pub use host::Changed;

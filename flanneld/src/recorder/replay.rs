@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use super::{Did, Entry, Heard, Known, Origin, Reader};
-use crate::node::{NodeCore, Tick};
+use crate::core::{NodeCore, Tick};
 
 /// Replays a file.
 pub struct Replay {

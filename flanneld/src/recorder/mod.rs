@@ -38,7 +38,7 @@ pub use replay::{Replay, Step, Verdict};
 pub use tap::Tap;
 pub use tape::{FILE_BYTES, Ring, Tape, older};
 
-use crate::node::{Effect, Input, NodeCore, Settings, Tick};
+use crate::core::{Effect, Input, NodeCore, Settings, Tick};
 use heard::Bases;
 
 /// The version of the format; a reader refuses any other.

@@ -13,7 +13,7 @@ use tracing::error;
 use crate::config::{NodeConfig, loopback};
 use crate::daemon::{block_on, refuse};
 use crate::exit::{Exit, Failure};
-use crate::{log, publish, signals};
+use crate::shell::{log, publish, signals};
 
 /// The embedded store: the etcd API (v3) on one file, in one process, without a quorum; for labs and small clusters.
 #[derive(Debug, Parser)]

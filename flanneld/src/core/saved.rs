@@ -10,7 +10,7 @@ use subnet_lease::NetworkConfig;
 
 use super::gate::Network;
 use super::{NodeCore, Settings};
-use crate::record;
+use crate::recorder;
 
 impl NodeCore {
     /// What it was made from.
@@ -32,7 +32,7 @@ impl NodeCore {
 /// As the net-conf it was read from, without secrets.
 impl Serialize for Network {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&record::without_secrets(&self.written))
+        to.serialize_str(&recorder::without_secrets(&self.written))
     }
 }
 

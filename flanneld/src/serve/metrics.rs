@@ -12,8 +12,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::node::{PassReport, Status};
-use crate::pool::Pool;
+use crate::core::{PassReport, Status};
+use crate::host::pool::Pool;
 
 /// Begins every name.
 const PREFIX: &str = "flanneld";
@@ -136,7 +136,7 @@ fn seconds(number: u64, in_a_second: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::Stale;
+    use crate::core::Stale;
 
     fn said(status: Status) -> String {
         let pool =

@@ -29,8 +29,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
-use crate::node::{Status, StatusRequest};
-use crate::unlink;
+use crate::core::{Status, StatusRequest};
+use crate::serve::unlink;
 
 /// Begins every name; the network's id follows. Part of the interface between versions.
 const PREFIX: &str = "selvage/";
@@ -296,7 +296,7 @@ mod tests {
         let mut child = Command::new(std::env::current_exe().unwrap());
         child.args([
             "--exact",
-            "socket::tests::the_place_of_a_dead_daemon_is_free_when_its_child_has_let_go_of_it",
+            "serve::socket::tests::the_place_of_a_dead_daemon_is_free_when_its_child_has_let_go_of_it",
         ]);
         let child = child.env(CHILD, network.to_string()).stdin(Stdio::piped()).stdout(Stdio::null());
         let mut child = child.spawn().unwrap();

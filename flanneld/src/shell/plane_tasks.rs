@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tracing::error;
 
-use crate::node::Input;
+use crate::core::Input;
 
 /// Pauses between attempts at rows that failed: doubled from the first to the last. Ours.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);

@@ -53,7 +53,6 @@ fn host(text: &str) -> Facts {
     facts
 }
 
-#[path = "iface_field_tests.rs"]
 mod field;
 
 /// Two networks: `eth0` with the default routes and everything, `eth1` inside; loopback with an address of its own.

@@ -23,10 +23,10 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
+use crate::core::{Readiness, StatusRequest};
 use crate::exit::{Exit, Failure};
-use crate::metrics;
-use crate::node::{Readiness, StatusRequest};
-use crate::pool;
+use crate::host::pool;
+use crate::serve::metrics;
 
 /// Whom the answers are about.
 #[derive(Clone)]
@@ -170,7 +170,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::node::Status;
+    use crate::core::Status;
 
     const LOOPBACK: &str = "127.0.0.1:0";
 

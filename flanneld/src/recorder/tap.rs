@@ -5,8 +5,8 @@ use std::path::Path;
 use tracing::{info, warn};
 
 use super::{Recorder, Ring};
-use crate::clock;
-use crate::node::{Effect, Input, NodeCore, Tick};
+use crate::core::{Effect, Input, NodeCore, Tick};
+use crate::shell::clock;
 
 /// Stands between the shell and the core. What can't be recorded is said once, and the daemon goes on.
 pub struct Tap(Option<Recorder<Ring>>);

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 
 use super::line::{self, Next};
 use super::{Did, FILE_BYTES, FORMAT, From, Heard, Record, Start, older};
-use crate::node::{Settings, Tick};
+use crate::core::{Settings, Tick};
 
 /// One thing that is on file.
 #[derive(Debug)]

@@ -154,5 +154,4 @@ fn overrun() -> Heard {
 }
 
 #[cfg(test)]
-#[path = "subscription_tests.rs"]
 mod tests;

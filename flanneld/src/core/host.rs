@@ -10,7 +10,7 @@ use tracing::{error, info};
 
 use super::{Effect, NodeCore, Tick};
 use crate::exit::Exit;
-use crate::iface;
+use crate::host::iface;
 
 /// What every machine has behind the user-mode network of VirtualBox and QEMU.
 const EVERYBODYS: [u8; 4] = [10, 0, 2, 15];

@@ -8,7 +8,7 @@ use backends::plane::PlaneWish;
 use serde::{Deserialize, Serialize};
 use subnet_lease::{Claim, SubnetEnv};
 
-use crate::node::{Effect, Readiness};
+use crate::core::{Effect, Readiness};
 
 /// More than all decisions about one input ever take, in bytes.
 pub(super) const MOST: u64 = 64 << 10;

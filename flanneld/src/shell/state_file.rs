@@ -23,7 +23,7 @@ use subnet_lease::{Lease, NetworkId, RecordError};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use crate::node::{Changed, Memory};
+use crate::core::{Changed, Memory};
 
 /// In the state directory.
 const NAME: &str = "state";
@@ -239,5 +239,4 @@ fn write(
 }
 
 #[cfg(test)]
-#[path = "state_file_tests.rs"]
 mod tests;

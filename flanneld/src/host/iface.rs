@@ -28,7 +28,7 @@ pub struct IfaceWish {
     /// `--iface`, in order.
     pub names: Vec<Named>,
     /// `--iface-regex`, in order.
-    #[serde(with = "crate::node::saved::regexes")]
+    #[serde(with = "crate::core::saved::regexes")]
     pub regexes: Vec<Regex>,
     /// `--iface-can-reach`.
     pub can_reach: Option<IpAddr>,
@@ -343,5 +343,4 @@ fn listing(facts: &Facts) -> String {
 }
 
 #[cfg(test)]
-#[path = "iface_tests.rs"]
 mod tests;

@@ -11,7 +11,7 @@ use subnet_lease::{Lease, OwnLease, StoreError, StoreEvent, SubnetEnv, Subnets};
 
 use super::delta::{Base, Delta};
 use super::{did, without_secrets};
-use crate::node::{Changed, Input, Memory, NodeCore};
+use crate::core::{Changed, Input, Memory, NodeCore};
 
 /// Failed steps that are written down as lines too.
 const LINES: usize = 10;

@@ -10,7 +10,7 @@ use backends::kernel::real::RealKernel;
 use backends::{Owner, Plan};
 use tokio::sync::mpsc;
 
-use crate::node::Input;
+use crate::core::Input;
 
 /// A request; the answer comes into the inbox.
 pub(crate) enum Ask {

@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 use super::status::{FailureReport, LISTED, PassReport};
 use super::{Effect, NodeCore, Phase, Tick};
 use crate::exit::Exit;
-use crate::iface;
+use crate::host::iface;
 
 const NO_PERMISSION: &str = "the kernel does not let us: this needs CAP_NET_ADMIN in the network namespace it runs in \
     (run it as root, or as a service with that capability)";

@@ -1,0 +1,5 @@
+//! The host under the daemon: which interface is the underlay, who else is at work here, how full the pods' pools are.
+
+pub mod iface;
+pub mod pool;
+pub(crate) mod rival;
