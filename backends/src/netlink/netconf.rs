@@ -20,6 +20,7 @@ pub fn read_forwarding(message: &RawMessage<'_>) -> Option<bool> {
 
 /// Whether a notification says that forwarding changed, of a link or of the host. One that names other settings too comes
 /// with a new link, of which a message of its own tells.
+#[cfg(feature = "kernel")]
 pub(crate) fn tells_forwarding(message: &RawMessage<'_>) -> bool {
     let attrs = Attrs::after(message.payload, NETCONF);
     attrs.clone().find(NETCONFA_FORWARDING).is_some() && attrs.find(NETCONFA_PROXY_NEIGH).is_none()
@@ -31,5 +32,6 @@ pub(crate) const RTM_NEWNETCONF: u16 = 80;
 const RTM_GETNETCONF: u16 = 82;
 const NETCONFA_IFINDEX: u16 = 1;
 const NETCONFA_FORWARDING: u16 = 2;
+#[cfg(feature = "kernel")]
 const NETCONFA_PROXY_NEIGH: u16 = 5;
 const NETCONFA_IFINDEX_ALL: u32 = u32::MAX;

@@ -1,5 +1,5 @@
-//! `budget PRODUCTS`: holds the workspace and the CNI plugin of that folder against their limits (`tests::budget`),
-//! prints the figures, and fails when a rule is broken.
+//! `budget PRODUCTS`: checks the workspace and the CNI plugin of that folder (`tests::budget`, `tests::arrows`), prints the
+//! figures, and fails when a rule is broken.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -19,6 +19,7 @@ fn main() -> anyhow::Result<ExitCode> {
 
     let mut broken = workspace.stray_members();
     broken.extend(workspace.wrong_arrows());
+    broken.extend(tests::arrows::broken(root)?);
     broken.extend(budget::plugin_overweight(&crates));
     broken.extend(budget::plugin_unfit(&program));
 
