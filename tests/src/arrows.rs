@@ -6,7 +6,7 @@
 //! Only the text is read: `crate::…`, `super::…` and paths that begin with a crate of the workspace. Comments, strings and
 //! tests are left out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 

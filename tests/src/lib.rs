@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   budget, arrows   what the crates may depend on, and how large the plugin may be
+//!   documents        the documents name only files and tests that exist
 //!   solo, lines      one daemon on a fake kernel; an operator's lines for it
 //!   world            many daemons on fake kernels, one clock, one seed
 //!   conformance      the laws of the kernel, as functions for the fake and the real one
@@ -13,6 +14,7 @@
 pub mod arrows;
 pub mod budget;
 pub mod conformance;
+pub mod documents;
 pub mod fuzz;
 pub mod lines;
 pub mod solo;
