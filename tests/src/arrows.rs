@@ -51,7 +51,9 @@ fn compare(name: &str, folders: &[Folder], upward: &[Upward], found: &Arrows) ->
             folders[..at].iter().any(|(below, _)| *below == used) || MEMBERS.iter().any(|(_, it)| *it == used)
         };
         let wrong = uses.iter().filter(|used| !below(used));
-        broken.extend(wrong.map(|used| format!("the list of {name} has {used} under {folder}, but not below it")));
+        broken.extend(
+            wrong.map(|used| format!("the list of {name} has {used} under {folder}, but not below it")),
+        );
     }
     for ((folder, used), file) in found {
         let Some((_, uses)) = folders.iter().find(|(known, _)| known == folder) else {
@@ -181,7 +183,8 @@ mod tests {
     fn a_path_is_followed_through_super_and_through_what_the_root_offers() {
         let exports = BTreeMap::from([("Plan".to_owned(), "plan".to_owned())]);
         let module = ["kernel".to_owned(), "real".to_owned()];
-        let to = |path: &str| target(&path.split("::").map(str::to_owned).collect::<Vec<_>>(), &module, &exports);
+        let to =
+            |path: &str| target(&path.split("::").map(str::to_owned).collect::<Vec<_>>(), &module, &exports);
         assert_eq!(to("crate::Plan").as_deref(), Some("plan"));
         assert_eq!(to("crate::netlink::Batch").as_deref(), Some("netlink"));
         assert_eq!(to("super::Kernel").as_deref(), Some("kernel"));

@@ -78,7 +78,8 @@ mod tests {
 
     #[test]
     fn links_and_names_of_tests_are_found() {
-        let text = "See [a](a.md#x), [b](https://b) and `a_test_of_four_words`, `FLANNEL_A_B_C_D`, `one_two`.";
+        let text =
+            "See [a](a.md#x), [b](https://b) and `a_test_of_four_words`, `FLANNEL_A_B_C_D`, `one_two`.";
         assert_eq!(links(text).collect::<Vec<_>>(), ["a.md"]);
         assert_eq!(test_names(text).collect::<Vec<_>>(), ["a_test_of_four_words"]);
     }

@@ -2,7 +2,8 @@
 
 /// The text before the file's tests.
 pub(super) fn without_tests(text: &str) -> String {
-    let end = ["#[cfg(test)]\nmod tests", "#[cfg(all(test,"].iter().filter_map(|start| text.find(start)).min();
+    let end =
+        ["#[cfg(test)]\nmod tests", "#[cfg(all(test,"].iter().filter_map(|start| text.find(start)).min();
     without_comments(&text[..end.unwrap_or(text.len())])
 }
 
