@@ -13,7 +13,7 @@ pub struct IfName([u8; 15]);
 
 /// Why a text is no interface name.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("interface name {0:?}: 1 to 15 bytes, no `/`, `:` or white space, not `.` or `..`")]
+#[error("interface name {0:?}: 1 to 15 bytes, no `/`, `:`, `%` or white space, not `.` or `..`")]
 pub struct BadIfName(String);
 
 impl IfName {
@@ -37,7 +37,8 @@ impl FromStr for IfName {
     type Err = BadIfName;
 
     fn from_str(text: &str) -> Result<Self, BadIfName> {
-        let bad = |c: char| c == '/' || c == ':' || c == '\0' || c.is_whitespace();
+        // The kernel replaces `%d` by a number and refuses any other `%`.
+        let bad = |c: char| matches!(c, '/' | ':' | '%' | '\0') || c.is_whitespace();
         if text.is_empty() || text.len() > 15 || text == "." || text == ".." || text.contains(bad) {
             return Err(BadIfName(text.chars().take(64).collect()));
         }
@@ -105,24 +106,24 @@ impl From<Mac> for String {
 
 /// Why a text is no MAC address.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("MAC address {0:?}: six bytes in hexadecimal, separated by colons")]
+#[error("MAC address {0:?}: six bytes in hexadecimal, as 0a:58:0a:f4:01:02")]
 pub struct BadMac(String);
 
 impl FromStr for Mac {
     type Err = BadMac;
 
     fn from_str(text: &str) -> Result<Self, BadMac> {
-        let parse = || {
-            let mut mac = [0; 6];
-            let mut parts = text.split(':');
-            for byte in &mut mac {
-                let part =
-                    parts.next().filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()))?;
-                *byte = u8::from_str_radix(part, 16).ok()?;
-            }
-            parts.next().is_none().then_some(Self(mac))
+        // The three forms that Go reads, too: 0a:58:…, 0a-58-… and 0a58.….…
+        let forms = [(':', 2), ('-', 2), ('.', 4)];
+        let parse = |(separator, digits)| {
+            let mut parts = text.split(separator);
+            let is_group = |p: &str| p.len() == digits && p.bytes().all(|b| b.is_ascii_hexdigit());
+            let number =
+                parts.all(is_group).then(|| text.replace(separator, "")).filter(|all| all.len() == 12)?;
+            let [_, _, mac @ ..] = u64::from_str_radix(&number, 16).ok()?.to_be_bytes();
+            Some(Self(mac))
         };
-        parse().ok_or_else(|| BadMac(text.chars().take(64).collect()))
+        forms.into_iter().find_map(parse).ok_or_else(|| BadMac(text.chars().take(64).collect()))
     }
 }
 
@@ -135,13 +136,25 @@ mod tests {
         assert_eq!("flannel-v6.1234".parse::<IfName>().unwrap().as_str(), "flannel-v6.1234");
         assert!("flannel-v6.12345".parse::<IfName>().is_err());
         assert!("a/b".parse::<IfName>().is_err());
+        assert!("eth%d".parse::<IfName>().is_err());
     }
 
     #[test]
     fn a_mac_reads_back_as_it_prints() {
         let mac: Mac = "0e:01:ff:00:a0:0b".parse().unwrap();
         assert_eq!(mac.to_string(), "0e:01:ff:00:a0:0b");
-        assert!("0e:01:ff:00:a0".parse::<Mac>().is_err());
-        assert!("+e:01:ff:00:a0:0b".parse::<Mac>().is_err());
+        for other in ["0e-01-ff-00-a0-0b", "0e01.ff00.a00b", "0E:01:FF:00:A0:0B"] {
+            assert_eq!(other.parse(), Ok(mac));
+        }
+        for bad in [
+            "0e:01:ff:00:a0",
+            "+e:01:ff:00:a0:0b",
+            "0e:01-ff:00:a0:0b",
+            "0e01ff00a00b",
+            "0e01.ff00.a00b.0000",
+            "",
+        ] {
+            assert!(bad.parse::<Mac>().is_err(), "{bad}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use backends::{IfName, Mac};
+use backends::IfName;
 use ipnetwork::IpNetwork;
 
 use super::{Code, Failure, Version};
@@ -21,7 +21,8 @@ pub(crate) struct Attachment {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Interface {
     pub(crate) name: IfName,
-    pub(crate) mac: Option<Mac>,
+    /// As the plugin wrote it that made the link: not every link is an Ethernet one. Empty when not known.
+    pub(crate) mac: String,
     /// In bytes; 0 when not known.
     pub(crate) mtu: u32,
     /// Path of the namespace that it is in; empty for the host's own.
@@ -152,8 +153,8 @@ impl Attachment {
 impl Interface {
     fn object(&self, version: Version) -> Object {
         let mut out = object([("name", self.name.as_str().into())]);
-        if let Some(mac) = self.mac {
-            out.set("mac", mac.to_string());
+        if !self.mac.is_empty() {
+            out.set("mac", self.mac.as_str());
         }
         if self.mtu != 0 && version >= Version::V1_0_0 {
             out.set("mtu", self.mtu);
@@ -171,7 +172,7 @@ impl Interface {
     fn parse(from: &Object) -> Result<Self, Failure> {
         Ok(Self {
             name: from.parsed("name", "an interface name")?.unwrap_or_default(),
-            mac: from.parsed("mac", "an Ethernet address")?,
+            mac: from.text("mac")?.unwrap_or_default().to_owned(),
             mtu: from.number("mtu")?.unwrap_or(0),
             sandbox: from.text("sandbox")?.unwrap_or_default().to_owned(),
             device: Device {
@@ -282,7 +283,7 @@ mod tests {
     fn sample() -> Attachment {
         let interface = |name: &str, mac: &str, sandbox: &str| Interface {
             name: name.parse().unwrap(),
-            mac: Some(mac.parse().unwrap()),
+            mac: mac.to_owned(),
             mtu: 1450,
             sandbox: sandbox.into(),
             device: Device::default(),

@@ -106,7 +106,12 @@ impl Call {
         };
         let ifname = interface(&container, &ifname)?;
         let mut bytes = Vec::with_capacity(ROOM);
-        input.read_to_end(&mut bytes).during(Code::Io, || "cannot read standard input".into())?;
+        let read = input.take(LARGEST + 1).read_to_end(&mut bytes);
+        read.during(Code::Io, || "cannot read standard input".into())?;
+        if bytes.len() as u64 > LARGEST {
+            let msg = "the network configuration on standard input is larger than 4 MiB";
+            return Err(Failure::new(Code::Decoding, msg));
+        }
         let conf = Object::parse("the network configuration on standard input", &bytes)?;
         let version = Version::of(&conf)?;
         if version < verb.since() {
@@ -153,6 +158,8 @@ impl Call {
 
 /// Bytes that hold most configurations, so that they are read at once; some have hundreds of kilobytes.
 const ROOM: usize = 16 * 1024;
+/// The largest configuration that is read (bytes).
+const LARGEST: u64 = 4 << 20;
 
 fn interface(container: &str, ifname: &str) -> Result<IfName, Failure> {
     if container.is_empty() {
@@ -231,7 +238,7 @@ mod tests {
             let conf = CONF.replace("cbr0", bad);
             assert_eq!(read(Verb::Add, &FULL, &conf).unwrap_err(), Code::Config, "{bad}");
         }
-        for bad in [".", "..", "a/b", "a:b", "a b", "sixteen-bytes-xx"] {
+        for bad in [".", "..", "a/b", "a:b", "a b", "sixteen-bytes-xx", "eth%d"] {
             let variables = [FULL[0], FULL[1], ("CNI_IFNAME", bad)];
             assert_eq!(read(Verb::Add, &variables, CONF).unwrap_err(), Code::Environment, "{bad}");
         }
@@ -263,6 +270,14 @@ mod tests {
         let conf = CONF.replace('}', r#","prevResult":{"ips":[{"address":7}]}}"#);
         assert_eq!(read(Verb::Del, &[FULL[0], FULL[2]], &conf).unwrap().previous(), Ok(None));
         assert!(read(Verb::Add, &FULL, &conf).unwrap().previous().is_err());
+    }
+
+    #[test]
+    fn an_input_without_an_end_is_refused() {
+        let find = |name: &str| FULL.iter().find(|(k, _)| *k == name).map(|(_, v)| (*v).to_owned());
+        let failure = Call::read(Verb::Add, find, &mut std::io::repeat(b' ')).unwrap_err();
+        assert_eq!(failure.code, Code::Decoding);
+        assert!(failure.to_string().contains("4 MiB"), "{failure}");
     }
 
     #[test]

@@ -71,14 +71,19 @@ impl Object {
 
     /// The objects of a list.
     pub(crate) fn objects(&self, key: &str) -> Result<Vec<&Self>, Failure> {
-        self.list(key)?.iter().map(|v| v.as_object().ok_or_else(|| wrong(key, "a list of objects"))).collect()
+        self.list(key)?
+            .iter()
+            .map(|v| v.as_object().ok_or_else(|| mistyped(key, "a list of objects")))
+            .collect()
     }
 
     /// The texts of a list.
     pub(crate) fn texts(&self, key: &str) -> Result<Vec<String>, Failure> {
         self.list(key)?
             .iter()
-            .map(|v| if let Json::Text(t) = v { Ok(t.clone()) } else { Err(wrong(key, "a list of texts")) })
+            .map(
+                |v| if let Json::Text(t) = v { Ok(t.clone()) } else { Err(mistyped(key, "a list of texts")) },
+            )
             .collect()
     }
 
@@ -123,13 +128,22 @@ impl Object {
         what: &str,
         read: impl Fn(&'a Json) -> Option<T>,
     ) -> Result<Option<T>, Failure> {
-        self.get(key).map(|value| read(value).ok_or_else(|| wrong(key, what))).transpose()
+        self.get(key).map(|value| read(value).ok_or_else(|| mistyped(key, what))).transpose()
     }
 }
 
-/// A value of the wrong form.
+/// A value that the key cannot have.
 pub(crate) fn wrong(key: &str, what: &str) -> Failure {
-    Failure::new(Code::Config, format!("{key:?} in the network configuration must be {what}"))
+    must_be(Code::Config, key, what)
+}
+
+/// A value of another JSON type: the configuration cannot be decoded.
+pub(crate) fn mistyped(key: &str, what: &str) -> Failure {
+    must_be(Code::Decoding, key, what)
+}
+
+fn must_be(code: Code, key: &str, what: &str) -> Failure {
+    Failure::new(code, format!("{key:?} in the network configuration must be {what}"))
 }
 
 /// An object with these keys.
@@ -305,7 +319,7 @@ mod tests {
     fn a_value_of_the_wrong_form_is_named() {
         let conf = parse(r#"{"mtu":"1450","isGateway":1,"mac":-1}"#);
         assert!(conf.number("mtu").unwrap_err().to_string().contains("\"mtu\""));
-        assert!(conf.flag("isGateway").is_err());
+        assert_eq!(conf.flag("isGateway").unwrap_err().code, Code::Decoding);
         assert!(conf.number("mac").is_err());
     }
 

@@ -75,5 +75,6 @@ mod tests {
         assert_eq!(of(r#"{"cniVersion":"1.2.0"}"#), Err(Code::Version));
         assert_eq!(of(r#"{"cniVersion":"1.0"}"#), Err(Code::Decoding));
         assert_eq!(of(r#"{"cniVersion":"latest"}"#), Err(Code::Decoding));
+        assert_eq!(of(r#"{"cniVersion":1}"#), Err(Code::Decoding));
     }
 }

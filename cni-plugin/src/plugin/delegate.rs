@@ -44,6 +44,11 @@ pub(crate) fn run(call: &Call, kind: &str, verb: Verb) -> Result<(), Failure> {
     }
 }
 
+/// Whether this program has the plugin.
+pub(crate) fn is_ours(kind: &str) -> bool {
+    ours(kind).is_some()
+}
+
 fn ours(kind: &str) -> Option<&'static Plugin> {
     crate::PLUGINS.iter().find(|plugin| plugin.name == kind)
 }

@@ -34,7 +34,7 @@ fn add(call: &Call) -> Result<Attachment, Failure> {
 fn result(call: &Call, addresses: &[IpNetwork]) -> Attachment {
     let lo = Interface {
         name: IfName::from_kernel(LO.as_bytes()),
-        mac: Some(backends::Mac::default()),
+        mac: backends::Mac::default().to_string(),
         mtu: 0,
         sandbox: call.netns.clone(),
         device: Device::default(),

@@ -1,4 +1,6 @@
-//! Files of a few hundred bytes, each opened, read and written by one system call: an ADD has a dozen of them.
+//! Small files, each opened, read and written by one system call: an ADD has a dozen of them. What stands under a
+//! file's name may be a FIFO, a device or a link that somebody put there: nothing here waits for one or follows one to
+//! write.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -7,15 +9,32 @@ use std::path::Path;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::Mode;
 
-/// Larger than any of them. What is beyond it in a file that is none of theirs is not read.
-const LARGEST: usize = 8192;
-
-/// Flags of a file that is written anew.
-pub(crate) const ANEW: OFlag = OFlag::O_WRONLY.union(OFlag::O_CREAT).union(OFlag::O_TRUNC);
+/// Most small files have a few hundred bytes; the rest of a larger file is not read.
+const SMALL: usize = 8192;
+/// The largest file that is read whole (bytes); a stored configuration can hold some hundred kilobytes of annotations.
+const LARGEST: u64 = 4 << 20;
 
 /// The file, closed at exec. The standard library's way is musl's `open`, which says so in a second system call.
 pub(crate) fn open(path: &Path, flags: OFlag, mode: u32) -> io::Result<File> {
     Ok(openat(AT_FDCWD, path, flags | OFlag::O_CLOEXEC, Mode::from_bits_truncate(mode))?.into())
+}
+
+/// Writes the text to a file; makes the file where it is missing.
+pub(crate) fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    open(path, flags, mode)?.write_all(text.as_bytes())
+}
+
+/// A new file; what an earlier call left under this name, or somebody put there, is removed.
+pub(crate) fn create(path: &Path, mode: u32) -> io::Result<File> {
+    let create = || open(path, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL, mode);
+    match create() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            std::fs::remove_file(path)?;
+            create()
+        }
+        other => other,
+    }
 }
 
 /// Writes it all to a file that is there.
@@ -23,10 +42,28 @@ pub(crate) fn write(path: &Path, text: &str) -> io::Result<()> {
     open(path, OFlag::O_WRONLY | OFlag::O_TRUNC, 0)?.write_all(text.as_bytes())
 }
 
-/// The text; bytes that are not UTF-8 are replaced, since whoever parses it refuses them anyway.
+/// The text of a regular file of any size up to 4 MiB.
+pub(crate) fn read_whole(path: &Path) -> io::Result<String> {
+    let file = open(path, READING, 0)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(LARGEST + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LARGEST {
+        return Err(io::Error::other("larger than 4 MiB"));
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Opening a FIFO or a device to read does not wait.
+const READING: OFlag = OFlag::O_RDONLY.union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY);
+
+/// The text; bytes that are not UTF-8 are replaced, since whoever parses it refuses them anyway. A FIFO without a writer
+/// has no text.
 pub(crate) fn read(path: &Path) -> io::Result<String> {
-    let mut bytes = [0; LARGEST];
-    let mut file = open(path, OFlag::O_RDONLY, 0)?;
+    let mut bytes = [0; SMALL];
+    let mut file = open(path, READING, 0)?;
     // A regular file yields all it has at once, and so does one of /proc.
     let len = loop {
         match file.read(&mut bytes) {
@@ -51,5 +88,29 @@ mod tests {
             assert_eq!(read(&path).unwrap(), text);
         }
         assert!(read(folder.path()).is_err(), "a folder");
+    }
+
+    #[test]
+    fn a_fifo_and_a_device_are_no_files_and_are_not_waited_for() {
+        let folder = Folder::new();
+        let fifo = folder.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, Mode::from_bits_truncate(0o600)).unwrap();
+        assert_eq!(read(&fifo).unwrap(), "");
+        for path in [&*fifo, Path::new("/dev/zero"), folder.path()] {
+            assert!(read_whole(path).is_err(), "{}", path.display());
+        }
+        assert!(replace(&fifo, "x", 0o600).is_err());
+    }
+
+    #[test]
+    fn a_link_is_not_followed_to_write() {
+        let folder = Folder::new();
+        let (link, target) = (folder.path().join("link"), folder.path().join("target"));
+        std::fs::write(&target, "old").unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        assert!(replace(&link, "new", 0o600).is_err());
+        create(&link, 0o600).unwrap().write_all(b"new").unwrap();
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "old");
+        assert_eq!(std::fs::read_to_string(&link).unwrap(), "new");
     }
 }

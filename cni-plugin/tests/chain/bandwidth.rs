@@ -171,6 +171,30 @@ fn a_collection_removes_devices_of_its_network_that_are_not_valid() {
 }
 
 #[test]
+fn a_limit_for_some_addresses_only_is_refused_and_never_made_one_for_all() {
+    let (host, pod) = (Host::new(), Pod::new("c1"));
+    let made = host.add(Whose::Ours, "net", &pod, &[host.bridge("net")]).ok();
+    let call = |verb: &str, plugin: &Value| {
+        host.call(Whose::Ours, verb, ("c1", &pod.net.path(), "eth0"), &complete("net", plugin, &made))
+    };
+    for key in ["shapedSubnets", "unshapedSubnets"] {
+        let some = with(&both(), json!({ key: ["10.0.0.0/8"] }));
+        for plugin in
+            [bandwidth(some.clone()), json!({ "type": "bandwidth", "runtimeConfig": { "bandwidth": some } })]
+        {
+            let answer = call("ADD", &plugin);
+            assert!(answer.code() == 2 && answer.msg().contains(key), "{}", answer.document);
+            assert!(call("DEL", &plugin).well);
+        }
+        assert!(call("ADD", &bandwidth(with(&both(), json!({ key: [] })))).well, "none is no condition");
+        assert!(call("DEL", &bandwidth(both())).well);
+        let veth = made["interfaces"][1]["name"].as_str().unwrap();
+        host.net.tool(&format!("tc qdisc del dev {veth} root"));
+        host.net.tool(&format!("tc qdisc del dev {veth} ingress"));
+    }
+}
+
+#[test]
 fn an_add_that_fails_leaves_no_limit_behind() {
     let (host, pod) = (Host::new(), Pod::new("c1"));
     let made = host.add(Whose::Ours, "net", &pod, &[host.bridge("net")]).ok();

@@ -350,6 +350,41 @@ fn conditions_in_nft_words_hold_for_the_containers_that_have_them() {
 }
 
 #[test]
+fn a_condition_with_a_set_holds_for_each_of_its_values() {
+    let (host, pod) = (Host::new(), Pod::new("c1"));
+    let conditions =
+        |text: &str| with(&portmap(&[mapping("tcp", 8080, 80)]), json!({ "conditionsV4": [text] }));
+    for (text, reached) in [
+        ("ip saddr { 198.51.100.0/24, 192.0.2.2 }", true),
+        ("ip saddr {198.51.100.0/24,203.0.113.1}", false),
+        ("ip saddr != { 198.51.100.0/24, 192.0.2.2 }", false),
+        ("ip saddr != { 198.51.100.0/24, 203.0.113.1 }", true),
+    ] {
+        let chain = [host.bridge("net"), conditions(text)];
+        let result = host.add(Whose::Ours, "net", &pod, &chain).ok();
+        let server = pod.net.listen(80);
+        if reached {
+            assert!(host.client().reaches("192.0.2.1:8080", &server).is_some(), "{text} {}", host.ruleset());
+        } else {
+            assert!(host.client().is_kept_from("192.0.2.1:8080", &server), "{text} {}", host.ruleset());
+        }
+        host.check(Whose::Ours, "net", &pod, &chain[1], &result).ok();
+        host.del(Whose::Ours, "net", &pod, &chain, &result);
+    }
+}
+
+#[test]
+fn the_result_may_name_links_that_are_no_ethernet_links() {
+    let (host, pod) = (Host::new(), Pod::new("c1"));
+    let made = host.add(Whose::Ours, "net", &pod, &[host.bridge("net")]).ok();
+    let mut before = made.clone();
+    before["interfaces"][2]["mac"] = "80:00:02:08:fe:80:00:00:00:00:00:00:00:02:c9:03:00:1b:b6:f1".into();
+    let conf = complete("net", &portmap(&[mapping("tcp", 8080, 80)]), &before);
+    let result = host.call(Whose::Ours, "ADD", ("c1", &pod.net.path(), "eth0"), &conf).ok();
+    assert_eq!(result["interfaces"], before["interfaces"]);
+}
+
+#[test]
 fn a_thousand_ports_come_and_go_at_once() {
     let (host, pod) = (Host::new(), Pod::new("c1"));
     let mappings: Vec<_> = (1..=1000).map(|n| mapping("tcp", 20_000 + n, n)).collect();
@@ -394,7 +429,7 @@ fn what_makes_no_sense_is_refused_with_its_name_and_nothing_is_made() {
             7,
             "hostIP",
         ),
-        (json!({ "runtimeConfig": { "portMappings": "80" } }), 7, "portMappings"),
+        (json!({ "runtimeConfig": { "portMappings": "80" } }), 6, "portMappings"),
         (json!({ "markMasqBit": 32 }), 7, "markMasqBit"),
         (json!({ "markMasqBit": 3, "externalSetMarkChain": "X" }), 7, "exclude"),
         (json!({ "backend": "pf" }), 7, "backend"),

@@ -1,7 +1,11 @@
 //! Tuning: every key against the container's interface.
 
 use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
 
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use serde_json::{Value, json};
 
 use super::portmap::with;
@@ -98,6 +102,32 @@ fn the_runtimes_word_counts_more_than_the_configurations_and_the_metadatas_most(
         let conf = complete("net", &tuning(&host, keys.clone()), &made);
         host.call(Whose::Ours, "ADD", ("c1", &pod.net.path(), "eth0"), &conf).ok();
         assert!(state(&pod).starts_with(expected), "{} {expected}", state(&pod));
+    }
+}
+
+#[test]
+fn an_odd_backup_is_not_waited_for_and_a_link_in_its_place_is_not_followed() {
+    let (host, pod) = (Host::new(), Pod::new("c1"));
+    let made = host.add(Whose::Ours, "net", &pod, &[host.bridge("net")]).ok();
+    let conf = complete("net", &tuning(&host, json!({ "mtu": 1400 })), &made);
+    let call = |verb: &str| host.call(Whose::Ours, verb, ("c1", &pod.net.path(), "eth0"), &conf);
+    fs::create_dir(host.path("tuning")).unwrap();
+    let (backup, target) = (host.path("tuning/c1_eth0.json"), host.path("target"));
+    fs::write(&target, "precious").unwrap();
+    symlink(&target, &backup).unwrap();
+    call("ADD").ok();
+    assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
+    for make in [
+        |path: &Path| fs::create_dir(path).unwrap(),
+        |path: &Path| {
+            mkfifo(path, Mode::from_bits_truncate(0o600)).unwrap();
+        },
+    ] {
+        fs::remove_file(&backup).unwrap();
+        make(&backup);
+        call("DEL").ok();
+        let _ = fs::remove_dir(&backup);
+        fs::write(&backup, "").unwrap();
     }
 }
 

@@ -1,6 +1,6 @@
 //! The configuration of the bandwidth plugin.
 
-use crate::contract::json::{Json, Object, wrong};
+use crate::contract::json::{Json, Object, mistyped};
 use crate::contract::{Call, Code, Failure};
 
 /// The limits of both directions; none where there is no limit.
@@ -26,25 +26,42 @@ const KEYS: [&str; 4] = ["ingressRate", "ingressBurst", "egressRate", "egressBur
 impl Bandwidth {
     /// What stands at the top level counts, all of it; else what the runtime says.
     pub(super) fn read(call: &Call) -> Result<Self, Failure> {
+        refuse_unsupported(&call.conf)?;
         if KEYS.iter().any(|key| call.conf.get(key).is_some()) {
             return Self::of(&call.conf);
         }
         let runtime = call.conf.object("runtimeConfig")?;
         let given = runtime.map_or(Ok(None), |runtime| runtime.object("bandwidth"))?;
-        given.map_or_else(|| Ok(Self::default()), Self::of)
+        let Some(given) = given else { return Ok(Self::default()) };
+        refuse_unsupported(given)?;
+        Self::of(given)
     }
 
     fn of(conf: &Object) -> Result<Self, Failure> {
         let bits = |key: &str| match conf.get(key) {
             None => Ok(0),
-            Some(Json::Number(number)) => number.as_u64().ok_or_else(|| wrong(key, "a whole number of bits")),
-            Some(_) => Err(wrong(key, "a whole number of bits")),
+            Some(Json::Number(number)) => {
+                number.as_u64().ok_or_else(|| mistyped(key, "a whole number of bits"))
+            }
+            Some(_) => Err(mistyped(key, "a whole number of bits")),
         };
         Ok(Self {
             ingress: Limit::of(bits(KEYS[0])?, bits(KEYS[1])?, "ingress")?,
             egress: Limit::of(bits(KEYS[2])?, bits(KEYS[3])?, "egress")?,
         })
     }
+}
+
+/// Limits for a part of the addresses would be limits for all of them: refused, never ignored.
+fn refuse_unsupported(conf: &Object) -> Result<(), Failure> {
+    for key in ["shapedSubnets", "unshapedSubnets"] {
+        if !conf.list(key)?.is_empty() {
+            let msg = format!("{key:?} is not supported by this plugin");
+            return Err(Failure::new(Code::Unsupported, msg)
+                .details("our limits hold for all traffic; the reference bandwidth plugin has it"));
+        }
+    }
+    Ok(())
 }
 
 impl Limit {

@@ -57,7 +57,7 @@ fn add(call: &Call) -> Result<Attachment, Failure> {
     })?;
     result.interfaces.extend(made.map(|ifb| Interface {
         name: ifb.name,
-        mac: ifb.mac,
+        mac: ifb.mac.map(|mac| mac.to_string()).unwrap_or_default(),
         mtu: 0,
         sandbox: String::new(),
         device: Device::default(),

@@ -59,11 +59,8 @@ fn container(
     if !up && !bridge.stay_down {
         return Err(differs(format!("interface {name} of the container is down")));
     }
-    if recorded.mac.is_some() && recorded.mac != mac {
-        return Err(differs(format!(
-            "interface {name} has another Ethernet address than {}",
-            recorded.mac.unwrap_or_default()
-        )));
+    if !recorded.mac.is_empty() && recorded.mac.parse().ok() != mac {
+        return Err(differs(format!("interface {name} has another Ethernet address than {}", recorded.mac)));
     }
     let is_its = |ip: &&Address| ip.interface.is_none() || ip.interface == position;
     let lease = |ip: &Address| Lease { net: ip.net, gateway: ip.gateway };
@@ -146,7 +143,7 @@ fn on_bridge(
         return Err(differs(format!("bridge {name} is not promiscuous any more")));
     }
     let recorded = result.interfaces.iter().find(|i| i.name == name && i.sandbox.is_empty());
-    if recorded.is_some_and(|i| i.mac.is_some_and(|mac| mac != device.mac)) {
+    if recorded.is_some_and(|i| !i.mac.is_empty() && i.mac.parse() != Ok(device.mac)) {
         return Err(differs(format!("bridge {name} has another Ethernet address than at the ADD")));
     }
     if !bridge.gateway {

@@ -6,7 +6,7 @@ use backends::netlink::bridge::{create_bridge, set_mac};
 use backends::netlink::link::{AddressView, IFF_UP, LinkView, dump_addresses, get_link};
 use backends::netlink::netconf::{get_forwarding, read_forwarding};
 use backends::netlink::veth::{add_address, delete_address, dump_ports, set_flags};
-use backends::netlink::{Batch, Socket, family_of};
+use backends::netlink::{Batch, NetlinkError, Socket, family_of};
 use backends::{IfName, Mac};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
@@ -30,7 +30,7 @@ impl Device {
     /// Finds the bridge or makes it, and sees that it is up.
     pub(super) fn ensure(socket: &mut Socket, conf: &Bridge) -> Result<Self, Failure> {
         let found = find(socket, conf.name)?.map_or_else(|| make(socket, conf), Ok);
-        let (device, kind, flags) = found?;
+        let (mut device, kind, flags) = found?;
         if kind != "bridge" {
             return Err(Failure::new(Code::Config, format!("{} exists and is no bridge", conf.name)));
         }
@@ -41,6 +41,16 @@ impl Device {
             socket
                 .request(&mut batch)
                 .during(Code::Kernel, || format!("cannot set bridge {} up", conf.name))?;
+        }
+        if device.mac == Mac::default() {
+            // The kernel takes the Ethernet address away with the last port when nobody has set one. It would follow the
+            // next ports', and neighbours would remember one that is gone.
+            device.mac = random::mac();
+            let mut batch = Batch::new();
+            set_mac(&mut batch, device.index, device.mac);
+            socket.request(&mut batch).during(Code::Kernel, || {
+                format!("cannot set the Ethernet address of bridge {}", conf.name)
+            })?;
         }
         Ok(device)
     }
@@ -104,15 +114,23 @@ impl Device {
     }
 
     fn add(&self, socket: &mut Socket, net: IpNetwork) -> Result<(), Failure> {
+        let mut result = self.try_add(socket, net);
+        if net.is_ipv6() && result.as_ref().is_err_and(|error| error.errno() == Errno::EACCES) {
+            // IPv6 is off by default on this host, and the network has it.
+            sysctl::set(&format!("ipv6/conf/{}/disable_ipv6", self.name), "0")?;
+            result = self.try_add(socket, net);
+        }
+        result.during(Code::Kernel, || format!("cannot give {net} to bridge {}", self.name))
+    }
+
+    fn try_add(&self, socket: &mut Socket, net: IpNetwork) -> Result<(), NetlinkError> {
         let mut batch = Batch::new();
         add_address(&mut batch, self.index, net);
         // A bridge that something else made may take its ports' Ethernet addresses; this pins the one it has.
         set_mac(&mut batch, self.index, self.mac);
         let results = socket.apply(&mut batch);
         let failed = results.into_iter().filter_map(Result::err).find(|error| error.errno() != Errno::EEXIST);
-        failed
-            .map_or(Ok(()), Err)
-            .during(Code::Kernel, || format!("cannot give {net} to bridge {}", self.name))
+        failed.map_or(Ok(()), Err)
     }
 }
 

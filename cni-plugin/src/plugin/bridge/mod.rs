@@ -22,6 +22,7 @@ mod removal;
 mod spoof;
 
 use backends::netlink::Socket;
+use backends::{IfName, Mac};
 
 pub(crate) use check::check;
 pub(crate) use collect::gc;
@@ -133,9 +134,9 @@ impl Attach<'_> {
     fn attachment(&self, device: &Device, pair: &Pair, routes: Vec<Route>) -> Attachment {
         // The bridge's MTU follows from all of its ports'. Results before 1.1.0 have none.
         let mtu = if self.call.version >= Version::V1_1_0 { self.bridge.mtu } else { 0 };
-        let interface = |(name, mac), mtu, sandbox: &str| Interface {
+        let interface = |(name, mac): (IfName, Mac), mtu, sandbox: &str| Interface {
             name,
-            mac: Some(mac),
+            mac: mac.to_string(),
             mtu,
             sandbox: sandbox.to_owned(),
             device: Hardware::default(),
@@ -178,14 +179,19 @@ fn routes(bridge: &Bridge, grant: &Grant) -> Vec<Route> {
     routes
 }
 
-/// Routes that name no gateway go through that of their family.
+/// The routes as the container gets them: through the gateway of their family where they name none, and the first of
+/// those to the same destination, since the kernel takes no second one.
 fn with_gateways(routes: &[Route], leases: &[Lease]) -> Vec<Route> {
     let gateway =
         |r: &Route| leases.iter().find(|l| l.net.is_ipv4() == r.dst.is_ipv4()).and_then(|l| l.gateway);
-    routes
-        .iter()
-        .map(|route| Route { gateway: route.gateway.or_else(|| gateway(route)), ..route.clone() })
-        .collect()
+    let place = |r: &Route| (r.dst.network(), r.dst.prefix(), r.table, r.priority);
+    let mut all: Vec<Route> = Vec::with_capacity(routes.len());
+    for route in routes {
+        if !all.iter().any(|other| place(other) == place(route)) {
+            all.push(Route { gateway: route.gateway.or_else(|| gateway(route)), ..route.clone() });
+        }
+    }
+    all
 }
 
 #[cfg(test)]
@@ -203,6 +209,17 @@ mod tests {
         let through: Vec<_> =
             with_gateways(&routes, &leases).iter().map(|r| r.gateway.unwrap().to_string()).collect();
         assert_eq!(through, ["10.1.2.1", "fc00::1"]);
+    }
+
+    #[test]
+    fn of_routes_to_the_same_destination_the_first_counts() {
+        let leases = [lease("10.1.2.3/24", "10.1.2.1")];
+        let mut routes = vec![Route::to("0.0.0.0/0".parse().unwrap()); 3];
+        routes[1].gateway = "10.1.2.9".parse().ok();
+        routes[2].table = 7;
+        let got = with_gateways(&routes, &leases);
+        assert_eq!(got.len(), 2);
+        assert_eq!((got[0].gateway, got[1].table), (leases[0].gateway, 7));
     }
 
     #[test]

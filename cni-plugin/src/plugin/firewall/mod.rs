@@ -33,7 +33,7 @@ fn add(call: &Call) -> Result<Attachment, Failure> {
     let (addresses, bridge) = (addresses(&result), bridge(&conf, &result)?);
     let own = own_name(call);
     let gate = gate(&conf);
-    record::write(&conf.folder, &addresses, &own, &gate)?;
+    record::write(&conf.folder, &addresses, &own, &gate);
     let zone = if let Gate::Zone(zone) = &gate { zone::add(zone, &addresses) } else { Ok(()) };
     // A policy is in iptables, whatever lets the container's packets pass.
     let part = Part { conf: &conf, accepts: gate == Gate::Iptables, bridge };
@@ -90,7 +90,8 @@ fn remove(conf: &Firewall, addresses: &[IpAddr], own: &str) -> Result<(), Failur
     }
     chains::remove(&in_chains)?;
     record::forget_draft(&conf.folder, own);
-    free.into_iter().try_for_each(|ip| record::forget(&conf.folder, ip))
+    free.into_iter().for_each(|ip| record::forget(&conf.folder, ip));
+    Ok(())
 }
 
 fn check(call: &Call) -> Result<(), Failure> {

@@ -7,12 +7,11 @@
 //! ```
 
 use std::fs::{self, DirBuilder};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use crate::contract::{Code, During, Failure};
 use crate::sys::{hash, small_file};
 
 /// What lets an address pass.
@@ -39,17 +38,21 @@ impl Gate {
     }
 }
 
-/// Writes down that these addresses are an attachment's now, whoever had them before.
-pub(super) fn write(folder: &Path, addresses: &[IpAddr], owner: &str, gate: &Gate) -> Result<(), Failure> {
-    let what = || format!("cannot write to {}", folder.display());
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).during(Code::Io, what)?;
+/// Records that these addresses are an attachment's now, whoever had them before. Where that cannot be written, as on a
+/// host with a read-only `/run/cni`, the rules work all the same; the loss is named.
+pub(super) fn write(folder: &Path, addresses: &[IpAddr], owner: &str, gate: &Gate) {
     let (draft, text) = (draft(folder, owner), format!("{owner}\n{}", gate.text()));
-    for ip in addresses {
-        fs::write(&draft, &text)
-            .and_then(|()| fs::rename(&draft, folder.join(ip.to_string())))
-            .during(Code::Io, what)?;
+    let one = |ip: &IpAddr| {
+        small_file::create(&draft, 0o600)?.write_all(text.as_bytes())?;
+        fs::rename(&draft, folder.join(ip.to_string()))
+    };
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    if let Err(error) = made.and_then(|()| addresses.iter().try_for_each(one)) {
+        let folder = folder.display();
+        eprintln!(
+            "firewall: cannot write to {folder}: {error}; a DEL without a \"prevResult\" leaves the rules"
+        );
     }
-    Ok(())
 }
 
 /// Under this name a file is written before it gets its own: what an attachment left of it can be found.
@@ -83,13 +86,14 @@ pub(super) fn find(folder: &Path, meant: impl Fn(&str) -> bool) -> Vec<IpAddr> {
     ips.filter(|ip| owner(folder, *ip).is_some_and(|owner| meant(&owner))).collect()
 }
 
-/// Removes what is written of an address.
-pub(super) fn forget(folder: &Path, ip: IpAddr) -> Result<(), Failure> {
+/// Removes what is recorded of an address. What cannot be removed is named: the rules are gone, and the next owner of
+/// the address replaces the record.
+pub(super) fn forget(folder: &Path, ip: IpAddr) {
     match fs::remove_file(folder.join(ip.to_string())) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).during(Code::Io, || format!("cannot remove {ip} from {}", folder.display()))
+            eprintln!("firewall: cannot remove {ip} from {}: {error}", folder.display());
         }
-        _ => Ok(()),
+        _ => {}
     }
 }
 
@@ -104,8 +108,8 @@ mod tests {
         let path = folder.path().join("firewall");
         let ips: [IpAddr; 2] = ["10.0.0.2".parse().unwrap(), "fc00::2".parse().unwrap()];
         let zone = Gate::Zone("trusted".to_owned());
-        write(&path, &ips, "n/c1/eth0", &zone).unwrap();
-        write(&path, &ips[..1], "n/c2/eth0", &Gate::Iptables).unwrap();
+        write(&path, &ips, "n/c1/eth0", &zone);
+        write(&path, &ips[..1], "n/c2/eth0", &Gate::Iptables);
         assert_eq!(ips.map(|ip| gate(&path, ip)), [Some(Gate::Iptables), Some(zone)]);
         assert_eq!(owner(&path, ips[0]).as_deref(), Some("n/c2/eth0"));
         assert_eq!(find(&path, |owner| owner == "n/c1/eth0"), [ips[1]]);
@@ -117,8 +121,8 @@ mod tests {
         assert_eq!(find(&path, |_| true).len(), 2);
         fs::write(path.join("10.0.0.8"), "n/c1/eth0").unwrap();
         assert_eq!(gate(&path, "10.0.0.8".parse().unwrap()), None);
-        ips.into_iter().for_each(|ip| forget(&path, ip).unwrap());
-        forget(&path, ips[0]).unwrap();
+        ips.into_iter().for_each(|ip| forget(&path, ip));
+        forget(&path, ips[0]);
         assert_eq!(owner(&path, ips[0]), None);
     }
 }

@@ -32,6 +32,9 @@ impl Env {
     /// Reads the file. One that is missing or incomplete may be right in a moment.
     pub(super) fn read(path: &Path) -> Result<Self, Failure> {
         let text = small_file::read(path).map_err(|error| unreadable(path, &error))?;
+        if text.is_empty() && path.metadata().is_ok_and(|there| !there.is_file()) {
+            return Err(Failure::new(Code::Io, format!("{} is not a regular file", path.display())));
+        }
         Self::parse(&text).map_err(|reason| {
             Failure::new(Code::TryAgain, format!("{}: {reason}", path.display()))
                 .details("flanneld writes this file; it is rewritten when flanneld starts")

@@ -17,8 +17,8 @@ use std::time::Duration;
 use env::Env;
 use state::State;
 
-use crate::contract::json::{Json, Object, object, wrong};
-use crate::contract::{Attachment, Call, Code, Failure, Verb};
+use crate::contract::json::{Json, Object, mistyped, object, wrong};
+use crate::contract::{Attachment, Call, Code, Failure, Verb, is_name};
 use crate::plugin::Plugin;
 use crate::plugin::delegate;
 use crate::sys::daemon;
@@ -60,13 +60,25 @@ pub(crate) fn add(call: &Call) -> Result<Attachment, Failure> {
 /// DEL; success where nothing was stored.
 pub(crate) fn del(call: &Call) -> Result<(), Failure> {
     let state = state(call)?;
-    let text = state.load()?;
-    if let Some(text) = &text {
-        // Cut short by a power failure: what the network's configuration says today is the next best.
-        let delegated = stored(call, text).or_else(|_| call.with(without_env(&call.conf)?))?;
-        delegate::run(&delegated, kind(&delegated.conf)?, Verb::Del)?;
+    let text = match state.load() {
+        Ok(None) => return state.remove(None),
+        Ok(text) => text,
+        // What is there and cannot be read is as good as a file that was cut short.
+        Err(failure) => {
+            eprintln!("{failure}");
+            None
+        }
+    };
+    // Cut short by a power failure: what the network's configuration says today is the next best.
+    let stored = text.as_ref().and_then(|text| stored(call, text).ok());
+    let delegated = stored.map_or_else(|| call.with(without_env(&call.conf)?), Ok)?;
+    delegate::run(&delegated, kind(&delegated.conf)?, Verb::Del)?;
+    match state.remove(text.as_deref()) {
+        // Nothing of the container is left but an entry that no ADD made.
+        Err(failure) if text.is_none() => eprintln!("{failure}"),
+        other => return other,
     }
-    state.remove(text.as_deref())
+    Ok(())
 }
 
 /// CHECK.
@@ -104,9 +116,13 @@ pub(crate) fn gc(call: &Call) -> Result<(), Failure> {
 
 /// A DEL without a namespace of a stored attachment, if it is of this network.
 fn collect(call: &Call, (container, ifname): (String, String)) -> Result<(), Failure> {
-    let Ok(ifname) = ifname.parse() else { return Ok(()) };
+    let (Ok(ifname), true) = (ifname.parse(), is_name(&container)) else { return Ok(()) };
     let gone = Call { verb: Verb::Del, container, ifname, netns: String::new(), ..call.clone() };
-    let text = state(&gone)?.load()?.unwrap_or_default();
+    let text = state(&gone)?.load().unwrap_or_else(|failure| {
+        eprintln!("{failure}");
+        None
+    });
+    let text = text.unwrap_or_default();
     match stored(&gone, &text) {
         Ok(delegated) if delegated.network == call.network => del(&gone),
         _ => Ok(()),
@@ -149,7 +165,7 @@ fn compose(conf: &Object, env: &Env) -> Result<Object, Failure> {
 fn without_env(conf: &Object) -> Result<Object, Failure> {
     let mut out = conf.object("delegate")?.cloned().unwrap_or_default();
     if out.get("type").is_some_and(|kind| !matches!(kind, Json::Text(_))) {
-        return Err(wrong("delegate.type", "a text"));
+        return Err(mistyped("delegate.type", "a text"));
     }
     if let Some(key) = ["name", "ipam"].into_iter().find(|key| out.get(key).is_some()) {
         let msg =
@@ -257,13 +273,12 @@ mod tests {
 
     #[test]
     fn a_delegate_that_names_itself_or_its_addresses_is_refused() {
-        for bad in [r#""name":"x""#, r#""ipam":{}"#, r#""Type":7"#] {
-            assert_eq!(
-                compose(&format!(r#"{{"name":"n","delegate":{{{bad}}}}}"#), ENV),
-                Err(Code::Config),
-                "{bad}"
-            );
+        for (bad, code) in
+            [(r#""name":"x""#, Code::Config), (r#""ipam":{}"#, Code::Config), (r#""Type":7"#, Code::Decoding)]
+        {
+            let conf = format!(r#"{{"name":"n","delegate":{{{bad}}}}}"#);
+            assert_eq!(compose(&conf, ENV), Err(code), "{bad}");
         }
-        assert_eq!(compose(r#"{"name":"n","delegate":[]}"#, ENV), Err(Code::Config));
+        assert_eq!(compose(r#"{"name":"n","delegate":[]}"#, ENV), Err(Code::Decoding));
     }
 }

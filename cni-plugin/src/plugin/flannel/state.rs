@@ -5,12 +5,11 @@
 //! a Go plugin finds what we added, and read where ours is missing, so that we find what it added.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use backends::IfName;
-use nix::fcntl::OFlag;
 
 use crate::contract::{Code, During, Failure, Key};
 use crate::sys::small_file;
@@ -57,12 +56,10 @@ impl State {
     /// Forgets it, and what an ADD that was killed had half written. The shared file goes as well where it says the
     /// same; another interface's stays.
     pub(super) fn remove(&self, text: Option<&str>) -> Result<(), Failure> {
-        if text.is_some() && self.read(&self.shared)?.as_deref() == text {
+        if text.is_some() && self.read(&self.shared).ok().flatten().as_deref() == text {
             self.unlink(&self.shared)?;
         }
-        for name in [&self.own, &self.shared] {
-            self.unlink(&temporary(name))?;
-        }
+        self.unlink(&self.temporary())?;
         // Last: whoever is killed before it finds all that is left by it.
         self.unlink(&self.own)
     }
@@ -94,10 +91,8 @@ impl State {
     }
 
     fn read(&self, name: &str) -> Result<Option<String>, Failure> {
-        let mut bytes = Vec::new();
-        let file = small_file::open(&self.path(name), OFlag::O_RDONLY, 0);
-        match file.and_then(|mut file| file.read_to_end(&mut bytes)) {
-            Ok(_) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        match small_file::read_whole(&self.path(name)) {
+            Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => {
                 Err(error).during(Code::Io, || format!("cannot read {}", self.path(name).display()))
@@ -113,21 +108,20 @@ impl State {
         text: &str,
         place: impl Fn(&Path, &Path) -> io::Result<T>,
     ) -> Result<T, Failure> {
-        let (temporary, path) = (self.path(&temporary(name)), self.path(name));
+        let (temporary, path) = (self.path(&self.temporary()), self.path(name));
         let written = || {
-            self.open(&temporary)?.write_all(text.as_bytes())?;
+            self.create(&temporary)?.write_all(text.as_bytes())?;
             place(&temporary, &path)
         };
         written().during(Code::Io, || format!("cannot write {}", path.display()))
     }
 
     /// Makes the folder when it turns out to be missing.
-    fn open(&self, path: &Path) -> io::Result<File> {
-        let open = || small_file::open(path, small_file::ANEW, 0o600);
-        match open() {
+    fn create(&self, path: &Path) -> io::Result<File> {
+        match small_file::create(path, 0o600) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
-                open()
+                small_file::create(path, 0o600)
             }
             other => other,
         }
@@ -136,11 +130,11 @@ impl State {
     fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
-}
 
-/// Begins with what no container ID begins with.
-fn temporary(name: &str) -> String {
-    format!(".{name}")
+    /// Begins with what no container ID begins with.
+    fn temporary(&self) -> String {
+        format!(".{}", self.own)
+    }
 }
 
 #[cfg(test)]

@@ -1,13 +1,13 @@
 //! The `ipam` section and what else asks for addresses: `runtimeConfig`, `args` and `CNI_ARGS`.
 
-use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::range::{Range, RangeSet};
 use super::{HostLocal, Place};
-use crate::contract::json::{Json, Object, wrong};
+use crate::contract::json::{Json, Object, mistyped, wrong};
 use crate::contract::{Call, CniArgs, Code, Dns, During, Failure, Route, Version};
+use crate::sys::small_file;
 
 /// Where host-local keeps its folders.
 const DATA_DIR: &str = "/var/lib/cni/networks";
@@ -55,7 +55,7 @@ fn sets(ipam: &Object, runtime: Option<&Object>) -> Result<Vec<RangeSet>, Failur
 }
 
 fn listed(from: &Object, key: &str) -> Result<Vec<RangeSet>, Failure> {
-    let form = || wrong(key, "a list of lists of objects that have a \"subnet\"");
+    let form = || mistyped(key, "a list of lists of objects that have a \"subnet\"");
     let range = |json: &Json| Range::parse(json.as_object().ok_or_else(form)?)?.ok_or_else(form);
     let set = |json: &Json| match json {
         Json::List(ranges) => RangeSet::new(ranges.iter().map(range).collect::<Result<_, _>>()?),
@@ -101,7 +101,8 @@ fn requested(call: &Call) -> Result<Vec<IpAddr>, Failure> {
 }
 
 fn resolv_conf(path: &str) -> Result<Dns, Failure> {
-    let text = fs::read_to_string(path).during(Code::Io, || format!("cannot read resolvConf {path}"))?;
+    let text = small_file::read_whole(path.as_ref());
+    let text = text.during(Code::Io, || format!("cannot read resolvConf {path}"))?;
     Ok(parse_resolv_conf(&text))
 }
 

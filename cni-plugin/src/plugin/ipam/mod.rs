@@ -94,7 +94,7 @@ impl HostLocal {
                 None => self.next(n, set, store, holder)?,
             };
             leases.push(lease);
-            store.set_last(n, lease.net.ip())?;
+            store.set_last(n, lease.net.ip());
         }
         Ok(())
     }
@@ -167,7 +167,7 @@ impl HostLocal {
 
     /// Whether an ADD would get its addresses.
     pub(crate) fn check_free(&self) -> Result<(), Failure> {
-        let Some(store) = Store::open(&self.place)? else { return Ok(()) };
+        let Some(mut store) = Store::open(&self.place)? else { return Ok(()) };
         let mut taken = store.names()?;
         let is_full =
             |set: &&RangeSet, taken: &BTreeSet<_>| set.after(None).all(|(ip, _)| taken.contains(&ip));
@@ -176,7 +176,7 @@ impl HostLocal {
         }
         // Full of names; those that hold nothing, or are of an earlier boot, an ADD would take.
         let reservations = store.reservations()?;
-        taken = reservations.iter().map(|(ip, _)| *ip).collect();
+        taken = reservations.iter().map(|(ip, _)| *ip).chain(store.odd().iter().copied()).collect();
         for ip in stale::find(&self.place.folder, &reservations) {
             taken.remove(&ip);
         }
@@ -210,7 +210,7 @@ pub(crate) fn release(place: &Place, holder: &Holder) -> Result<(), Failure> {
 
 /// The addresses in a network's folder that no valid attachment holds.
 pub(crate) fn leftovers(place: &Place, valid: &BTreeSet<Key>) -> Result<Vec<(IpAddr, Holder)>, Failure> {
-    let Some(store) = Store::open(place)? else { return Ok(vec![]) };
+    let Some(mut store) = Store::open(place)? else { return Ok(vec![]) };
     let mut all = store.reservations()?;
     all.retain(|(_, held)| !is_valid(held, valid));
     Ok(all)

@@ -46,7 +46,7 @@ impl Range {
     }
 
     fn check(&self) -> Result<(), Failure> {
-        for (key, ip) in [("rangeStart", self.first), ("rangeEnd", self.last)] {
+        for (key, ip) in [("rangeStart", self.first), ("rangeEnd", self.last), ("gateway", self.gateway)] {
             if !self.subnet.contains(ip) {
                 return Err(wrong(format!("{key} {ip} is outside of {}", self.subnet)));
             }
@@ -222,6 +222,8 @@ mod tests {
             r#"{"subnet":"10.1.2.0/24","rangeEnd":"fc00::1"}"#,
             r#"{"subnet":"10.1.2.0/24","rangeStart":"10.1.2.9","rangeEnd":"10.1.2.8"}"#,
             r#"{"subnet":"10.1.2.0/24","gateway":"x"}"#,
+            r#"{"subnet":"10.1.2.0/24","gateway":"10.1.3.1"}"#,
+            r#"{"subnet":"10.1.2.0/24","gateway":"fc00::1"}"#,
         ] {
             assert_eq!(range(bad).unwrap_err().code, Code::Config, "{bad}");
         }

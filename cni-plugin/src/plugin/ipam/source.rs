@@ -1,7 +1,7 @@
 //! Where a container's addresses come from: managed in this process, or by the program that `ipam.type` names.
 
 use super::{HostLocal, Lease, collect, place, release};
-use crate::contract::{Attachment, Call, Dns, Failure, Route, Verb};
+use crate::contract::{Attachment, Call, Code, Dns, Failure, Route, Verb};
 use crate::plugin::delegate;
 
 /// What the `ipam` section asks for.
@@ -29,6 +29,11 @@ impl Source {
         match ipam.text("type")? {
             None => Ok(Self::None),
             Some("host-local") => Ok(Self::Own(Box::new(HostLocal::read(call, ipam)?))),
+            // It would look for its addresses in the same section, and so call itself.
+            Some(kind) if delegate::is_ours(kind) => {
+                let msg = format!("\"ipam\" is of type {kind}, which manages no addresses");
+                Err(Failure::new(Code::Config, msg))
+            }
             Some(kind) => Ok(Self::Program(kind.to_owned())),
         }
     }
@@ -83,7 +88,8 @@ pub(crate) fn gc(call: &Call) -> Result<(), Failure> {
 
 fn program(call: &Call) -> Option<String> {
     let kind = call.conf.object("ipam").ok()??.text("type").ok()??;
-    (kind != "host-local").then(|| kind.to_owned())
+    // Of the others that we have none manages addresses: no ADD has made any.
+    (!delegate::is_ours(kind)).then(|| kind.to_owned())
 }
 
 impl From<Attachment> for Grant {

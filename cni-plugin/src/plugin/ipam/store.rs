@@ -50,7 +50,18 @@ pub(crate) struct Store {
     stamp: Option<Stamp>,
     /// Something was changed since.
     touched: bool,
+    /// Odd entries that were named.
+    named: BTreeSet<IpAddr>,
     _lock: File,
+}
+
+/// What the folder has under the name of an address.
+enum Entry {
+    /// Nothing, or a file that holds nothing.
+    Empty,
+    Held(Holder),
+    /// Something else, or a file that cannot be read, for this reason. Nobody knows whether its address is free.
+    Odd(String),
 }
 
 /// Who holds an address.
@@ -92,7 +103,14 @@ impl Store {
         };
         let index = Index::of(place);
         let stamp = index.stamp(&metadata(&place.folder)?);
-        Ok(Some(Self { folder: place.folder.clone(), index, stamp, touched: false, _lock: lock }))
+        Ok(Some(Self {
+            folder: place.folder.clone(),
+            index,
+            stamp,
+            touched: false,
+            named: BTreeSet::new(),
+            _lock: lock,
+        }))
     }
 
     /// The addresses of an attachment.
@@ -104,7 +122,10 @@ impl Store {
         let mut held = Vec::new();
         for ip in self.index.addresses(holder) {
             // The file is the truth; the index only says which one to read.
-            held.extend(self.read(ip)?.filter(|found| holder.owns(found)).map(|_| ip));
+            match self.read(ip) {
+                Entry::Held(found) if holder.owns(&found) => held.push(ip),
+                _ => {}
+            }
         }
         Ok(held)
     }
@@ -113,8 +134,10 @@ impl Store {
     pub(crate) fn rescan(&mut self) -> Result<Vec<(IpAddr, Holder)>, Failure> {
         let mut reservations = self.reservations()?;
         for ip in stale::find(&self.folder, &reservations) {
-            remove(&self.path(ip)).during(Code::Io, || format!("cannot free {ip} of an earlier boot"))?;
-            reservations.retain(|(held, _)| *held != ip);
+            match remove(&self.path(ip)) {
+                Ok(()) => reservations.retain(|(held, _)| *held != ip),
+                Err(error) => self.name_odd(ip, &error.to_string()),
+            }
         }
         let usage = self.index.usage().recount(reservations.iter().map(|(ip, _)| *ip));
         self.stamp = self.index.rebuild(&reservations, usage);
@@ -122,16 +145,35 @@ impl Store {
         Ok(reservations)
     }
 
-    /// Every reserved address with its file's content. Files that hold nothing are removed.
-    pub(crate) fn reservations(&self) -> Result<Vec<(IpAddr, Holder)>, Failure> {
+    /// Every reserved address with its file's content. Files that hold nothing are removed, odd entries are named.
+    pub(crate) fn reservations(&mut self) -> Result<Vec<(IpAddr, Holder)>, Failure> {
         let mut found = Vec::new();
         for ip in self.names()? {
-            match self.read(ip)? {
-                Some(holder) => found.push((ip, holder)),
-                None => remove(&self.path(ip)).during(Code::Io, || format!("cannot repair {ip}"))?,
+            match self.read(ip) {
+                Entry::Held(holder) => found.push((ip, holder)),
+                Entry::Empty => {
+                    let _ = remove(&self.path(ip)).inspect_err(|error| self.name_odd(ip, &error.to_string()));
+                }
+                Entry::Odd(why) => self.name_odd(ip, &why),
             }
         }
         Ok(found)
+    }
+
+    /// The addresses of odd entries, which count as taken; complete after [`Store::reservations`].
+    pub(crate) fn odd(&self) -> &BTreeSet<IpAddr> {
+        &self.named
+    }
+
+    /// Names an entry that is no reservation, once in a call.
+    fn name_odd(&mut self, ip: IpAddr, why: &str) {
+        if self.named.insert(ip) {
+            let path = self.path(ip);
+            eprintln!(
+                "host-local: {} is no reservation ({why}); its address counts as taken",
+                path.display()
+            );
+        }
     }
 
     /// The addresses that have a file.
@@ -150,12 +192,19 @@ impl Store {
         Ok(found)
     }
 
-    /// Who holds an address; nobody where the file holds nothing, or is not there.
-    pub(crate) fn read(&self, ip: IpAddr) -> Result<Option<Holder>, Failure> {
-        match small_file::read(&self.path(ip)) {
-            Ok(content) => Ok(Holder::parse(&content)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).during(Code::Io, || format!("cannot read {ip} of the store")),
+    fn read(&self, ip: IpAddr) -> Entry {
+        let path = self.path(ip);
+        match small_file::read(&path) {
+            Ok(content) => match Holder::parse(&content) {
+                Some(holder) => Entry::Held(holder),
+                // A FIFO has no content either.
+                None if fs::metadata(&path).is_ok_and(|there| !there.is_file()) => {
+                    Entry::Odd("not a regular file".to_owned())
+                }
+                None => Entry::Empty,
+            },
+            Err(error) if error.kind() == ErrorKind::NotFound => Entry::Empty,
+            Err(error) => Entry::Odd(error.to_string()),
         }
     }
 
@@ -166,10 +215,15 @@ impl Store {
         let create = || small_file::open(&path, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL, 0o600);
         let file = match create() {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                if self.read(ip)?.is_some() {
+                let odd = match self.read(ip) {
+                    Entry::Held(_) => return Ok(false),
+                    Entry::Odd(why) => Some(why),
+                    Entry::Empty => remove(&path).err().map(|error| error.to_string()),
+                };
+                if let Some(why) = odd {
+                    self.name_odd(ip, &why);
                     return Ok(false);
                 }
-                remove(&path).during(Code::Io, what)?;
                 create()
             }
             other => other,
@@ -217,12 +271,12 @@ impl Store {
         small_file::read(&self.last_path(set)).ok()?.parse().ok()
     }
 
-    /// Remembers it.
-    pub(crate) fn set_last(&self, set: usize, ip: IpAddr) -> Result<(), Failure> {
+    /// Remembers it. Without it the search begins at the first address: every address is found all the same.
+    pub(crate) fn set_last(&self, set: usize, ip: IpAddr) {
         let path = self.last_path(set);
-        let file = small_file::open(&path, small_file::ANEW, 0o600);
-        file.and_then(|mut file| file.write_all(ip.to_string().as_bytes()))
-            .during(Code::Io, || format!("cannot write {}", path.display()))
+        if let Err(error) = small_file::replace(&path, &ip.to_string(), 0o600) {
+            eprintln!("host-local: cannot write {}: {error}", path.display());
+        }
     }
 
     fn path(&self, ip: IpAddr) -> PathBuf {
@@ -311,7 +365,7 @@ mod tests {
         let mut store = store(&folder);
         assert!(store.reserve(ip("fc00::3"), &holder("c1", "eth0")).unwrap());
         assert!(!store.reserve(ip("fc00::3"), &holder("c2", "eth0")).unwrap(), "taken");
-        store.set_last(1, "fc00::3".parse().unwrap()).unwrap();
+        store.set_last(1, "fc00::3".parse().unwrap());
         let read = |name: &str| fs::read_to_string(folder.path().join("cbr0").join(name)).unwrap();
         assert_eq!(read("fc00::3"), "c1\r\neth0");
         assert_eq!(read("last_reserved_ip.1"), "fc00::3");

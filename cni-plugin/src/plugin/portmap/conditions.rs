@@ -7,11 +7,16 @@ use crate::contract::{Code, Failure};
 use crate::plugin::chained::canonical;
 use crate::sys::nft::{End, Expr, Field};
 
-/// The expressions that these words stand for.
-pub(super) fn parse(words: &[String], family: Family) -> Result<Vec<Expr>, Failure> {
+/// More rules than this are not made of one configuration's sets.
+const MOST: usize = 64;
+
+/// The expressions that these words stand for: those of one rule, or of several where sets make alternatives.
+pub(super) fn parse(words: &[String], family: Family) -> Result<Vec<Vec<Expr>>, Failure> {
     let text = words.join(" ");
-    let mut rest = text.split_whitespace().peekable();
-    let mut exprs = Vec::new();
+    // In nft's words a set may stand without blanks.
+    let spaced = text.replace('{', " { ").replace('}', " } ").replace(',', " , ");
+    let mut rest = spaced.split_whitespace().peekable();
+    let mut rules = vec![Vec::new()];
     while let Some(first) = rest.next() {
         let subject = subject(first, &mut rest, family).ok_or_else(|| unknown(&text))?;
         let equal = match rest.peek() {
@@ -19,12 +24,42 @@ pub(super) fn parse(words: &[String], family: Family) -> Result<Vec<Expr>, Failu
             Some(&"==") => rest.next().is_some(),
             _ => true,
         };
-        let value = rest.next().ok_or_else(|| unknown(&text))?;
-        exprs.extend(
-            condition(subject, equal, value.trim_matches('"'), family).ok_or_else(|| unknown(&text))?,
-        );
+        let values = values(&mut rest).ok_or_else(|| unknown(&text))?;
+        let exprs = |value: &&str| condition(subject, equal, value.trim_matches('"'), family);
+        let each: Option<Vec<_>> = values.iter().map(exprs).collect();
+        let each = each.ok_or_else(|| unknown(&text))?;
+        // None of several values is one rule that compares with each; one of several values is a rule for each.
+        let alternatives = if equal { each } else { vec![each.concat()] };
+        rules = rules
+            .iter()
+            .flat_map(|rule| alternatives.iter().map(|more| [&rule[..], more].concat()))
+            .collect();
+        if rules.len() > MOST {
+            return Err(unknown(&text).details(format!("its sets make more than {MOST} combinations")));
+        }
     }
-    Ok(exprs)
+    Ok(rules)
+}
+
+/// A value, or those of a set: `{ 10.0.0.1, 10.0.0.2 }`.
+fn values<'a>(rest: &mut impl Iterator<Item = &'a str>) -> Option<Vec<&'a str>> {
+    let is_value = |word: &str| !["{", "}", ","].contains(&word);
+    let first = rest.next()?;
+    if first != "{" {
+        return is_value(first).then(|| vec![first]);
+    }
+    let mut values = Vec::new();
+    loop {
+        let value = rest.next().filter(|word| is_value(word))?;
+        if !values.contains(&value) {
+            values.push(value);
+        }
+        match rest.next()? {
+            "," => {}
+            "}" => return Some(values),
+            _ => return None,
+        }
+    }
 }
 
 /// What is compared, from its one or two words.
@@ -75,7 +110,7 @@ fn condition(field: Field, equal: bool, value: &str, family: Family) -> Option<V
 
 fn unknown(text: &str) -> Failure {
     Failure::new(Code::Unsupported, format!("the condition {text:?} is not understood")).details(
-        "ip or ip6 saddr, daddr; iifname; tcp, udp, sctp or th sport, dport; mark; each with or without !=; \
+        "ip or ip6 saddr, daddr; iifname; tcp, udp, sctp or th sport, dport; mark; each with or without !=, and with a value or a set of values; \
          \"backend\": \"iptables\" takes any condition of iptables",
     )
 }
@@ -89,7 +124,7 @@ mod tests {
 
     fn count(text: &str, family: Family) -> Option<usize> {
         let words: Vec<_> = text.split(';').map(str::to_owned).collect();
-        parse(&words, family).ok().map(|exprs| exprs.len())
+        parse(&words, family).ok().map(|rules| rules.iter().map(Vec::len).sum())
     }
 
     #[test]
@@ -110,6 +145,19 @@ mod tests {
     }
 
     #[test]
+    fn a_set_is_a_rule_for_each_value_and_none_of_a_set_is_one_rule() {
+        let rules = |text: &str| parse(&[text.into()], Family::V4).unwrap();
+        let each = ["10.0.0.0/8", "192.0.2.7"].map(|value| rules(&format!("ip saddr {value}")).concat());
+        for text in ["ip saddr { 10.0.0.0/8, 192.0.2.7 }", "ip saddr {10.0.0.0/8,192.0.2.7}"] {
+            assert_eq!(rules(text), each, "{text}");
+        }
+        assert_eq!(rules("tcp dport { 80, 443 } iifname { a, b, c }").len(), 6);
+        assert_eq!(rules("ip saddr != { 10.0.0.0/8, 192.0.2.7 }").len(), 1);
+        let ports: Vec<_> = (1..=65).map(|port: u16| port.to_string()).collect();
+        assert!(parse(&[format!("tcp dport {{ {} }}", ports.join(", "))], Family::V4).is_err());
+    }
+
+    #[test]
     fn what_is_not_understood_is_refused_and_not_passed_over() {
         for text in [
             "ip",
@@ -121,7 +169,14 @@ mod tests {
             "ip6 saddr fc00::1",
             "iifname *",
             "mark x",
-            "ip saddr { 10.0.0.1, 10.0.0.2 }",
+            "ip saddr { 10.0.0.1, 10.0.0.2",
+            "ip saddr { 10.0.0.1 10.0.0.2 }",
+            "ip saddr { 10.0.0.1, }",
+            "ip saddr { }",
+            "ip saddr 10.0.0.1, 10.0.0.2",
+            "ip saddr { 10.0.0.1, { 10.0.0.2 } }",
+            "ip saddr { 10.0.0.1, fc00::1 }",
+            "ip saddr @named",
             "meta",
         ] {
             assert_eq!(count(text, Family::V4), None, "{text}");

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use subnet_lease::Family;
 
-use crate::contract::json::{Json, Object, wrong};
+use crate::contract::json::{Json, Object, mistyped, wrong};
 use crate::contract::{Attachment, Call, Code, Failure};
 use crate::plugin::chained;
 
@@ -162,7 +162,7 @@ fn words(conf: &Object, key: &str) -> Result<Vec<String>, Failure> {
     let list: Vec<String> = conf
         .list(key)?
         .iter()
-        .map(|v| if let Json::Text(t) = v { Ok(t.clone()) } else { Err(wrong(key, "a list of texts")) })
+        .map(|v| if let Json::Text(t) = v { Ok(t.clone()) } else { Err(mistyped(key, "a list of texts")) })
         .collect::<Result<_, _>>()?;
     if list.first().is_none_or(String::is_empty) {
         return Ok(vec![]);

@@ -54,8 +54,9 @@ impl Wish {
         let maps = Maps::of(words);
         let mut wish = Self { family, rules: rules(family), elements: Vec::new(), maps };
         if !words.is_empty() {
-            let conditions = conditions::parse(words, family)?;
-            wish.rules.extend(translations(family, &wish.maps, &conditions, &words.join(" ")));
+            for conditions in conditions::parse(words, family)? {
+                wish.rules.extend(translations(family, &wish.maps, &conditions, &words.join(" ")));
+            }
         }
         if conf.snat && !conf.masquerade_all {
             wish.rules.push(hairpin(family, pod));

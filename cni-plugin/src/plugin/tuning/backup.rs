@@ -1,8 +1,8 @@
 //! What the link was like before: a file of the reference plugin's form, from which DEL sets it back.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
 use backends::IfName;
@@ -71,13 +71,11 @@ pub(super) fn write(call: &Call, conf: &Tuning, state: &State) -> Result<(), Fai
     let path = path(call, conf);
     let what = || format!("cannot write {}", path.display());
     DirBuilder::new().recursive(true).mode(0o700).create(&conf.folder).during(Code::Io, what)?;
-    let mut file = OpenOptions::new();
-    let file = file.write(true).create(true).truncate(true).mode(0o600).open(&path);
-    file.and_then(|mut file| write!(file, "{old}")).during(Code::Io, what)
+    small_file::create(&path, 0o600).and_then(|mut file| write!(file, "{old}")).during(Code::Io, what)
 }
 
 /// Sets back what the file says, as far as it can be; the interface is there. Then the file has served.
-pub(super) fn restore(call: &Call, conf: &Tuning, socket: &mut Socket) -> Result<(), Failure> {
+pub(super) fn restore(call: &Call, conf: &Tuning, socket: &mut Socket) {
     let text = small_file::read(&path(call, conf)).unwrap_or_default();
     let old = Object::parse("the backup", text.as_bytes());
     if let (Ok(old), Ok(state)) = (old, State::read(socket, call.ifname)) {
@@ -100,17 +98,18 @@ pub(super) fn restore(call: &Call, conf: &Tuning, socket: &mut Socket) -> Result
         // An interface that is about to go need not be as it was.
         let _ = socket.apply(&mut batch);
     }
-    forget(call, conf)
+    forget(call, conf);
 }
 
-/// Removes the file; none there is fine.
-pub(super) fn forget(call: &Call, conf: &Tuning) -> Result<(), Failure> {
+/// Removes the file; what is already gone is not an error. What cannot be removed is named: the next ADD of the same
+/// container replaces it.
+pub(super) fn forget(call: &Call, conf: &Tuning) {
     let path = path(call, conf);
     match fs::remove_file(&path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).during(Code::Io, || format!("cannot remove {}", path.display()))
+            eprintln!("tuning: cannot remove {}: {error}", path.display());
         }
-        _ => Ok(()),
+        _ => {}
     }
 }
 

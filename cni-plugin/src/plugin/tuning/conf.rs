@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use backends::Mac;
 
 use super::allowed;
-use crate::contract::json::{Json, Object, wrong};
+use crate::contract::json::{Json, Object, mistyped};
 use crate::contract::{Call, CniArgs, Code, Failure};
 
 /// What is to be set in the container.
@@ -80,7 +80,9 @@ fn sysctls(from: &Object) -> Result<Vec<(String, String)>, Failure> {
     let Some(object) = from.object("sysctl")? else { return Ok(vec![]) };
     let mut all: Vec<(String, String)> = Vec::new();
     for (key, value) in object.entries() {
-        let Json::Text(value) = value else { return Err(wrong(key, "a text, as all values of \"sysctl\"")) };
+        let Json::Text(value) = value else {
+            return Err(mistyped(key, "a text, as all values of \"sysctl\""));
+        };
         if all.iter().any(|(other, _)| other == key) {
             return Err(Failure::new(Code::Config, format!("{key:?} is in \"sysctl\" twice")));
         }

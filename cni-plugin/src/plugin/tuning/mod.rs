@@ -34,11 +34,13 @@ fn add(call: &Call) -> Result<Attachment, Failure> {
         let state = State::read(&mut inside, call.ifname)?;
         backup::write(call, &conf, &state)?;
         change(call, &conf, &mut inside, state.index).inspect_err(|_| {
-            let _ = backup::restore(call, &conf, &mut inside);
+            backup::restore(call, &conf, &mut inside);
         })?;
     }
-    let links = result.interfaces.iter_mut().filter(|link| link.name == call.ifname);
-    links.for_each(|link| link.mac = conf.mac.or(link.mac));
+    if let Some(mac) = conf.mac {
+        let links = result.interfaces.iter_mut().filter(|link| link.name == call.ifname);
+        links.for_each(|link| link.mac = mac.to_string());
+    }
     Ok(result)
 }
 
@@ -78,6 +80,7 @@ fn del(call: &Call) -> Result<(), Failure> {
         Ok(mut inside) => backup::restore(call, &conf, &mut inside),
         Err(_) => backup::forget(call, &conf),
     }
+    Ok(())
 }
 
 fn only_folder(call: &Call) -> Call {
