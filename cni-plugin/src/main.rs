@@ -8,10 +8,12 @@
 //!   flannel ──▶ bridge ──▶ ipam (host-local)         each usable under its own name, all in this process
 //! ```
 //!
-//! - Nothing but that one document is ever on standard output; for people there is standard error.
+//! - Standard output gets nothing but that one document; text for people goes to standard error.
 //! - ADD undoes what it did when it fails. DEL succeeds when what it removes is not there.
-//! - Nothing waits without a bound. No other program is run, but for the plugin that a configuration names and this
-//!   program does not have.
+//! - Nothing waits without a bound, standard input apart.
+//! - Other programs are run for three reasons: a configuration names a plugin that this program does not have, a
+//!   configuration needs iptables, or a DEL leaves the wait for the kernel to a child (this program under another name).
+//!   The first two have limits of time and output.
 #![cfg_attr(not(test), no_main)]
 
 mod contract;

@@ -60,15 +60,8 @@ pub fn find(program: &str) -> Option<PathBuf> {
 /// It could not be started, exceeded a limit, or ended with an exit code other than 0.
 pub fn run(program: &Path, arguments: &[&str], input: &str, limits: Limits) -> Result<String, RunError> {
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn()?;
-    let ended = talk(&mut child, input.as_bytes(), limits);
-    if ended.is_err() {
-        // It may have ended in this moment; then there is nothing to kill.
-        let _ = child.kill();
-        let _ = child.wait();
-    }
-    let (status, printed, complained) = ended?;
+    command.args(arguments).stderr(Stdio::piped());
+    let Ended { status, printed, complained } = exchange(&mut command, input, limits)?;
     if status.success() {
         return Ok(String::from_utf8_lossy(&printed).into_owned());
     }
@@ -76,9 +69,34 @@ pub fn run(program: &Path, arguments: &[&str], input: &str, limits: Limits) -> R
     Err(RunError::Failed { code: status.code(), words })
 }
 
+/// How a program ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit status.
+    pub status: ExitStatus,
+    /// Its standard output.
+    pub printed: Vec<u8>,
+    /// Its standard error, where the command has a pipe for it.
+    pub complained: Vec<u8>,
+}
+
+/// Runs a command with this input on its standard input, whatever its exit code. Its standard error goes where the command
+/// says.
+///
+/// # Errors
+/// It could not be started, or exceeded a limit.
+pub fn exchange(command: &mut Command, input: &str, limits: Limits) -> Result<Ended, RunError> {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    talk(&mut child, input.as_bytes(), limits).inspect_err(|_| {
+        // It may have ended in this moment; then there is nothing to kill.
+        let _ = child.kill();
+        let _ = child.wait();
+    })
+}
+
 /// Writes the input and reads both outputs as the program takes and gives them, in any order, then waits for its end.
 #[allow(clippy::disallowed_methods, reason = "a limit of time on another program; it decides nothing else")]
-fn talk(child: &mut Child, input: &[u8], limits: Limits) -> Result<(ExitStatus, Vec<u8>, Vec<u8>), RunError> {
+fn talk(child: &mut Child, input: &[u8], limits: Limits) -> Result<Ended, RunError> {
     let end = Instant::now() + limits.time;
     let left = || end.checked_duration_since(Instant::now()).ok_or(RunError::Time(limits.time));
     let (mut stdin, mut input) = (child.stdin.take(), input);
@@ -111,7 +129,7 @@ fn talk(child: &mut Child, input: &[u8], limits: Limits) -> Result<(ExitStatus, 
         }
     };
     let [printed, complained] = outputs.map(|output| output.bytes);
-    Ok((status, printed, complained))
+    Ok(Ended { status, printed, complained })
 }
 
 fn wait(fds: &mut [PollFd<'_>], time: Duration) -> Result<(), RunError> {

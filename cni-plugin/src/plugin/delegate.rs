@@ -5,18 +5,19 @@
 //!                            └─▶ a file of CNI_PATH ──▶ run: configuration on stdin, one document on stdout
 //! ```
 
-use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::thread;
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use backends::local::processes::{self, Ended, Limits};
 
 use crate::contract::json::Object;
 use crate::contract::{Attachment, Call, Code, During, Failure, Verb};
 use crate::plugin::Plugin;
 
-/// A document is a few kilobytes; whoever prints more (bytes) has lost its way.
-const LARGEST: u64 = 4 << 20;
+/// A runtime waits two minutes for the whole call; a result has a few kilobytes.
+const LIMITS: Limits = Limits { time: Duration::from_secs(120), output: 4 << 20 };
 
 /// ADD. One that fails is followed by the DEL that the specification asks for.
 pub(crate) fn add(call: &Call, kind: &str) -> Result<Attachment, Failure> {
@@ -56,20 +57,11 @@ fn ours(kind: &str) -> Option<&'static Plugin> {
 /// Runs the program; its document, if it printed one. It has our environment, and our standard error.
 fn execute(call: &Call, kind: &str, verb: Verb) -> Result<Option<Object>, Failure> {
     let path = find(&call.path, kind)?;
-    let what = || format!("cannot run {}", path.display());
     let mut command = Command::new(&path);
-    command.env("CNI_COMMAND", verb.as_str()).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = command.spawn().during(Code::Io, what)?;
-    let input = call.conf.to_string();
-    let stdin = child.stdin.take();
-    // Written beside the reading: it may print before it has read all, and more than a pipe holds.
-    let writer = thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(input.as_bytes())));
-    let mut output = Vec::new();
-    if let Some(stdout) = child.stdout.take() {
-        stdout.take(LARGEST).read_to_end(&mut output).during(Code::Io, what)?;
-    }
-    let status = child.wait().during(Code::Io, what)?;
-    let _ = writer.join();
+    command.env("CNI_COMMAND", verb.as_str());
+    let ended = processes::exchange(&mut command, &call.conf.to_string(), LIMITS);
+    let Ended { status, printed: output, .. } =
+        ended.during(Code::Io, || format!("plugin {}", path.display()))?;
     let text = String::from_utf8_lossy(&output);
     if !status.success() {
         return Err(failure(kind, verb, &text, status));
@@ -79,7 +71,7 @@ fn execute(call: &Call, kind: &str, verb: Verb) -> Result<Option<Object>, Failur
 }
 
 /// The failure that it printed, under its name; of one that printed none, how it ended.
-fn failure(kind: &str, verb: Verb, text: &str, status: std::process::ExitStatus) -> Failure {
+fn failure(kind: &str, verb: Verb, text: &str, status: ExitStatus) -> Failure {
     let verb = verb.as_str();
     let Ok(document) = Object::parse("", text.as_bytes()) else {
         return Failure::new(Code::Delegate(100), format!("{verb} of plugin {kind} failed: {status}"));

@@ -11,6 +11,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use backends::local::mounts;
 use backends::netlink::link::{AddressView, dump_addresses, dump_links};
 use backends::netlink::veth::{VethView, dump_addresses_in};
 use backends::netlink::{Batch, Socket};
@@ -91,45 +92,6 @@ fn paths() -> Result<Vec<PathBuf>, Failure> {
             paths.push(path);
         }
     }
-    let mounts =
-        fs::read_to_string("/proc/self/mountinfo").during(Code::Io, || "cannot list the mounts".into())?;
-    paths.extend(mounts.lines().filter_map(mounted_namespace));
+    paths.extend(mounts::network_namespaces().during(Code::Io, || "cannot list the mounts".into())?);
     Ok(paths)
-}
-
-/// The mount point of a network namespace: `36 25 0:4 net:[4026532001] /run/netns/x rw … - nsfs nsfs rw`.
-fn mounted_namespace(line: &str) -> Option<PathBuf> {
-    let mut words = line.split(' ').skip(3);
-    let (root, point) = (words.next()?, words.next()?);
-    root.starts_with("net:[").then(|| PathBuf::from(unescape(point)))
-}
-
-/// The kernel writes blanks and backslashes of a path as `\040`.
-fn unescape(text: &str) -> String {
-    let mut parts = text.split('\\');
-    let mut out = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let code = part.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match code {
-            Some(code) => out.extend([char::from(code)].into_iter().chain(part[3..].chars())),
-            None => out.extend(['\\'].into_iter().chain(part.chars())),
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mounted_network_namespace_is_found_and_nothing_else_is() {
-        let line = r"36 25 0:4 net:[4026532001] /run/netns/a\040b rw shared:1 - nsfs nsfs rw";
-        assert_eq!(mounted_namespace(line), Some("/run/netns/a b".into()));
-        for other in
-            ["36 25 0:4 mnt:[4026532001] /x rw - nsfs nsfs rw", "36 25 0:4 / / rw - ext4 /dev/x rw", ""]
-        {
-            assert_eq!(mounted_namespace(other), None);
-        }
-    }
 }

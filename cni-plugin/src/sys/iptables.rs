@@ -8,22 +8,21 @@
 //! ```
 //!
 //! When we are killed, a program that we started goes on with what it was given. It holds our turn until it has ended,
-//! so whoever comes next, a DEL above all, sees what it did.
+//! so the next call, often the DEL of the same container, sees what it did.
 //!
-//! These are the only programs that are run. Whichever variant the host uses (nf_tables or legacy) is behind their names.
+//! The names of the programs lead to the variant that the host uses (nf_tables or legacy).
 
-use std::env;
 use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
+use backends::local::processes::{self, Limits, RunError};
 use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl};
 use nix::poll::{PollTimeout, poll};
 use subnet_lease::Family;
 
-use crate::contract::{Code, During, Failure};
+use crate::contract::{Code, Failure};
 
 /// A table of one family, through one variant of the programs.
 #[derive(Debug, Clone, Copy)]
@@ -65,8 +64,7 @@ const TRIES: u32 = 10;
 impl Table {
     /// Reads the table.
     pub(crate) fn read(&self) -> Result<Saved, Failure> {
-        let output = self.run("save", &["-t", self.name], "")?;
-        Ok(Saved::parse(&String::from_utf8_lossy(&output.stdout)))
+        Ok(Saved::parse(&self.run("save", &["-t", self.name], "")?))
     }
 
     /// Changes the table as planned from what it is.
@@ -97,23 +95,16 @@ impl Table {
         format!("{family}{}-{verb}", if self.legacy { "-legacy" } else { "" })
     }
 
-    fn run(&self, verb: &str, arguments: &[&str], input: &str) -> Result<Output, Failure> {
+    fn run(&self, verb: &str, arguments: &[&str], input: &str) -> Result<String, Failure> {
         let program = self.program(verb);
-        let what = || format!("cannot run {program}");
-        let mut command = Command::new(find(&program)?);
-        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().during(Code::Io, what)?;
-        if let Some(mut stdin) = child.stdin.take() {
-            // One that ends early says why on its standard error.
-            let _ = stdin.write_all(input.as_bytes());
-        }
-        let output = child.wait_with_output().during(Code::Io, what)?;
-        if output.status.success() {
-            return Ok(output);
-        }
-        let code = if output.status.code() == Some(LOCKED) { Code::TryAgain } else { Code::Kernel };
-        let words = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
-        Err(Failure::new(code, format!("{program} refused a change of table {}: {words}", self.name)))
+        processes::run(&find(&program)?, arguments, input, LIMITS).map_err(|error| {
+            let code = match error {
+                RunError::Failed { code: Some(LOCKED), .. } => Code::TryAgain,
+                RunError::Failed { .. } => Code::Kernel,
+                _ => Code::Io,
+            };
+            Failure::new(code, format!("{program} of table {} failed: {error}", self.name))
+        })
     }
 }
 
@@ -267,17 +258,10 @@ fn quoted(word: &str) -> String {
     format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
-/// The program in the folders of `PATH` and where administrators' programs are.
 fn find(program: &str) -> Result<PathBuf, Failure> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let folders = env::split_paths(&path).filter(|folder| folder.is_absolute());
-    let usual = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"].map(PathBuf::from);
-    let found = folders.chain(usual).map(|folder| folder.join(program)).find(|file| file.is_file());
-    found.ok_or_else(|| {
-        Failure::new(
-            Code::Io,
-            format!("there is no program {program} on this host, which this backend needs"),
-        )
+    processes::find(program).ok_or_else(|| {
+        let msg = format!("there is no program {program} on this host, which this backend needs");
+        Failure::new(Code::Io, msg)
     })
 }
 
@@ -292,6 +276,8 @@ pub(crate) fn has_legacy(family: Family, table: &str) -> bool {
 const LOCKED: i32 = 4;
 /// Seconds that it waits for it.
 const WAIT_S: &str = "5";
+/// 20,000 rules are printed within half a second and have some three million bytes.
+const LIMITS: Limits = Limits { time: Duration::from_secs(30), output: 64 << 20 };
 
 #[cfg(test)]
 mod tests {

@@ -7,11 +7,7 @@ pub(crate) struct Folder(PathBuf);
 
 impl Folder {
     pub(crate) fn new() -> Self {
-        let name = format!(
-            "selvage-cni-{}-{:016x}",
-            std::process::id(),
-            u64::from_ne_bytes(crate::sys::random::bytes())
-        );
+        let name = format!("selvage-cni-{}-{:016x}", std::process::id(), backends::local::random::number());
         let path = std::env::temp_dir().join(name);
         std::fs::create_dir(&path).unwrap();
         Self(path)

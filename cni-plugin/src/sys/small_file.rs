@@ -1,6 +1,6 @@
 //! Small files, each opened, read and written by one system call: an ADD has a dozen of them. What stands under a
-//! file's name may be a FIFO, a device or a link that somebody put there: nothing here waits for one or follows one to
-//! write.
+//! file's name may be a FIFO or a device that somebody put there: nothing here waits for one. Files that are replaced are
+//! in [`backends::local::files`].
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -19,22 +19,11 @@ pub(crate) fn open(path: &Path, flags: OFlag, mode: u32) -> io::Result<File> {
     Ok(openat(AT_FDCWD, path, flags | OFlag::O_CLOEXEC, Mode::from_bits_truncate(mode))?.into())
 }
 
-/// Writes the text to a file; makes the file where it is missing.
-pub(crate) fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
+/// Writes the text in place, where half of it does no harm: a call that is killed leaves no draft. Makes the file where it
+/// is missing; a link is not followed.
+pub(crate) fn overwrite(path: &Path, text: &str) -> io::Result<()> {
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-    open(path, flags, mode)?.write_all(text.as_bytes())
-}
-
-/// A new file; what an earlier call left under this name, or somebody put there, is removed.
-pub(crate) fn create(path: &Path, mode: u32) -> io::Result<File> {
-    let create = || open(path, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL, mode);
-    match create() {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            std::fs::remove_file(path)?;
-            create()
-        }
-        other => other,
-    }
+    open(path, flags, 0o600)?.write_all(text.as_bytes())
 }
 
 /// Writes it all to a file that is there.
@@ -99,18 +88,6 @@ mod tests {
         for path in [&*fifo, Path::new("/dev/zero"), folder.path()] {
             assert!(read_whole(path).is_err(), "{}", path.display());
         }
-        assert!(replace(&fifo, "x", 0o600).is_err());
-    }
-
-    #[test]
-    fn a_link_is_not_followed_to_write() {
-        let folder = Folder::new();
-        let (link, target) = (folder.path().join("link"), folder.path().join("target"));
-        std::fs::write(&target, "old").unwrap();
-        std::os::unix::fs::symlink(&target, &link).unwrap();
-        assert!(replace(&link, "new", 0o600).is_err());
-        create(&link, 0o600).unwrap().write_all(b"new").unwrap();
-        assert_eq!(std::fs::read_to_string(&target).unwrap(), "old");
-        assert_eq!(std::fs::read_to_string(&link).unwrap(), "new");
+        assert!(overwrite(&fifo, "x").is_err());
     }
 }

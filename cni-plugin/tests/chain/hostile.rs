@@ -7,6 +7,7 @@ use std::io::Write;
 use std::thread;
 use std::time::Duration;
 
+use fastrand::Rng;
 use serde_json::{Value, json};
 
 use super::bandwidth::{bandwidth, both, qdiscs};
@@ -74,27 +75,15 @@ fn killed_at_any_moment_of_an_add_a_delete_leaves_nothing() {
     }
 }
 
-/// A stream of numbers that looks random; the same for the same seed.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % sides as u64).unwrap()
-    }
-}
-
 /// The same text with something about it changed.
-fn altered(text: &str, dice: &mut Dice) -> Vec<u8> {
+fn altered(text: &str, dice: &mut Rng) -> Vec<u8> {
     let mut bytes = text.as_bytes().to_vec();
-    for _ in 0..=dice.roll(3) {
-        let at = dice.roll(bytes.len().max(1));
-        match dice.roll(6) {
+    for _ in 0..=dice.usize(..3) {
+        let at = dice.usize(..bytes.len().max(1));
+        match dice.usize(..6) {
             0 => bytes.truncate(at),
-            1 => bytes.insert(at, u8::try_from(dice.roll(256)).unwrap()),
-            2 if at < bytes.len() => bytes[at] ^= 1 << dice.roll(8),
+            1 => bytes.insert(at, u8::try_from(dice.usize(..256)).unwrap()),
+            2 if at < bytes.len() => bytes[at] ^= 1 << dice.usize(..8),
             _ => bytes = replaced(&bytes, dice),
         }
     }
@@ -102,7 +91,7 @@ fn altered(text: &str, dice: &mut Dice) -> Vec<u8> {
 }
 
 /// One value of a document replaced by one of another form.
-fn replaced(bytes: &[u8], dice: &mut Dice) -> Vec<u8> {
+fn replaced(bytes: &[u8], dice: &mut Rng) -> Vec<u8> {
     let Ok(mut document) = serde_json::from_slice::<Value>(bytes) else { return bytes.to_vec() };
     let odd = [
         json!(null),
@@ -127,17 +116,17 @@ fn replaced(bytes: &[u8], dice: &mut Dice) -> Vec<u8> {
             .map(serde_json::Map::len)
             .or_else(|| place.as_array().map(Vec::len))
             .unwrap_or(0);
-        if size == 0 || dice.roll(4) == 0 {
+        if size == 0 || dice.usize(..4) == 0 {
             break;
         }
-        let n = dice.roll(size);
+        let n = dice.usize(..size);
         place = match place {
             Value::Object(object) => object.values_mut().nth(n).unwrap(),
             Value::Array(list) => &mut list[n],
             _ => break,
         };
     }
-    *place = odd[dice.roll(odd.len())].clone();
+    *place = odd[dice.usize(..odd.len())].clone();
     document.to_string().into_bytes()
 }
 
@@ -145,7 +134,7 @@ fn replaced(bytes: &[u8], dice: &mut Dice) -> Vec<u8> {
 fn whatever_comes_in_one_document_goes_out_and_a_delete_leaves_nothing() {
     let seed = 0x5e1a_a6e0_0000_0001 ^ u64::from(std::process::id());
     println!("seed {seed:#x}");
-    let mut dice = Dice(seed);
+    let mut dice = Rng::with_seed(seed);
     let (host, pod) = (Host::new(), Pod::new("c1"));
     let made = host.add(Whose::Ours, "net", &pod, &[host.bridge("net")]).ok();
     let attachment = ("c1", &*pod.net.path(), "eth0");
@@ -158,7 +147,7 @@ fn whatever_comes_in_one_document_goes_out_and_a_delete_leaves_nothing() {
         let rounds = if plugin["backend"] == "iptables" { 25 } else { 60 };
         for _ in 0..rounds {
             let input = altered(&valid.to_string(), &mut dice);
-            let verb = ["ADD", "ADD", "DEL", "CHECK", "GC", "STATUS"][dice.roll(6)];
+            let verb = ["ADD", "ADD", "DEL", "CHECK", "GC", "STATUS"][dice.usize(..6)];
             let text = String::from_utf8_lossy(&input);
             // The call itself sees to it that there is at most one document, and no crash.
             let answer = host.call_text(Whose::Ours, kind, verb, attachment, &text);

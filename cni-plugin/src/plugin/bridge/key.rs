@@ -1,6 +1,7 @@
 //! How a link of ours is found again without its container: its name and its alias say whose it is.
 
 use backends::IfName;
+use backends::local::hash::Fnv64;
 use backends::netlink::Socket;
 use backends::netlink::link::{CONTAINER_ALIAS, LinkView, get_link};
 use nix::errno::Errno;
@@ -23,8 +24,7 @@ pub(super) struct HostEnd {
 /// The host's end of an attachment: `veth` and eight hex digits, as runtimes and tools know it, that follow from the
 /// attachment. Two may share one; the alias tells them apart.
 pub(super) fn host_name(call: &Call) -> IfName {
-    let hash = fold(alias(call).as_bytes());
-    let [a, b, c, d, ..] = hash.to_be_bytes();
+    let [a, b, c, d, ..] = Fnv64::of(alias(call).as_bytes()).value().to_be_bytes();
     named([a, b, c, d])
 }
 
@@ -39,7 +39,7 @@ pub(super) fn alias(call: &Call) -> String {
     if whole.len() <= LONGEST_ALIAS {
         whole
     } else {
-        format!("{CONTAINER_ALIAS}{:016x}", fold(whole.as_bytes()))
+        format!("{CONTAINER_ALIAS}{}", Fnv64::of(whole.as_bytes()))
     }
 }
 
@@ -78,13 +78,6 @@ pub(super) fn find(host: &mut Socket, call: &Call) -> Result<Option<HostEnd>, Fa
         Err(error) if error.errno() == Errno::ENODEV => Ok(None),
         other => other.during(Code::Kernel, || format!("cannot read {name}")),
     }
-}
-
-/// FNV-1a: spreads texts that differ anywhere.
-pub(super) fn fold(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 #[cfg(test)]

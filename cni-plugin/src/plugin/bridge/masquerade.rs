@@ -10,11 +10,11 @@
 
 use std::collections::BTreeSet;
 
+use backends::local::hash::Fnv64;
 use backends::netlink::{AF_INET, AF_INET6, Attrs, Batch, NetlinkError, RawMessage, Socket, address_bytes};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
-use super::key;
 use crate::contract::{Code, During, Failure};
 use crate::plugin::ipam::Lease;
 
@@ -143,7 +143,7 @@ fn chain_of(message: &RawMessage<'_>, network: &str) -> Option<String> {
 /// nft's own names have no colons.
 fn chain_name(network: &str, subnet: IpNetwork) -> String {
     let name = format!("masq-{network}-{}", subnet.to_string().replace(':', "_"));
-    if name.len() <= LONGEST_NAME { name } else { format!("masq-{:016x}", key::fold(name.as_bytes())) }
+    if name.len() <= LONGEST_NAME { name } else { format!("masq-{}", Fnv64::of(name.as_bytes())) }
 }
 
 /// An expression of a rule: its name and its attributes.

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 
+use backends::local::hash::Fnv64;
 use backends::netlink::link::get_link;
 use backends::netlink::veth::{PortMode, VethPair, VethView, create_veth, delete_link, set_port};
 use backends::netlink::{Batch, NetlinkError, Socket};
@@ -54,8 +55,7 @@ impl Pair {
                     if key::find(socket, call)?.is_some() {
                         return Err(exists(call, "has a link already, which a DEL removes"));
                     }
-                    let [a, b, c, d, ..] = random::bytes();
-                    name = key::named([a, b, c, d]);
+                    name = key::named(backends::local::random::bytes());
                 }
                 Err(error) => {
                     return Err(error).during(Code::Kernel, || format!("cannot make the link of {}", pod.0));
@@ -136,7 +136,7 @@ pub(super) fn pod_mac(asked: Option<Mac>, leases: &[Lease]) -> Mac {
             Mac([0x0a, 0x58, a, b, c, d])
         }
         IpAddr::V6(ip) => {
-            let [_, _, _, _, a, b, c, d] = key::fold(&ip.octets()).to_be_bytes();
+            let [_, _, _, _, a, b, c, d] = Fnv64::of(&ip.octets()).value().to_be_bytes();
             Mac([0x0a, 0x59, a, b, c, d])
         }
     };

@@ -12,6 +12,8 @@ use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use backends::local::files::Draft;
+
 use crate::sys::{hash, small_file};
 
 /// What lets an address pass.
@@ -41,10 +43,11 @@ impl Gate {
 /// Records that these addresses are an attachment's now, whoever had them before. Where that cannot be written, as on a
 /// host with a read-only `/run/cni`, the rules work all the same; the loss is named.
 pub(super) fn write(folder: &Path, addresses: &[IpAddr], owner: &str, gate: &Gate) {
-    let (draft, text) = (draft(folder, owner), format!("{owner}\n{}", gate.text()));
+    let text = format!("{owner}\n{}", gate.text());
     let one = |ip: &IpAddr| {
-        small_file::create(&draft, 0o600)?.write_all(text.as_bytes())?;
-        fs::rename(&draft, folder.join(ip.to_string()))
+        let mut file = Draft::named(&folder.join(ip.to_string()), draft(folder, owner), 0o600)?;
+        file.write_all(text.as_bytes())?;
+        file.put()
     };
     let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
     if let Err(error) = made.and_then(|()| addresses.iter().try_for_each(one)) {

@@ -4,12 +4,13 @@
 //! first one's. Ours is `<container>@<interface>` (no container ID has an `@`); the other is written as well, so that
 //! a Go plugin finds what we added, and read where ours is missing, so that we find what it added.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use backends::IfName;
+use backends::local::files::Draft;
 
 use crate::contract::{Code, During, Failure, Key};
 use crate::sys::small_file;
@@ -29,10 +30,15 @@ impl State {
 
     /// Stores the text under our name; whether nothing was stored there before.
     pub(super) fn save(&self, text: &str) -> Result<bool, Failure> {
-        self.write(&self.own, text, |temporary, path| match fs::hard_link(temporary, path) {
-            Ok(()) => fs::remove_file(temporary).map(|()| true),
-            Err(_) => fs::rename(temporary, path).map(|()| false),
-        })
+        let path = self.path(&self.own);
+        let stored = || {
+            let draft = self.draft(&path, text)?;
+            match fs::hard_link(self.path(&self.temporary()), &path) {
+                Ok(()) => Ok(true),
+                Err(_) => draft.put().map(|()| false),
+            }
+        };
+        stored().during(Code::Io, || format!("cannot write {}", path.display()))
     }
 
     /// Takes back what [`State::save`] stored. The shared file may be that of an earlier ADD by a Go plugin.
@@ -42,7 +48,9 @@ impl State {
 
     /// Stores it where a Go plugin looks for it.
     pub(super) fn save_for_others(&self, text: &str) -> Result<(), Failure> {
-        self.write(&self.shared, text, |temporary, path| fs::rename(temporary, path))
+        let path = self.path(&self.shared);
+        let stored = self.draft(&path, text).and_then(Draft::put);
+        stored.during(Code::Io, || format!("cannot write {}", path.display()))
     }
 
     /// The text that was stored last.
@@ -100,31 +108,19 @@ impl State {
         }
     }
 
-    /// In one step: whoever reads sees the old text, the new one, or none. Not synced, since after a power failure there
-    /// is no namespace any more, and DEL finds the rest without it. `place` puts the temporary file where it belongs.
-    fn write<T>(
-        &self,
-        name: &str,
-        text: &str,
-        place: impl Fn(&Path, &Path) -> io::Result<T>,
-    ) -> Result<T, Failure> {
-        let (temporary, path) = (self.path(&self.temporary()), self.path(name));
-        let written = || {
-            self.create(&temporary)?.write_all(text.as_bytes())?;
-            place(&temporary, &path)
-        };
-        written().during(Code::Io, || format!("cannot write {}", path.display()))
-    }
-
-    /// Makes the folder when it turns out to be missing.
-    fn create(&self, path: &Path) -> io::Result<File> {
-        match small_file::create(path, 0o600) {
+    /// The text beside its place, which it gets in one step. Not synced: after a power failure there is no namespace any
+    /// more, and DEL finds the rest without it. Makes the folder when it turns out to be missing.
+    fn draft(&self, path: &Path, text: &str) -> io::Result<Draft> {
+        let begin = || Draft::named(path, self.path(&self.temporary()), 0o600);
+        let mut draft = match begin() {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
-                small_file::create(path, 0o600)
+                begin()
             }
             other => other,
-        }
+        }?;
+        draft.write_all(text.as_bytes())?;
+        Ok(draft)
     }
 
     fn path(&self, name: &str) -> PathBuf {

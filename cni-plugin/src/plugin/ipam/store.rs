@@ -274,7 +274,7 @@ impl Store {
     /// Remembers it. Without it the search begins at the first address: every address is found all the same.
     pub(crate) fn set_last(&self, set: usize, ip: IpAddr) {
         let path = self.last_path(set);
-        if let Err(error) = small_file::replace(&path, &ip.to_string(), 0o600) {
+        if let Err(error) = small_file::overwrite(&path, &ip.to_string()) {
             eprintln!("host-local: cannot write {}: {error}", path.display());
         }
     }

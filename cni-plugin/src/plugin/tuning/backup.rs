@@ -3,9 +3,10 @@
 use std::fs::{self, DirBuilder};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use backends::IfName;
+use backends::local::files::Draft;
 use backends::netlink::link::{LinkView, get_link};
 use backends::netlink::{Attrs, Batch, Socket, read_u32};
 
@@ -46,6 +47,11 @@ impl State {
     }
 }
 
+/// Under this name the file is written before it gets its own.
+fn draft(path: &Path) -> PathBuf {
+    path.with_extension("draft")
+}
+
 fn path(call: &Call, conf: &Tuning) -> PathBuf {
     conf.folder.join(format!("{}_{}.json", call.container, call.ifname))
 }
@@ -71,7 +77,12 @@ pub(super) fn write(call: &Call, conf: &Tuning, state: &State) -> Result<(), Fai
     let path = path(call, conf);
     let what = || format!("cannot write {}", path.display());
     DirBuilder::new().recursive(true).mode(0o700).create(&conf.folder).during(Code::Io, what)?;
-    small_file::create(&path, 0o600).and_then(|mut file| write!(file, "{old}")).during(Code::Io, what)
+    let written = || {
+        let mut draft = Draft::named(&path, draft(&path), 0o600)?;
+        draft.write_all(old.to_string().as_bytes())?;
+        draft.put()
+    };
+    written().during(Code::Io, what)
 }
 
 /// Sets back what the file says, as far as it can be; the interface is there. Then the file has served.
@@ -105,11 +116,13 @@ pub(super) fn restore(call: &Call, conf: &Tuning, socket: &mut Socket) {
 /// container replaces it.
 pub(super) fn forget(call: &Call, conf: &Tuning) {
     let path = path(call, conf);
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            eprintln!("tuning: cannot remove {}: {error}", path.display());
+    for file in [draft(&path), path] {
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                eprintln!("tuning: cannot remove {}: {error}", file.display());
+            }
+            _ => {}
         }
-        _ => {}
     }
 }
 
