@@ -66,7 +66,7 @@ pub use admit::peers::{Guarded, PeerTable};
 pub use attrs::*;
 pub use format::json::{NotJson, RawJson};
 pub use format::record::RecordError;
-pub use format::subnet_env::{SubnetEnv, SubnetEnvError};
+pub use format::subnet_env::{SubnetEnv, SubnetEnvError, SubnetEnvLines};
 pub use futures_core::future::BoxFuture;
 pub use futures_core::stream::BoxStream;
 pub use ipnetwork::IpNetwork;

@@ -1,6 +1,6 @@
-//! JSON whose keys match without regard to case and whose last duplicate wins, as the runtimes' decoders have it:
-//! containerd writes `HostPort` where others write `hostPort`. `null` is the same as an absent key, and so is an
-//! empty text.
+//! JSON as the runtimes' decoder for Go reads it: keys match without regard to case (containerd writes `HostPort` where
+//! others write `hostPort`), the last of duplicate keys counts, and `null` says nothing. An empty text is the same as an
+//! absent key.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -38,10 +38,10 @@ impl Object {
         }
     }
 
-    /// The value of a key, if it is there and not `null`.
+    /// The last value of a key that is not `null`.
     pub(crate) fn get(&self, key: &str) -> Option<&Json> {
-        let (_, value) = self.0.iter().rev().find(|(k, _)| k.eq_ignore_ascii_case(key))?;
-        (*value != Json::Null).then_some(value)
+        let is_it = |(k, value): &&(String, Json)| k.eq_ignore_ascii_case(key) && *value != Json::Null;
+        self.0.iter().rev().find(is_it).map(|(_, value)| value)
     }
 
     pub(crate) fn text(&self, key: &str) -> Result<Option<&str>, Failure> {
@@ -308,10 +308,11 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_duplicate_keys_wins_and_null_is_unset() {
-        let conf = parse(r#"{"mtu":1,"MTU":2,"name":"a","Name":null,"dns":""}"#);
+    fn the_last_of_duplicate_keys_wins_and_null_says_nothing() {
+        let conf = parse(r#"{"mtu":1,"MTU":2,"name":"a","Name":null,"type":null,"dns":""}"#);
         assert_eq!(conf.number("mtu").unwrap(), Some(2));
-        assert_eq!(conf.text("name").unwrap(), None);
+        assert_eq!(conf.text("name").unwrap(), Some("a"));
+        assert_eq!(conf.text("type").unwrap(), None);
         assert_eq!(conf.text("dns").unwrap(), None);
     }
 

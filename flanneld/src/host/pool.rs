@@ -7,8 +7,9 @@
 use std::fs;
 use std::path::Path;
 
-/// Where the plugin keeps its indexes, unless its configuration says otherwise (`ipam.indexDir`).
-pub const INDEXES: &str = "/run/flannel/ipam";
+pub use backends::local::pool_stamp::INDEXES;
+use backends::local::pool_stamp::{self, Stamp};
+
 /// Where the plugin's stores are, usually.
 const STORES: &str = "/var/lib/cni/networks";
 /// From so many hundredths on it is time to do something.
@@ -41,28 +42,24 @@ pub fn read(indexes: &Path) -> Vec<Pool> {
     let Ok(entries) = fs::read_dir(indexes) else { return vec![] };
     let mut pools = Vec::new();
     for entry in entries.flatten().take(MOST) {
-        let name = entry.file_name().to_string_lossy().replace("%2F", "/").replace("%25", "%");
-        let network = name.rsplit('/').next().unwrap_or_default();
-        // Of a store that is gone. Whoever sees none of the host's stores believes them all.
-        if !Path::new(&name).exists() && Path::new(STORES).exists() {
+        let folder = pool_stamp::folder_of(&entry.file_name().to_string_lossy());
+        let network = folder.file_name().unwrap_or_default().to_string_lossy();
+        // Of a store that is gone. A process that sees none of the host's stores believes them all.
+        if !folder.exists() && Path::new(STORES).exists() {
             continue;
         }
-        let Ok(stamp) = fs::read_link(entry.path().join("stamp")) else { continue };
-        pools.extend(stamp.to_string_lossy().split(' ').skip(3).filter_map(|part| parse(network, part)));
+        let stamp = fs::read_link(entry.path().join(pool_stamp::NAME));
+        let stamp = stamp.ok().and_then(|text| Stamp::parse(&text.to_string_lossy()));
+        let parts = stamp.iter().flat_map(|stamp| stamp.usage.parts()).filter(|part| part.size > 0);
+        pools.extend(parts.map(|part| Pool {
+            network: network.to_string(),
+            subnet: part.subnet.to_string(),
+            used: part.used,
+            size: part.size,
+        }));
     }
     pools.sort_by(|a, b| (&a.network, &a.subnet).cmp(&(&b.network, &b.subnet)));
     pools
-}
-
-fn parse(network: &str, part: &str) -> Option<Pool> {
-    let (subnet, count) = part.split_once('=')?;
-    let (used, size) = count.split_once('/')?;
-    Some(Pool {
-        network: network.to_owned(),
-        subnet: subnet.to_owned(),
-        used: used.parse().ok()?,
-        size: size.parse().ok().filter(|size| *size > 0)?,
-    })
 }
 
 #[cfg(test)]

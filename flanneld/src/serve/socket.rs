@@ -17,10 +17,10 @@ use std::os::unix::net::{SocketAddr, UnixListener as StdListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use backends::local::hash::Fnv64;
+use backends::local::daemon::{self, LONGEST_ANSWER, LONGEST_REQUEST, NOT_TAKEN, Request, TAKEN};
 use nix::errno::Errno;
 use nix::sys::signal::kill;
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::Pid;
 use subnet_lease::NetworkId;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::UCred;
@@ -32,19 +32,11 @@ use tracing::debug;
 use crate::core::{Status, StatusRequest};
 use crate::serve::unlink;
 
-/// Begins every name; the network's id follows. Part of the interface between versions.
-const PREFIX: &str = "selvage/";
-/// Longest name in bytes: `sun_path` has 108, and the first is the NUL that makes a name abstract.
-const NAME_MAX: usize = 107;
 /// Clients served at once, and those that wait for our end; further ones wait in the kernel's queue, or are sent away.
 /// Ours: people and a monitor or two ask.
 const CLIENTS: usize = 8;
 /// Time for one client. Ours: the core answers between two inputs.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Longest request in bytes.
-const REQUEST_MAX: u64 = 24;
-/// Longest answer in bytes; the lists in it are cut, so it is far below.
-const ANSWER_MAX: u64 = 4 << 20;
 /// Between two tries to take a name whose holder does not listen: it is about to, or about to be gone. Ours.
 const PAUSE: Duration = Duration::from_millis(10);
 /// So many tries.
@@ -108,20 +100,13 @@ async fn connect(network: &NetworkId) -> io::Result<(UnixStream, UCred)> {
     Ok((stream, peer))
 }
 
-/// The network's id; of a long one the beginning and a hash of it all.
 fn name(network: &NetworkId) -> Vec<u8> {
-    let whole = format!("{PREFIX}{network}");
-    if whole.len() <= NAME_MAX {
-        return whole.into_bytes();
-    }
-    let hash = Fnv64::of(whole.as_bytes());
-    let end = (0..=NAME_MAX - 17).rev().find(|n| whole.is_char_boundary(*n)).unwrap_or_default();
-    format!("{}#{hash}", &whole[..end]).into_bytes()
+    daemon::name(&network.to_string())
 }
 
 /// Root and ourselves; the others may neither hold our place nor read about the cluster.
 fn trusted(peer: &UCred) -> bool {
-    peer.uid() == 0 || peer.uid() == geteuid().as_raw()
+    daemon::is_trusted(peer.uid())
 }
 
 fn pid(peer: &UCred) -> Option<u32> {
@@ -141,7 +126,7 @@ impl Holder {
     /// Completes when the daemon has ended.
     pub async fn gone(mut self) {
         // It answers nothing, and an error means the same as the end.
-        if self.stream.write_all(b"wait\n").await.is_ok() {
+        if self.stream.write_all(Request::Wait.to_string().as_bytes()).await.is_ok() {
             let _ = self.stream.read(&mut [0]).await;
         }
     }
@@ -179,24 +164,21 @@ async fn answer(mut stream: UnixStream, asks: &mpsc::Sender<StatusRequest>) -> O
         return None;
     }
     let mut request = String::new();
-    BufReader::new((&mut stream).take(REQUEST_MAX)).read_line(&mut request).await.ok()?;
-    match request.as_str() {
-        "wait\n" => return Some(stream),
-        "status\n" => {
+    BufReader::new((&mut stream).take(LONGEST_REQUEST)).read_line(&mut request).await.ok()?;
+    match Request::parse(&request) {
+        Some(Request::Wait) => return Some(stream),
+        Some(Request::Status) => {
             let (asker, status) = oneshot::channel();
             asks.send(asker).await.ok()?;
             let mut line = serde_json::to_vec(&status.await.ok()?).ok()?;
             line.push(b'\n');
             stream.write_all(&line).await.ok()?;
         }
-        other => {
-            let index = other.strip_prefix("unlink ").and_then(|rest| rest.trim_end().parse().ok());
-            let answer: &[u8] = match index {
-                Some(index) if unlink::begin(index) => b"+\n",
-                Some(_) => b"-\n",
-                None => b"\"status, wait or unlink <index>, and a new line\"\n",
-            };
-            stream.write_all(answer).await.ok()?;
+        Some(Request::Unlink(index)) => {
+            stream.write_all(if unlink::begin(index) { TAKEN } else { NOT_TAKEN }).await.ok()?;
+        }
+        None => {
+            stream.write_all(b"\"status, wait or unlink <index>, and a new line\"\n").await.ok()?;
         }
     }
     None
@@ -225,8 +207,8 @@ pub async fn ask(network: &NetworkId) -> Result<Status, NoStatus> {
     }
     let mut line = Vec::new();
     let exchange = async {
-        stream.write_all(b"status\n").await?;
-        (&mut stream).take(ANSWER_MAX).read_to_end(&mut line).await
+        stream.write_all(Request::Status.to_string().as_bytes()).await?;
+        (&mut stream).take(LONGEST_ANSWER).read_to_end(&mut line).await
     };
     match timeout(PATIENCE, exchange).await {
         Err(_) => return Err(silent(format!("no answer within {PATIENCE:?}"))),

@@ -89,36 +89,32 @@ impl SubnetEnv {
         if text.len() as u64 > LARGEST { Err(SubnetEnvError::Size) } else { Self::parse(&text) }
     }
 
-    /// Parses leniently: any order, unknown keys and comments skipped, quotes and `export` allowed, the last of several
-    /// lines wins. A list of several networks for one key, as old flannels wrote, is an error.
+    /// Parses leniently, as [`SubnetEnvLines`]. A list of several networks for one key, as old flannels wrote, is an
+    /// error, and so is a family with one of its two lines.
     pub fn parse(text: &str) -> Result<Self, SubnetEnvError> {
-        let (mut networks, mut subnets) = ([None; 2], [None; 2]);
-        let (mut mtu, mut ipmasq) = (None, None);
-        for (key, value) in text.lines().filter_map(assignment) {
-            match key {
-                "FLANNEL_NETWORK" => networks[0] = cidr(NETWORK[0], value, Family::V4)?,
-                "FLANNEL_SUBNET" => subnets[0] = cidr(SUBNET[0], value, Family::V4)?,
-                "FLANNEL_IPV6_NETWORK" => networks[1] = cidr(NETWORK[1], value, Family::V6)?,
-                "FLANNEL_IPV6_SUBNET" => subnets[1] = cidr(SUBNET[1], value, Family::V6)?,
-                "FLANNEL_MTU" => {
-                    mtu = Some(value.parse().map_err(|_| line(MTU, value, "a number of bytes"))?)
+        let SubnetEnvLines { networks, subnets, mtu, ipmasq } = SubnetEnvLines::parse(text)?;
+        let mut one = [None; 2];
+        for (family, all) in networks.iter().enumerate() {
+            match all.as_slice() {
+                [] => {}
+                [network] => one[family] = Some(*network),
+                [_, ..] => {
+                    let list = all.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+                    let allowed = "one network; lists ended with the old multi-network flannel";
+                    return Err(line(NETWORK[family], &list, allowed));
                 }
-                "FLANNEL_IPMASQ" => ipmasq = Some(value == "true"),
-                _ => {}
             }
-        }
-        for family in Family::ALL.map(Family::index) {
-            match (networks[family], subnets[family]) {
+            match (one[family], subnets[family]) {
                 (Some(_), None) => return Err(SubnetEnvError::Missing(SUBNET[family])),
                 (None, Some(_)) => return Err(SubnetEnvError::Missing(NETWORK[family])),
                 _ => {}
             }
         }
-        if networks == [None; 2] {
+        if one == [None; 2] {
             return Err(SubnetEnvError::Missing(NETWORK[0]));
         }
         let mtu = mtu.ok_or(SubnetEnvError::Missing(MTU))?;
-        Ok(Self { networks, subnets, mtu, ipmasq: ipmasq.ok_or(SubnetEnvError::Missing(IPMASQ))? })
+        Ok(Self { networks: one, subnets, mtu, ipmasq: ipmasq.ok_or(SubnetEnvError::Missing(IPMASQ))? })
     }
 
     /// The file's text: flannel's lines in flannel's order.
@@ -166,6 +162,41 @@ impl From<SubnetEnv> for String {
     }
 }
 
+/// The lines of a subnet.env as they are, complete or not: for a reader that takes also what older flannels wrote.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SubnetEnvLines {
+    /// The networks of IPv4 and of IPv6, none twice. The multi-network flannels wrote lists.
+    pub networks: [Vec<IpNetwork>; 2],
+    /// The subnet of IPv4 and of IPv6: the address of the bridge with the subnet's length.
+    pub subnets: [Option<IpNetwork>; 2],
+    /// MTU for pods in bytes.
+    pub mtu: Option<u32>,
+    /// Whether the daemon masquerades.
+    pub ipmasq: Option<bool>,
+}
+
+impl SubnetEnvLines {
+    /// Reads the lines in any order. Unknown keys and comments are skipped, quotes and `export` are allowed, the last of
+    /// several lines counts.
+    pub fn parse(text: &str) -> Result<Self, SubnetEnvError> {
+        let mut lines = Self::default();
+        for (key, value) in text.lines().filter_map(assignment) {
+            match key {
+                "FLANNEL_NETWORK" => lines.networks[0] = list(NETWORK[0], value, Family::V4)?,
+                "FLANNEL_SUBNET" => lines.subnets[0] = Some(cidr(SUBNET[0], value, Family::V4)?),
+                "FLANNEL_IPV6_NETWORK" => lines.networks[1] = list(NETWORK[1], value, Family::V6)?,
+                "FLANNEL_IPV6_SUBNET" => lines.subnets[1] = Some(cidr(SUBNET[1], value, Family::V6)?),
+                "FLANNEL_MTU" => {
+                    lines.mtu = Some(value.parse().map_err(|_| line(MTU, value, "a number of bytes"))?)
+                }
+                "FLANNEL_IPMASQ" => lines.ipmasq = Some(value == "true"),
+                _ => {}
+            }
+        }
+        Ok(lines)
+    }
+}
+
 const NETWORK: [&str; 2] = ["FLANNEL_NETWORK", "FLANNEL_IPV6_NETWORK"];
 const SUBNET: [&str; 2] = ["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"];
 const MTU: &str = "FLANNEL_MTU";
@@ -182,15 +213,23 @@ fn assignment(line: &str) -> Option<(&str, &str)> {
     Some((key.trim(), value.trim().trim_matches(['"', '\''])))
 }
 
-fn cidr(key: &'static str, value: &str, family: Family) -> Result<Option<IpNetwork>, SubnetEnvError> {
-    if value.contains(',') {
-        return Err(line(key, value, "one network; lists ended with the old multi-network flannel"));
+fn list(key: &'static str, value: &str, family: Family) -> Result<Vec<IpNetwork>, SubnetEnvError> {
+    let mut all = Vec::new();
+    for part in value.split(',') {
+        let network = cidr(key, part.trim(), family)?;
+        if !all.contains(&network) {
+            all.push(network);
+        }
     }
-    match parse_network(value).filter(|net| Family::of(&net.ip()) == family && net.prefix() > 0) {
-        Some(net) => Ok(Some(net)),
-        None if family == Family::V4 => Err(line(key, value, "an IPv4 ADDRESS/LENGTH")),
-        None => Err(line(key, value, "an IPv6 ADDRESS/LENGTH")),
-    }
+    Ok(all)
+}
+
+fn cidr(key: &'static str, value: &str, family: Family) -> Result<IpNetwork, SubnetEnvError> {
+    let network = parse_network(value).filter(|net| Family::of(&net.ip()) == family && net.prefix() > 0);
+    network.ok_or_else(|| match family {
+        Family::V4 => line(key, value, "an IPv4 ADDRESS/LENGTH"),
+        Family::V6 => line(key, value, "an IPv6 ADDRESS/LENGTH"),
+    })
 }
 
 fn line(key: &'static str, value: &str, allowed: &'static str) -> SubnetEnvError {

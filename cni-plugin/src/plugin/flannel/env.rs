@@ -1,5 +1,4 @@
-//! subnet.env as the plugin reads it. Unlike the daemon's own reading of it, a network may be a list, as the
-//! multi-network flannels wrote it, and either family may have networks without a subnet.
+//! subnet.env as the plugin needs it, and the wait for it.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
@@ -11,6 +10,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::time::{ClockId, clock_gettime};
+use subnet_lease::SubnetEnvLines;
 
 use crate::contract::{Code, Failure};
 use crate::sys::{daemon, small_file};
@@ -53,27 +53,16 @@ impl Env {
         }
     }
 
-    /// Line by line, without quoting; other lines are not ours to judge.
+    /// Either family may have networks without a subnet, as the multi-network flannels wrote it.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let (mut networks, mut subnets) = ([vec![], vec![]], [None, None]);
-        let (mut mtu, mut ipmasq) = (None, None);
-        for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
-            let value = value.trim_end();
-            match key {
-                "FLANNEL_NETWORK" => networks[0] = list(key, value)?,
-                "FLANNEL_IPV6_NETWORK" => networks[1] = list(key, value)?,
-                "FLANNEL_SUBNET" => subnets[0] = Some(network(key, value)?),
-                "FLANNEL_IPV6_SUBNET" => subnets[1] = Some(network(key, value)?),
-                "FLANNEL_MTU" => mtu = Some(value.parse().map_err(|_| bad(key, value))?),
-                "FLANNEL_IPMASQ" => ipmasq = Some(value == "true"),
-                _ => {}
-            }
-        }
+        let lines = SubnetEnvLines::parse(text).map_err(|error| error.to_string())?;
+        let mut networks: Vec<_> = lines.networks.concat().into_iter().map(without_host_bits).collect();
+        networks.dedup();
         let env = Self {
-            networks: networks.concat(),
-            subnets: subnets.into_iter().flatten().collect(),
-            mtu: mtu.ok_or("FLANNEL_MTU is missing")?,
-            ipmasq: ipmasq.ok_or("FLANNEL_IPMASQ is missing")?,
+            networks,
+            subnets: lines.subnets.into_iter().flatten().map(without_host_bits).collect(),
+            mtu: lines.mtu.ok_or("FLANNEL_MTU is missing")?,
+            ipmasq: lines.ipmasq.ok_or("FLANNEL_IPMASQ is missing")?,
         };
         match (env.networks.is_empty(), env.subnets.is_empty()) {
             (true, _) => Err("FLANNEL_NETWORK and FLANNEL_IPV6_NETWORK are missing".into()),
@@ -115,27 +104,8 @@ fn watch<T>(
     }
 }
 
-fn list(key: &str, value: &str) -> Result<Vec<IpNetwork>, String> {
-    let mut all = Vec::new();
-    for part in value.split(',') {
-        let net = network(key, part.trim())?;
-        if !all.contains(&net) {
-            all.push(net);
-        }
-    }
-    Ok(all)
-}
-
-/// A network of the key's family, its host bits cut.
-fn network(key: &str, value: &str) -> Result<IpNetwork, String> {
-    let parsed = value.parse::<IpNetwork>().ok().filter(|_| value.contains('/'));
-    let net = parsed.filter(|net| net.is_ipv6() == key.contains("IPV6")).ok_or_else(|| bad(key, value))?;
-    IpNetwork::new(net.network(), net.prefix()).map_err(|error| error.to_string())
-}
-
-fn bad(key: &str, value: &str) -> String {
-    let value: String = value.chars().take(64).collect();
-    format!("{key} is {value:?}")
+fn without_host_bits(net: IpNetwork) -> IpNetwork {
+    IpNetwork::new(net.network(), net.prefix()).unwrap_or(net)
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Failure {

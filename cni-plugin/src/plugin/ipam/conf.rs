@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use backends::local::pool_stamp;
+
 use super::range::{Range, RangeSet};
 use super::{HostLocal, Place};
 use crate::contract::json::{Json, Object, mistyped, wrong};
@@ -11,8 +13,6 @@ use crate::sys::small_file;
 
 /// Where host-local keeps its folders.
 const DATA_DIR: &str = "/var/lib/cni/networks";
-/// Where the indexes over them are: on tmpfs, and where a daemon in a container of its own sees them.
-const INDEX_DIR: &str = "/run/flannel/ipam";
 
 impl HostLocal {
     /// Reads an `ipam` section of the call's configuration.
@@ -36,7 +36,10 @@ pub(crate) fn place(call: &Call) -> Place {
     let ipam = call.conf.object("ipam").ok().flatten();
     let folder =
         |key, default| PathBuf::from(ipam.and_then(|ipam| ipam.text(key).ok().flatten()).unwrap_or(default));
-    Place { folder: folder("dataDir", DATA_DIR).join(&call.network), indexes: folder("indexDir", INDEX_DIR) }
+    Place {
+        folder: folder("dataDir", DATA_DIR).join(&call.network),
+        indexes: folder("indexDir", pool_stamp::INDEXES),
+    }
 }
 
 /// No `ipam` section where one is needed.

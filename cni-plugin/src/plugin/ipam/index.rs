@@ -17,37 +17,25 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use backends::local::pool_stamp::{self, Stamp, Usage};
 use nix::fcntl::AT_FDCWD;
 use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::time::{ClockId, clock_gettime};
 
 use super::stale::boot_time;
 use super::store::{Holder, Place};
-use super::usage::Usage;
 use crate::contract::is_name;
 
 /// The index of one network's folder.
 #[derive(Debug)]
 pub(super) struct Index(PathBuf);
 
-/// What the folder looked like when the index was right.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Stamp {
-    /// Since the epoch.
-    modified: Duration,
-    inode: u64,
-    /// When this boot began, by the wall clock, in seconds since the epoch.
-    boot: u64,
-    pub(super) usage: Usage,
-}
-
 /// A clock that is put right moves the beginning of the boot as well; another boot is further away (s).
 const SAME_BOOT: u64 = 30;
 
 impl Index {
     pub(super) fn of(place: &Place) -> Self {
-        let name = place.folder.to_string_lossy().replace('%', "%25").replace('/', "%2F");
-        Self(place.indexes.join(name))
+        Self(place.indexes.join(pool_stamp::index_of(&place.folder)))
     }
 
     /// The stamp, if it is of this boot and of the folder as it is now.
@@ -117,7 +105,7 @@ impl Index {
         let metadata = fs::metadata(folder).ok()?;
         let stamp = Stamp { modified: modified(&metadata)?, inode: metadata.ino(), ..stamp };
         // It is there nearly always, so that the new one is made beside it at once.
-        self.replace(&self.0.join("stamp"), &stamp.to_string()).ok()
+        self.replace(&self.0.join(pool_stamp::NAME), &stamp.to_string()).ok()
     }
 
     /// A link in one step: whoever reads sees the old text or the new one.
@@ -140,29 +128,7 @@ impl Index {
     }
 
     fn read_stamp(&self) -> Option<Stamp> {
-        Stamp::parse(fs::read_link(self.0.join("stamp")).ok()?.to_str()?)
-    }
-}
-
-impl Stamp {
-    /// `<seconds>.<nanoseconds> <inode> <boot> <use>…`
-    fn parse(text: &str) -> Option<Self> {
-        let mut words = text.split(' ');
-        let (seconds, nanoseconds) = words.next()?.split_once('.')?;
-        let nanoseconds = nanoseconds.parse().ok().filter(|n| *n < 1_000_000_000)?;
-        Some(Self {
-            modified: Duration::new(seconds.parse().ok()?, nanoseconds),
-            inode: words.next()?.parse().ok()?,
-            boot: words.next()?.parse().ok()?,
-            usage: Usage::parse(words)?,
-        })
-    }
-}
-
-impl std::fmt::Display for Stamp {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (seconds, nanoseconds) = (self.modified.as_secs(), self.modified.subsec_nanos());
-        write!(f, "{seconds}.{nanoseconds:09} {} {}{}", self.inode, self.boot, self.usage)
+        Stamp::parse(fs::read_link(self.0.join(pool_stamp::NAME)).ok()?.to_str()?)
     }
 }
 

@@ -13,7 +13,6 @@ mod range;
 mod source;
 mod stale;
 mod store;
-mod usage;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

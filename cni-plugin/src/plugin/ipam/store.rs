@@ -22,11 +22,11 @@ use std::sync::mpsc;
 use std::time::Duration;
 use std::{fs, io, thread};
 
+use backends::local::pool_stamp::{Stamp, Usage};
 use nix::fcntl::OFlag;
 
-use super::index::{Index, Stamp};
+use super::index::Index;
 use super::stale;
-use super::usage::Usage;
 use crate::contract::{Code, During, Failure};
 use crate::sys::small_file;
 
