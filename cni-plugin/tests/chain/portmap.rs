@@ -377,7 +377,7 @@ fn a_condition_with_a_set_holds_for_each_of_its_values() {
 fn the_result_may_name_links_that_are_no_ethernet_links() {
     let (host, pod) = (Host::new(), Pod::new("c1"));
     let made = host.add(Whose::Ours, "net", &pod, &[host.bridge("net")]).ok();
-    let mut before = made.clone();
+    let mut before = made;
     before["interfaces"][2]["mac"] = "80:00:02:08:fe:80:00:00:00:00:00:00:00:02:c9:03:00:1b:b6:f1".into();
     let conf = complete("net", &portmap(&[mapping("tcp", 8080, 80)]), &before);
     let result = host.call(Whose::Ours, "ADD", ("c1", &pod.net.path(), "eth0"), &conf).ok();
