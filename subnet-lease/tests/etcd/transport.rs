@@ -24,6 +24,7 @@ async fn a_user_with_rights_on_the_prefix_alone_is_enough_and_a_wrong_password_i
         .unwrap();
     admin.user_add("flannel", "secret", None).await.unwrap();
     admin.user_grant_role("flannel", "flannel").await.unwrap();
+    admin.user_add("stranger", "secret", None).await.unwrap();
     admin.auth_enable().await.unwrap();
 
     let login = |password: &str| EtcdConfig {
@@ -34,6 +35,10 @@ async fn a_user_with_rights_on_the_prefix_alone_is_enough_and_a_wrong_password_i
     let store = EtcdStore::connect(login("secret")).unwrap();
     store.put_config(V4.as_bytes(), None).await.unwrap();
     store.claim(&claim(V4, &["192.168.0.1"])).await.unwrap();
+    let stranger = EtcdConfig { username: Some("stranger".into()), ..login("secret") };
+    let error = EtcdStore::connect(stranger).unwrap().get_config().await.unwrap_err();
+    let named = "no role of user \"stranger\" may read and write /coreos.com/network/config";
+    assert!(error.to_string().contains(named), "{error}");
     for config in [login("wrong"), etcd.config()] {
         let error =
             EtcdStore::connect(config).unwrap().claim(&claim(V4, &["192.168.0.1"])).await.unwrap_err();
@@ -56,7 +61,38 @@ async fn an_authority_alone_is_enough_for_tls_and_an_unknown_one_is_refused() {
     store.put_config(V4.as_bytes(), None).await.unwrap();
     store.claim(&claim(V4, &["192.168.0.1"])).await.unwrap();
     let sentence = mistrust(etcd.config()).await;
+    assert!(
+        sentence.contains("an authority that this host does not know; etcd-cafile names one"),
+        "{sentence}"
+    );
+    let stranger = Authority::new();
+    let config = EtcdConfig { ca_file: Some(stranger.file("ca.pem")), ..etcd.config() };
+    let sentence = mistrust(config).await;
     assert!(sentence.contains("an authority that is not in etcd-cafile"), "{sentence}");
+}
+
+#[tokio::test]
+async fn a_key_that_does_not_belong_to_its_certificate_is_said_to_be_that() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let etcd = Etcd::start_with(&authority.arguments(true));
+    let config =
+        EtcdConfig { key_file: Some(other.file("client-key.pem")), ..authority.known(etcd.endpoint()) };
+    let sentence = mistrust(config).await;
+    assert!(
+        sentence.contains("etcd-keyfile does not belong to the certificate in etcd-certfile"),
+        "{sentence}"
+    );
+}
+
+#[tokio::test]
+async fn a_name_without_an_address_is_said_at_once() {
+    // Too long for a name: no name server is asked.
+    let endpoints = vec![format!("http://{}:2379", "x".repeat(64))];
+    let store = EtcdStore::connect(EtcdConfig { endpoints, ..EtcdConfig::default() }).unwrap();
+    let begin = tokio::time::Instant::now();
+    let error = store.get_config().await.unwrap_err();
+    assert!(error.to_string().contains("its name has no address"), "{error}");
+    assert!(begin.elapsed() < std::time::Duration::from_secs(5), "{:?}", begin.elapsed());
 }
 
 #[tokio::test]
@@ -84,7 +120,7 @@ async fn a_server_that_asks_for_certificates_is_shown_ours() {
         .await
         .unwrap();
     let error = EtcdStore::connect(anonymous).unwrap().get_config().await.unwrap_err();
-    assert!(error.to_string().contains("(etcd-certfile)"), "{error}");
+    assert!(error.to_string().contains("a certificate of this client (etcd-certfile"), "{error}");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::config::{EtcdConfig, read_pem};
 use super::keys::Keys;
-use super::told::{silent, told};
+use super::told::Way;
 use crate::model::lease::PublicAddrs;
 use crate::store::StoreError;
 
@@ -51,7 +51,7 @@ pub(super) struct Session {
     kv: KvClient,
     lease: LeaseClient,
     pub(super) watch: WatchClient,
-    endpoint: String,
+    way: Way,
     keys: Keys,
     pub(super) ttl: Duration,
 }
@@ -139,18 +139,36 @@ impl Dialer {
     }
 
     async fn open(&self, endpoint: &str) -> Result<Session, StoreError> {
+        let way = Way::new(endpoint, &self.config);
         let options = self.options(endpoint)?;
+        self.resolve(endpoint).await?;
         let connecting = self.connect(endpoint, options);
-        let client = tokio::time::timeout(REQUEST, connecting).await.map_err(|_| silent(endpoint))?;
-        let client = client.map_err(|error| told(endpoint, &error))?;
+        let client = tokio::time::timeout(REQUEST, connecting).await.map_err(|_| way.silent())?;
+        let client = client.map_err(|error| way.told(None, &error))?;
         Ok(Session {
             kv: client.kv_client().max_decoding_message_size(LARGEST_MESSAGE),
             lease: client.lease_client(),
             watch: client.watch_client().max_decoding_message_size(LARGEST_MESSAGE),
-            endpoint: endpoint.into(),
+            way,
             keys: self.keys.clone(),
             ttl: self.config.ttl,
         })
+    }
+
+    /// Looks up the server's name before the client does, whose error does not tell a name without an address from a server
+    /// that does not answer.
+    async fn resolve(&self, endpoint: &str) -> Result<(), StoreError> {
+        #[cfg(all(test, feature = "server"))]
+        if self.wire.is_some() {
+            return Ok(());
+        }
+        let place = endpoint.split_once("://").map_or(endpoint, |(_, place)| place).trim_end_matches('/');
+        let why = match tokio::time::timeout(CONNECT, tokio::net::lookup_host(place)).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no name server answers within {} s (/etc/resolv.conf)", CONNECT.as_secs()),
+        };
+        Err(StoreError::Unreachable(format!("{endpoint}: its name has no address: {why}")))
     }
 
     async fn connect(&self, endpoint: &str, options: ConnectOptions) -> Result<Client, Error> {
@@ -200,7 +218,7 @@ fn tls(config: &EtcdConfig) -> Result<TlsOptions, StoreError> {
 impl Session {
     /// Where it leads.
     pub(super) fn endpoint(&self) -> &str {
-        &self.endpoint
+        &self.way.endpoint
     }
 
     pub(super) fn keys(&self) -> &Keys {
@@ -212,8 +230,10 @@ impl Session {
         key: impl Into<Vec<u8>>,
         options: Option<GetOptions>,
     ) -> Result<GetResponse, StoreError> {
+        let key = key.into();
+        let name = String::from_utf8_lossy(&key).into_owned();
         let answer = self.kv.get(key, options).await;
-        answer.map_err(|error| self.told(&error))
+        answer.map_err(|error| self.way.told(Some(&name), &error))
     }
 
     /// A key, and a page of a range, at one revision, which is in the header.
@@ -223,18 +243,18 @@ impl Session {
         from: String,
         page: GetOptions,
     ) -> Result<(Option<ResponseHeader>, GetResponse, GetResponse), StoreError> {
-        let both = Txn::new().and_then([TxnOp::get(key, None), TxnOp::get(from, Some(page))]);
-        let mut answer = self.kv.txn(both).await.map_err(|error| self.told(&error))?;
+        let both = Txn::new().and_then([TxnOp::get(key, None), TxnOp::get(from.clone(), Some(page))]);
+        let mut answer = self.kv.txn(both).await.map_err(|error| self.way.told(Some(&from), &error))?;
         let header = answer.take_header();
         match <[_; 2]>::try_from(answer.op_responses()) {
             Ok([TxnOpResponse::Get(one), TxnOpResponse::Get(page)]) => Ok((header, one, page)),
-            _ => Err(StoreError::Unsupported(format!("{} answers what was not asked", self.endpoint))),
+            _ => Err(StoreError::Unsupported(format!("{} answers what was not asked", self.way.endpoint))),
         }
     }
 
     /// Runs a compare-and-swap that is about `key`. Returns the revision of the change; `Raced` if the comparison failed.
     pub(super) async fn swap(&mut self, key: &str, txn: Txn) -> Result<i64, StoreError> {
-        let answer = self.kv.txn(txn).await.map_err(|error| self.told(&error))?;
+        let answer = self.kv.txn(txn).await.map_err(|error| self.way.told(Some(key), &error))?;
         match answer.header() {
             Some(header) if answer.succeeded() => Ok(header.revision()),
             _ => Err(StoreError::Raced(key.into())),
@@ -258,8 +278,7 @@ impl Session {
         };
         // It does not pass on the time from the first answer.
         keeper.keep_alive().await.map_err(|error| self.told(&error))?;
-        let answer =
-            tokio::time::timeout(REQUEST, answers.message()).await.map_err(|_| silent(&self.endpoint))?;
+        let answer = tokio::time::timeout(REQUEST, answers.message()).await.map_err(|_| self.way.silent())?;
         let answer = answer.map_err(|error| self.told(&error))?;
         Ok(answer.and_then(|answer| seconds_of(answer.ttl())))
     }
@@ -284,7 +303,7 @@ impl Session {
     }
 
     pub(super) fn told(&self, error: &Error) -> StoreError {
-        told(&self.endpoint, error)
+        self.way.told(None, error)
     }
 }
 
