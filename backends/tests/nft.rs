@@ -7,8 +7,8 @@ use std::process::{Command, Output, Stdio};
 use std::thread;
 
 use backends::kernel::KernelEvent;
-use backends::kernel::real::{EventFilter, Events};
-use backends::netlink::{NetlinkError, Socket, nft};
+use backends::kernel::real::{EventFilter, Events, nft};
+use backends::netlink::{NetlinkError, Socket};
 use backends::rules::{Chain, ChainKind, Hook, Policy, RuleInput, RuleTable, rules};
 use nix::sched::{CloneFlags, unshare};
 use subnet_lease::Family;

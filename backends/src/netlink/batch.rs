@@ -83,6 +83,13 @@ impl Batch {
         self
     }
 
+    /// Adds the messages of another batch.
+    pub(super) fn append(&mut self, other: &Self) {
+        self.close();
+        self.starts.extend(other.starts.iter().map(|start| start + self.bytes.len()));
+        self.bytes.extend_from_slice(&other.bytes);
+    }
+
     /// Messages in the batch.
     pub fn len(&self) -> usize {
         self.starts.len()

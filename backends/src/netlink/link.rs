@@ -102,7 +102,7 @@ pub fn dump_links(kind: Option<&str>) -> Batch {
 /// Asks to create a link of a kind of which nothing else is said. A kind that needs more, as vxlan does its number, refuses.
 pub fn bare_link(kind: &str) -> Batch {
     let mut batch = Batch::new();
-    batch.message(RTM_NEWLINK, REQUEST | CREATE | EXCL, &[0; IFINFO]);
+    batch.message(RTM_NEWLINK, REQUEST | CREATE | EXCLUSIVE, &[0; IFINFO]);
     let info = batch.nest(IFLA_LINKINFO);
     batch.attr(IFLA_INFO_KIND, kind.as_bytes());
     batch.end(info);
@@ -188,8 +188,9 @@ pub fn port_from(bytes: &[u8]) -> Option<u16> {
 
 pub(crate) const REQUEST: u16 = 1;
 pub(crate) const DUMP: u16 = 0x300;
-const CREATE: u16 = 0x400;
-const EXCL: u16 = 0x200;
+pub(crate) const CREATE: u16 = 0x400;
+/// `NLM_F_EXCL`.
+pub(crate) const EXCLUSIVE: u16 = 0x200;
 /// `NLM_F_CREATE | NLM_F_REPLACE`.
 pub(crate) const PUT: u16 = 0x400 | 0x100;
 

@@ -6,6 +6,8 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use subnet_lease::Family;
 
+pub use crate::netlink::nft::End;
+
 /// What the rules follow from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RuleInput {
@@ -104,15 +106,6 @@ pub enum Match {
     },
     /// The packet's mark has these bits set; other bits don't matter.
     Mark(u32),
-}
-
-/// Which address of a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum End {
-    /// Where it comes from.
-    Source,
-    /// Where it goes.
-    Destination,
 }
 
 /// What happens to a packet.

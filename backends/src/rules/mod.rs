@@ -4,7 +4,7 @@
 //! ```text
 //!   RuleInput ── rules() ──▶ RuleTable ── to_nft() ────────▶ text for `nft -f -`, for people
 //!                               │  ▲
-//!                               ▼  │                         netlink::nft
+//!                               ▼  │                         kernel::real::nft
 //!                          expressions of the kernel
 //! ```
 //!

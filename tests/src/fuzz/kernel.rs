@@ -3,9 +3,9 @@
 use std::sync::OnceLock;
 
 use backends::kernel::KernelEvent;
+use backends::kernel::real::nft::TableReader;
 use backends::kernel::real::{EventFilter, HostReader, OwnReader, Unreadable};
 use backends::netlink::netconf::read_forwarding;
-use backends::netlink::nft::TableReader;
 use backends::netlink::route::{RT_TABLE_MAIN, RTN_UNICAST, RouteView, put_route};
 use backends::netlink::veth::{
     NewRoute, PortMode, VethView, add_address, add_route, read_namespace_number, set_port,

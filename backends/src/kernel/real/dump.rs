@@ -7,10 +7,11 @@ use subnet_lease::Family;
 
 use super::ethtool;
 use super::iptables::Iptables;
+use super::nft;
 use super::read::OwnReader;
 use crate::kernel::{KernelError, Own};
 use crate::netlink::route::read_routes;
-use crate::netlink::{AF_BRIDGE, AF_INET, AF_INET6, Batch, RawMessage, Socket, link, neigh, nft};
+use crate::netlink::{AF_BRIDGE, AF_INET, AF_INET6, Batch, RawMessage, Socket, link, neigh};
 use crate::plan::Owner;
 use crate::state::{IfName, LINK_KINDS, Object, Sysctl};
 

@@ -7,6 +7,7 @@ mod firewalld;
 mod host;
 mod iptables;
 mod links;
+pub mod nft;
 mod probe;
 mod read;
 
@@ -25,7 +26,7 @@ pub use read::{OwnReader, Unreadable};
 
 use super::{Failed, Kernel, KernelError, OpError, Own, benign};
 use crate::netlink::route::{RT_TABLE_MAIN, RTN_BLACKHOLE, RTN_UNICAST, RouteView, delete_route, put_route};
-use crate::netlink::{Batch, NetlinkError, Socket, neigh, nft};
+use crate::netlink::{Batch, NetlinkError, Socket, neigh};
 use crate::plan::{Op, Owner};
 use crate::state::{Facts, IfName, Object, Route, RouteKind, Sysctl, System, default_metric};
 

@@ -7,7 +7,8 @@ use nix::errno::Errno;
 use nix::sys::utsname::uname;
 use subnet_lease::Family;
 
-use crate::netlink::{NetlinkError, Socket, link, nft};
+use super::nft;
+use crate::netlink::{NetlinkError, Socket, link};
 use crate::state::{Feature, LINK_KINDS, Sysctl, System};
 
 /// Asks. A feature counts as missing only when the kernel says so.

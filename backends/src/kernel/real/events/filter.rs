@@ -12,8 +12,9 @@ use crate::netlink::link::{
 };
 use crate::netlink::neigh::{NeighView, RTM_DELNEIGH, RTM_NEWNEIGH};
 use crate::netlink::netconf::{RTM_NEWNETCONF, tells_forwarding};
+use crate::netlink::nft::{ChainView, FORWARD, RuleView, is_deleted_table, table_of};
 use crate::netlink::route::{RT_TABLE_MAIN, RTPROT_KERNEL, RouteView};
-use crate::netlink::{AF_BRIDGE, Attrs, Messages, RawMessage, Unread};
+use crate::netlink::{AF_BRIDGE, Messages, RawMessage, Unread};
 use crate::plan::ROUTE_PROTOCOL;
 use crate::state::{HostLink, IfName};
 
@@ -122,13 +123,13 @@ impl EventFilter {
 
     /// Most nf_tables messages name their table in the first attribute; a new generation without our table is not ours.
     /// Of others only what forwarded packets pass and what our rules stand in counts: a proxy that rewrites its thousand
-    /// chains wakes nobody.
+    /// chains starts no pass.
     fn rules(&self, message: &RawMessage<'_>) -> Result<Option<KernelEvent>, Unread> {
-        let table = table(message).ok_or(Unread::Other)?;
-        let known =
-            |chain: &[u8]| self.gates.iter().any(|gate| Some(gate.as_bytes()) == chain.strip_suffix(&[0]));
-        let counts =
-            table.starts_with(b"flannel-") || passes_pods(message) || rule_of(message).is_some_and(known);
+        let table = table_of(message).ok_or(Unread::Other)?;
+        let known = |rule: RuleView<'_>| self.gates.iter().any(|gate| gate == rule.chain);
+        let counts = table.starts_with("flannel-")
+            || passes_pods(message)
+            || RuleView::parse(message).is_some_and(known);
         Ok(counts.then_some(KernelEvent::Own))
     }
 
@@ -174,37 +175,20 @@ fn is_of_host(message: &RawMessage<'_>, netfilter: bool) -> bool {
     !netfilter && matches!(message.kind, RTM_NEWLINK | RTM_DELLINK | RTM_NEWADDR | RTM_DELADDR)
 }
 
+/// Whether forwarded packets of pods pass what a message is about.
 pub(super) fn passes_pods(message: &RawMessage<'_>) -> bool {
-    let attrs = Attrs::after(message.payload, NFGENMSG);
-    match message.kind & 0xff {
-        NFT_MSG_DELTABLE => true,
-        NFT_MSG_NEWCHAIN | NFT_MSG_DELCHAIN => {
-            let hook = attrs.clone().find(NFTA_CHAIN_HOOK).map(Attrs::new);
-            let number = hook.and_then(|hook| hook.find(NFTA_HOOK_HOOKNUM));
-            number == Some(&NF_FORWARD.to_be_bytes()) || attrs.find(NFTA_CHAIN_NAME).is_some_and(is_a_gate)
-        }
-        _ => rule_of(message).is_some_and(is_a_gate),
+    if let Some(chain) = ChainView::parse(message) {
+        return chain.hook.is_some_and(|(number, _)| number == FORWARD) || is_a_gate(chain.name);
     }
-}
-
-/// The chain that a rule came to or went from.
-fn rule_of<'a>(message: &RawMessage<'a>) -> Option<&'a [u8]> {
-    let attrs = Attrs::after(message.payload, NFGENMSG);
-    let is_rule = matches!(message.kind & 0xff, NFT_MSG_NEWRULE | NFT_MSG_DELRULE);
-    attrs.find(NFTA_RULE_CHAIN).filter(|_| is_rule)
+    is_deleted_table(message) || RuleView::parse(message).is_some_and(|rule| is_a_gate(rule.chain))
 }
 
 /// Whether a chain of this name may be one that forwarded packets pass. Only a hint: which do is read anew.
-fn is_a_gate(name: &[u8]) -> bool {
-    let name = name.strip_suffix(&[0]).unwrap_or(name).to_ascii_uppercase();
-    let forwards = name.windows(FORWARD.len()).any(|part| part == FORWARD);
-    forwards && !name.starts_with(b"KUBE-")
-        || name.starts_with(b"FLANNEL-")
-        || [&b"DOCKER-USER"[..], b"PREROUTING", b"POSTROUTING"].contains(&&*name)
-}
-
-pub(super) fn table<'a>(message: &RawMessage<'a>) -> Option<&'a [u8]> {
-    Attrs::after(message.payload, NFGENMSG).find(NFTA_TABLE)
+fn is_a_gate(name: &str) -> bool {
+    let name = name.to_ascii_uppercase();
+    name.contains("FORWARD") && !name.starts_with("KUBE-")
+        || name.starts_with("FLANNEL-")
+        || ["DOCKER-USER", "PREROUTING", "POSTROUTING"].contains(&&*name)
 }
 
 fn graver(a: Option<KernelEvent>, b: Option<KernelEvent>) -> Option<KernelEvent> {
@@ -216,21 +200,3 @@ fn graver(a: Option<KernelEvent>, b: Option<KernelEvent>) -> Option<KernelEvent>
     };
     if weight(b) > weight(a) { b } else { a }
 }
-
-const FORWARD: &[u8] = b"FORWARD";
-/// `NF_INET_FORWARD`.
-const NF_FORWARD: u32 = 2;
-const NFT_MSG_DELTABLE: u16 = 2;
-const NFT_MSG_NEWCHAIN: u16 = 3;
-const NFT_MSG_DELCHAIN: u16 = 5;
-const NFT_MSG_NEWRULE: u16 = 6;
-const NFT_MSG_DELRULE: u16 = 8;
-const NFTA_CHAIN_NAME: u16 = 3;
-const NFTA_CHAIN_HOOK: u16 = 4;
-const NFTA_HOOK_HOOKNUM: u16 = 1;
-const NFTA_RULE_CHAIN: u16 = 2;
-
-/// Size of `struct nfgenmsg`.
-pub(super) const NFGENMSG: usize = 4;
-/// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`, `NFTA_SET_TABLE`: all number one.
-const NFTA_TABLE: u16 = 1;

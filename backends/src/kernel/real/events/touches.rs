@@ -8,12 +8,13 @@ use std::fs;
 
 use subnet_lease::Family;
 
-use super::filter::{EventFilter, NFGENMSG, passes_pods, table};
+use super::filter::{EventFilter, passes_pods};
 use crate::kernel::{Touch, Who};
 use crate::netlink::link::{AddressView, LinkView, RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK};
 use crate::netlink::neigh::{NeighView, RTM_DELNEIGH, RTM_NEWNEIGH};
+use crate::netlink::nft::{generation_program, table_of};
 use crate::netlink::route::{RT_TABLE_MAIN, RTM_NEWROUTE, RTPROT_KERNEL, RouteView};
-use crate::netlink::{AF_BRIDGE, AF_INET, AF_INET6, Attrs, Messages, RawMessage};
+use crate::netlink::{AF_BRIDGE, AF_INET, AF_INET6, Messages, RawMessage};
 use crate::rules::iptables::Flavour;
 use crate::state::{Key, default_metric};
 
@@ -32,8 +33,8 @@ impl Touches {
     /// Adds what a datagram tells. What we did ourselves is passed over unread.
     pub(super) fn read(&mut self, messages: Messages<'_>, netfilter: bool, filter: &EventFilter) {
         for message in messages.filter(|m| !filter.ours.contains(&m.port)) {
-            if netfilter && is_generation(&message) {
-                self.generation(&message);
+            if let Some(program) = generation_program(&message).filter(|_| netfilter) {
+                self.generation(message.port, program);
             } else if self.list.len() >= MOST {
                 // A generation, which has the name, comes last.
             } else if netfilter {
@@ -97,9 +98,9 @@ impl Touches {
     }
 
     fn rules(&mut self, message: &RawMessage<'_>) {
-        let family = match (message.payload.first(), table(message)) {
-            (Some(&AF_INET), Some(b"flannel-ipv4\0")) => Family::V4,
-            (Some(&AF_INET6), Some(b"flannel-ipv6\0")) => Family::V6,
+        let family = match (message.payload.first(), table_of(message)) {
+            (Some(&AF_INET), Some("flannel-ipv4")) => Family::V4,
+            (Some(&AF_INET6), Some("flannel-ipv6")) => Family::V6,
             _ => return self.iptables(message),
         };
         self.push(Key::Table(family), message.port, None);
@@ -107,9 +108,9 @@ impl Touches {
 
     /// Rules of iptables over nf_tables.
     fn iptables(&mut self, message: &RawMessage<'_>) {
-        let family = match (message.payload.first(), table(message)) {
-            (Some(&AF_INET), Some(b"filter\0" | b"nat\0")) => Family::V4,
-            (Some(&AF_INET6), Some(b"filter\0" | b"nat\0")) => Family::V6,
+        let family = match (message.payload.first(), table_of(message)) {
+            (Some(&AF_INET), Some("filter" | "nat")) => Family::V4,
+            (Some(&AF_INET6), Some("filter" | "nat")) => Family::V6,
             _ => return,
         };
         if passes_pods(message) {
@@ -118,10 +119,9 @@ impl Touches {
     }
 
     /// The end of a transaction: the kernel says whose it was.
-    fn generation(&mut self, message: &RawMessage<'_>) {
-        let name = Attrs::after(message.payload, NFGENMSG).find(NFTA_GEN_PROC_NAME).map(printable);
-        if let Some(name) = name.filter(|_| self.programs.len() < MOST) {
-            self.programs.insert(message.port, Some(name));
+    fn generation(&mut self, port: u32, program: &[u8]) {
+        if !program.is_empty() && self.programs.len() < MOST {
+            self.programs.insert(port, Some(printable(program)));
         }
     }
 
@@ -134,10 +134,6 @@ impl Touches {
             self.list.push(touch);
         }
     }
-}
-
-fn is_generation(message: &RawMessage<'_>) -> bool {
-    message.kind & 0xff == NFT_MSG_NEWGEN
 }
 
 /// A port is the process id of a program with one netlink socket, if it is one of a process at all.
@@ -155,6 +151,3 @@ fn printable(name: &[u8]) -> String {
         .map(|c| if c.is_control() { '?' } else { c })
         .collect()
 }
-
-const NFT_MSG_NEWGEN: u16 = 15;
-const NFTA_GEN_PROC_NAME: u16 = 3;

@@ -13,7 +13,7 @@ use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use subnet_lease::Family;
 
-use crate::netlink::nft::{Foreign, outcome, passed};
+use super::super::nft::{Foreign, outcome, passed};
 use crate::netlink::{address_from, read_u32};
 use crate::rules::iptables::{FWD, Flavour, POSTRTG};
 use crate::rules::{Fate, ForeignChain, Home};

@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 use subnet_lease::Family;
 
 use self::programs::Programs;
-use super::firewalld;
+use super::{firewalld, nft};
 use crate::kernel::KernelError;
-use crate::netlink::{Socket, nft};
+use crate::netlink::Socket;
 use crate::rules::Firewall;
 use crate::rules::iptables::{Flavour, IptablesRules, read, restore};
 use crate::state::Object;
