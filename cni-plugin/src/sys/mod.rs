@@ -7,7 +7,6 @@ pub(crate) mod host_route;
 pub(crate) mod iptables;
 pub(crate) mod link;
 pub(crate) mod netns;
-pub(crate) mod nft;
 pub(crate) mod random;
 #[cfg(test)]
 pub(crate) mod scratch;

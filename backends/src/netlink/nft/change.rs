@@ -3,7 +3,7 @@
 use nix::sys::socket::{setsockopt, sockopt};
 use subnet_lease::Family;
 
-use super::Rule;
+use super::{Expr, Reader, Rule};
 use super::message::*;
 use super::set::*;
 use crate::netlink::link::{CREATE, EXCLUSIVE, REQUEST};
@@ -144,6 +144,27 @@ impl<'a> Change<'a> {
         let family = family.into();
         self.empty_chain(family, chain);
         self.begin(DELCHAIN, 0, family).attr_str(CHAIN_NAME, chain);
+    }
+
+    /// Delete a chain with the rules in it, and the rules of another chain that jump to it, as they are now.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn delete_chain_from(
+        &mut self,
+        reader: &mut Reader<'_>,
+        family: Family,
+        chain: &str,
+        entry: &str,
+    ) -> Result<(), NetlinkError> {
+        let jump = Expr::jump(chain);
+        reader.rules(family, Some(entry), |rule| {
+            if rule.exprs().last().as_ref() == Some(&jump) {
+                self.delete_rule(family, entry, rule.handle);
+            }
+        })?;
+        self.delete_chain(family, chain);
+        Ok(())
     }
 
     /// Nothing is to change.

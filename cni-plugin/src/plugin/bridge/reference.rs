@@ -1,5 +1,5 @@
-//! Masquerade rules that the reference plugin made for one container, with either of its backends: our DEL takes them away
-//! as well, so that a node can change to this plugin with containers running, and GC those of attachments that are no more.
+//! Masquerade rules that the reference plugin made for one container, with either of its backends: our DEL removes them as
+//! well, so that a node can change to this plugin while containers run. GC removes those of attachments that are gone.
 //!
 //! ```text
 //!   backend iptables   table nat                         POSTROUTING ──▶ CNI-<hash of network and container>,
@@ -9,23 +9,17 @@
 
 use std::collections::BTreeSet;
 
-use backends::netlink::{Batch, NetlinkError, Socket};
+use backends::netlink::nft::{Change, Reader, TableFamily};
+use backends::netlink::{NetlinkError, Socket};
 use nix::errno::Errno;
 use subnet_lease::Family;
 
-use super::masquerade::{
-    ACK, DELRULE, DUMP, GETRULE, NEWRULE, RULE_CHAIN, RULE_HANDLE, RULE_TABLE, RULE_USERDATA, attributes,
-    begin, end, header, text,
-};
 use crate::contract::{Call, Code, During, Failure};
 use crate::sys::hash;
 use crate::sys::iptables::{Plan, Saved, SavedRule, Table, Turn, has_legacy};
-use crate::sys::nft::{Change, Reader, comment_text};
 
 const TABLE: &str = "cni_plugins_masquerade";
 const CHAIN: &str = "masq_checks";
-/// `NFPROTO_INET`.
-const INET: u8 = 1;
 const NAT: &str = "nat";
 const ENTRY: &str = "POSTROUTING";
 /// Longest name of a chain of iptables.
@@ -33,7 +27,7 @@ const NAME: usize = 28;
 /// Hexadecimal digits of a hash in a comment.
 const HASH: usize = 16;
 
-/// Removes what there is of the call's attachment; none there, or no nf_tables, is fine.
+/// Removes what exists of the call's attachment; nothing there, or no nf_tables, is no error.
 pub(super) fn remove_masquerade(call: &Call) -> Result<(), Failure> {
     let what =
         || format!("cannot remove the masquerade rules that another plugin made for {}", call.container);
@@ -46,8 +40,8 @@ pub(super) fn remove_masquerade(call: &Call) -> Result<(), Failure> {
     remove_legacy(|_| BTreeSet::from([chain.clone()]))
 }
 
-/// Removes what there is of attachments of the call's network that are not valid any more. Chains of iptables are a
-/// container's, whatever its interfaces.
+/// Removes what exists of attachments of the call's network that are not valid any more. A chain of iptables belongs to a
+/// container with all its interfaces.
 pub(super) fn collect(call: &Call) -> Result<(), Failure> {
     let what = || format!("cannot remove the masquerade rules that another plugin made in {}", call.network);
     let valid = call.valid()?;
@@ -73,35 +67,25 @@ pub(super) fn collect(call: &Call) -> Result<(), Failure> {
 /// The chains of both families that are left, by the rules that lead to them.
 fn chains(socket: &mut Socket, left: &dyn Fn(&str, &str) -> Option<String>) -> BTreeSet<String> {
     let mut reader = Reader { socket, table: NAT };
-    // No nf_tables: no rules.
-    let rules = Family::ALL.map(|family| reader.rules(family, Some(ENTRY)).unwrap_or_default());
-    rules.iter().flatten().filter_map(|rule| left(rule.target()?, rule.comment())).collect()
+    let mut found = BTreeSet::new();
+    for family in Family::ALL {
+        // Without nf_tables there are no rules.
+        let _ = reader.rules(family, Some(ENTRY), |rule| {
+            found.extend(rule.target().and_then(|target| left(&target, &rule.comment())));
+        });
+    }
+    found
 }
 
 fn remove_rules(socket: &mut Socket, is_meant: impl Fn(&str) -> bool) -> Result<(), NetlinkError> {
-    let mut request = Batch::new();
-    header(&mut request, GETRULE, DUMP, INET).attr_str(RULE_TABLE, TABLE).attr_str(RULE_CHAIN, CHAIN);
-    let mut handles = Vec::new();
-    let read = socket.dump(&mut request, |message| {
-        let Some(attrs) = attributes(&message, NEWRULE) else { return };
-        let note = attrs.clone().find(RULE_USERDATA).and_then(comment_text).unwrap_or_default();
-        // Old kernels ignore the filter.
-        if text(&attrs, RULE_TABLE) == Some(TABLE) && is_meant(note) {
-            handles.extend(attrs.find(RULE_HANDLE).map(<[u8]>::to_vec));
+    let mut change = Change::of(TABLE);
+    let read = Reader { socket, table: TABLE }.rules(TableFamily::INET, Some(CHAIN), |rule| {
+        if is_meant(rule.note) {
+            change.delete_rule(TableFamily::INET, CHAIN, rule.handle);
         }
     });
-    if read.is_err() || handles.is_empty() {
-        // No nf_tables, or no such table: no rules.
-        return Ok(());
-    }
-    let mut batch = Batch::new();
-    begin(&mut batch);
-    for (n, handle) in handles.iter().enumerate() {
-        header(&mut batch, DELRULE, if n + 1 == handles.len() { ACK } else { 0 }, INET);
-        batch.attr_str(RULE_TABLE, TABLE).attr_str(RULE_CHAIN, CHAIN).attr(RULE_HANDLE, handle);
-    }
-    end(&mut batch);
-    gone(socket.transaction(&mut batch).map_err(|(_, error)| error))
+    // A kernel without nf_tables has no rules.
+    if read.is_ok() { gone(change.commit(socket, None)) } else { Ok(()) }
 }
 
 /// How the comments of an attachment's rules begin.
@@ -152,7 +136,7 @@ fn remove_legacy(meant: impl Fn(&Saved) -> BTreeSet<String>) -> Result<(), Failu
     Ok(())
 }
 
-/// What somebody else removed meanwhile is gone as well.
+/// What another process removed meanwhile is no error.
 fn gone(result: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
     match result {
         Err(error) if error.errno() == Errno::ENOENT => Ok(()),

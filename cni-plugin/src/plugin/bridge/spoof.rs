@@ -1,5 +1,5 @@
-//! `macspoofchk`: what a container sends with another Ethernet address than its own is lost at its port. Table, chains,
-//! rules and comments are those of the reference plugin, name for name: either takes away what the other made.
+//! `macspoofchk`: frames that a container sends from another Ethernet address than its own are dropped at its port. Table,
+//! chains, rules and comments are those of the reference plugin, name for name: each plugin removes what the other made.
 //!
 //! ```text
 //!   table bridge nat {
@@ -14,20 +14,22 @@
 use std::collections::BTreeSet;
 
 use backends::netlink::link::{LinkView, get_link};
+use backends::netlink::nft::{
+    BaseChain, Change, End, Expr, Field, PREROUTING, Reader, Rule, RuleView, TableFamily, Verdict,
+};
 use backends::netlink::{NetlinkError, Socket};
 use backends::{IfName, Mac};
 use nix::errno::Errno;
 
 use super::key;
 use crate::contract::{Call, Code, During, Failure, Key};
-use crate::sys::nft::{Change, End, Expr, Field, Reader, Rule, RuleView, TableFamily};
 
 const TABLE: &str = "nat";
-const FAMILY: TableFamily = TableFamily::Bridge;
-/// Everybody's: it stays.
+const FAMILY: TableFamily = TableFamily::BRIDGE;
+/// All attachments share it: it stays.
 const ENTRY: &str = "PREROUTING";
-/// `NF_BR_PRE_ROUTING`, and before anything else of the bridge.
-const HOOK: (u32, i32) = (0, -300);
+/// Before anything else of the bridge.
+const BASE: BaseChain<'_> = BaseChain { kind: "filter", hook: PREROUTING, priority: -300, policy: None };
 /// Bytes of an interface's name as the kernel compares it.
 const NAME: usize = 16;
 /// Looks at rules that others change at the same time.
@@ -53,12 +55,17 @@ impl Names {
         Self { mac: format!("{port}-mac"), port, note: format!("{NOTE}{id}") }
     }
 
+    /// The rule's last expression jumps to the attachment's chain.
+    fn is_target_of(&self, rule: &RuleView<'_>) -> bool {
+        rule.exprs().last() == Some(Expr::jump(&self.port))
+    }
+
     /// The rules of a container with this Ethernet address behind this port, the entry's first.
     fn rules(&self, port: IfName, mac: Mac) -> [Rule; 4] {
         let mut name = port.as_str().as_bytes().to_vec();
         name.resize(NAME, 0);
-        let from_port = [Expr::load(Field::Interface(End::Source), 0), Expr::compare(0, true, &name)];
-        let from_mac = [Expr::load(Field::EthernetSource, 0), Expr::compare(0, true, &mac.0)];
+        let from_port = [Expr::load(Field::Interface(End::Source), 0), Expr::compare(true, &name)];
+        let from_mac = [Expr::load(Field::EthernetSource, 0), Expr::compare(true, &mac.0)];
         let rule = |chain: &str, exprs: Vec<Expr>| Rule {
             chain: chain.to_owned(),
             note: self.note.clone(),
@@ -68,8 +75,8 @@ impl Names {
         [
             rule(ENTRY, [&from_port[..], &[Expr::jump(&self.port)]].concat()),
             rule(&self.port, vec![Expr::jump(&self.mac)]),
-            rule(&self.mac, [&from_mac[..], &[Expr::back()]].concat()),
-            rule(&self.mac, vec![Expr::drop()]),
+            rule(&self.mac, [&from_mac[..], &[Expr::Verdict(Verdict::Return)]].concat()),
+            rule(&self.mac, vec![Expr::Verdict(Verdict::Drop)]),
         ]
     }
 }
@@ -80,7 +87,7 @@ fn id(container: &str, ifname: &str) -> String {
     format!("{container}-{ifname}")
 }
 
-/// Lets nothing pass from this port but what has this Ethernet address. What a killed ADD left of it is replaced.
+/// Drops all frames from this port but those from this Ethernet address. What a killed ADD left behind is replaced.
 pub(super) fn ensure(call: &Call, port: IfName, mac: Mac) -> Result<(), Failure> {
     let what = || "cannot set up macspoofchk, which needs nf_tables for bridges".to_owned();
     let mut socket = Socket::netfilter().during(Code::Kernel, what)?;
@@ -94,13 +101,13 @@ pub(super) fn ensure(call: &Call, port: IfName, mac: Mac) -> Result<(), Failure>
     }
 }
 
-/// With what is everybody's only where it is missing: the kernel takes a base chain that is there for a changed one, and
-/// waits for its readers.
-fn addition(names: &Names, rules: &[Rule], whole: bool) -> Change {
+/// The shared parts are written only where they are missing: the kernel treats a base chain that exists as a changed one,
+/// and waits for its readers.
+fn addition(names: &Names, rules: &[Rule], whole: bool) -> Change<'static> {
     let mut change = Change::of(TABLE);
     if whole {
         change.table(FAMILY, "");
-        change.base_chain(FAMILY, ENTRY, "filter", HOOK);
+        change.base_chain(FAMILY, ENTRY, BASE);
     }
     for chain in [&names.port, &names.mac] {
         change.chain(FAMILY, chain);
@@ -123,9 +130,8 @@ fn remove_named(socket: &mut Socket, names: &Names) -> Result<(), Failure> {
             Err(error) if is_missing(&error) => return Ok(()),
             other => other.during(Code::Kernel, what)?,
         };
-        let Some(change) = change else { return Ok(()) };
         match change.commit(socket, None) {
-            // Somebody else took a part of it away; or a rule was not seen, since others came and went meanwhile.
+            // Another process removed a part of it, or a rule was not seen because others came and went meanwhile.
             Err(error) if matches!(error.errno(), Errno::ENOENT | Errno::EBUSY) => {}
             other => return other.during(Code::Kernel, what),
         }
@@ -133,21 +139,20 @@ fn remove_named(socket: &mut Socket, names: &Names) -> Result<(), Failure> {
     Err(Failure::new(Code::Kernel, what()).details("the host's rules change faster than they can be read"))
 }
 
-/// What takes away all that there is; none when that is nothing.
-fn removal(reader: &mut Reader<'_>, names: &Names) -> Result<Option<Change>, NetlinkError> {
-    let (mut change, mut some) = (Change::of(TABLE), false);
-    let is_its = |rule: &&RuleView| rule.note == names.note || rule.jumps_to(&names.port);
-    for rule in reader.rules(FAMILY, Some(ENTRY))?.iter().filter(is_its) {
-        change.delete_rule(FAMILY, ENTRY, rule.handle);
-        some = true;
-    }
+/// Removes everything that is there; an empty change when there is nothing.
+fn removal(reader: &mut Reader<'_>, names: &Names) -> Result<Change<'static>, NetlinkError> {
+    let mut change = Change::of(TABLE);
+    reader.rules(FAMILY, Some(ENTRY), |rule| {
+        if rule.note == names.note || names.is_target_of(rule) {
+            change.delete_rule(FAMILY, ENTRY, rule.handle);
+        }
+    })?;
     for chain in [&names.port, &names.mac] {
         if reader.has_chain(FAMILY, chain)? {
             change.delete_chain(FAMILY, chain);
-            some = true;
         }
     }
-    Ok(some.then_some(change))
+    Ok(change)
 }
 
 /// The chain that has lost a rule of a container with this Ethernet address behind this port.
@@ -160,12 +165,13 @@ pub(super) fn missing(call: &Call, port: IfName, mac: Mac) -> Result<Option<Stri
     let mut lost = None;
     for _ in 0..TRIES {
         let before = reader.generation().during(Code::Kernel, what)?;
-        let mut there = Vec::new();
+        let mut missing: Vec<_> = wanted.iter().collect();
         for chain in [ENTRY, &names.port, &names.mac] {
-            there.extend(reader.rules(FAMILY, Some(chain)).during(Code::Kernel, what)?);
+            let read = reader.rules(FAMILY, Some(chain), |there| missing.retain(|rule| !there.is(rule)));
+            read.during(Code::Kernel, what)?;
         }
-        lost = wanted.iter().find(|rule| !there.iter().any(|t| t.is(rule))).map(|rule| rule.chain.clone());
-        // One that others change while it is read may show too little.
+        lost = missing.first().map(|rule| rule.chain.clone());
+        // A chain that others change while it is read may show too little.
         if lost.is_none() || reader.generation().during(Code::Kernel, what)? == before {
             break;
         }
@@ -173,23 +179,28 @@ pub(super) fn missing(call: &Call, port: IfName, mac: Mac) -> Result<Option<Stri
     Ok(lost)
 }
 
-/// Removes the chains of what is no valid attachment. Their names have no network in them, so those go alone that have
-/// nothing to hold back any more: the port is gone, or another attachment's, whose packets they would drop.
+/// Removes the chains of attachments that are not valid any more. The names of the chains do not tell their network. So only
+/// those are removed whose port is gone, or is another attachment's by now, whose packets they would drop.
 pub(super) fn collect(call: &Call) -> Result<(), Failure> {
     let what = || "cannot read the rules of macspoofchk".to_owned();
     let valid: BTreeSet<_> = call.valid()?.iter().map(|(container, ifname)| id(container, ifname)).collect();
     let Ok(mut socket) = Socket::netfilter() else { return Ok(()) };
-    let rules = match (Reader { socket: &mut socket, table: TABLE }).rules(FAMILY, Some(ENTRY)) {
+    let mut ports = Vec::new();
+    let read = Reader { socket: &mut socket, table: TABLE }.rules(FAMILY, Some(ENTRY), |rule| {
+        let Some(id) = rule.note.strip_prefix(NOTE).filter(|id| !valid.contains(*id)) else { return };
+        let names = Names::new(id);
+        if names.is_target_of(rule) {
+            ports.extend(port(rule).map(|port| (port, id.to_owned(), names)));
+        }
+    });
+    match read {
         Err(error) if is_missing(&error) => return Ok(()),
         other => other.during(Code::Kernel, what)?,
-    };
+    }
     let mut route = Socket::route().during(Code::Kernel, what)?;
     let mut failures = Vec::new();
-    for rule in rules {
-        let Some(id) = rule.note.strip_prefix(NOTE).filter(|id| !valid.contains(*id)) else { continue };
-        let names = Names::new(id);
-        let Some(port) = rule.input().filter(|_| rule.jumps_to(&names.port)) else { continue };
-        match is_left(&mut route, port, id) {
+    for (port, id, names) in ports {
+        match is_left(&mut route, port, &id) {
             Ok(true) => failures.extend(remove_named(&mut socket, &names).err()),
             Ok(false) => {}
             Err(failure) => failures.push(failure),
@@ -198,8 +209,19 @@ pub(super) fn collect(call: &Call) -> Result<(), Failure> {
     Failure::all(failures)
 }
 
-fn is_left(route: &mut Socket, port: &str, id: &str) -> Result<bool, Failure> {
-    let Ok(name) = port.parse() else { return Ok(false) };
+/// The port whose packets a rule of the entry is about.
+fn port(rule: &RuleView<'_>) -> Option<IfName> {
+    let mut exprs = rule.exprs();
+    let load = exprs.next()?;
+    match exprs.next()? {
+        Expr::Compare { equal: true, bytes, .. } if load == Expr::load(Field::Interface(End::Source), 0) => {
+            Some(IfName::from_kernel(&bytes))
+        }
+        _ => None,
+    }
+}
+
+fn is_left(route: &mut Socket, name: IfName, id: &str) -> Result<bool, Failure> {
     let found = route.get(&mut get_link(name), |message| {
         let link = LinkView::parse(&message).ok()?;
         Some(

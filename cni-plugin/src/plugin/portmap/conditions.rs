@@ -1,11 +1,11 @@
 //! Conditions in nft's words, of which we understand those that make sense before a translation.
 
+use backends::netlink::nft::{End, Expr, Field};
 use ipnetwork::IpNetwork;
 use subnet_lease::Family;
 
 use crate::contract::{Code, Failure};
 use crate::plugin::chained::canonical;
-use crate::sys::nft::{End, Expr, Field};
 
 /// More rules than this are not made of one configuration's sets.
 const MOST: usize = 64;
@@ -84,7 +84,7 @@ fn subject<'a>(first: &str, rest: &mut impl Iterator<Item = &'a str>, family: Fa
 
 fn condition(field: Field, equal: bool, value: &str, family: Family) -> Option<Vec<Expr>> {
     let load = Expr::load(field, 0);
-    let compare = |bytes: &[u8]| Some(vec![load.clone(), Expr::compare(0, equal, bytes)]);
+    let compare = |bytes: &[u8]| Some(vec![load.clone(), Expr::compare(equal, bytes)]);
     match field {
         Field::Address(_, end) => {
             let net: IpNetwork = value.parse().ok()?;
@@ -130,7 +130,8 @@ mod tests {
     #[test]
     fn the_conditions_that_make_sense_before_a_translation_are_understood() {
         for (text, exprs) in [
-            ("ip saddr 10.0.0.0/8", 3),
+            ("ip saddr 10.0.0.0/8", 2),
+            ("ip saddr 10.0.0.0/9", 3),
             ("ip;saddr;!=;10.0.0.1", 2),
             ("iifname != \"cni0\" ip daddr 192.0.2.7", 4),
             ("meta iifname eth*", 2),

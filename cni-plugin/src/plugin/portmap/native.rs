@@ -1,8 +1,9 @@
-//! Port maps in nf_tables: what the verbs do with the table.
+//! Port maps in nf_tables: what each verb does with the table.
 
 use std::time::Duration;
 
-use backends::netlink::Socket;
+use backends::netlink::{NetlinkError, Socket};
+use backends::netlink::nft::{Change, Element, Reader, Rule};
 use nix::errno::Errno;
 use nix::poll::ppoll;
 use nix::sys::time::TimeSpec;
@@ -10,12 +11,12 @@ use subnet_lease::Family;
 
 use super::table::{TABLE, Wish, meaning};
 use crate::contract::{Code, During, Failure};
-use crate::sys::nft::{Change, Element, Reader};
 
-/// Tries when others change the ruleset at the same time; the last one goes ahead nevertheless.
+/// Tries when others change the ruleset at the same time; the last one ignores that.
 const TRIES: u32 = 20;
 
-/// Looks at elements that are about to expire, and what is between two; the slowest kernel has a tick of ten milliseconds.
+/// How often elements that are about to expire are read, and the time between two reads; the slowest kernel has a tick of
+/// ten milliseconds.
 const LOOKS: u32 = 100;
 const BETWEEN: Duration = Duration::from_micros(500);
 
@@ -24,8 +25,8 @@ pub(super) type Owned = (Family, String, Vec<Element>);
 /// An element of ours that was taken away, with its family.
 pub(super) type Removed = (Family, Element);
 
-/// Puts the wishes of one attachment in force, all at once. What another one holds of the same host ports is replaced:
-/// the last one wins, as the reference plugin has it.
+/// Puts the wishes of one attachment in force, all at once. Elements of another attachment for the same host ports are
+/// replaced: the last attachment wins, as with the reference plugin.
 pub(super) fn add(socket: &mut Socket, wishes: &[Wish]) -> Result<(), Failure> {
     let mut replace = false;
     for _ in 0..TRIES {
@@ -34,8 +35,7 @@ pub(super) fn add(socket: &mut Socket, wishes: &[Wish]) -> Result<(), Failure> {
         let mut change = Change::of(TABLE);
         let mut guarded = replace;
         for wish in wishes {
-            let there = reader.rules(wish.family, None).during(Code::Kernel, no_tables)?;
-            let missing: Vec<_> = wish.rules.iter().filter(|r| !there.iter().any(|t| t.is(r))).collect();
+            let missing = missing(&mut reader, wish).during(Code::Kernel, no_tables)?;
             if !missing.is_empty() {
                 wish.structure(&mut change, &missing);
                 guarded = true;
@@ -60,13 +60,13 @@ pub(super) fn add(socket: &mut Socket, wishes: &[Wish]) -> Result<(), Failure> {
     Err(Failure::new(Code::TryAgain, "the host's nf_tables rules change faster than they can be read"))
 }
 
-/// Takes away the elements whose owner is meant, and yields them.
+/// Removes the elements whose owner is meant, and returns them.
 pub(super) fn remove(socket: &mut Socket, meant: &dyn Fn(&str) -> bool) -> Result<Vec<Removed>, Failure> {
     let ending = expire(socket, meant)?;
     end(socket, ending, meant)
 }
 
-/// Lets the elements whose owner is meant expire, which needs no waiting for the kernel's readers, but for its next tick.
+/// Makes the elements whose owner is meant expire: they end with the kernel's next tick, without waiting for its readers.
 pub(super) fn expire(socket: &mut Socket, meant: &dyn Fn(&str) -> bool) -> Result<Vec<Owned>, Failure> {
     let what = || format!("cannot remove port maps from table {TABLE}");
     for n in 1..=TRIES {
@@ -80,14 +80,14 @@ pub(super) fn expire(socket: &mut Socket, meant: &dyn Fn(&str) -> bool) -> Resul
         found.iter().for_each(|(family, set, elements)| change.expire(*family, set, elements));
         match change.commit(socket, generation.filter(|_| n < TRIES)) {
             Err(error) if error.errno() == Errno::ERESTART => {}
-            // A kernel that cannot do it may also say so.
+            // A kernel that cannot let elements expire may refuse.
             _ => return Ok(found),
         }
     }
     Err(Failure::new(Code::Kernel, what()))
 }
 
-/// Waits for these elements' end; what an old kernel does not let expire is deleted.
+/// Waits until these elements are gone; an element that an old kernel does not let expire is deleted.
 pub(super) fn end(
     socket: &mut Socket,
     found: Vec<Owned>,
@@ -109,7 +109,7 @@ pub(super) fn end(
             break;
         }
         match change.commit(socket, None) {
-            // Somebody else took one away: look again.
+            // Another process removed one: read again.
             Err(error) if error.errno() == Errno::ENOENT => {}
             other => other.during(Code::Kernel, what)?,
         }
@@ -135,13 +135,12 @@ fn owned(reader: &mut Reader<'_>, meant: &dyn Fn(&str) -> bool) -> Result<Vec<Ow
     Ok(found)
 }
 
-/// Whether all that the wishes want is there.
+/// Checks that everything the wishes want is there.
 pub(super) fn check(socket: &mut Socket, wishes: &[Wish]) -> Result<(), Failure> {
     let what = || format!("cannot read table {TABLE}");
     let mut reader = Reader { socket, table: TABLE };
     for wish in wishes {
-        let there = reader.rules(wish.family, None).during(Code::Kernel, what)?;
-        if let Some(rule) = wish.rules.iter().find(|rule| !there.iter().any(|t| t.is(rule))) {
+        if let Some(rule) = missing(&mut reader, wish).during(Code::Kernel, what)?.first() {
             let msg = format!("table {TABLE} has lost a rule of chain {} ({})", rule.chain, rule.note);
             return Err(Failure::new(Code::Check, msg).details("the next ADD of any container makes it anew"));
         }
@@ -151,6 +150,13 @@ pub(super) fn check(socket: &mut Socket, wishes: &[Wish]) -> Result<(), Failure>
         }
     }
     Ok(())
+}
+
+/// The rules of a wish that the table lacks.
+fn missing<'w>(reader: &mut Reader<'_>, wish: &'w Wish) -> Result<Vec<&'w Rule>, NetlinkError> {
+    let mut missing: Vec<_> = wish.rules.iter().collect();
+    reader.rules(wish.family, None, |there| missing.retain(|rule| !there.is(rule)))?;
+    Ok(missing)
 }
 
 fn compare(set: &str, wanted: &Element, there: &[Element]) -> Result<(), Failure> {
@@ -169,7 +175,7 @@ fn no_tables() -> String {
     "cannot read the host's nf_tables rules".to_owned()
 }
 
-/// Whether the kernel has nf_tables, and answers us.
+/// Checks that the kernel has nf_tables and answers us.
 pub(super) fn usable(socket: &mut Socket) -> Result<(), Failure> {
     Reader { socket, table: TABLE }.generation().map(|_| ()).during(Code::Kernel, no_tables)
 }

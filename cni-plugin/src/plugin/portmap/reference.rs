@@ -1,18 +1,18 @@
-//! What the reference plugin made for a container, with either of its backends: our DEL takes it away as well, so that
-//! a node can change to this plugin with containers running.
+//! What the reference plugin made for a container, with either of its backends: our DEL removes it as well, so that a node
+//! can change to this plugin while containers run.
 //!
-//! Its rules name the container alone, neither network nor interface; so it, and we, remove all of a container's.
+//! Its rules name only the container, neither network nor interface. So both plugins remove all rules of a container.
 
 use std::collections::BTreeSet;
 
-use backends::netlink::Socket;
+use backends::netlink::nft::{Change, Reader, RuleView};
+use backends::netlink::{NetlinkError, Socket};
 use nix::errno::Errno;
 use subnet_lease::Family;
 
 use crate::contract::{Code, During, Failure};
 use crate::sys::hash;
 use crate::sys::iptables::Turn;
-use crate::sys::nft::{Change, Reader, RuleView};
 
 /// The table of its backend `nftables`.
 const TABLE: &str = "cni_hostport";
@@ -38,11 +38,12 @@ pub(super) fn remove_rules(socket: &mut Socket, container: &str) -> Result<(), F
     let mut change = Change::of(TABLE);
     let mut reader = Reader { socket, table: TABLE };
     for family in Family::ALL {
-        for rule in reader.rules(family, None).during(Code::Kernel, what)? {
-            if rule.note == container && CHAINS.contains(&&*rule.chain) {
-                change.delete_rule(family, &rule.chain, rule.handle);
+        let its = |rule: &RuleView<'_>| {
+            if rule.note == container && CHAINS.contains(&rule.chain) {
+                change.delete_rule(family, rule.chain, rule.handle);
             }
-        }
+        };
+        reader.rules(family, None, its).during(Code::Kernel, what)?;
     }
     commit(change, socket).during(Code::Kernel, what)
 }
@@ -72,14 +73,15 @@ pub(super) fn collect(
 ) -> Result<(), Failure> {
     let mut left = BTreeSet::new();
     for family in Family::ALL {
-        let rules = Reader { socket, table: NAT }.rules(family, Some(DNAT));
-        let rules =
-            rules.during(Code::Kernel, || "cannot read the chains of iptables with port maps".into())?;
-        let stale = |rule: &RuleView| {
-            let id = container(network, rule.comment()).filter(|id| !valid(id))?;
-            (rule.target() == Some(&chain("CNI-DN-", network, id))).then(|| id.to_owned())
+        let mut stale = |rule: &RuleView<'_>| {
+            let comment = rule.comment();
+            let Some(id) = container(network, &comment).filter(|id| !valid(id)) else { return };
+            if rule.target() == Some(chain("CNI-DN-", network, id)) {
+                left.insert(id.to_owned());
+            }
         };
-        left.extend(rules.iter().filter_map(stale));
+        let read = Reader { socket, table: NAT }.rules(family, Some(DNAT), &mut stale);
+        read.during(Code::Kernel, || "cannot read the chains of iptables with port maps".into())?;
     }
     if left.is_empty() {
         return Ok(());
@@ -93,8 +95,8 @@ pub(super) fn container<'a>(network: &str, comment: &'a str) -> Option<&'a str> 
     comment.strip_prefix(&format!("dnat name: \"{network}\" id: \""))?.strip_suffix('"')
 }
 
-/// What somebody else removed meanwhile is gone as well.
-fn commit(change: Change, socket: &mut Socket) -> Result<(), backends::netlink::NetlinkError> {
+/// What another process removed meanwhile is no error.
+fn commit(change: Change<'_>, socket: &mut Socket) -> Result<(), NetlinkError> {
     match change.commit(socket, None) {
         Err(error) if error.errno() == Errno::ENOENT => Ok(()),
         other => other,

@@ -8,6 +8,9 @@
 //!
 //! One table of each family. Conditions of a configuration have maps of their own, named after them, before the others.
 
+use backends::netlink::nft::{
+    BaseChain, Change, Element, End, Expr, Field, Kind, OUTPUT, POSTROUTING, PREROUTING, Rule, Set,
+};
 use ipnetwork::IpNetwork;
 use subnet_lease::Family;
 
@@ -15,7 +18,6 @@ use super::conditions;
 use super::conf::{Mapping, PortMap};
 use crate::contract::Failure;
 use crate::sys::hash;
-use crate::sys::nft::{Change, Element, End, Expr, Field, Kind, Rule, Set};
 
 /// The table's name in both families.
 pub(super) const TABLE: &str = "selvage_portmap";
@@ -78,7 +80,7 @@ impl Wish {
     }
 
     /// Make what is missing of the table, and these rules.
-    pub(super) fn structure(&self, change: &mut Change, missing: &[&Rule]) {
+    pub(super) fn structure(&self, change: &mut Change<'_>, missing: &[&Rule]) {
         change.table(self.family, "port maps of containers; made anew when missing");
         let maps = [(PORTS, AT), (&*self.maps.ports, &*self.maps.at)];
         for (ports, at) in maps {
@@ -91,7 +93,7 @@ impl Wish {
         }
         change.chain(self.family, HOSTPORTS);
         for (name, hook, priority) in HOOKS {
-            change.base_chain(self.family, name, "nat", (hook, priority));
+            change.base_chain(self.family, name, BaseChain { kind: "nat", hook, priority, policy: None });
         }
         missing.iter().for_each(|rule| change.rule(self.family, rule));
     }
@@ -105,7 +107,7 @@ impl Maps {
     }
 }
 
-/// The last of those with the same key counts.
+/// Of elements with the same key the last one counts.
 fn put(list: &mut Vec<Element>, element: Element) {
     list.retain(|other| other.key != element.key);
     list.push(element);
@@ -141,7 +143,8 @@ fn rules(family: Family) -> Vec<Rule> {
 fn translations(family: Family, maps: &Maps, conditions: &[Expr], note: &str) -> impl Iterator<Item = Rule> {
     let translate = move |load: Vec<Expr>, map: &str| {
         let port = u32::from(family.bits()) / 32;
-        let end = [Expr::lookup(map, 0, Some(0)), Expr::translate(family, 0, port)];
+        let lookup = Expr::Lookup { set: map.to_owned(), slot: 0, into: Some(0) };
+        let end = [lookup, Expr::TranslateTo { family, address: 0, port }];
         [conditions, &load, &end].concat()
     };
     let address = Field::Address(family, End::Destination);
@@ -162,7 +165,8 @@ fn translations(family: Family, maps: &Maps, conditions: &[Expr], note: &str) ->
     two.into_iter()
 }
 
-/// Masquerades what a container's own subnet sends to it by way of the host: its answers would not come back here else.
+/// Masquerades what a container's own subnet sends to it by way of the host: otherwise the answers would not come back
+/// here.
 fn hairpin(family: Family, pod: IpNetwork) -> Rule {
     let subnet = IpNetwork::new(pod.network(), pod.prefix()).unwrap_or(pod);
     let from = Expr::within(End::Source, subnet, true);
@@ -176,8 +180,8 @@ fn masquerade(family: Family, conditions: &[Expr], set: &str) -> Vec<Expr> {
         Expr::load(Field::OriginalPort, 1),
         Expr::load(Field::Address(family, End::Destination), 2),
         Expr::load(Field::Port(End::Destination), 2 + width),
-        Expr::lookup(set, 0, None),
-        Expr::masquerade(),
+        Expr::Lookup { set: set.to_owned(), slot: 0, into: None },
+        Expr::Masquerade { flags: 0 },
     ];
     [&Expr::translated()[..], conditions, &key].concat()
 }
@@ -212,15 +216,15 @@ fn bytes(ip: std::net::IpAddr) -> Vec<u8> {
     backends::netlink::address_bytes(&ip).to_vec()
 }
 
-/// Four bytes, as a register holds fewer.
+/// Four bytes: a register holds no fewer.
 fn slot(bytes: &[u8]) -> Vec<u8> {
     let mut four = bytes.to_vec();
     four.resize(4, 0);
     four
 }
 
-/// Host port and protocol, container address and port of an element of a map of ports, for what has to be told or
-/// found elsewhere.
+/// Protocol, host port, container address and container port of an element of a map of ports, for messages and for
+/// connection tracking.
 pub(super) fn meaning(element: &Element) -> Option<(u8, u16, std::net::IpAddr, u16)> {
     let tail = |bytes: &[u8]| bytes.last_chunk::<4>().map(|b| u16::from_be_bytes([b[0], b[1]]));
     let address = element.value.get(..element.value.len().checked_sub(4)?)?;
@@ -234,7 +238,8 @@ const LOOPBACK: ipnetwork::Ipv4Network =
         None => panic!("a constant"),
     };
 
-/// Hook and priority. One behind the usual priority of destination translation: whatever other plugins translate
-/// comes first, so that nothing we may have forgotten can take a port from what replaced us. One before the usual
-/// priority of masquerading, since that would take our connections for ordinary ones.
-const HOOKS: [(&str, u32, i32); 3] = [("prerouting", 0, -99), ("output", 3, -99), ("postrouting", 4, 99)];
+/// Hook and priority. One after the usual priority of destination translation: translations of other plugins come first,
+/// so that an element that we left behind takes no port from the plugin that replaced us. One before the usual priority of
+/// masquerading, since masquerading would treat our connections as ordinary ones.
+const HOOKS: [(&str, u32, i32); 3] = 
+    [("prerouting", PREROUTING, -99), ("output", OUTPUT, -99), ("postrouting", POSTROUTING, 99)];
