@@ -1,5 +1,8 @@
-//! The raw netlink layer: sockets, our own byte builders and attribute iterator, batches and checked dumps.
-//! Synchronous, without a runtime and without packet crates, since the CNI plugin lives on it as well.
+//! The raw netlink layer: sockets, byte builders, an attribute iterator, batches and checked dumps, and the requests of each
+//! kind of object. It is synchronous and has no runtime, no packet crates and no policy, since the CNI plugin uses it as well.
+//!
+//! Which layer is used when: everything is written and read by this layer, except that the daemon builds the messages which
+//! create and change its own tunnel links, with their many attributes, by the types of netlink-packet-route.
 //!
 //! ```text
 //!   Batch ── message, attributes ──▶ Socket::apply ──▶ one result per message, in order
@@ -7,21 +10,21 @@
 //!   (group) ───────────────────────▶ Socket::receive ─▶ notifications, or Overrun
 //! ```
 //!
-//! Everything that arrives is taken as hostile: a truncated message or attribute ends the iteration, an attribute
-//! of an unexpected size reads as absent. Nothing here panics on bytes.
+//! Everything that arrives is treated as hostile: a truncated message or attribute ends the iteration, and an attribute of an
+//! unexpected size reads as absent. Nothing here panics on bytes.
 
+pub mod address;
 mod attrs;
 mod batch;
-pub mod bridge;
 mod error;
 pub mod link;
 pub mod neigh;
 pub mod netconf;
+pub mod netns;
 pub mod nft;
 pub mod route;
 mod sieve;
 mod socket;
-pub mod veth;
 mod wire;
 
 pub use attrs::{Attrs, Messages, RawMessage, read_u16, read_u32};

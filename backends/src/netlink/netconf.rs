@@ -1,4 +1,4 @@
-//! Settings of links and of the host as rtnetlink tells them: whether packets are forwarded.
+//! Settings of links and of the host as rtnetlink reports them: whether packets are forwarded.
 
 use super::link::REQUEST;
 use super::{Attrs, Batch, RawMessage, read_u32};
@@ -15,13 +15,13 @@ pub fn get_forwarding(family: u8) -> Batch {
 /// The answer.
 pub fn read_forwarding(message: &RawMessage<'_>) -> Option<bool> {
     let state = Attrs::after(message.payload, NETCONF).find(NETCONFA_FORWARDING).and_then(read_u32);
-    state.filter(|_| message.kind == RTM_NEWNETCONF).map(|state| state != 0)
+    if message.kind == RTM_NEWNETCONF { state.map(|state| state != 0) } else { None }
 }
 
-/// Whether a notification says that forwarding changed, of a link or of the host. One that names other settings too comes
-/// with a new link, of which a message of its own tells.
+/// Whether a notification reports that forwarding changed, of a link or of the host. A notification that names other settings
+/// too belongs to a new link, which has a notification of its own.
 #[cfg(feature = "kernel")]
-pub(crate) fn tells_forwarding(message: &RawMessage<'_>) -> bool {
+pub(crate) fn is_forwarding_change(message: &RawMessage<'_>) -> bool {
     let attrs = Attrs::after(message.payload, NETCONF);
     attrs.clone().find(NETCONFA_FORWARDING).is_some() && attrs.find(NETCONFA_PROXY_NEIGH).is_none()
 }

@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
-use super::link::{DUMP, PUT, REQUEST};
+use super::link::{CREATE, DUMP, PUT, REQUEST};
 use super::{
     AF_INET, AF_INET6, Attrs, Batch, Dump, NetlinkError, RawMessage, Socket, Unread, address_bytes,
-    address_from, read_u16, read_u32,
+    address_from, family_of, read_u16, read_u32,
 };
 
 /// One way of a route as the kernel reports it. A multipath route is several of these.
@@ -119,10 +119,20 @@ pub fn dump_routes(family: u8) -> Batch {
     batch
 }
 
+/// The link that a packet of this host to one address leaves through now; none when there is no way.
+pub fn link_towards(socket: &mut Socket, to: IpAddr) -> Option<u32> {
+    let read = |message: RawMessage<'_>| {
+        let mut link = None;
+        RouteView::parse(&message, |route| link = link.or(Some(route.link))).ok()?;
+        link.filter(|link| *link != 0)
+    };
+    socket.get(&mut get_route(to), read).ok().flatten()
+}
+
 /// Asks for the way to one address, as a packet of this host would take it now.
 pub fn get_route(to: IpAddr) -> Batch {
     let mut header = [0; RTM];
-    header[0] = super::family_of(&to);
+    header[0] = family_of(&to);
     header[1] = if to.is_ipv4() { 32 } else { 128 };
     let mut batch = Batch::new();
     batch.message(RTM_GETROUTE, REQUEST, &header).attr(RTA_DST, &address_bytes(&to));
@@ -155,7 +165,7 @@ pub fn delete_route(batch: &mut Batch, route: &RouteView) {
 
 fn write(batch: &mut Batch, kind: u16, flags: u16, route: &RouteView) {
     let mut header = [0; RTM];
-    header[0] = super::family_of(&route.dst.ip());
+    header[0] = family_of(&route.dst.ip());
     header[1] = route.dst.prefix();
     header[3] = route.tos;
     header[4] = RT_TABLE_MAIN;
@@ -180,6 +190,58 @@ fn write(batch: &mut Batch, kind: u16, flags: u16, route: &RouteView) {
     }
 }
 
+/// A route to add beside those of the same destination that are there.
+#[derive(Debug, Clone, Copy)]
+pub struct NewRoute {
+    /// Destination.
+    pub dst: IpNetwork,
+    /// Gateway; none for a route to the link itself.
+    pub gateway: Option<IpAddr>,
+    /// Interface index.
+    pub link: u32,
+    /// Routing table; 0 is the main one.
+    pub table: u32,
+    /// `RT_SCOPE_…`.
+    pub scope: u8,
+    /// Metric; 0 leaves the kernel's default.
+    pub metric: u32,
+    /// Path MTU in bytes; 0 for none.
+    pub mtu: u32,
+    /// Advertised TCP segment size in bytes; 0 for none.
+    pub advmss: u32,
+}
+
+/// Adds to the batch: a route after those of the same destination and metric, so that it takes nothing over.
+pub fn add_route(batch: &mut Batch, route: &NewRoute) {
+    let table = if route.table == 0 { u32::from(RT_TABLE_MAIN) } else { route.table };
+    let mut header = [0; RTM];
+    header[0] = family_of(&route.dst.ip());
+    header[1] = route.dst.prefix();
+    header[5] = RTPROT_BOOT;
+    header[6] = route.scope;
+    header[7] = RTN_UNICAST;
+    batch
+        .message(RTM_NEWROUTE, REQUEST | CREATE | APPEND, &header)
+        .attr(RTA_DST, &address_bytes(&route.dst.network()))
+        .attr_u32(RTA_OIF, route.link)
+        .attr_u32(RTA_TABLE, table);
+    if let Some(gateway) = route.gateway {
+        batch.attr(RTA_GATEWAY, &address_bytes(&gateway));
+    }
+    if route.metric != 0 {
+        batch.attr_u32(RTA_PRIORITY, route.metric);
+    }
+    if route.mtu != 0 || route.advmss != 0 {
+        let metrics = batch.nest(RTA_METRICS);
+        for (kind, value) in [(RTAX_MTU, route.mtu), (RTAX_ADVMSS, route.advmss)] {
+            if value != 0 {
+                batch.attr_u32(kind, value);
+            }
+        }
+        batch.end(metrics);
+    }
+}
+
 fn gateway(attrs: Attrs<'_>) -> Option<IpAddr> {
     let mut attrs = attrs;
     attrs.find_map(|(kind, bytes)| match kind {
@@ -189,6 +251,9 @@ fn gateway(attrs: Attrs<'_>) -> Option<IpAddr> {
         _ => None,
     })
 }
+
+/// `NLM_F_APPEND`.
+const APPEND: u16 = 0x800;
 
 /// Size of `struct rtmsg`.
 const RTM: usize = 12;
@@ -210,6 +275,8 @@ const RTA_TABLE: u16 = 15;
 const RTA_VIA: u16 = 18;
 const RTA_ENCAP: u16 = 22;
 const RTA_NH_ID: u16 = 30;
+const RTAX_MTU: u16 = 2;
+const RTAX_ADVMSS: u16 = 8;
 
 const RTNH_F_ONLINK: u8 = 4;
 const RTM_F_CLONED: u32 = 0x200;

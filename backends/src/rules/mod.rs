@@ -32,6 +32,7 @@ use data::{forward, postrouting, without_host_bits};
 pub use firewall::{
     Asked, Fate, Firewall, ForeignChain, Home, Renderer, Standing, choose as choose_renderer, standing,
 };
+#[cfg(feature = "kernel")]
 pub(crate) use nft::table_name;
 
 #[cfg(test)]

@@ -1,13 +1,13 @@
 //! The loopback plugin: the container's `lo` is up. `CNI_IFNAME` is not looked at, since there is only one.
 
 use backends::IfName;
-use backends::netlink::link::{AddressView, IFF_UP, LinkView, dump_addresses, get_link};
+use backends::netlink::address::{AddressView, dump_addresses};
+use backends::netlink::link::{self, IFF_UP, LinkView, get_link};
 use backends::netlink::{Batch, Socket};
 use ipnetwork::IpNetwork;
 
 use crate::contract::{Address, Attachment, Call, Code, Device, During, Failure, Interface};
 use crate::plugin::Plugin;
-use crate::sys::link;
 use crate::sys::netns::{Namespace, NoEntry};
 
 /// The row of the table.
@@ -80,7 +80,7 @@ fn find(inside: &mut Socket) -> Result<(u32, u32), Failure> {
 
 fn set(inside: &mut Socket, index: u32, flags: u32) -> Result<(), Failure> {
     let mut batch = Batch::new();
-    link::set_flags(&mut batch, index, flags, IFF_UP);
+    link::change(&mut batch, index, flags, IFF_UP);
     inside.request(&mut batch).during(Code::Kernel, || "cannot set lo of the container up or down".into())
 }
 

@@ -12,8 +12,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use backends::local::mounts;
-use backends::netlink::link::{AddressView, dump_addresses, dump_links};
-use backends::netlink::veth::{VethView, dump_addresses_in};
+use backends::netlink::address::{AddressView, dump_addresses, dump_addresses_in};
+use backends::netlink::link::{LinkView, dump_links};
 use backends::netlink::{Batch, Socket};
 
 use crate::contract::{Code, During, Failure};
@@ -52,15 +52,17 @@ pub(crate) fn addresses() -> Result<Vec<Live>, Failure> {
 pub(crate) fn behind_pairs() -> Result<Vec<Live>, Failure> {
     let mut socket = Socket::route().during(Code::Kernel, || "no netlink socket".into())?;
     let mut pairs = Vec::new();
-    let listed =
-        socket.dump(&mut dump_links(Some("veth")), |message| pairs.extend(VethView::parse(&message)));
+    let listed = socket.dump(&mut dump_links(Some("veth")), |message| {
+        let link = LinkView::parse(&message).ok();
+        pairs.extend(link.and_then(|link| Some((link.peer_namespace?, link.peer, link.index))));
+    });
     listed.during(Code::Kernel, || "cannot list the veth pairs".into())?;
-    let namespaces: BTreeSet<_> = pairs.iter().filter_map(|pair| pair.namespace).collect();
+    let namespaces: BTreeSet<_> = pairs.iter().map(|(namespace, ..)| *namespace).collect();
     let mut found = Vec::new();
     for namespace in namespaces {
         for (ip, link) in read(&mut socket, dump_addresses_in(namespace))? {
-            let end = pairs.iter().find(|pair| pair.namespace == Some(namespace) && pair.peer == link);
-            found.push(Live { ip, host_end: end.map(|pair| pair.index) });
+            let end = pairs.iter().find(|(of, peer, _)| (*of, *peer) == (namespace, link));
+            found.push(Live { ip, host_end: end.map(|(.., index)| *index) });
         }
     }
     Ok(found)

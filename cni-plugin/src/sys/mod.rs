@@ -3,9 +3,7 @@
 pub(crate) mod alive;
 pub(crate) mod daemon;
 pub(crate) mod hash;
-pub(crate) mod host_route;
 pub(crate) mod iptables;
-pub(crate) mod link;
 pub(crate) mod netns;
 pub(crate) mod random;
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
-use backends::netlink::veth::delete_link;
+use backends::netlink::link::delete_link;
 use backends::netlink::{Batch, Socket};
 use serde_json::{Value, json};
 

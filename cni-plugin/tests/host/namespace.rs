@@ -8,7 +8,8 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use backends::netlink::link::{AddressView, IFF_UP, LinkView, dump_addresses, dump_links};
+use backends::netlink::address::{AddressView, dump_addresses};
+use backends::netlink::link::{IFF_UP, LinkView, dump_links};
 use backends::netlink::route::{RouteView, dump_routes};
 use backends::netlink::{AF_INET, AF_INET6, RawMessage, Socket};
 use nix::sched::{CloneFlags, setns, unshare};

@@ -3,8 +3,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use backends::netlink::link::LinkView;
-use backends::netlink::veth::{delete_link, get_link_at};
+use backends::netlink::link::{LinkView, delete_link, get_link_at};
 use backends::netlink::{Batch, NetlinkError, Socket};
 use tracing::debug;
 

@@ -5,7 +5,7 @@ use std::any::Any;
 use backends::kernel::fake::{FakeKernel, RoutePlace};
 use backends::kernel::real::{EventFilter, Events, RealKernel};
 use backends::kernel::{Kernel, KernelEvent};
-use backends::netlink::{Batch, Socket, neigh, route, veth};
+use backends::netlink::{Batch, Socket, address, link, neigh, route};
 use backends::{Fdb, IfName, Mac, Route, RouteKind, default_metric};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
@@ -106,15 +106,15 @@ impl Lab for RealLab {
             Act::AddLink(name, mac) => {
                 self.send(|b| add_veth(b, *name, *mac))?;
                 let far = index(far_end(*name))?;
-                self.send(|b| veth::set_flags(b, far, IFF_UP))
+                self.send(|b| set_up(b, far, true))
             }
-            Act::DeleteLink(name) => index(*name).and_then(|i| self.send(|b| veth::delete_link(b, i))),
+            Act::DeleteLink(name) => index(*name).and_then(|i| self.send(|b| link::delete_link(b, i))),
             Act::SetUp(name, up) => index(*name).and_then(|i| self.send(|b| set_up(b, i, *up))),
             Act::AddAddress(link, to) => {
-                index(*link).and_then(|i| self.send(|b| veth::add_address(b, i, *to)))
+                index(*link).and_then(|i| self.send(|b| address::add_address(b, i, *to)))
             }
             Act::DeleteAddress(link, to) => {
-                index(*link).and_then(|i| self.send(|b| veth::delete_address(b, i, *to)))
+                index(*link).and_then(|i| self.send(|b| address::delete_address(b, i, *to)))
             }
             Act::AddNarrow(link, to) => index(*link).and_then(|i| self.send(|b| narrow_address(b, i, *to))),
             Act::Rename(link, to) => index(*link).and_then(|i| self.send(|b| rename(b, i, *to))),
@@ -160,22 +160,14 @@ fn far_end(name: IfName) -> IfName {
 
 /// A veth pair with both ends here: a link with carrier, without any hardware.
 fn add_veth(batch: &mut Batch, name: IfName, mac: Mac) {
-    batch.message(RTM_NEWLINK, REQUEST | CREATE | EXCL, &[0; IFINFO]);
-    batch.attr_str(IFLA_IFNAME, name.as_str()).attr(IFLA_ADDRESS, &mac.0);
-    let info = batch.nest(IFLA_LINKINFO);
-    batch.attr(IFLA_INFO_KIND, b"veth");
-    let data = batch.nest(IFLA_INFO_DATA);
-    let peer = batch.nest(VETH_INFO_PEER);
-    batch.raw(&[0; IFINFO]).attr_str(IFLA_IFNAME, far_end(name).as_str());
-    batch.end(peer).end(data).end(info);
+    link::mac(link::name(link::create(batch, 0), name), mac);
+    link::veth(batch, |batch| {
+        link::name(batch, far_end(name));
+    });
 }
 
-fn set_up(batch: &mut Batch, link: u32, up: bool) {
-    let mut header = [0; IFINFO];
-    header[4..8].copy_from_slice(&link.to_ne_bytes());
-    header[8..12].copy_from_slice(&u32::from(up).to_ne_bytes());
-    header[12..].copy_from_slice(&IFF_UP.to_ne_bytes());
-    batch.message(RTM_NEWLINK, REQUEST, &header);
+fn set_up(batch: &mut Batch, index: u32, up: bool) {
+    link::change(batch, index, u32::from(up), IFF_UP);
 }
 
 fn fdb_without_self(batch: &mut Batch, link: u32, mac: Mac) {
@@ -186,10 +178,8 @@ fn fdb_without_self(batch: &mut Batch, link: u32, mac: Mac) {
     batch.message(RTM_NEWNEIGH, REQUEST | CREATE | REPLACE, &header).attr(NDA_LLADDR, &mac.0);
 }
 
-fn rename(batch: &mut Batch, link: u32, to: IfName) {
-    let mut header = [0; IFINFO];
-    header[4..8].copy_from_slice(&link.to_ne_bytes());
-    batch.message(RTM_NEWLINK, REQUEST, &header).attr_str(IFLA_IFNAME, to.as_str());
+fn rename(batch: &mut Batch, index: u32, to: IfName) {
+    link::name(link::change(batch, index, 0, 0), to);
 }
 
 fn narrow_address(batch: &mut Batch, link: u32, net: IpNetwork) {
@@ -308,20 +298,11 @@ const REPLACE: u16 = 0x100;
 const EXCL: u16 = 0x200;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
-const RTM_NEWLINK: u16 = 16;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_NEWADDR: u16 = 20;
 const RTM_NEWNEIGH: u16 = 28;
 const RTM_NEWNEXTHOP: u16 = 104;
-/// Size of `struct ifinfomsg`.
-const IFINFO: usize = 16;
 const IFF_UP: u32 = 1;
-const IFLA_ADDRESS: u16 = 1;
-const IFLA_IFNAME: u16 = 3;
-const IFLA_LINKINFO: u16 = 18;
-const IFLA_INFO_KIND: u16 = 1;
-const IFLA_INFO_DATA: u16 = 2;
-const VETH_INFO_PEER: u16 = 1;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;

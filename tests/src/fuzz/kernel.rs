@@ -5,12 +5,12 @@ use std::sync::OnceLock;
 use backends::kernel::KernelEvent;
 use backends::kernel::real::nft::TableReader;
 use backends::kernel::real::{EventFilter, HostReader, OwnReader, Unreadable};
+use backends::netlink::address::add_address;
+use backends::netlink::link::{self, PortMode};
 use backends::netlink::netconf::read_forwarding;
-use backends::netlink::route::{RT_TABLE_MAIN, RTN_UNICAST, RouteView, put_route};
-use backends::netlink::veth::{
-    NewRoute, PortMode, VethView, add_address, add_route, read_namespace_number, set_port,
-};
-use backends::netlink::{AF_BRIDGE, AF_INET, AF_INET6, Batch, Messages, bridge, neigh};
+use backends::netlink::netns::read_namespace_number;
+use backends::netlink::route::{NewRoute, RT_TABLE_MAIN, RTN_UNICAST, RouteView, add_route, put_route};
+use backends::netlink::{AF_BRIDGE, AF_INET, AF_INET6, Batch, Messages, neigh};
 use backends::{KernelState, Mac, Owner, diff};
 use subnet_lease::{Family, NetworkId};
 
@@ -61,8 +61,11 @@ fn written() -> Vec<u8> {
         add_address(&mut batch, 4, net);
     }
     if let Ok(name) = "flannel.1".parse() {
-        bridge::create_bridge(&mut batch, name, mac, 1450);
-        set_port(&mut batch, name, "cni a b eth0", PortMode { hairpin: true, isolated: true }, true);
+        link::mtu(link::mac(link::name(link::create(&mut batch, 1), name), mac), 1450);
+        link::kind(&mut batch, "bridge");
+        link::alias(link::change_named(&mut batch, name), "cni a b eth0");
+        link::no_link_local(&mut batch);
+        link::port_mode(&mut batch, PortMode { hairpin: true, isolated: true });
     }
     encoded(batch)
 }
@@ -102,7 +105,7 @@ fn read(bytes: &[u8]) {
             own.route(&message, family);
             host.route(&message, family);
         }
-        let _ = (VethView::parse(&message), read_namespace_number(&message), read_forwarding(&message));
+        let _ = (read_namespace_number(&message), read_forwarding(&message));
     }
     assert!(host.facts.links.len() + host.facts.addresses.len() + host.facts.routes.len() <= most);
     let (have, unreadable) = own.finish();

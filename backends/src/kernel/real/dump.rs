@@ -11,7 +11,7 @@ use super::nft;
 use super::read::OwnReader;
 use crate::kernel::{KernelError, Own};
 use crate::netlink::route::read_routes;
-use crate::netlink::{AF_BRIDGE, AF_INET, AF_INET6, Batch, RawMessage, Socket, link, neigh};
+use crate::netlink::{AF_BRIDGE, AF_INET, AF_INET6, Batch, RawMessage, Socket, address, link, neigh};
 use crate::plan::Owner;
 use crate::state::{IfName, LINK_KINDS, Object, Sysctl};
 
@@ -64,7 +64,7 @@ impl Dumping<'_> {
     }
 
     fn hanging_on(&mut self, index: u32, link: IfName) -> Result<(), KernelError> {
-        self.each(link::dump_addresses(index), |reader, message| reader.address(message, index, link))?;
+        self.each(address::dump_addresses(index), |reader, message| reader.address(message, index, link))?;
         for family in [AF_INET, AF_INET6, AF_BRIDGE] {
             let request = neigh::dump_neighbours(family, index);
             self.each(request, |reader, message| reader.neighbour(message, family, index, link))?;

@@ -5,9 +5,11 @@ use std::path::Path;
 
 use super::read::Unreadable;
 use crate::kernel::KernelError;
-use crate::netlink::link::{
+use crate::netlink::address::{
     self, AddressView, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_PERMANENT, IFA_F_TEMPORARY, IFA_F_TENTATIVE,
-    IFF_LOOPBACK, IFF_LOWER_UP, IFF_POINTOPOINT, IFF_UP, LinkView, RT_SCOPE_LINK,
+};
+use crate::netlink::link::{
+    self, IFF_LOOPBACK, IFF_LOWER_UP, IFF_POINTOPOINT, IFF_UP, LinkView, RT_SCOPE_LINK,
 };
 use crate::netlink::route::{RT_TABLE_MAIN, RTN_UNICAST, RTPROT_KERNEL, RouteView, get_route, read_routes};
 use crate::netlink::{AF_INET, AF_INET6, RawMessage, Socket};
@@ -22,7 +24,7 @@ const GATEWAY_ROUTES: usize = 1000;
 pub(super) fn facts(socket: &mut Socket, reach: Option<IpAddr>) -> Result<(Facts, Unreadable), KernelError> {
     let mut reader = HostReader::default();
     let links = socket.dump(&mut link::dump_links(None), |message| reader.link(&message))?;
-    let addresses = socket.dump(&mut link::dump_addresses(0), |message| reader.address(&message))?;
+    let addresses = socket.dump(&mut address::dump_addresses(0), |message| reader.address(&message))?;
     let mut interrupted = links.interrupted || addresses.interrupted;
     for family in [AF_INET, AF_INET6] {
         let routes = read_routes(socket, family, |message| reader.route(message, family))?;

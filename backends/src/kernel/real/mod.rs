@@ -1,4 +1,4 @@
-//! The real kernel: dumps, batches and notifications over the raw netlink layer, links and addresses over rtnetlink.
+//! The real kernel over the raw netlink layer: dumps, batches and notifications.
 
 mod dump;
 mod ethtool;
@@ -25,6 +25,7 @@ use links::Links;
 pub use read::{OwnReader, Unreadable};
 
 use super::{Failed, Kernel, KernelError, OpError, Own, benign};
+use crate::netlink::address::{delete_address, put_address};
 use crate::netlink::route::{RT_TABLE_MAIN, RTN_BLACKHOLE, RTN_UNICAST, RouteView, delete_route, put_route};
 use crate::netlink::{Batch, NetlinkError, Socket, neigh};
 use crate::plan::{Op, Owner};
@@ -35,7 +36,6 @@ pub struct RealKernel {
     route: Socket,
     /// None where the kernel has no nf_tables.
     netfilter: Option<Socket>,
-    links: Links,
     iptables: Iptables,
     indexes: HashMap<IfName, u32>,
     /// The way to this address is among the facts.
@@ -57,7 +57,6 @@ impl RealKernel {
         Ok(Self {
             route: Socket::route()?,
             netfilter: Socket::netfilter().ok(),
-            links: Links::open()?,
             iptables: Iptables::new(),
             indexes: HashMap::new(),
             reach: None,
@@ -74,7 +73,7 @@ impl RealKernel {
     /// The netlink ports of its requests: by them our own notifications are known.
     pub fn ports(&self) -> Vec<u32> {
         let netfilter = self.netfilter.as_ref().map(Socket::port);
-        [self.route.port(), self.links.port()].into_iter().chain(netfilter).collect()
+        [self.route.port()].into_iter().chain(netfilter).collect()
     }
 
     /// The index of a link, asked once a pass.
@@ -105,20 +104,21 @@ impl RealKernel {
                 let have = if let Some(Object::Link(have)) = have { Some(&**have) } else { None };
                 self.indexes.remove(&want.name);
                 self.indexes.remove(&have.map_or(want.name, |have| have.name));
-                self.links.put(want, have)
+                Links(&mut self.route).put(want, have)
             }
             Op::Delete(Object::Link(have)) => {
                 let index = self.index(have.name);
                 self.indexes.remove(&have.name);
-                index.map_or(Ok(()), |index| self.links.delete(index))
+                index.map_or(Ok(()), |index| Links(&mut self.route).delete(index))
             }
             Op::Put { want: Object::Address(want), .. } => {
-                self.with_index(want.link, |links, index| links.put_address(index, want.net))
+                self.with_index(want.link, |socket, index| send(socket, |b| put_address(b, index, want.net)))
             }
-            Op::Delete(Object::Address(have)) => {
-                self.with_index(have.link, |links, index| links.delete_address(index, have.net))
+            Op::Delete(Object::Address(have)) => self
+                .with_index(have.link, |socket, index| send(socket, |b| delete_address(b, index, have.net))),
+            Op::Put { want: Object::Up(link), .. } => {
+                self.with_index(*link, |socket, index| Links(socket).set_up(index))
             }
-            Op::Put { want: Object::Up(link), .. } => self.with_index(*link, Links::set_up),
             Op::Put { want: Object::Sysctl(link, name @ Sysctl::TxChecksum, value), .. } => {
                 let refused = |errno| KernelError::Sysctl { path: name.path(*link), errno };
                 ethtool::set_tx_checksum(*link, *value != 0).map_err(refused)
@@ -182,10 +182,10 @@ impl RealKernel {
     fn with_index(
         &mut self,
         link: IfName,
-        act: impl FnOnce(&Links, u32) -> Result<(), KernelError>,
+        act: impl FnOnce(&mut Socket, u32) -> Result<(), KernelError>,
     ) -> Result<(), KernelError> {
         let index = self.required(link)?;
-        act(&self.links, index)
+        act(&mut self.route, index)
     }
 
     fn with_netfilter(
@@ -283,6 +283,12 @@ fn is_gathered(object: &Object) -> bool {
         Object::Link(_) | Object::Sysctl(..) | Object::Address(_) | Object::Up(_) => false,
         Object::Table(_) | Object::Iptables(_) | Object::Trusted(_) => false,
     }
+}
+
+fn send(socket: &mut Socket, fill: impl FnOnce(&mut Batch)) -> Result<(), KernelError> {
+    let mut batch = Batch::new();
+    fill(&mut batch);
+    Ok(socket.request(&mut batch)?)
 }
 
 fn view(route: &Route, link: u32) -> RouteView {

@@ -8,7 +8,7 @@ use nix::sys::utsname::uname;
 use subnet_lease::Family;
 
 use super::nft;
-use crate::netlink::{NetlinkError, Socket, link};
+use crate::netlink::{Batch, NetlinkError, Socket, link};
 use crate::state::{Feature, LINK_KINDS, Sysctl, System};
 
 /// Asks. A feature counts as missing only when the kernel says so.
@@ -31,8 +31,14 @@ pub(super) fn system(route: &mut Socket, netfilter: Option<&mut Socket>) -> Syst
 /// Asks for a device without saying which: refused in any case (EINVAL), and for a kind that nobody knows, neither the
 /// kernel nor a module that it asked for, with another word. So no device is made and none has to be taken away.
 fn knows_kind(route: &mut Socket, kind: &str) -> bool {
-    let answers = route.apply(&mut link::bare_link(kind));
+    let answers = route.apply(&mut bare_link(kind));
     !answers.into_iter().any(|answer| answer.is_err_and(|error| error.errno() == Errno::EOPNOTSUPP))
+}
+
+fn bare_link(kind: &str) -> Batch {
+    let mut batch = Batch::new();
+    link::kind(link::create(&mut batch, 0), kind);
+    batch
 }
 
 fn knows_tables(netfilter: &mut Socket) -> bool {

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::netlink::link::{AddressView, IFA_F_PERMANENT, IFF_UP, LinkView, RT_SCOPE_LINK};
+use crate::netlink::address::{AddressView, IFA_F_PERMANENT};
+use crate::netlink::link::{IFF_UP, LinkView, RT_SCOPE_LINK};
 use crate::netlink::neigh::{NUD_PERMANENT, NeighView};
 use crate::netlink::route::{RT_TABLE_MAIN, RTN_BLACKHOLE, RTN_UNICAST, RouteView};
 use crate::netlink::{AF_BRIDGE, AF_INET, AF_INET6, RawMessage, Unread};

@@ -3,9 +3,9 @@
 use nix::sys::socket::{setsockopt, sockopt};
 use subnet_lease::Family;
 
-use super::{Expr, Reader, Rule};
 use super::message::*;
 use super::set::*;
+use super::{Expr, Reader, Rule};
 use crate::netlink::link::{CREATE, EXCLUSIVE, REQUEST};
 use crate::netlink::{Batch, NetlinkError, Socket};
 

@@ -13,8 +13,7 @@ mod tc;
 
 use std::collections::BTreeSet;
 
-use backends::netlink::link::{LinkView, dump_links, get_link};
-use backends::netlink::veth::{VethView, delete_link, get_link_at};
+use backends::netlink::link::{LinkView, delete_link, dump_links, get_link, get_link_at};
 use backends::netlink::{Batch, NetlinkError, Socket};
 use backends::{IfName, Mac};
 use nix::errno::Errno;
@@ -224,8 +223,8 @@ fn gc(call: &Call) -> Result<(), Failure> {
 fn host_end(call: &Call, socket: &mut Socket, result: &Attachment) -> Result<Link, Failure> {
     let own = Namespace::own()?;
     let mut inside = Namespace::of(call, &own)?.socket(&own)?;
-    let peer =
-        inside.get(&mut get_link(call.ifname), |message| VethView::parse(&message).map(|view| view.peer));
+    let peer = inside
+        .get(&mut get_link(call.ifname), |message| LinkView::parse(&message).ok().map(|link| link.peer));
     let none = || {
         Failure::new(Code::Config, format!("{} of the container has no other end on this host", call.ifname))
     };

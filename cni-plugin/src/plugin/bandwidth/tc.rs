@@ -1,10 +1,10 @@
-//! Queueing disciplines and the filter, as messages, and what the kernel says of them.
+//! Queueing disciplines and the filter: messages that make them, and what the kernel reports of them.
 
 use backends::IfName;
+use backends::netlink::link::{self, IFF_UP};
 use backends::netlink::{Attrs, Batch, NetlinkError, Socket, read_u32};
 
 use super::conf::Limit;
-use crate::sys::link::{MTU, NEWLINK, QUEUE, REQUEST, header};
 
 /// A token bucket as the kernel has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,20 +91,11 @@ pub(super) fn clear(batch: &mut Batch, link: u32) {
 
 /// Adds to the batch: an intermediate device that is up, and whose it is as its alias.
 pub(super) fn add_ifb(batch: &mut Batch, name: IfName, mtu: u32, owner: &str) {
-    batch
-        .message(NEWLINK, REQUEST | NEW, &header(0, IFF_UP, IFF_UP))
-        .attr_str(IFNAME, name.as_str())
-        .attr_u32(MTU, mtu)
-        // A queue of its own makes it drop by another rule than the bucket's.
-        .attr_u32(QUEUE, 0);
-    let info = batch.nest(LINKINFO);
-    batch.attr_str(INFO_KIND, "ifb");
-    batch.end(info);
-    // An alias is not taken at birth.
-    batch
-        .message(NEWLINK, REQUEST, &header(0, 0, 0))
-        .attr_str(IFNAME, name.as_str())
-        .attr(ALIAS, owner.as_bytes());
+    link::mtu(link::name(link::create(batch, IFF_UP), name), mtu);
+    // With a queue of its own it would drop by another rule than the bucket's.
+    link::queue_length(batch, 0);
+    link::kind(batch, "ifb");
+    link::alias(link::change_named(batch, name), owner);
 }
 
 /// The token bucket at the root of a link, if there is one.
@@ -202,6 +193,7 @@ const LATENCY_US: f64 = 25_000.0;
 
 /// Size of `struct tcmsg`.
 const TCMSG: usize = 20;
+const REQUEST: u16 = 1;
 const NEWQDISC: u16 = 36;
 const DELQDISC: u16 = 37;
 const GETQDISC: u16 = 38;
@@ -232,11 +224,6 @@ const MIRRED_PARMS: u16 = 2;
 const STOLEN: u32 = 4;
 /// `TCA_EGRESS_REDIR`.
 const REDIRECT: u32 = 1;
-const IFF_UP: u32 = 1;
-const IFNAME: u16 = 3;
-const LINKINFO: u16 = 18;
-const ALIAS: u16 = 20;
-const INFO_KIND: u16 = 1;
 
 #[cfg(test)]
 mod tests {

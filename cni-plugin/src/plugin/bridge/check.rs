@@ -1,9 +1,9 @@
 //! CHECK: is what ADD made still there? What chained plugins change is not looked at: the host end's Ethernet
 //! address, further addresses and routes.
 
-use backends::netlink::link::{AddressView, IFF_UP, LinkView, dump_addresses, get_link};
+use backends::netlink::address::{AddressView, dump_addresses};
+use backends::netlink::link::{IFF_PROMISC, IFF_UP, LinkView, get_link, get_link_at};
 use backends::netlink::route::{RouteView, dump_routes};
-use backends::netlink::veth::{VethView, get_link_at};
 use backends::netlink::{AF_INET, AF_INET6, Socket};
 use backends::{IfName, Mac};
 
@@ -52,9 +52,9 @@ fn container(
         recorded.ok_or_else(|| differs(format!("prevResult names no interface {name} of the container")))?;
     let found = inside.get(&mut get_link(name), |message| {
         let link = LinkView::parse(&message).ok()?;
-        Some((VethView::parse(&message)?, link.mac, link.flags & IFF_UP != 0))
+        Some((link.index, link.peer, link.mac, link.flags & IFF_UP != 0))
     });
-    let (view, mac, up) =
+    let (index, peer, mac, up) =
         found.ok().flatten().ok_or_else(|| differs(format!("interface {name} of the container is gone")))?;
     if !up && !bridge.stay_down {
         return Err(differs(format!("interface {name} of the container is down")));
@@ -65,9 +65,9 @@ fn container(
     let is_its = |ip: &&Address| ip.interface.is_none() || ip.interface == position;
     let lease = |ip: &Address| Lease { net: ip.net, gateway: ip.gateway };
     let leases: Vec<_> = result.ips.iter().filter(is_its).map(lease).collect();
-    addresses(inside, view.index, &leases)?;
+    addresses(inside, index, &leases)?;
     result.routes.iter().try_for_each(|wanted| route(inside, wanted))?;
-    Ok((view.peer, mac.unwrap_or_default(), leases))
+    Ok((peer, mac.unwrap_or_default(), leases))
 }
 
 fn addresses(inside: &mut Socket, index: u32, leases: &[Lease]) -> Result<(), Failure> {
@@ -108,21 +108,22 @@ fn port(host: &mut Socket, bridge: &Bridge, peer: u32, name: IfName) -> Result<I
         device::find(host, bridge.name)?.ok_or_else(|| differs(format!("bridge {} is gone", bridge.name)))?;
     let found = host.get(&mut get_link_at(peer), |message| {
         let link = LinkView::parse(&message).ok()?;
-        Some((link.name, link.master?, VethView::parse(&message)?))
+        Some((link.name, link.master?, link.port?, link.running))
     });
-    let Some((port, master, view)) = found.ok().flatten().filter(|_| kind == "bridge") else {
+    let Some((name_of_port, master, port, running)) = found.ok().flatten().filter(|_| kind == "bridge")
+    else {
         return Err(differs(format!("the link of {name} is no port of bridge {}", bridge.name)));
     };
     if master != device.index {
         return Err(differs(format!("the link of {name} is no port of bridge {}", bridge.name)));
     }
-    if view.mode != bridge.port {
+    if port.mode != bridge.port {
         return Err(differs(format!("the port of {name} has another mode: hairpinMode or portIsolation")));
     }
-    if !(bridge.stay_down || view.running && view.forwarding) {
+    if !(bridge.stay_down || running && port.forwards()) {
         return Err(differs(format!("bridge {} does not forward through the port of {name}", bridge.name)));
     }
-    Ok(port)
+    Ok(name_of_port)
 }
 
 /// The bridge itself: its Ethernet address, up, and where it is the gateway, its addresses.
@@ -139,7 +140,7 @@ fn on_bridge(
     if flags & IFF_UP == 0 {
         return Err(differs(format!("bridge {name} is down")));
     }
-    if bridge.promiscuous && flags & device::IFF_PROMISC == 0 {
+    if bridge.promiscuous && flags & IFF_PROMISC == 0 {
         return Err(differs(format!("bridge {name} is not promiscuous any more")));
     }
     let recorded = result.interfaces.iter().find(|i| i.name == name && i.sandbox.is_empty());

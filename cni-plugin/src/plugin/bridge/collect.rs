@@ -1,17 +1,16 @@
-//! GC: what is left of attachments that are no more.
+//! GC: removes what is left of attachments that are gone.
 
 use std::collections::BTreeSet;
 
 use backends::netlink::Socket;
-use backends::netlink::link::LinkView;
-use backends::netlink::veth::dump_ports;
+use backends::netlink::link::{LinkView, dump_ports};
 
 use super::{conf, device, key, masquerade, reference, removal, spoof};
 use crate::contract::{Call, Code, During, Failure};
 use crate::plugin::ipam;
 use crate::sys::alive;
 
-/// Removes the links of what is no valid attachment, then frees their addresses; goes on after a failure.
+/// Removes the links of attachments that are not valid, then frees their addresses. A failure does not stop it.
 pub(crate) fn gc(call: &Call) -> Result<(), Failure> {
     let valid = call.valid()?;
     let links = links(call);
@@ -38,8 +37,8 @@ fn links(call: &Call) -> Result<(), Failure> {
     Failure::all(failures)
 }
 
-/// The ports that are an attachment's of this network, and not a valid one's. Ours say whose they are; those that
-/// another plugin made are known by the address at their other end, where that is reserved for somebody gone.
+/// The ports of this network's attachments that are not valid any more. The alias of a port of ours names its attachment. A
+/// port that another plugin made is found by the address at its other end, where that is reserved for a container that is gone.
 fn left(call: &Call, ports: &[(u32, String)]) -> Result<Vec<u32>, Failure> {
     let valid = call.valid()?;
     let is_left =

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use backends::netlink::veth::PortMode;
+use backends::netlink::link::PortMode;
 use backends::{IfName, Mac};
 
 use super::removal::Removal;

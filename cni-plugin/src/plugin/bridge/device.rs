@@ -2,10 +2,9 @@
 
 use std::net::IpAddr;
 
-use backends::netlink::bridge::{create_bridge, set_mac};
-use backends::netlink::link::{AddressView, IFF_UP, LinkView, dump_addresses, get_link};
+use backends::netlink::address::{AddressView, add_address, delete_address, dump_addresses};
+use backends::netlink::link::{self, IFF_PROMISC, IFF_UP, LinkView, dump_ports, get_link};
 use backends::netlink::netconf::{get_forwarding, read_forwarding};
-use backends::netlink::veth::{add_address, delete_address, dump_ports, set_flags};
 use backends::netlink::{Batch, NetlinkError, Socket, family_of};
 use backends::{IfName, Mac};
 use ipnetwork::IpNetwork;
@@ -24,8 +23,6 @@ pub(super) struct Device {
     pub(super) mac: Mac,
 }
 
-pub(super) const IFF_PROMISC: u32 = 0x100;
-
 impl Device {
     /// Finds the bridge or makes it, and sees that it is up.
     pub(super) fn ensure(socket: &mut Socket, conf: &Bridge) -> Result<Self, Failure> {
@@ -37,7 +34,7 @@ impl Device {
         let wanted = if conf.promiscuous { IFF_UP | IFF_PROMISC } else { IFF_UP };
         if flags & wanted != wanted {
             let mut batch = Batch::new();
-            set_flags(&mut batch, device.index, wanted);
+            link::change(&mut batch, device.index, wanted, wanted);
             socket
                 .request(&mut batch)
                 .during(Code::Kernel, || format!("cannot set bridge {} up", conf.name))?;
@@ -126,8 +123,8 @@ impl Device {
     fn try_add(&self, socket: &mut Socket, net: IpNetwork) -> Result<(), NetlinkError> {
         let mut batch = Batch::new();
         add_address(&mut batch, self.index, net);
-        // A bridge that something else made may take its ports' Ethernet addresses; this pins the one it has.
-        set_mac(&mut batch, self.index, self.mac);
+        // A bridge that another program made may take its ports' Ethernet addresses; this pins the one it has.
+        link::mac(link::change(&mut batch, self.index, 0, 0), self.mac);
         let results = socket.apply(&mut batch);
         let failed = results.into_iter().filter_map(Result::err).find(|error| error.errno() != Errno::EEXIST);
         failed.map_or(Ok(()), Err)
@@ -144,11 +141,13 @@ fn forward(socket: &mut Socket, net: &IpNetwork) -> Result<(), Failure> {
     }
 }
 
-/// Several processes may make it at once: whoever comes second finds the first's.
+/// Makes the bridge, with an Ethernet address from the start: a bridge without one of its own takes the lowest of its ports'
+/// and changes it as they come and go. Of several processes that do so at once, the later ones find the first one's.
 fn make(socket: &mut Socket, conf: &Bridge) -> Result<(Device, String, u32), Failure> {
     let what = || format!("cannot make bridge {}", conf.name);
     let mut batch = Batch::new();
-    create_bridge(&mut batch, conf.name, random::mac(), conf.mtu);
+    link::mac(link::name(link::create(&mut batch, IFF_UP), conf.name), random::mac());
+    link::kind(link::mtu(&mut batch, conf.mtu), "bridge");
     match socket.request(&mut batch) {
         Err(error) if error.errno() != Errno::EEXIST => return Err(error).during(Code::Kernel, what),
         _ => {}

@@ -1,4 +1,4 @@
-//! Waiting for the kernel to say that something has changed.
+//! Waiting for notifications of the kernel.
 
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -12,19 +12,14 @@ use nix::time::{ClockId, clock_gettime};
 use crate::contract::{Code, During, Failure};
 use crate::sys::netns::Namespace;
 
-/// `RTNLGRP_LINK`.
-pub(super) const RTNLGRP_LINK: u32 = 1;
-/// `RTNLGRP_IPV6_IFADDR`.
-pub(super) const RTNLGRP_IPV6_IFADDR: u32 = 9;
-
-/// Notifications of a namespace, up to a moment.
+/// Notifications in a namespace, until a deadline.
 pub(super) struct Events {
     socket: Socket,
     deadline: Duration,
 }
 
 impl Events {
-    /// Those of one group from now on; the thread is in that namespace afterwards.
+    /// Subscribes to one group; the thread is in that namespace afterwards.
     pub(super) fn within(namespace: &Namespace, group: u32, time: Duration) -> Result<Self, Failure> {
         namespace.enter()?;
         let socket = Socket::subscribe(libc::NETLINK_ROUTE, &[group]);
@@ -32,7 +27,7 @@ impl Events {
         Ok(Self { socket, deadline: now()? + time })
     }
 
-    /// Waits until something is told, and takes all that is. Whether the time is not over.
+    /// Waits for a notification and reads all that are there. False once the time is over.
     pub(super) fn wait(&mut self) -> Result<bool, Failure> {
         let left = self.deadline.saturating_sub(now()?);
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);

@@ -3,17 +3,16 @@
 use std::time::Duration;
 
 use backends::IfName;
-use backends::netlink::bridge::set_mac;
-use backends::netlink::link::{
-    AddressView, IFA_F_DADFAILED, IFA_F_TENTATIVE, IFF_UP, RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, dump_addresses,
+use backends::netlink::address::{
+    AddressView, IFA_F_DADFAILED, IFA_F_TENTATIVE, RTNLGRP_IPV6_IFADDR, add_address,
+    add_address_after_detection, dump_addresses,
 };
-use backends::netlink::veth::{
-    NewRoute, add_address, add_address_after_detection, add_route, set_announcing,
-};
+use backends::netlink::link::{self, IFF_UP, RT_SCOPE_LINK, RT_SCOPE_UNIVERSE};
+use backends::netlink::route::{NewRoute, add_route};
 use backends::netlink::{Batch, Socket};
 
 use super::conf::Bridge;
-use super::events::{Events, RTNLGRP_IPV6_IFADDR};
+use super::events::Events;
 use super::pod::Pair;
 use crate::contract::{Code, During, Failure, Route};
 use crate::plugin::ipam::Lease;
@@ -40,7 +39,8 @@ pub(super) fn furnish(
         add(&mut batch, pair.peer, lease.net);
         steps.push(format!("give {} to {name}", lease.net));
     }
-    set_announcing(&mut batch, pair.peer, if conf.stay_down { 0 } else { IFF_UP });
+    let flags = if conf.stay_down { 0 } else { IFF_UP };
+    link::announce_ipv4(link::change(&mut batch, pair.peer, flags, flags));
     steps.push(format!("set {name} {}", if conf.stay_down { "to announce addresses" } else { "up" }));
     for route in routes {
         add_route(&mut batch, &new_route(pair.peer, route));
@@ -54,7 +54,7 @@ pub(super) fn furnish(
 /// It does so when an Ethernet address is set, also to what it is (`arp_notify`, `ndisc_notify`).
 pub(super) fn announce(pair: &Pair, inside: &mut Socket) -> Result<(), Failure> {
     let mut batch = Batch::new();
-    set_mac(&mut batch, pair.peer, pair.pod.1);
+    link::mac(link::change(&mut batch, pair.peer, 0, 0), pair.pod.1);
     inside.request(&mut batch).during(Code::Kernel, || format!("cannot announce {}", pair.pod.0))
 }
 

@@ -33,8 +33,7 @@ pub(super) fn ensure(network: &str, leases: &[Lease]) -> Result<(), Failure> {
     for subnet in subnets(leases) {
         let rule = rule(network, subnet);
         if !stands(&mut socket, subnet, &rule)? {
-            put(&mut socket, subnet, &rule)
-                .during(Code::Kernel, || format!("cannot masquerade {subnet}"))?;
+            put(&mut socket, subnet, &rule).during(Code::Kernel, || format!("cannot masquerade {subnet}"))?;
         }
     }
     Ok(())

@@ -4,15 +4,14 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 
 use backends::local::hash::Fnv64;
-use backends::netlink::link::get_link;
-use backends::netlink::veth::{PortMode, VethPair, VethView, create_veth, delete_link, set_port};
+use backends::netlink::link::{self, IFF_UP, LinkView, PortMode, RTNLGRP_LINK, delete_link, get_link};
 use backends::netlink::{Batch, NetlinkError, Socket};
 use backends::{IfName, Mac};
 use nix::errno::Errno;
 
 use super::conf::{Bridge, PORT_UP_WITHIN};
 use super::device::Device;
-use super::events::{Events, RTNLGRP_LINK};
+use super::events::Events;
 use super::key;
 use crate::contract::{Call, Code, During, Failure};
 use crate::plugin::ipam::Lease;
@@ -46,10 +45,8 @@ impl Pair {
         let mut name = key::host_name(call);
         for _ in 0..3 {
             let host = (name, random::mac());
-            let pair =
-                VethPair { host, pod, mtu: conf.mtu, bridge: device.index, namespace: namespace.as_fd() };
-            match make(socket, &pair, &alias, conf.port) {
-                Ok(view) => return Ok(Self { host, pod, index: view.index, peer: view.peer }),
+            match make(socket, (host, pod), conf, device, namespace, &alias) {
+                Ok((index, peer)) => return Ok(Self { host, pod, index, peer }),
                 // Either end's name may be the one that is taken; the host's by another attachment, or by this one.
                 Err(error) if error.errno() == Errno::EEXIST => {
                     if key::find(socket, call)?.is_some() {
@@ -89,37 +86,62 @@ impl Pair {
     }
 
     fn forwards(&self, socket: &mut Socket) -> Result<bool, Failure> {
-        let view =
-            look(socket, self.host.0).during(Code::Kernel, || format!("cannot read {}", self.host.0))?;
-        Ok(view.running && view.forwarding)
+        let what = || format!("cannot read {}", self.host.0);
+        look(socket, self.host.0, |port| port.running && port.port.is_some_and(|port| port.forwards()))
+            .during(Code::Kernel, what)
     }
 }
 
-/// The pair in one batch, and what the kernel made of it. What fails on the way is taken away again.
+type End = (IfName, Mac);
+
+/// Makes the pair in one batch; yields the indexes of its ends. After a failure nothing is left of it.
 fn make(
     socket: &mut Socket,
-    pair: &VethPair<'_>,
+    (host, pod): (End, End),
+    conf: &Bridge,
+    device: &Device,
+    namespace: &Namespace,
     alias: &str,
-    mode: PortMode,
-) -> Result<VethView, NetlinkError> {
+) -> Result<(u32, u32), NetlinkError> {
+    let end = |batch: &mut Batch, (name, mac): End| {
+        link::mtu(link::one_queue(link::mac(link::name(batch, name), mac)), conf.mtu);
+    };
     let mut batch = Batch::new();
-    create_veth(&mut batch, pair);
-    set_port(&mut batch, pair.host.0, alias, mode, true);
+    end(link::create(&mut batch, IFF_UP), host);
+    link::master(&mut batch, device.index);
+    // The container's end cannot be up from the start: the kernel answers ENOTCONN while it has no other end yet.
+    link::veth(&mut batch, |batch| {
+        end(batch, pod);
+        link::namespace(batch, namespace.as_fd());
+    });
+    set_port(&mut batch, host.0, alias, conf.port, true);
     let mut results = socket.apply(&mut batch).into_iter();
     results.next().unwrap_or(Ok(()))?;
-    let view = look(socket, pair.host.0)?;
+    let (index, peer) = look(socket, host.0, |port| (port.index, port.peer))?;
     let mut port = results.next().unwrap_or(Ok(()));
     if port.as_ref().is_err_and(|error| error.errno() == Errno::EAFNOSUPPORT) {
         let mut batch = Batch::new();
-        set_port(&mut batch, pair.host.0, alias, mode, false);
+        set_port(&mut batch, host.0, alias, conf.port, false);
         port = socket.request(&mut batch);
     }
     port.inspect_err(|_| {
         let mut batch = Batch::new();
-        delete_link(&mut batch, view.index);
+        delete_link(&mut batch, index);
         let _ = socket.request(&mut batch);
     })?;
-    Ok(view)
+    Ok((index, peer))
+}
+
+/// Adds to the batch: the alias and the mode of the port. It has no use for an IPv6 address: the kernel would make one, ask
+/// all ports whether another has it, and remove it again.
+fn set_port(batch: &mut Batch, port: IfName, alias: &str, mode: PortMode, has_ipv6: bool) {
+    link::alias(link::change_named(batch, port), alias);
+    if has_ipv6 {
+        link::no_link_local(batch);
+    }
+    if mode != PortMode::default() {
+        link::port_mode(batch, mode);
+    }
 }
 
 fn exists(call: &Call, what: &str) -> Failure {
@@ -127,8 +149,8 @@ fn exists(call: &Call, what: &str) -> Failure {
     Failure::new(Code::Exists, msg).details(format!("container {}", call.container))
 }
 
-/// The Ethernet address of a container: the one asked for, else one that follows from its address, so that who
-/// remembers the neighbour that had this address before remembers the right thing.
+/// The Ethernet address of a container: the one asked for, or one that follows from its address. So a neighbour entry for an
+/// earlier container with the same address stays right.
 pub(super) fn pod_mac(asked: Option<Mac>, leases: &[Lease]) -> Mac {
     let of_address = |lease: &Lease| match lease.net.ip() {
         IpAddr::V4(ip) => {
@@ -143,7 +165,15 @@ pub(super) fn pod_mac(asked: Option<Mac>, leases: &[Lease]) -> Mac {
     asked.or_else(|| leases.first().map(of_address)).unwrap_or_else(random::mac)
 }
 
-fn look(socket: &mut Socket, name: IfName) -> Result<VethView, NetlinkError> {
-    let view = socket.get(&mut get_link(name), |message| VethView::parse(&message))?;
-    view.ok_or(NetlinkError::Refused { errno: Errno::ENODEV, text: None })
+fn look<T>(
+    socket: &mut Socket,
+    name: IfName,
+    read: impl FnOnce(&LinkView<'_>) -> T,
+) -> Result<T, NetlinkError> {
+    let mut read = Some(read);
+    let found = socket.get(&mut get_link(name), |message| {
+        let link = LinkView::parse(&message).ok()?;
+        read.take().map(|read| read(&link))
+    })?;
+    found.ok_or(NetlinkError::Refused { errno: Errno::ENODEV, text: None })
 }

@@ -16,14 +16,13 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use backends::netlink::link::{LinkView, get_link};
-use backends::netlink::veth::delete_link;
+use backends::netlink::link::{LinkView, RTNLGRP_LINK, delete_link, get_link};
 use backends::netlink::{AF_UNSPEC, Batch, NetlinkError, RawMessage, Received, Socket};
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::events::{RTNLGRP_LINK, now};
+use super::events::now;
 use super::key::{self, HostEnd};
 use crate::contract::json::{Object, wrong};
 use crate::contract::{Call, Code, During, Failure};

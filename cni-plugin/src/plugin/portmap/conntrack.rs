@@ -1,15 +1,15 @@
-//! Connections of UDP that the kernel remembers: without end or handshake, they would go on to where a port led before.
+//! Tracked connections of UDP. They have neither end nor handshake, so they would go on to where a port led before.
 
 use std::net::IpAddr;
 
-use backends::netlink::link::{AddressView, dump_addresses};
+use backends::netlink::address::{AddressView, dump_addresses};
 use backends::netlink::{
     AF_INET, AF_INET6, Attrs, Batch, NetlinkError, RawMessage, Socket, address_from, read_u16,
 };
 use nix::errno::Errno;
 use subnet_lease::Family;
 
-/// A remembered connection of UDP.
+/// A tracked connection of UDP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Flow {
     family: Family,
@@ -21,7 +21,7 @@ pub(super) struct Flow {
     name: Vec<(u16, Vec<u8>)>,
 }
 
-/// Forgets the connections that are meant, of one family.
+/// Deletes the connections of one family that are meant.
 pub(super) fn forget(
     socket: &mut Socket,
     family: Family,
@@ -42,7 +42,7 @@ pub(super) fn forget(
         }
     }
     let results = socket.apply(&mut batch);
-    // One that ended by itself is forgotten as well.
+    // A connection that ended by itself is no error.
     results
         .into_iter()
         .filter_map(Result::err)

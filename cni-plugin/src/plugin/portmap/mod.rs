@@ -19,6 +19,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use backends::netlink::Socket;
+use backends::netlink::link::{LinkView, get_link_at};
+use backends::netlink::route::link_towards;
 use subnet_lease::Family;
 
 use conf::{Backend, Mapping, PortMap, Protocol};
@@ -29,7 +31,7 @@ use crate::contract::{Attachment, Call, Code, During, Failure};
 use crate::plugin::Plugin;
 use crate::plugin::chained::{self, owner, owner_network};
 use crate::sys::iptables::Turn;
-use crate::sys::{host_route, sysctl};
+use crate::sys::sysctl;
 
 /// The row of the table.
 pub(crate) const PLUGIN: Plugin = Plugin { name: "portmap", level: "v1.9.1", add, del, check, status, gc };
@@ -86,7 +88,13 @@ fn own_name(call: &Call) -> String {
 
 /// Lets what comes from the loopback leave for the container: the kernel drops it else.
 fn allow_loopback(route: &mut Socket, pod: IpAddr) -> Result<(), Failure> {
-    match host_route::interface_to(route, pod) {
+    let link = link_towards(route, pod);
+    let name = link.and_then(|link| {
+        let read =
+            route.get(&mut get_link_at(link), |message| LinkView::parse(&message).ok().map(|link| link.name));
+        read.ok().flatten()
+    });
+    match name {
         Some(name) => sysctl::set(&format!("ipv4/conf/{name}/route_localnet"), "1"),
         None => Ok(()),
     }

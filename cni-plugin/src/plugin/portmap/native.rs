@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use backends::netlink::{NetlinkError, Socket};
 use backends::netlink::nft::{Change, Element, Reader, Rule};
+use backends::netlink::{NetlinkError, Socket};
 use nix::errno::Errno;
 use nix::poll::ppoll;
 use nix::sys::time::TimeSpec;

@@ -241,5 +241,5 @@ const LOOPBACK: ipnetwork::Ipv4Network =
 /// Hook and priority. One after the usual priority of destination translation: translations of other plugins come first,
 /// so that an element that we left behind takes no port from the plugin that replaced us. One before the usual priority of
 /// masquerading, since masquerading would treat our connections as ordinary ones.
-const HOOKS: [(&str, u32, i32); 3] = 
+const HOOKS: [(&str, u32, i32); 3] =
     [("prerouting", PREROUTING, -99), ("output", OUTPUT, -99), ("postrouting", POSTROUTING, 99)];

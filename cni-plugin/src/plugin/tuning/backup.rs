@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use backends::IfName;
 use backends::local::files::Draft;
-use backends::netlink::link::{LinkView, get_link};
-use backends::netlink::{Attrs, Batch, Socket, read_u32};
+use backends::netlink::link::{self, IFF_ALLMULTI, IFF_PROMISC, LinkView, get_link};
+use backends::netlink::{Batch, Socket};
 
 use super::conf::Tuning;
 use crate::contract::json::Object;
 use crate::contract::{Call, Code, During, Failure};
-use crate::sys::{link, small_file};
+use crate::sys::small_file;
 
 /// What of a link can be tuned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,14 +32,12 @@ impl State {
         let what = || format!("cannot read {name} of the container");
         let found = socket.get(&mut get_link(name), |message| {
             let view = LinkView::parse(&message).ok()?;
-            let number =
-                |kind| Attrs::after(message.payload, IFINFO).find(kind).and_then(read_u32).unwrap_or(0);
             Some(Self {
                 index: view.index,
                 mac: view.mac.unwrap_or_default(),
                 mtu: view.mtu,
-                queue: number(link::QUEUE),
-                watchers: number(PROMISCUITY),
+                queue: view.queue_length,
+                watchers: view.watchers,
                 all_multicast: view.flags & IFF_ALLMULTI != 0,
             })
         });
@@ -93,18 +91,18 @@ pub(super) fn restore(call: &Call, conf: &Tuning, socket: &mut Socket) {
         let mut batch = Batch::new();
         let index = state.index;
         if let Ok(Some(mtu)) = old.number("mtu") {
-            link::set_mtu(&mut batch, index, mtu);
+            link::mtu(link::change(&mut batch, index, 0, 0), mtu);
         }
         if let Ok(Some(mac)) = old.parsed("mac", "") {
-            link::set_mac(&mut batch, index, mac);
+            link::mac(link::change(&mut batch, index, 0, 0), mac);
         }
         for (key, bit) in [("promisc", IFF_PROMISC), ("allmulti", IFF_ALLMULTI)] {
             if let Ok(Some(on)) = old.flag(key) {
-                link::set_flags(&mut batch, index, if on { bit } else { 0 }, bit);
+                link::change(&mut batch, index, if on { bit } else { 0 }, bit);
             }
         }
         if let Ok(Some(queue)) = old.number("txQLen") {
-            link::set_queue(&mut batch, index, queue);
+            link::queue_length(link::change(&mut batch, index, 0, 0), queue);
         }
         // An interface that is about to go need not be as it was.
         let _ = socket.apply(&mut batch);
@@ -125,10 +123,3 @@ pub(super) fn forget(call: &Call, conf: &Tuning) {
         }
     }
 }
-
-/// Size of `struct ifinfomsg`.
-const IFINFO: usize = 16;
-/// `IFLA_PROMISCUITY`.
-const PROMISCUITY: u16 = 30;
-pub(super) const IFF_PROMISC: u32 = 0x100;
-pub(super) const IFF_ALLMULTI: u32 = 0x200;

@@ -6,16 +6,17 @@ mod conf;
 
 use std::fs;
 
+use backends::netlink::link::{self, IFF_ALLMULTI, IFF_PROMISC};
 use backends::netlink::{Batch, Socket};
 
-use backup::{IFF_ALLMULTI, IFF_PROMISC, State};
+use backup::State;
 use conf::Tuning;
 
 use crate::contract::{Attachment, Call, Code, During, Failure};
 use crate::plugin::Plugin;
 use crate::plugin::chained;
 use crate::sys::netns::Namespace;
-use crate::sys::{link, small_file};
+use crate::sys::small_file;
 
 /// The row of the table. What ADD leaves behind is a file that names no network, so GC has nothing to go by.
 pub(crate) const PLUGIN: Plugin =
@@ -47,23 +48,23 @@ fn add(call: &Call) -> Result<Attachment, Failure> {
 fn change(call: &Call, conf: &Tuning, inside: &mut Socket, index: u32) -> Result<(), Failure> {
     let (mut batch, mut names) = (Batch::new(), Vec::new());
     if let Some(mac) = conf.mac {
-        link::set_mac(&mut batch, index, mac);
+        link::mac(link::change(&mut batch, index, 0, 0), mac);
         names.push("mac");
     }
     if conf.promiscuous {
-        link::set_flags(&mut batch, index, IFF_PROMISC, IFF_PROMISC);
+        link::change(&mut batch, index, IFF_PROMISC, IFF_PROMISC);
         names.push("promisc");
     }
     if conf.mtu != 0 {
-        link::set_mtu(&mut batch, index, conf.mtu);
+        link::mtu(link::change(&mut batch, index, 0, 0), conf.mtu);
         names.push("mtu");
     }
     if let Some(on) = conf.all_multicast {
-        link::set_flags(&mut batch, index, if on { IFF_ALLMULTI } else { 0 }, IFF_ALLMULTI);
+        link::change(&mut batch, index, if on { IFF_ALLMULTI } else { 0 }, IFF_ALLMULTI);
         names.push("allmulti");
     }
     if let Some(queue) = conf.queue {
-        link::set_queue(&mut batch, index, queue);
+        link::queue_length(link::change(&mut batch, index, 0, 0), queue);
         names.push("txQLen");
     }
     for (result, name) in inside.apply(&mut batch).into_iter().zip(names) {

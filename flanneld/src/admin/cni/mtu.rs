@@ -16,8 +16,8 @@ use std::thread;
 
 use backends::IfName;
 use backends::local::mounts;
-use backends::netlink::link::{LinkView, dump_links};
-use backends::netlink::veth::{VethView, get_link_at, namespace_number, read_namespace_number, set_mtu};
+use backends::netlink::link::{self, LinkView, dump_links, get_link_at};
+use backends::netlink::netns::{namespace_number, read_namespace_number};
 use backends::netlink::{Batch, NetlinkError, Socket};
 use nix::sched::{CloneFlags, setns};
 use subnet_lease::SubnetEnv;
@@ -75,7 +75,7 @@ pub(super) fn run(arguments: &Mtu, config: &NodeConfig) -> Result<String, Failur
 fn pods(socket: &mut Socket) -> Result<Vec<Pod>, NetlinkError> {
     let mut pods = Vec::new();
     socket.dump(&mut dump_links(Some("veth")), |message| {
-        let (Ok(link), Some(veth)) = (LinkView::parse(&message), VethView::parse(&message)) else { return };
+        let Ok(link) = LinkView::parse(&message) else { return };
         let Some(alias) = link.alias.filter(|_| link.is_containers()) else { return };
         let (name, index, mtu) = (link.name, link.index, link.mtu);
         pods.push(Pod {
@@ -83,8 +83,8 @@ fn pods(socket: &mut Socket) -> Result<Vec<Pod>, NetlinkError> {
             index,
             mtu,
             alias: alias.to_owned(),
-            inner: veth.peer,
-            namespace: veth.namespace,
+            inner: link.peer,
+            namespace: link.peer_namespace,
         });
     })?;
     Ok(pods)
@@ -120,8 +120,8 @@ fn quoted(word: &str) -> Cow<'_, str> {
 fn change(socket: &mut Socket, pod: &Pod, place: &Place, mtu: u32, dry_run: bool) -> Result<String, String> {
     let inner = inside(place, |socket| {
         socket.get(&mut get_link_at(pod.inner), |message| {
-            let (link, veth) = (LinkView::parse(&message).ok()?, VethView::parse(&message)?);
-            (veth.peer == pod.index).then_some((link.name, link.mtu))
+            let link = LinkView::parse(&message).ok()?;
+            (link.peer == pod.index).then_some((link.name, link.mtu))
         })
     })?;
     let (inner, now) = inner.ok_or("the link inside is no end of it")?;
@@ -143,9 +143,9 @@ fn change(socket: &mut Socket, pod: &Pod, place: &Place, mtu: u32, dry_run: bool
     Ok(said)
 }
 
-fn to(link: u32, mtu: u32) -> Batch {
+fn to(index: u32, mtu: u32) -> Batch {
     let mut batch = Batch::new();
-    set_mtu(&mut batch, link, mtu);
+    link::mtu(link::change(&mut batch, index, 0, 0), mtu);
     batch
 }
 

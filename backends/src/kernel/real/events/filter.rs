@@ -7,11 +7,10 @@ use subnet_lease::contains_net;
 use super::super::host::host_link;
 use super::super::read::Unreadable;
 use crate::kernel::KernelEvent;
-use crate::netlink::link::{
-    AddressView, IFF_LOWER_UP, LinkView, RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK,
-};
+use crate::netlink::address::{AddressView, RTM_DELADDR, RTM_NEWADDR};
+use crate::netlink::link::{IFF_LOWER_UP, LinkView, RTM_DELLINK, RTM_NEWLINK};
 use crate::netlink::neigh::{NeighView, RTM_DELNEIGH, RTM_NEWNEIGH};
-use crate::netlink::netconf::{RTM_NEWNETCONF, tells_forwarding};
+use crate::netlink::netconf::{RTM_NEWNETCONF, is_forwarding_change};
 use crate::netlink::nft::{ChainView, FORWARD, RuleView, is_deleted_table, table_of};
 use crate::netlink::route::{RT_TABLE_MAIN, RTPROT_KERNEL, RouteView};
 use crate::netlink::{AF_BRIDGE, Messages, RawMessage, Unread};
@@ -81,7 +80,7 @@ impl EventFilter {
                 let counts = !is_link_local(view.net) || self.may_be_external(view.link);
                 counts.then_some(KernelEvent::Host)
             }),
-            RTM_NEWNETCONF => Ok(tells_forwarding(message).then_some(KernelEvent::Own)),
+            RTM_NEWNETCONF => Ok(is_forwarding_change(message).then_some(KernelEvent::Own)),
             RTM_NEWNEIGH | RTM_DELNEIGH if known.is_some() => Ok(None),
             RTM_NEWNEIGH | RTM_DELNEIGH => NeighView::parse(message).map(|view| self.neighbour(&view)),
             _ => self.route(message),

@@ -9,6 +9,8 @@ use nix::libc;
 
 use super::read::Unreadable;
 use crate::kernel::{KernelEvent, Touch};
+use crate::netlink::address::{RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR};
+use crate::netlink::link::RTNLGRP_LINK;
 use crate::netlink::{NetlinkError, Received, Socket};
 pub use filter::EventFilter;
 use touches::Touches;
@@ -96,11 +98,8 @@ impl AsRawFd for Events {
     }
 }
 
-const RTNLGRP_LINK: u32 = 1;
 const RTNLGRP_NEIGH: u32 = 3;
-const RTNLGRP_IPV4_IFADDR: u32 = 5;
 const RTNLGRP_IPV4_ROUTE: u32 = 7;
-const RTNLGRP_IPV6_IFADDR: u32 = 9;
 const RTNLGRP_IPV6_ROUTE: u32 = 11;
 const RTNLGRP_IPV4_NETCONF: u32 = 24;
 const RTNLGRP_IPV6_NETCONF: u32 = 25;

@@ -10,7 +10,8 @@ use subnet_lease::Family;
 
 use super::filter::{EventFilter, passes_pods};
 use crate::kernel::{Touch, Who};
-use crate::netlink::link::{AddressView, LinkView, RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK};
+use crate::netlink::address::{AddressView, RTM_DELADDR, RTM_NEWADDR};
+use crate::netlink::link::{LinkView, RTM_DELLINK, RTM_NEWLINK};
 use crate::netlink::neigh::{NeighView, RTM_DELNEIGH, RTM_NEWNEIGH};
 use crate::netlink::nft::{generation_program, table_of};
 use crate::netlink::route::{RT_TABLE_MAIN, RTM_NEWROUTE, RTPROT_KERNEL, RouteView};
