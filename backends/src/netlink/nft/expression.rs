@@ -471,9 +471,9 @@ const DATA: u16 = 2;
 const DATA_VERDICT: u16 = 2;
 const VERDICT_REGISTER: u32 = 0;
 /// `NFT_RETURN`, `NFT_JUMP`, `NFT_GOTO`: minus five, three and four.
-const RETURN: u32 = -5i32 as u32;
-const JUMP: u32 = -3i32 as u32;
-const GOTO: u32 = -4i32 as u32;
+const RETURN: u32 = (-5i32).cast_unsigned();
+const JUMP: u32 = (-3i32).cast_unsigned();
+const GOTO: u32 = (-4i32).cast_unsigned();
 /// `NFT_PAYLOAD_LL_HEADER`.
 const LINK: u32 = 0;
 /// `NFT_PAYLOAD_NETWORK_HEADER`.
