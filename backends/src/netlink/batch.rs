@@ -84,8 +84,9 @@ impl Batch {
     }
 
     /// Adds the messages of another batch.
-    pub(super) fn append(&mut self, other: &Self) {
+    pub fn append(&mut self, mut other: Self) {
         self.close();
+        other.close();
         self.starts.extend(other.starts.iter().map(|start| start + self.bytes.len()));
         self.bytes.extend_from_slice(&other.bytes);
     }

@@ -140,14 +140,29 @@ impl<W: Wire> Socket<W> {
         mut read: impl FnMut(RawMessage<'_>) -> Option<T>,
     ) -> Result<Option<T>, NetlinkError> {
         let mut found = None;
-        self.ask(batch, |message| {
-            match message.kind {
-                NLMSG_ERROR => return answer(message.payload).map(|()| Heard::Last),
-                _ => found = read(message),
-            }
-            Ok(Heard::Last)
-        })?;
+        self.get_each(batch, |_, message| found = read(message))?;
         Ok(found)
+    }
+
+    /// Sends messages that are each answered by one object, all in one send, and passes each object with the place of its
+    /// message in the batch to `read`.
+    ///
+    /// # Errors
+    /// The first refusal, and then the rest is not read. Or an answer was lost.
+    pub fn get_each(
+        &mut self,
+        batch: &mut Batch,
+        mut read: impl FnMut(usize, RawMessage<'_>),
+    ) -> Result<(), NetlinkError> {
+        let mut left = batch.len();
+        self.ask(batch, |n, message| {
+            match message.kind {
+                NLMSG_ERROR => answer(message.payload)?,
+                _ => read(n, message),
+            }
+            left = left.saturating_sub(1);
+            Ok(if left == 0 { Heard::Last } else { Heard::Ours })
+        })
     }
 
     /// Sends a dump request (one message with `NLM_F_DUMP`) and passes every object to `each`.
@@ -159,7 +174,7 @@ impl<W: Wire> Socket<W> {
     ) -> Result<Dump, NetlinkError> {
         self.wire.before_dump();
         let mut dump = Dump { interrupted: false };
-        self.ask(batch, |message| {
+        self.ask(batch, |_, message| {
             dump.interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
             match message.kind {
                 NLMSG_DONE => return answer(message.payload).map(|()| Heard::Last),
@@ -200,17 +215,20 @@ impl<W: Wire> Socket<W> {
         })
     }
 
-    /// Sends one message that asks for something, and passes what answers it to `each`: that, or a refusal. No
-    /// acknowledgement is asked for, which would only follow it.
+    /// Sends messages that ask for something, and passes their answers or refusals to `each`, with the place of the message.
+    /// No acknowledgement is asked for, which would only follow the answer.
     fn ask(
         &mut self,
         batch: &mut Batch,
-        mut each: impl FnMut(RawMessage<'_>) -> Result<Heard, NetlinkError>,
+        mut each: impl FnMut(usize, RawMessage<'_>) -> Result<Heard, NetlinkError>,
     ) -> Result<(), NetlinkError> {
-        let first = self.next_sequence(batch.len());
+        let (first, messages) = (self.next_sequence(batch.len()), batch.len());
         batch.number(first);
         self.send(batch.bytes())?;
-        self.answers(|message| if message.sequence == first { each(message) } else { Ok(Heard::Stranger) })
+        self.answers(|message| {
+            let n = message.sequence.wrapping_sub(first) as usize;
+            if n < messages { each(n, message) } else { Ok(Heard::Stranger) }
+        })
     }
 
     /// Reads until `each` says that the answer is complete. What answers an earlier request is passed over, within

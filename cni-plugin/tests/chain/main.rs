@@ -7,6 +7,7 @@
 mod host;
 
 mod bandwidth;
+mod bridge;
 mod exchange;
 mod firewall;
 mod firewalld;

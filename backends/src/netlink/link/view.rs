@@ -58,6 +58,14 @@ impl<'a> LinkView<'a> {
         self.kind == "veth" && self.alias.is_some_and(|alias| alias.starts_with(CONTAINER_ALIAS))
     }
 
+    /// Of a bridge that runs spanning tree: the seconds until a new port forwards.
+    pub fn spanning_tree_delay(&self) -> Option<u32> {
+        let number = |kind| self.data.clone().find(kind).and_then(read_u32);
+        let runs = self.kind == "bridge" && number(IFLA_BR_STP_STATE).unwrap_or(0) != 0;
+        // It listens, then learns, for this long each (hundredths of a second).
+        if runs { number(IFLA_BR_FORWARD_DELAY).map(|delay| delay / 50) } else { None }
+    }
+
     fn read(payload: &'a [u8]) -> Option<Self> {
         if payload.len() < IFINFO {
             return None;
@@ -144,6 +152,8 @@ pub fn port_from(bytes: &[u8]) -> Option<u16> {
     read_u16(bytes).map(u16::from_be)
 }
 
+const IFLA_BR_FORWARD_DELAY: u16 = 1;
+const IFLA_BR_STP_STATE: u16 = 5;
 const IF_OPER_UP: u8 = 6;
 const BR_STATE_LISTENING: u8 = 1;
 const BR_STATE_LEARNING: u8 = 2;

@@ -205,7 +205,7 @@ impl<'a> Change<'a> {
         if let Some(generation) = generation {
             number(&mut whole, BATCH_GENERATION, generation);
         }
-        whole.append(&self.batch);
+        whole.append(self.batch);
         whole.message(BATCH_END, REQUEST, &BATCH_HEADER);
         socket.transaction(&mut whole)
     }

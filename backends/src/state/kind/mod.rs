@@ -50,6 +50,9 @@ pub(super) trait Kind {
     /// Source of its outer packets.
     fn local(&self) -> Option<IpAddr>;
 
+    /// The UDP port on which it receives from other hosts.
+    fn udp_port(&self) -> Option<u16>;
+
     /// Bytes that it adds to a packet.
     fn overhead(&self) -> u32;
 
@@ -72,8 +75,18 @@ pub(super) trait Kind {
 
 impl LinkKind {
     /// The kind and settings of a link that the kernel reports; none of a kind that we never make.
-    pub(crate) fn read(view: &LinkView<'_>) -> Option<Self> {
+    pub fn read(view: &LinkView<'_>) -> Option<Self> {
         ROWS.iter().find(|row| row.word == view.kind).map(|row| (row.read)(view.data.clone()))
+    }
+
+    /// The kernel's words for all kinds.
+    pub fn words() -> impl Iterator<Item = &'static str> {
+        ROWS.iter().map(|row| row.word)
+    }
+
+    /// The UDP port on which it receives from other hosts.
+    pub fn udp_port(&self) -> Option<u16> {
+        self.kind().udp_port()
     }
 
     /// Whether the kernel's word for a link's kind is that of one of ours.

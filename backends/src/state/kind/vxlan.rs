@@ -81,6 +81,10 @@ impl Kind for Vxlan {
         self.local
     }
 
+    fn udp_port(&self) -> Option<u16> {
+        Some(self.port)
+    }
+
     /// Outer IP header (20 or 40), UDP (8), VXLAN (8), inner Ethernet (14).
     fn overhead(&self) -> u32 {
         if self.local.is_some_and(|local| local.is_ipv6()) { 70 } else { 50 }

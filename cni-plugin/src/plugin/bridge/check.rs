@@ -120,6 +120,13 @@ fn port(host: &mut Socket, bridge: &Bridge, peer: u32, name: IfName) -> Result<I
     if port.mode != bridge.port {
         return Err(differs(format!("the port of {name} has another mode: hairpinMode or portIsolation")));
     }
+    if port.waits_for_spanning_tree() {
+        let name_of_bridge = bridge.name;
+        let msg = format!(
+            "bridge {name_of_bridge} runs spanning tree and does not forward through the port of {name} yet"
+        );
+        return Err(differs(msg));
+    }
     if !(bridge.stay_down || running && port.forwards()) {
         return Err(differs(format!("bridge {} does not forward through the port of {name}", bridge.name)));
     }

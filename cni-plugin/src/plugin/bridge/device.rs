@@ -44,7 +44,7 @@ impl Device {
             // next ports', and neighbours would remember one that is gone.
             device.mac = random::mac();
             let mut batch = Batch::new();
-            set_mac(&mut batch, device.index, device.mac);
+            link::mac(link::change(&mut batch, device.index, 0, 0), device.mac);
             socket.request(&mut batch).during(Code::Kernel, || {
                 format!("cannot set the Ethernet address of bridge {}", conf.name)
             })?;
@@ -171,6 +171,14 @@ pub(super) fn find(socket: &mut Socket, name: IfName) -> Result<Option<(Device, 
         Err(error) if error.errno() == Errno::ENODEV => Ok(None),
         other => other.during(Code::Kernel, || format!("cannot read {name}")),
     }
+}
+
+/// The seconds until a new port of this bridge forwards, where the bridge runs spanning tree.
+pub(super) fn spanning_tree_delay(name: IfName) -> Option<u32> {
+    let mut socket = Socket::route().ok()?;
+    let found =
+        socket.get(&mut get_link(name), |message| LinkView::parse(&message).ok()?.spanning_tree_delay());
+    found.ok().flatten()
 }
 
 /// The gateway address of a lease with the length of its subnet.

@@ -31,7 +31,7 @@ pub(super) fn furnish(
     routes: &[Route],
 ) -> Result<(), Failure> {
     let name = pair.pod.0;
-    settings(name, leases, conf.detect_duplicates)?;
+    settings(name, leases, conf)?;
     let mut batch = Batch::new();
     let mut steps = Vec::with_capacity(leases.len() + routes.len() + 1);
     for lease in leases {
@@ -50,18 +50,18 @@ pub(super) fn furnish(
     results.try_for_each(|(result, step)| result.during(Code::Kernel, || format!("cannot {step}")))
 }
 
-/// Says once more who has the addresses: what the kernel said when the link came up was before the port forwarded.
-/// It does so when an Ethernet address is set, also to what it is (`arp_notify`, `ndisc_notify`).
+/// Announces the addresses once more: the kernel's announcement when the link came up was sent before packets passed. The
+/// kernel announces them whenever an Ethernet address is set, even to the same value (`arp_notify`, `ndisc_notify`).
 pub(super) fn announce(pair: &Pair, inside: &mut Socket) -> Result<(), Failure> {
     let mut batch = Batch::new();
     link::mac(link::change(&mut batch, pair.peer, 0, 0), pair.pod.1);
     inside.request(&mut batch).during(Code::Kernel, || format!("cannot announce {}", pair.pod.0))
 }
 
-/// Waits until no IPv6 address is in doubt any more.
+/// Waits until the kernel has finished duplicate detection of all IPv6 addresses.
 ///
 /// # Errors
-/// One that another host has, named.
+/// Another host has one of them, which the error names.
 pub(super) fn detect(pair: &Pair, inside: &mut Socket, namespace: &Namespace) -> Result<(), Failure> {
     let mut events = Events::within(namespace, RTNLGRP_IPV6_IFADDR, DETECTED_WITHIN)?;
     loop {
@@ -91,17 +91,22 @@ fn addresses(inside: &mut Socket, link: u32) -> Result<Vec<AddressView>, Failure
 }
 
 /// What the kernel does by itself on the container's interface.
-fn settings(name: IfName, leases: &[Lease], detect: bool) -> Result<(), Failure> {
-    // Its frames may come back to it (hairpinMode), and look like somebody else's who has the same address.
+fn settings(name: IfName, leases: &[Lease], conf: &Bridge) -> Result<(), Failure> {
+    let detect = conf.detect_duplicates;
+    if conf.gateway && !leases.is_empty() {
+        // The gateway is known: no other container may announce itself as a router.
+        sysctl::try_set(&format!("ipv6/conf/{name}/accept_ra"), "0");
+    }
+    // Its frames may come back to it (hairpinMode), and look like those of another host with the same address.
     sysctl::try_set(&format!("ipv6/conf/{name}/accept_dad"), if detect { "1" } else { "0" });
     if detect {
-        // Tells its own frames that came back from those of others.
+        // Distinguishes its own frames that came back from those of others.
         sysctl::try_set(&format!("ipv6/conf/{name}/enhanced_dad"), "1");
     }
     if !leases.iter().any(|lease| lease.net.is_ipv6()) {
         return Ok(());
     }
-    // Tells the neighbours about the address, as arp_notify does.
+    // The kernel announces the address to the neighbours, as arp_notify makes it do for IPv4.
     sysctl::try_set(&format!("ipv6/conf/{name}/ndisc_notify"), "1");
     sysctl::try_set(&format!("ipv6/conf/{name}/keep_addr_on_down"), "1");
     sysctl::set("ipv6/conf/lo/disable_ipv6", "0")?;

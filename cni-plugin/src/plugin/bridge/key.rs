@@ -3,7 +3,7 @@
 use backends::IfName;
 use backends::local::hash::Fnv64;
 use backends::netlink::Socket;
-use backends::netlink::link::{CONTAINER_ALIAS, LinkView, get_link};
+use backends::netlink::link::{CONTAINER_ALIAS, LinkView, get_link, get_link_at};
 use nix::errno::Errno;
 
 use crate::contract::{Call, Code, During, Failure, Key};
@@ -70,14 +70,34 @@ pub(super) fn find(host: &mut Socket, call: &Call) -> Result<Option<HostEnd>, Fa
     let (name, wanted) = (host_name(call), alias(call));
     let found = host.get(&mut get_link(name), |message| {
         let link = LinkView::parse(&message).ok()?;
-        let more = link.alias?.strip_prefix(&*wanted)?;
-        let is_its = link.kind == "veth" && (more.is_empty() || more == CHECKED);
-        is_its.then_some(HostEnd { index: link.index, checked: !more.is_empty() })
+        let checked = checked(link.alias?, &wanted)?;
+        (link.kind == "veth").then_some(HostEnd { index: link.index, checked })
     });
     match found {
         Err(error) if error.errno() == Errno::ENODEV => Ok(None),
         other => other.during(Code::Kernel, || format!("cannot read {name}")),
     }
+}
+
+/// Whether the alias is this attachment's, and then whether there may be rules of `macspoofchk`.
+fn checked(alias: &str, wanted: &str) -> Option<bool> {
+    match alias.strip_prefix(wanted)? {
+        "" => Some(false),
+        CHECKED => Some(true),
+        _ => None,
+    }
+}
+
+/// Whether the host's end of a container's interface (`inside`) is marked as another attachment's. Only a link of the host
+/// whose other end has that index is the host's end.
+pub(super) fn is_anothers(host: &mut Socket, end: u32, inside: u32, call: &Call) -> bool {
+    let wanted = alias(call);
+    let found = host.get(&mut get_link_at(end), |message| {
+        let link = LinkView::parse(&message).ok()?;
+        let is_end = link.is_containers() && link.peer == inside;
+        Some(is_end && checked(link.alias?, &wanted).is_none())
+    });
+    matches!(found, Ok(Some(true)))
 }
 
 #[cfg(test)]

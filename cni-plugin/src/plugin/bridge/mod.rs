@@ -5,8 +5,9 @@
 //!   bridge (gateway addresses) ── veth1a2b3c4d ══ eth0 (address, routes)
 //! ```
 //!
-//! ADD: bridge, addresses, pair, inside of the container, port. What fails undoes what went before it, the bridge
-//! apart, which is everybody's. DEL goes the other way and misses nothing that is not there.
+//! ADD makes the bridge, its addresses, the pair and what is inside of the container, and waits for the port. A step that
+//! fails undoes the steps before it, except the bridge, which all containers share. DEL goes the other way; what is already
+//! gone is not an error.
 
 mod check;
 mod collect;
@@ -71,9 +72,17 @@ pub(crate) fn del(call: &Call) -> Result<(), Failure> {
     ipam::free(call)
 }
 
-/// STATUS: whether an ADD would get its addresses.
+/// STATUS: whether an ADD would get its addresses. A bridge with spanning tree takes containers, so it is only reported.
 pub(crate) fn status(call: &Call) -> Result<(), Failure> {
-    Bridge::read(call)?.source.status(call)
+    let bridge = Bridge::read(call)?;
+    if let Some(delay) = device::spanning_tree_delay(bridge.name) {
+        eprintln!(
+            "bridge: {} runs spanning tree: packets of a new container are lost for {delay} s \
+             (ip link set {} type bridge stp_state 0)",
+            bridge.name, bridge.name
+        );
+    }
+    bridge.source.status(call)
 }
 
 /// One ADD that has its addresses.
@@ -112,7 +121,7 @@ impl Attach<'_> {
         self.namespace.enter()?;
         inside::furnish(self.bridge, pair, &mut self.inside, leases, &with_gateways(&routes, leases))?;
         if !self.bridge.stay_down {
-            pair.wait_forwarding(&mut self.host, &self.own)?;
+            pair.wait_until_packets_pass(&mut self.host, &self.own, device)?;
         }
         if !leases.is_empty() {
             inside::announce(pair, &mut self.inside)?;

@@ -1,10 +1,12 @@
-//! A container's link: the veth pair, and the wait until its port forwards.
+//! A container's link: the veth pair, and the wait until packets pass it.
 
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 
 use backends::local::hash::Fnv64;
-use backends::netlink::link::{self, IFF_UP, LinkView, PortMode, RTNLGRP_LINK, delete_link, get_link};
+use backends::netlink::link::{
+    self, IFF_UP, LinkView, PortMode, RTNLGRP_LINK, delete_link, get_link, get_link_at,
+};
 use backends::netlink::{Batch, NetlinkError, Socket};
 use backends::{IfName, Mac};
 use nix::errno::Errno;
@@ -69,26 +71,46 @@ impl Pair {
         let _ = socket.request(&mut batch);
     }
 
-    /// Returns when the bridge forwards through the port: the container's first packet is not to be lost.
-    /// It nearly always does at once, so it is asked before anything is subscribed to.
-    pub(super) fn wait_forwarding(&self, socket: &mut Socket, own: &Namespace) -> Result<(), Failure> {
-        if self.forwards(socket)? {
+    /// Returns when packets pass, since the container's first packet must not be lost: the bridge forwards through the port,
+    /// and both devices can send. When the port comes up, the kernel switches on each device's transmit side in a turn of its
+    /// own: a bridge whose first port this is follows 10 to 40 ms later on a busy host. Packets nearly always pass at once, so
+    /// both devices are read before anything is subscribed to.
+    pub(super) fn wait_until_packets_pass(
+        &self,
+        socket: &mut Socket,
+        own: &Namespace,
+        bridge: &Device,
+    ) -> Result<(), Failure> {
+        if self.blocked(socket, bridge)?.is_none() {
             return Ok(());
         }
         let mut events = Events::within(own, RTNLGRP_LINK, PORT_UP_WITHIN)?;
-        while !self.forwards(socket)? {
+        while let Some(name) = self.blocked(socket, bridge)? {
             if !events.wait()? {
-                let msg = format!("bridge port {} does not come up", self.host.0);
-                return Err(Failure::new(Code::Kernel, msg));
+                return Err(Failure::new(Code::Kernel, format!("{name} does not come up")));
             }
         }
         Ok(())
     }
 
-    fn forwards(&self, socket: &mut Socket) -> Result<bool, Failure> {
-        let what = || format!("cannot read {}", self.host.0);
-        look(socket, self.host.0, |port| port.running && port.port.is_some_and(|port| port.forwards()))
-            .during(Code::Kernel, what)
+    /// The device that packets do not pass yet. A port that waits for spanning tree does not count: that takes half a minute,
+    /// and CHECK and STATUS report it.
+    fn blocked(&self, socket: &mut Socket, bridge: &Device) -> Result<Option<String>, Failure> {
+        let mut ask = get_link(self.host.0);
+        ask.append(get_link_at(bridge.index));
+        let (mut port, mut bridge_runs) = (None, false);
+        let read = socket.get_each(&mut ask, |n, message| match (n, LinkView::parse(&message)) {
+            (0, Ok(link)) => port = link.port.map(|port| (link.running, port)),
+            (_, Ok(link)) => bridge_runs = link.running,
+            (_, Err(_)) => {}
+        });
+        read.during(Code::Kernel, || format!("cannot read {} and {}", self.host.0, bridge.name))?;
+        Ok(match port {
+            Some((_, port)) if port.waits_for_spanning_tree() => None,
+            Some((true, port)) if port.forwards() && bridge_runs => None,
+            Some((true, port)) if port.forwards() => Some(format!("bridge {}", bridge.name)),
+            _ => Some(format!("bridge port {}", self.host.0)),
+        })
     }
 }
 

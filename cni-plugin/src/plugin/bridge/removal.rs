@@ -1,8 +1,8 @@
 //! Taking a container's link away.
 //!
-//! The kernel takes an interface out of sight at once and then lets the caller wait 10 to 40 ms until nobody can
-//! still be using it. That wait is nobody's business here: somebody else does the request and waits, and we return
-//! when the kernel says that the link is gone. Who that is:
+//! The kernel hides an interface at once, and then the caller waits 10 to 40 ms until no reader can still be using it. Nothing
+//! here needs that wait. So another process makes the request and waits, and we return when the kernel notifies that the link
+//! is gone. Which process that is:
 //!
 //! ```text
 //!   a daemon of ours answers on its socket   ──▶ the daemon, many links in one request
@@ -33,7 +33,7 @@ use crate::sys::small_file;
 /// The name under which this program is the child.
 pub(crate) const FINISHER: &str = "cni-link-finisher";
 
-/// The event comes within a millisecond or two. After this long the other is taken for lost and its work done here.
+/// The notification comes within a millisecond or two. After this time the other process is given up and its work done here.
 const GONE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Programs that, as process 1, wait for every orphan.
@@ -54,7 +54,7 @@ const REAPERS: [&str; 14] = [
     "finit",
 ];
 
-/// Who waits for the kernel.
+/// Which process waits for the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Removal {
     Child,
@@ -62,7 +62,7 @@ pub(super) enum Removal {
 }
 
 impl Removal {
-    /// The key `removal`: `child` and `wait` force it, for whoever knows the host's process 1.
+    /// The key `removal`: `child` and `wait` force it, for administrators who know the host's process 1.
     pub(super) fn read(conf: &Object) -> Result<Option<Self>, Failure> {
         match conf.text("removal")? {
             None | Some("auto") => Ok(None),
@@ -88,31 +88,34 @@ pub(super) fn remove_link(call: &Call) -> Result<Option<HostEnd>, Failure> {
     if let Some(end) = key::find(&mut socket, call)? {
         return remove(call, &mut socket, end.index, true).map(|()| Some(end)).during(Code::Kernel, what);
     }
-    remove_inside(call).map(|()| None)
+    remove_inside(call, &mut socket).map(|()| None)
 }
 
-/// What another plugin made is found in the container alone.
-fn remove_inside(call: &Call) -> Result<(), Failure> {
+/// A link that another plugin made is found only in the container.
+fn remove_inside(call: &Call, host: &mut Socket) -> Result<(), Failure> {
     let own = Namespace::own()?;
     match Namespace::of(call, &own) {
         Ok(namespace) if namespace.enter().is_ok() => {}
         // Gone with everything in it; or the host's, in which an ADD has made nothing.
         Ok(_) | Err(NoEntry::Gone(_) | NoEntry::Own(_)) => return Ok(()),
     }
-    let removed = remove_found(call);
+    let removed = remove_found(call, host);
     own.enter().and(removed)
 }
 
-/// The thread is in the container's namespace, and so will the child be that may do it.
-fn remove_found(call: &Call) -> Result<(), Failure> {
+/// Deletes the interface of the namespace that the thread is in (the child that may do it will be there, too). Where a path of
+/// a namespace was used again, the interface is another container's, as the alias of its host's end shows: it stays.
+fn remove_found(call: &Call, host: &mut Socket) -> Result<(), Failure> {
     let what = || format!("cannot delete {}", call.ifname);
     let mut inside = Socket::route().during(Code::Kernel, what)?;
     let found = inside.get(&mut get_link(call.ifname), |message| {
         let link = LinkView::parse(&message).ok()?;
-        Some((link.index, link.kind == "veth"))
+        Some((link.index, link.kind == "veth", link.peer))
     });
     match found {
-        Ok(Some((index, true))) => remove(call, &mut inside, index, false).during(Code::Kernel, what),
+        Ok(Some((index, true, peer))) if !key::is_anothers(host, peer, index, call) => {
+            remove(call, &mut inside, index, false).during(Code::Kernel, what)
+        }
         Ok(_) => Ok(()),
         Err(error) if error.errno() == Errno::ENODEV => Ok(()),
         Err(error) => Err(error).during(Code::Kernel, what),
@@ -122,7 +125,7 @@ fn remove_found(call: &Call) -> Result<(), Failure> {
 /// Deletes a link of the namespace that the thread and the socket are in.
 fn remove(call: &Call, socket: &mut Socket, index: u32, on_host: bool) -> Result<(), NetlinkError> {
     let forced = Removal::read(&call.conf).ok().flatten();
-    // Heard from before anybody has begun.
+    // Subscribed before the removal begins.
     let events = || {
         let socket = Socket::subscribe(libc::NETLINK_ROUTE, &[RTNLGRP_LINK]).ok();
         socket.inspect(|socket| socket.hear_only_removal_of(index))
@@ -130,7 +133,7 @@ fn remove(call: &Call, socket: &mut Socket, index: u32, on_host: bool) -> Result
     let (mut taken, mut heard) = (false, None);
     if on_host && forced.is_none() {
         heard = events();
-        // It wakes when we come, and finds what we want.
+        // The daemon reads the request from its socket.
         taken = heard.is_some() && Daemon::find().is_some_and(|daemon| daemon.unlink(index));
     }
     if !taken && forced.unwrap_or_else(Removal::choose) == Removal::Child {
@@ -149,7 +152,7 @@ pub(crate) fn finish(index: &str) -> bool {
     deleted.is_some_and(|result| result.is_ok())
 }
 
-/// Deletes a link and waits for the kernel; one that is gone is fine.
+/// Deletes a link and waits for the kernel; a link that is gone is no error.
 pub(super) fn delete(socket: &mut Socket, index: u32) -> Result<(), NetlinkError> {
     let mut batch = Batch::new();
     delete_link(&mut batch, index);
@@ -167,7 +170,7 @@ fn start_child(index: u32) -> bool {
     child.spawn().is_ok()
 }
 
-/// Whether the kernel says in time that the link is gone.
+/// Whether the kernel notifies in time that the link is gone.
 fn gone(events: &mut Socket, index: u32) -> bool {
     let Ok(deadline) = now().map(|now| now + GONE_WITHIN) else { return false };
     loop {

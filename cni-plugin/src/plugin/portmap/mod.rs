@@ -18,8 +18,9 @@ mod table;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use backends::LinkKind;
 use backends::netlink::Socket;
-use backends::netlink::link::{LinkView, get_link_at};
+use backends::netlink::link::{LinkView, dump_links, get_link_at};
 use backends::netlink::route::link_towards;
 use subnet_lease::Family;
 
@@ -42,6 +43,7 @@ fn add(call: &Call) -> Result<Attachment, Failure> {
     if conf.mappings.is_empty() {
         return Ok(result);
     }
+    spare_tunnels(&conf)?;
     let mut socket = netfilter()?;
     put_in_force(call, &conf, &result, &mut socket).inspect_err(|_| {
         let _ = native::remove(&mut socket, &|owner| owner == own_name(call));
@@ -74,6 +76,30 @@ fn put_in_force(
         }
     }
     Ok(())
+}
+
+/// Refuses a port of UDP that a tunnel of this host receives on: the container would get the packets of the tunnel.
+fn spare_tunnels(conf: &PortMap) -> Result<(), Failure> {
+    let udp: Vec<_> = conf.mappings.iter().filter(|m| m.protocol == Protocol::Udp).collect();
+    if udp.is_empty() {
+        return Ok(());
+    }
+    let what = || "cannot read the host's tunnels".to_owned();
+    let mut route = Socket::route().during(Code::Kernel, what)?;
+    let mut taken = None;
+    for word in LinkKind::words() {
+        let read = route.dump(&mut dump_links(Some(word)), |message| {
+            let Ok(link) = LinkView::parse(&message) else { return };
+            let port = LinkKind::read(&link).and_then(|kind| kind.udp_port());
+            let mapped = port.filter(|port| udp.iter().any(|m| m.host_port == *port));
+            taken = taken.or(mapped.map(|port| (port, link.name)));
+        });
+        read.during(Code::Kernel, what)?;
+    }
+    let Some((port, name)) = taken else { return Ok(()) };
+    let msg = format!("host port {port} of UDP is that of the host's tunnel {name}");
+    Err(Failure::new(Code::Config, msg)
+        .details("another host port, or another port of the tunnel, is needed"))
 }
 
 fn wishes(call: &Call, conf: &PortMap, result: &Attachment) -> Result<Vec<Wish>, Failure> {
