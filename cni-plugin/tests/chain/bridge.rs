@@ -26,6 +26,7 @@ impl Drop for Stop<'_> {
 }
 
 /// How long it takes until a port of the gateway that nobody listens on refuses.
+#[allow(clippy::disallowed_methods, reason = "measures how long a packet takes")]
 fn refused_after(pod: &Pod, gateway: SocketAddr) -> Duration {
     pod.net.run(|| {
         let began = Instant::now();

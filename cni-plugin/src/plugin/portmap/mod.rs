@@ -91,8 +91,9 @@ fn spare_tunnels(conf: &PortMap) -> Result<(), Failure> {
         let read = route.dump(&mut dump_links(Some(word)), |message| {
             let Ok(link) = LinkView::parse(&message) else { return };
             let port = LinkKind::read(&link).and_then(|kind| kind.udp_port());
-            let mapped = port.filter(|port| udp.iter().any(|m| m.host_port == *port));
-            taken = taken.or(mapped.map(|port| (port, link.name)));
+            if let Some(port) = port.filter(|port| udp.iter().any(|m| m.host_port == *port)) {
+                taken = Some((port, link.name));
+            }
         });
         read.during(Code::Kernel, what)?;
     }
