@@ -282,6 +282,10 @@ const RTNH_F_ONLINK: u8 = 4;
 const RTM_F_CLONED: u32 = 0x200;
 /// The main table.
 pub const RT_TABLE_MAIN: u8 = 254;
+/// `RTNLGRP_IPV6_ROUTE`.
+pub const RTNLGRP_IPV6_ROUTE: u32 = 11;
+/// `RTN_LOCAL`.
+pub const RTN_LOCAL: u8 = 2;
 /// `RTN_UNICAST`.
 pub const RTN_UNICAST: u8 = 1;
 /// `RTN_BLACKHOLE`.

@@ -9,7 +9,9 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 pub use vxlan::Vxlan;
 
-use super::{Feature, Link};
+#[cfg(feature = "kernel")]
+use super::Feature;
+use super::Link;
 use crate::netlink::Attrs;
 use crate::netlink::link::LinkView;
 

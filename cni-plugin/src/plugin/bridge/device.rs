@@ -11,8 +11,10 @@ use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
 use super::conf::Bridge;
+use super::local::wait_until_local;
 use crate::contract::{Code, During, Failure};
 use crate::plugin::ipam::Lease;
+use crate::sys::netns::Namespace;
 use crate::sys::{random, sysctl};
 
 /// A bridge that exists and is up.
@@ -53,13 +55,20 @@ impl Device {
     }
 
     /// Gives it the gateway address of every lease and lets packets of those families pass the host.
-    pub(super) fn serve(&self, socket: &mut Socket, leases: &[Lease], force: bool) -> Result<(), Failure> {
+    pub(super) fn serve(
+        &self,
+        socket: &mut Socket,
+        own: &Namespace,
+        leases: &[Lease],
+        force: bool,
+    ) -> Result<(), Failure> {
         let there = self.addresses(socket)?;
         for lease in leases {
             let Some(net) = gateway(lease)? else { continue };
             if !there.contains(&net) {
                 self.make_room(socket, net, &there, force)?;
                 self.add(socket, net)?;
+                wait_until_local(socket, own, std::iter::once(net.ip()))?;
             }
             forward(socket, &net)?;
         }

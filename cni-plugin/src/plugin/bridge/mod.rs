@@ -16,6 +16,7 @@ mod device;
 mod events;
 mod inside;
 mod key;
+mod local;
 mod masquerade;
 mod pod;
 mod reference;
@@ -29,6 +30,7 @@ pub(crate) use check::check;
 pub(crate) use collect::gc;
 use conf::Bridge;
 use device::Device;
+use local::wait_until_local;
 use pod::{Pair, pod_mac};
 pub(crate) use removal::{FINISHER, finish};
 
@@ -101,7 +103,7 @@ impl Attach<'_> {
         let leases = &self.grant.leases;
         let device = Device::ensure(&mut self.host, self.bridge)?;
         if self.bridge.gateway && !leases.is_empty() {
-            device.serve(&mut self.host, leases, self.bridge.force_address)?;
+            device.serve(&mut self.host, &self.own, leases, self.bridge.force_address)?;
         }
         if self.bridge.masquerade {
             masquerade::ensure(&self.call.network, leases)?;
@@ -129,6 +131,8 @@ impl Attach<'_> {
         if self.bridge.detect_duplicates {
             inside::detect(pair, &mut self.inside, &self.namespace)?;
         }
+        let addresses = leases.iter().map(|lease| lease.net.ip());
+        wait_until_local(&mut self.inside, &self.namespace, addresses)?;
         Ok(self.attachment(device, pair, routes))
     }
 

@@ -11,6 +11,7 @@ use super::read::Unreadable;
 use crate::kernel::{KernelEvent, Touch};
 use crate::netlink::address::{RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR};
 use crate::netlink::link::RTNLGRP_LINK;
+use crate::netlink::route::RTNLGRP_IPV6_ROUTE;
 use crate::netlink::{NetlinkError, Received, Socket};
 pub use filter::EventFilter;
 use touches::Touches;
@@ -100,7 +101,6 @@ impl AsRawFd for Events {
 
 const RTNLGRP_NEIGH: u32 = 3;
 const RTNLGRP_IPV4_ROUTE: u32 = 7;
-const RTNLGRP_IPV6_ROUTE: u32 = 11;
 const RTNLGRP_IPV4_NETCONF: u32 = 24;
 const RTNLGRP_IPV6_NETCONF: u32 = 25;
 const NFNLGRP_NFTABLES: u32 = 7;
