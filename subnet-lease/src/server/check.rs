@@ -7,15 +7,7 @@ use prost::Message;
 
 use super::error::ApiError;
 use super::key_range::KeyRange;
-
-/// Largest write, in bytes of its message. etcd's default.
-pub(crate) const MAX_REQUEST: usize = 3 << 19;
-
-/// Largest message received or, in fragments, sent: the largest write and room for what is around it. As etcd.
-pub(crate) const MAX_MESSAGE: usize = MAX_REQUEST + (1 << 19);
-
-/// Most comparisons, and most operations in a branch. etcd's default.
-const MAX_OPS: usize = 128;
+use super::limits::{OPS, OPS_IN_ALL, REQUEST};
 
 /// Refuses a read or a delete that names no key.
 pub(crate) fn key(key: &[u8]) -> Result<(), ApiError> {
@@ -33,14 +25,15 @@ pub(crate) fn delete(request: &PbDeleteRequest) -> Result<(), ApiError> {
 }
 
 pub(crate) fn txn(request: &PbTxnRequest) -> Result<(), ApiError> {
-    shape_of_txn(request, MAX_OPS)?;
+    let mut in_all = OPS_IN_ALL;
+    shape_of_txn(request, OPS, &mut in_all)?;
     writes(&request.success)?;
     writes(&request.failure)?;
     size(request)
 }
 
 fn size(request: &impl Message) -> Result<(), ApiError> {
-    if request.encoded_len() > MAX_REQUEST { Err(ApiError::TooLarge) } else { Ok(()) }
+    if request.encoded_len() > REQUEST { Err(ApiError::TooLarge) } else { Ok(()) }
 }
 
 fn shape_of_put(request: &PbPutRequest) -> Result<(), ApiError> {
@@ -55,9 +48,12 @@ fn shape_of_put(request: &PbPutRequest) -> Result<(), ApiError> {
 }
 
 /// Nested transactions share the limit: each level has what the one around it leaves.
-fn shape_of_txn(request: &PbTxnRequest, limit: usize) -> Result<(), ApiError> {
+/// All of them together share another one, or a few kilobytes would be a million operations.
+fn shape_of_txn(request: &PbTxnRequest, limit: usize, in_all: &mut usize) -> Result<(), ApiError> {
     let ops = request.compare.len().max(request.success.len()).max(request.failure.len());
     let left = limit.checked_sub(ops).ok_or(ApiError::TooManyOps)?;
+    let all = request.compare.len() + request.success.len() + request.failure.len();
+    *in_all = in_all.checked_sub(all).ok_or(ApiError::TooManyOps)?;
     for compare in &request.compare {
         key(&compare.key)?;
     }
@@ -66,7 +62,7 @@ fn shape_of_txn(request: &PbTxnRequest, limit: usize) -> Result<(), ApiError> {
             Some(PbTxnOpRequest::RequestRange(range)) => key(&range.key)?,
             Some(PbTxnOpRequest::RequestPut(put)) => shape_of_put(put)?,
             Some(PbTxnOpRequest::RequestDeleteRange(range)) => key(&range.key)?,
-            Some(PbTxnOpRequest::RequestTxn(nested)) => shape_of_txn(nested, left)?,
+            Some(PbTxnOpRequest::RequestTxn(nested)) => shape_of_txn(nested, left, in_all)?,
             None => {}
         }
     }

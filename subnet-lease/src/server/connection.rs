@@ -7,14 +7,20 @@
 //! they replace, also in the header compression's code, so client and server keep the same idea of the compression's
 //! state; later requests refer to the first one's value. From then on bytes pass untouched.
 
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
+
+use super::connections::Place;
+use super::limits::FIRST_REQUEST;
 
 /// Length of "PRI * HTTP/2.0…", which a client says first.
 const PREFACE: usize = 24;
@@ -40,11 +46,26 @@ const HUFFMAN: u8 = 0x80;
 pub(crate) struct Connection<T> {
     inner: T,
     opening: Option<Opening>,
+    /// Until when the first request must be here.
+    first: Pin<Box<Sleep>>,
+    place: Place,
+    /// Another connection takes the place.
+    cut: oneshot::Receiver<()>,
 }
 
 impl<T> Connection<T> {
-    pub(crate) fn new(inner: T) -> Self {
-        Self { inner, opening: Some(Opening::default()) }
+    pub(crate) fn new(inner: T, place: Place, cut: oneshot::Receiver<()>) -> Self {
+        let first = Box::pin(tokio::time::sleep(FIRST_REQUEST));
+        Self { inner, opening: Some(Opening::default()), first, place, cut }
+    }
+
+    /// Why the connection ends, if it does.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Option<io::Error> {
+        if Pin::new(&mut self.cut).poll(cx).is_ready() {
+            return Some(io::Error::new(io::ErrorKind::ConnectionAborted, "too many connections"));
+        }
+        let late = self.opening.is_some() && self.first.as_mut().poll(cx).is_ready();
+        late.then(|| io::Error::new(io::ErrorKind::TimedOut, "no request came"))
     }
 }
 
@@ -115,6 +136,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Connection<T> {
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if let Some(end) = this.poll_end(cx) {
+            return Poll::Ready(Err(end));
+        }
         while let Some(opening) = &mut this.opening {
             if opening.hand_out(out) {
                 return Poll::Ready(Ok(()));
@@ -128,7 +152,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Connection<T> {
             ready!(Pin::new(&mut this.inner).poll_read(cx, &mut chunk))?;
             opening.take_in(chunk.filled());
         }
-        Pin::new(&mut this.inner).poll_read(cx, out)
+        let read = ready!(Pin::new(&mut this.inner).poll_read(cx, out));
+        this.place.heard();
+        Poll::Ready(read)
     }
 }
 

@@ -97,6 +97,10 @@ impl Engine {
     ) -> Result<T, ApiError> {
         let (reply, answer) = oneshot::channel();
         let job: Job = Box::new(move |state, now| {
+            // Work ends when its caller does.
+            if reply.is_closed() {
+                return Box::new(|_| ());
+            }
             let outcome = job(state, now);
             Box::new(move |durable| {
                 // Who asked may have gone away.
@@ -187,8 +191,9 @@ impl Owner {
         let now = self.began.elapsed();
         // Without a state the jobs are dropped, which refuses them.
         let Some(state) = &mut self.state else { return Ok(self) };
-        state.expire(now);
+        // Leases end after the jobs: a keep-alive that waited here while the disk was slow came in time.
         let answers: Vec<Answer> = jobs.into_iter().map(|job| job(state, now)).collect();
+        state.expire(now);
         state.retain();
         let changes = state.take_changes();
         let durable = if changes.is_empty() {

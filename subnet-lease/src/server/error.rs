@@ -69,6 +69,11 @@ pub(crate) enum ApiError {
     FutureRevision,
     #[error("etcdserver: mvcc: database space exceeded")]
     NoSpace,
+    #[error("etcdserver: too many requests")]
+    TooManyRequests,
+    /// gRPC's own words: clients that page ask for less.
+    #[error("grpc: trying to send message larger than max ({0} vs. {1})")]
+    AnswerTooLarge(usize, usize),
     #[error("etcdserver: requested lease not found")]
     LeaseNotFound,
     #[error("etcdserver: lease already exists")]
@@ -92,7 +97,7 @@ impl ApiError {
             | Self::DuplicateKey
             | Self::TooLarge => Code::InvalidArgument,
             Self::Compacted | Self::FutureRevision | Self::LeaseTtlTooLarge => Code::OutOfRange,
-            Self::NoSpace => Code::ResourceExhausted,
+            Self::NoSpace | Self::TooManyRequests | Self::AnswerTooLarge(..) => Code::ResourceExhausted,
             Self::LeaseNotFound => Code::NotFound,
             Self::LeaseExists => Code::FailedPrecondition,
             Self::Stopped | Self::Disk(_) => Code::Unavailable,

@@ -32,6 +32,14 @@ impl KeyRange {
         }
     }
 
+    /// Bytes that it takes.
+    pub(crate) fn weight(&self) -> usize {
+        match self {
+            Self::One(key) | Self::From(key) => key.len(),
+            Self::Span(from, to) => from.len() + to.len(),
+        }
+    }
+
     /// True for a span whose end does not lie behind its start.
     pub(crate) fn is_empty(&self) -> bool {
         matches!(self, Self::Span(from, to) if to <= from)

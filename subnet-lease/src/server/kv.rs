@@ -44,7 +44,7 @@ impl PbKvService for KvService {
     ) -> Result<Response<PbDeleteResponse>, Status> {
         let request = request.into_inner();
         check::delete(&request)?;
-        Ok(Response::new(self.0.ask(move |state, _| Ok(state.delete_range(&request))).await?))
+        Ok(Response::new(self.0.ask(move |state, _| state.delete_range(&request)).await?))
     }
 
     async fn txn(&self, request: Request<PbTxnRequest>) -> Result<Response<PbTxnResponse>, Status> {

@@ -19,7 +19,7 @@ pub(crate) const MIN_TTL: i64 = 2;
 pub(crate) const MAX_TTL: i64 = 9_000_000_000;
 
 #[derive(Debug)]
-struct Lease {
+struct Granted {
     ttl: i64,
     deadline: Tick,
     keys: BTreeSet<Arc<[u8]>>,
@@ -37,11 +37,16 @@ pub(crate) struct LeaseStatus {
 
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
-    leases: BTreeMap<i64, Lease>,
+    leases: BTreeMap<i64, Granted>,
     deadlines: BTreeSet<(Tick, i64)>,
 }
 
 impl Leases {
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.leases.len()
+    }
+
     /// Starts a lease of `ttl` seconds; returns the seconds granted.
     pub(crate) fn grant(&mut self, id: i64, ttl: i64, now: Tick) -> Result<i64, ApiError> {
         if ttl > MAX_TTL {
@@ -52,7 +57,7 @@ impl Leases {
         }
         let ttl = ttl.max(MIN_TTL);
         let deadline = after(now, ttl);
-        self.leases.insert(id, Lease { ttl, deadline, keys: BTreeSet::new() });
+        self.leases.insert(id, Granted { ttl, deadline, keys: BTreeSet::new() });
         self.deadlines.insert((deadline, id));
         Ok(ttl)
     }

@@ -23,6 +23,7 @@ mod auth;
 mod check;
 mod cluster;
 mod connection;
+mod connections;
 pub(crate) mod disk;
 pub(crate) mod engine;
 mod error;
@@ -31,6 +32,7 @@ mod kv;
 mod lease;
 mod lease_service;
 mod lease_state;
+mod limits;
 mod maintenance;
 mod mvcc;
 mod state;
@@ -45,7 +47,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use etcd_client::proto::{PbClusterServer, PbKvServer, PbLeaseServer, PbMaintenanceServer, PbWatchServer};
@@ -53,10 +55,12 @@ use futures::StreamExt;
 use futures::stream::select_all;
 use tokio::net::TcpStream;
 use tokio::sync::watch as signal;
+use tokio::time::Instant;
 use tonic::transport::server::{Router, TcpIncoming};
 use tracing::{info, warn};
 
 use self::connection::{Connection, Wire};
+use self::connections::Connections;
 use self::disk::Disk;
 use self::engine::{Engine, Running};
 use self::state::Identity;
@@ -74,10 +78,6 @@ const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::fro
 
 /// Pause after a connection could not be accepted: with no file descriptors left, trying again at once only spins.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Time for a client to shake hands, and how many may do so at once.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-const HANDSHAKES: usize = 512;
 
 /// How to run the server.
 #[derive(Clone, Debug)]
@@ -139,13 +139,17 @@ impl Server {
         info!(?addrs, tls = tls.is_some(), "embedded store listens");
         let accepted = select_all(incoming).then(async |connection| {
             if let Err(error) = &connection {
-                warn!(%error, "connection not accepted");
+                if NOT_ACCEPTED.is_due() {
+                    warn!(%error, "connection not accepted");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
             connection
         });
-        let opened = accepted.map(move |connection| open(connection, tls.clone()));
-        let connections = opened.buffer_unordered(HANDSHAKES).filter_map(std::future::ready);
+        let all = Connections::default();
+        let opened = accepted.map(move |connection| open(connection, tls.clone(), all.clone()));
+        // More handshakes than there are places do not wait for each other: the oldest ends.
+        let connections = opened.buffer_unordered(2 * limits::CONNECTIONS).filter_map(std::future::ready);
         let mut stopped = stop.subscribe();
         let stopping = async move {
             let _ = stopped.wait_for(|stopped| *stopped).await;
@@ -172,19 +176,47 @@ impl Server {
 async fn open(
     connection: io::Result<TcpStream>,
     tls: Option<Arc<Tls>>,
+    all: Connections,
 ) -> Option<io::Result<Connection<Wire>>> {
-    let (stream, tls) = match (connection, tls) {
-        (Ok(stream), Some(tls)) => (stream, tls),
-        (connection, _) => return Some(connection.map(|stream| Connection::new(Wire::Plain(stream)))),
+    let stream = match connection {
+        Ok(stream) => stream,
+        Err(error) => return Some(Err(error)),
     };
+    let (place, mut cut) = all.admit();
+    let Some(tls) = tls else { return Some(Ok(Connection::new(Wire::Plain(stream), place, cut))) };
     let from = stream.peer_addr();
-    let failure = match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
-        Ok(Ok(stream)) => return Some(Ok(Connection::new(Wire::Tls(Box::new(stream))))),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("no handshake within {HANDSHAKE:?}"),
+    let handshake = tokio::time::timeout(limits::HANDSHAKE, tls.accept(stream));
+    let shaken = tokio::select! {
+        shaken = handshake => shaken,
+        _ = &mut cut => return None,
     };
-    info!(?from, "connection refused: {failure}");
+    let failure = match shaken {
+        Ok(Ok(stream)) => return Some(Ok(Connection::new(Wire::Tls(Box::new(stream)), place, cut))),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no handshake within {:?}", limits::HANDSHAKE),
+    };
+    if REFUSED.is_due() {
+        info!(?from, "connection refused: {failure}");
+    }
     None
+}
+
+/// What a stranger can repeat is logged now and then.
+struct Seldom(Mutex<Option<Instant>>);
+
+static NOT_ACCEPTED: Seldom = Seldom(Mutex::new(None));
+static REFUSED: Seldom = Seldom(Mutex::new(None));
+
+impl Seldom {
+    fn is_due(&self) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let due = last.is_none_or(|last| now.saturating_duration_since(last) >= limits::LOG_PAUSE);
+        if due {
+            *last = Some(now);
+        }
+        due
+    }
 }
 
 fn listen(config: &ServerConfig) -> Result<Vec<TcpIncoming>, ServerError> {
@@ -209,12 +241,22 @@ pub(crate) fn router(engine: &Engine, file: PathBuf, scheme: &'static str) -> Ro
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE.0))
         .http2_keepalive_timeout(Some(KEEP_ALIVE.1))
+        .max_concurrent_streams(limits::STREAMS)
+        .concurrency_limit_per_connection(limits::AT_ONCE)
+        .http2_max_header_list_size(limits::HEADERS)
+        .timeout(limits::ANSWER_WITHIN)
         .add_service(
-            PbKvServer::new(kv::KvService(engine.clone())).max_decoding_message_size(check::MAX_MESSAGE),
+            PbKvServer::new(kv::KvService(engine.clone())).max_decoding_message_size(limits::MESSAGE),
         )
-        .add_service(PbLeaseServer::new(lease_service::LeaseService(engine.clone())))
-        .add_service(PbWatchServer::new(watch::WatchService(engine.clone())))
-        .add_service(PbMaintenanceServer::new(maintenance))
+        .add_service(
+            PbLeaseServer::new(lease_service::LeaseService(engine.clone()))
+                .max_decoding_message_size(limits::SMALL_MESSAGE),
+        )
+        .add_service(
+            PbWatchServer::new(watch::WatchService::new(engine.clone()))
+                .max_decoding_message_size(limits::SMALL_MESSAGE),
+        )
+        .add_service(PbMaintenanceServer::new(maintenance).max_decoding_message_size(limits::SMALL_MESSAGE))
         .add_service(PbClusterServer::new(cluster::ClusterService { engine: engine.clone(), scheme }))
         .add_service(auth::AuthService(engine.clone()))
 }

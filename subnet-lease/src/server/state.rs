@@ -2,6 +2,7 @@
 //!
 //! Split by request: reads and single writes here, transactions in `txn.rs`, leases in `lease_state.rs`.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use etcd_client::proto::{
@@ -12,10 +13,14 @@ use etcd_client::proto::{
 use super::error::ApiError;
 use super::key_range::KeyRange;
 use super::lease::{Leases, Tick};
+use super::limits::ANSWER;
 use super::mvcc::{Event, Mvcc, Version};
 
 /// Bytes of keys, values and history above which writes are refused; everything is held in memory.
 pub(crate) const QUOTA: usize = 256 << 20;
+
+/// What a row of an answer costs beside its key and value, in bytes.
+const ROW: usize = 64;
 
 /// Changes of history kept for watches that fall behind or come back, as etcd's followers keep.
 const KEEP_CHANGES: usize = 10_000;
@@ -68,6 +73,10 @@ pub(crate) struct State {
     pub(super) lease_changes: Vec<(i64, Option<i64>)>,
     identity: Identity,
     compacted_on_disk: i64,
+    /// Bytes of keys and values in the answer that is being made; none where they were counted before.
+    pub(super) answered: Cell<Option<usize>>,
+    /// What the comparisons of the transaction at hand may still look at.
+    pub(super) comparable: Cell<usize>,
 }
 
 impl State {
@@ -87,6 +96,8 @@ impl State {
             lease_changes: Vec::new(),
             identity: stored.identity,
             compacted_on_disk: mvcc.compacted(),
+            answered: Cell::new(None),
+            comparable: Cell::new(0),
             mvcc,
         }
     }
@@ -101,6 +112,7 @@ impl State {
     }
 
     pub(crate) fn range(&self, request: &PbRangeRequest) -> Result<PbRangeResponse, ApiError> {
+        self.answered.set(Some(0));
         let answer = self.read(request)?;
         Ok(PbRangeResponse { header: Some(self.header()), ..answer })
     }
@@ -113,10 +125,12 @@ impl State {
         Ok(PbPutResponse { header: Some(self.header()), ..answer })
     }
 
-    pub(crate) fn delete_range(&mut self, request: &PbDeleteRequest) -> PbDeleteResponse {
+    pub(crate) fn delete_range(&mut self, request: &PbDeleteRequest) -> Result<PbDeleteResponse, ApiError> {
+        self.answered.set(Some(0));
+        self.check_delete(request)?;
         let answer = self.delete(request);
         self.mvcc.seal();
-        PbDeleteResponse { header: Some(self.header()), ..answer }
+        Ok(PbDeleteResponse { header: Some(self.header()), ..answer })
     }
 
     pub(crate) fn compact(
@@ -182,8 +196,41 @@ impl State {
         let mut found: Vec<_> = found.collect();
         let count = as_count(found.len());
         let more = select(request, &mut found);
+        self.charge(found.iter().map(|version| cost(request, version)))?;
         let kvs = found.into_iter().map(|version| key_value(version, !request.keys_only)).collect();
         Ok(PbRangeResponse { header, kvs, more, count })
+    }
+
+    /// Counts bytes of an answer, where they are counted; refuses it where it would be too large, before it is made.
+    pub(super) fn charge(&self, rows: impl Iterator<Item = usize>) -> Result<(), ApiError> {
+        let Some(before) = self.answered.get() else { return Ok(()) };
+        let answered = rows.fold(before, usize::saturating_add);
+        self.answered.set(Some(answered));
+        if answered > ANSWER { Err(ApiError::AnswerTooLarge(answered, ANSWER)) } else { Ok(()) }
+    }
+
+    /// Whether a read within a transaction may be made: what it looks at, and what it answers.
+    pub(super) fn check_read(&self, request: &PbRangeRequest) -> Result<(), ApiError> {
+        self.mvcc.readable(request.revision)?;
+        let range = KeyRange::new(&request.key, &request.range_end);
+        let mut found: Vec<_> = self.mvcc.range(&range, request.revision)?.collect();
+        let left = self.comparable.get().checked_sub(found.len()).ok_or(ApiError::TooManyOps)?;
+        self.comparable.set(left);
+        if request.count_only {
+            return Ok(());
+        }
+        select(request, &mut found);
+        self.charge(found.iter().map(|version| cost(request, version)))
+    }
+
+    /// Whether a delete that answers with what it deleted may do so.
+    pub(super) fn check_delete(&self, request: &PbDeleteRequest) -> Result<(), ApiError> {
+        if !request.prev_kv {
+            return Ok(());
+        }
+        let range = KeyRange::new(&request.key, &request.range_end);
+        let found: Vec<_> = self.mvcc.range(&range, 0)?.map(|version| version.weight()).collect();
+        self.charge(found.into_iter())
     }
 
     /// Writes at the open revision; the request has passed `check_put`.
@@ -220,6 +267,11 @@ impl State {
             prev_kvs,
         }
     }
+}
+
+/// Bytes of a row in an answer, roughly.
+fn cost(request: &PbRangeRequest, version: &Version) -> usize {
+    version.key.len() + if request.keys_only { 0 } else { version.value.len() } + ROW
 }
 
 /// Filters, sorts and cuts what a range found; returns whether the limit cut something off.

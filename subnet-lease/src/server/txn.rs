@@ -6,18 +6,20 @@
 use std::cmp::Ordering;
 
 use etcd_client::proto::{
-    PbCompare, PbRangeRequest, PbResponseOp, PbTargetUnion, PbTxnOpRequest, PbTxnOpResponse, PbTxnRequest,
-    PbTxnRequestOp, PbTxnResponse,
+    PbCompare, PbResponseOp, PbTargetUnion, PbTxnOpRequest, PbTxnOpResponse, PbTxnRequest, PbTxnRequestOp,
+    PbTxnResponse,
 };
 
 use super::error::ApiError;
 use super::key_range::KeyRange;
+use super::limits::COMPARED;
 use super::mvcc::Version;
 use super::state::{State, bare_header};
 
 impl State {
     pub(crate) fn txn(&mut self, request: PbTxnRequest) -> Result<PbTxnResponse, ApiError> {
-        let chosen = self.choose(request);
+        self.comparable.set(COMPARED);
+        let chosen = self.choose(request)?;
         self.check_branch(&chosen)?;
         if chosen.grows() {
             self.check_space()?;
@@ -27,40 +29,61 @@ impl State {
         Ok(PbTxnResponse { header: Some(self.header()), ..answer })
     }
 
-    fn choose(&self, request: PbTxnRequest) -> Chosen {
-        let succeeded = request.compare.iter().all(|compare| self.holds(compare));
+    fn choose(&self, request: PbTxnRequest) -> Result<Chosen, ApiError> {
+        let mut succeeded = true;
+        for compare in &request.compare {
+            succeeded = succeeded && self.holds(compare)?;
+        }
         let ops = if succeeded { request.success } else { request.failure };
         let steps = ops
             .into_iter()
             .map(|PbTxnRequestOp { request }| match request {
-                Some(PbTxnOpRequest::RequestTxn(nested)) => Step::Nested(self.choose(nested)),
-                other => Step::Op(other),
+                Some(PbTxnOpRequest::RequestTxn(nested)) => Ok(Step::Nested(self.choose(nested)?)),
+                other => Ok(Step::Op(other)),
             })
-            .collect();
-        Chosen { succeeded, steps }
+            .collect::<Result<_, ApiError>>()?;
+        Ok(Chosen { succeeded, steps })
     }
 
-    fn holds(&self, compare: &PbCompare) -> bool {
+    fn holds(&self, compare: &PbCompare) -> Result<bool, ApiError> {
         const VALUE: i32 = 3;
         let range = KeyRange::new(&compare.key, &compare.range_end);
-        let Ok(found) = self.mvcc.range(&range, 0) else { return false };
+        let Ok(found) = self.mvcc.range(&range, 0) else { return Ok(false) };
         let mut found = found.peekable();
         if found.peek().is_none() {
             // A key that does not exist compares as zeros, except that it has no value to compare.
-            return compare.target != VALUE && matches(compare, None);
+            return Ok(compare.target != VALUE && matches(compare, None));
         }
-        found.all(|version| matches(compare, Some(version)))
+        for version in found {
+            let cost = 1 + if compare.target == VALUE { version.value.len() >> 10 } else { 0 };
+            let left = self.comparable.get().checked_sub(cost).ok_or(ApiError::TooManyOps)?;
+            self.comparable.set(left);
+            if !matches(compare, Some(version)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn check_branch(&self, chosen: &Chosen) -> Result<(), ApiError> {
+        // A read sees what the transaction wrote before it.
+        let written = chosen.put_bytes();
+        self.answered.set(Some(0));
         chosen.each(&mut |op| match op {
             PbTxnOpRequest::RequestPut(put) => self.check_put(put),
+            PbTxnOpRequest::RequestDeleteRange(delete) => self.check_delete(delete),
             _ => Ok(()),
         })?;
         chosen.each(&mut |op| match op {
-            PbTxnOpRequest::RequestRange(PbRangeRequest { revision, .. }) => self.mvcc.readable(*revision),
+            PbTxnOpRequest::RequestRange(range) => {
+                self.check_read(range)?;
+                self.charge([written].into_iter())
+            }
             _ => Ok(()),
-        })
+        })?;
+        // The answers are made now, which cannot fail any more.
+        self.answered.set(None);
+        Ok(())
     }
 
     fn run(&mut self, chosen: Chosen) -> Result<PbTxnResponse, ApiError> {
@@ -84,7 +107,7 @@ impl State {
                 PbTxnOpResponse::ResponseDeleteRange(self.delete(&range))
             }
             PbTxnOpRequest::RequestTxn(nested) => {
-                let nested = self.choose(nested);
+                let nested = self.choose(nested)?;
                 PbTxnOpResponse::ResponseTxn(self.run(nested)?)
             }
         })
@@ -110,6 +133,15 @@ impl Chosen {
             Step::Op(Some(op)) => visit(op),
             Step::Op(None) => Ok(()),
         })
+    }
+
+    fn put_bytes(&self) -> usize {
+        let bytes = |step: &Step| match step {
+            Step::Nested(nested) => nested.put_bytes(),
+            Step::Op(Some(PbTxnOpRequest::RequestPut(put))) => put.key.len() + put.value.len(),
+            Step::Op(_) => 0,
+        };
+        self.steps.iter().map(bytes).sum()
     }
 
     fn grows(&self) -> bool {

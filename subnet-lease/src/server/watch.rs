@@ -5,39 +5,72 @@
 //! ring still holds of that is skipped. Memory for a slow client is bounded by its outbox and the ring.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use etcd_client::proto::{PbWatchRequest, PbWatchResponse, PbWatchService};
 use futures::{Stream, StreamExt};
-use tokio::sync::{broadcast, mpsc};
+use prost::Message;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc};
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::engine::{Batch, Engine};
 use super::error::ApiError;
+use super::limits::{OUTBOX, OUTBOX_PATIENCE, OUTBOX_SMALL, OUTBOXES, WATCHED_KEY, WATCHES};
 use super::watcher::{Watcher, Wish, response};
-
-/// Responses waiting for a client before its stream stops taking batches.
-const OUTBOX: usize = 16;
 
 /// Time between signs of life for watches that want them. etcd's figure.
 const PROGRESS: Duration = Duration::from_secs(600);
 
-pub(crate) struct WatchService(pub(crate) Engine);
+pub(crate) struct WatchService {
+    engine: Engine,
+    /// Room for large responses that wait for their clients, in bytes, of all streams together.
+    room: Arc<Semaphore>,
+}
+
+impl WatchService {
+    pub(crate) fn new(engine: Engine) -> Self {
+        Self { engine, room: Arc::new(Semaphore::new(OUTBOXES)) }
+    }
+}
+
+/// A response on its way, with the room that it takes.
+type Sent = (Result<PbWatchResponse, Status>, Option<OwnedSemaphorePermit>);
+
+/// What a client reads. The room of a response is free when the next one is asked for: then the transport has taken it.
+pub(crate) struct Outgoing {
+    responses: mpsc::Receiver<Sent>,
+    taken: Option<OwnedSemaphorePermit>,
+}
+
+impl Stream for Outgoing {
+    type Item = Result<PbWatchResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.taken = None;
+        let next = ready!(self.responses.poll_recv(cx));
+        Poll::Ready(next.map(|(response, room)| {
+            self.taken = room;
+            response
+        }))
+    }
+}
 
 #[tonic::async_trait]
 impl PbWatchService for WatchService {
-    type WatchStream = ReceiverStream<Result<PbWatchResponse, Status>>;
+    type WatchStream = Outgoing;
 
     async fn watch(
         &self,
         request: Request<Streaming<PbWatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let (outbox, responses) = mpsc::channel(OUTBOX);
-        tokio::spawn(Session::new(self.0.clone(), outbox).run(request.into_inner()));
-        Ok(Response::new(ReceiverStream::new(responses)))
+        let session = Session::new(self.engine.clone(), self.room.clone(), outbox);
+        tokio::spawn(session.run(request.into_inner()));
+        Ok(Response::new(Outgoing { responses, taken: None }))
     }
 }
 
@@ -47,14 +80,15 @@ struct Gone;
 struct Session {
     engine: Engine,
     batches: broadcast::Receiver<Arc<Batch>>,
-    outbox: mpsc::Sender<Result<PbWatchResponse, Status>>,
+    outbox: mpsc::Sender<Sent>,
+    room: Arc<Semaphore>,
     watchers: BTreeMap<i64, Watcher>,
     next_id: i64,
 }
 
 impl Session {
-    fn new(engine: Engine, outbox: mpsc::Sender<Result<PbWatchResponse, Status>>) -> Self {
-        Self { batches: engine.follow(), engine, outbox, watchers: BTreeMap::new(), next_id: 0 }
+    fn new(engine: Engine, room: Arc<Semaphore>, outbox: mpsc::Sender<Sent>) -> Self {
+        Self { batches: engine.follow(), engine, outbox, room, watchers: BTreeMap::new(), next_id: 0 }
     }
 
     async fn run(mut self, mut inbound: impl Stream<Item = Result<PbWatchRequest, Status>> + Unpin) {
@@ -85,7 +119,7 @@ impl Session {
                 }
                 () = outbox.closed() => Err(Gone),
                 () = engine.stopping() => {
-                    let _ = outbox.try_send(Err(ApiError::Stopped.into()));
+                    let _ = outbox.try_send((Err(ApiError::Stopped.into()), None));
                     Err(Gone)
                 }
             };
@@ -108,7 +142,9 @@ impl Session {
         let revision = self.revision().await?;
         let mut created = response(wanted, self.engine.identity, revision, Vec::new());
         created.created = true;
-        let refusal = if watcher.range.is_empty() {
+        let refusal = if self.watchers.len() >= WATCHES || watcher.range.weight() > WATCHED_KEY {
+            Some("etcdserver: too many requests")
+        } else if watcher.range.is_empty() {
             Some("mvcc: watcher range is empty")
         } else if wanted != 0 && self.watchers.contains_key(&wanted) {
             Some("mvcc: duplicate watch ID provided on the WatchStream")
@@ -165,16 +201,16 @@ impl Session {
 
     async fn batch(&mut self, batch: &Batch) -> Result<(), Gone> {
         let mut behind = Vec::new();
-        let mut responses = Vec::new();
-        for (id, watcher) in &mut self.watchers {
+        // One watch after the other: a large value is copied for those that are sent it now, and not for all.
+        for id in self.watchers.keys().copied().collect::<Vec<_>>() {
+            let Some(watcher) = self.watchers.get_mut(&id) else { continue };
             if watcher.next < batch.first {
-                behind.push(*id);
+                behind.push(id);
             } else if watcher.next <= batch.last {
-                responses.extend(watcher.accept(*id, self.engine.identity, &batch.events, batch.last));
+                for response in watcher.accept(id, self.engine.identity, &batch.events, batch.last) {
+                    self.send(response).await?;
+                }
             }
-        }
-        for response in responses {
-            self.send(response).await?;
         }
         for id in behind {
             self.catch_up(id).await?;
@@ -234,14 +270,32 @@ impl Session {
 
     /// Ends the stream; clients come back.
     async fn fail<T>(&mut self, error: ApiError) -> Result<T, Gone> {
-        let _ = self.outbox.send(Err(error.into())).await;
+        let _ = self.outbox.send((Err(error.into()), None)).await;
         Err(Gone)
     }
 
     async fn send(&mut self, response: PbWatchResponse) -> Result<(), Gone> {
+        let room = match self.room_for(response.encoded_len()).await {
+            Ok(room) => room,
+            Err(error) => return self.fail(error).await,
+        };
         tokio::select! {
-            sent = self.outbox.send(Ok(response)) => sent.map_err(|_| Gone),
+            sent = self.outbox.send((Ok(response), room)) => sent.map_err(|_| Gone),
             () = self.engine.stopping() => Err(Gone),
+        }
+    }
+
+    /// Room for a response; small ones need none. Where others take it all for long, this stream ends, and its client
+    /// comes back.
+    async fn room_for(&self, bytes: usize) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
+        if bytes <= OUTBOX_SMALL {
+            return Ok(None);
+        }
+        let bytes = u32::try_from(bytes.min(OUTBOXES)).unwrap_or(u32::MAX);
+        let room = self.room.clone().acquire_many_owned(bytes);
+        match tokio::time::timeout(OUTBOX_PATIENCE, room).await {
+            Ok(Ok(room)) => Ok(Some(room)),
+            _ => Err(ApiError::TooManyRequests),
         }
     }
 
@@ -283,14 +337,58 @@ mod tests {
         let (engine, _running) = Engine::start(FakeFile::default().disk(), IDENTITY, stopping).await.unwrap();
         let (outbox, mut responses) = mpsc::channel(OUTBOX);
         let wishes = stream::iter([Ok(create("other")), Ok(create("quiet"))]);
-        tokio::spawn(Session::new(engine.clone(), outbox).run(wishes));
+        let room = Arc::new(Semaphore::new(OUTBOXES));
+        tokio::spawn(Session::new(engine.clone(), room, outbox).run(wishes));
         for id in 0..2 {
-            assert_eq!(responses.recv().await.unwrap().unwrap().watch_id, id);
+            assert_eq!(responses.recv().await.unwrap().0.unwrap().watch_id, id);
         }
         put(&engine, "elsewhere").await;
         let began = Instant::now();
-        let sign = responses.recv().await.unwrap().unwrap();
+        let sign = responses.recv().await.unwrap().0.unwrap();
         assert_eq!((sign.watch_id, sign.events.len(), sign.header.unwrap().revision), (1, 0, 2));
         assert_eq!(began.elapsed().as_secs(), PROGRESS.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_has_so_many_watches_and_none_on_a_long_key() {
+        let (_stop, stopping) = watch::channel(false);
+        let (engine, _running) = Engine::start(FakeFile::default().disk(), IDENTITY, stopping).await.unwrap();
+        let (outbox, mut responses) = mpsc::channel(OUTBOX);
+        let long = create(&"k".repeat(WATCHED_KEY + 1));
+        let wishes = stream::iter(std::iter::once(long).chain((0..=WATCHES).map(|_| create("a"))).map(Ok));
+        let room = Arc::new(Semaphore::new(OUTBOXES));
+        tokio::spawn(Session::new(engine.clone(), room, outbox).run(wishes));
+        let mut refused = async || responses.recv().await.unwrap().0.unwrap().canceled;
+        assert!(refused().await);
+        for _ in 0..WATCHES {
+            assert!(!refused().await);
+        }
+        assert!(refused().await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_responses_that_nobody_reads_take_no_more_than_their_room_and_end_their_stream() {
+        let (_stop, stopping) = watch::channel(false);
+        let (engine, _running) = Engine::start(FakeFile::default().disk(), IDENTITY, stopping).await.unwrap();
+        let room = Arc::new(Semaphore::new(OUTBOXES));
+        let mut streams = Vec::new();
+        for _ in 0..100 {
+            let (outbox, responses) = mpsc::channel(OUTBOX);
+            let session = Session::new(engine.clone(), room.clone(), outbox);
+            tokio::spawn(session.run(stream::iter([Ok(create("a"))]).chain(stream::pending())));
+            streams.push(responses);
+        }
+        for stream in &mut streams {
+            assert!(stream.recv().await.unwrap().0.unwrap().created);
+        }
+        let put = PbPutRequest { key: "a".into(), value: vec![0; 1 << 20], ..Default::default() };
+        engine.ask(move |state, _| state.put(put)).await.unwrap();
+        let (mut got, mut ended) = (0, 0);
+        for stream in &mut streams {
+            let (response, _held) = stream.recv().await.unwrap();
+            std::mem::forget(_held);
+            if response.is_ok() { got += 1 } else { ended += 1 }
+        }
+        assert_eq!((got, ended), (31, 69), "31 MiB of the room's 32 are taken");
     }
 }

@@ -3,8 +3,8 @@
 use etcd_client::proto::{PbEvent, PbWatchRequest, PbWatchRequestUnion, PbWatchResponse};
 use prost::Message;
 
-use super::check::MAX_MESSAGE;
 use super::key_range::KeyRange;
+use super::limits::MESSAGE;
 use super::mvcc::Event;
 use super::state::{Identity, header, key_value};
 
@@ -113,14 +113,14 @@ pub(crate) fn response(id: i64, identity: Identity, revision: i64, events: Vec<P
 
 /// Cuts a response that is larger than a message may be; all pieces but the last say that more follows.
 fn fragments(mut whole: PbWatchResponse) -> Vec<PbWatchResponse> {
-    if whole.encoded_len() < MAX_MESSAGE {
+    if whole.encoded_len() < MESSAGE {
         return vec![whole];
     }
     let events = std::mem::take(&mut whole.events);
     let (mut pieces, mut bytes) = (vec![whole.clone()], 0);
     for event in events {
         let size = event.encoded_len();
-        if bytes > 0 && bytes + size >= MAX_MESSAGE {
+        if bytes > 0 && bytes + size >= MESSAGE {
             pieces.push(whole.clone());
             bytes = 0;
         }
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_response_over_the_message_limit_is_cut_into_fragments_on_request() {
-        let events: Vec<_> = (0..5).map(|n| event(&format!("a{n}"), 4, MAX_MESSAGE / 2)).collect();
+        let events: Vec<_> = (0..5).map(|n| event(&format!("a{n}"), 4, MESSAGE / 2)).collect();
         assert_eq!(shape(&watcher(0, false).accept(0, IDENTITY, &events, 4)), [(4, 5, false)]);
         let pieces = watcher(0, true).accept(0, IDENTITY, &events, 4);
         assert_eq!(shape(&pieces), [(4, 1, true), (4, 1, true), (4, 1, true), (4, 1, true), (4, 1, false)]);

@@ -40,17 +40,17 @@ fn what_is_ignored_may_not_be_given() {
 #[test]
 fn a_write_over_the_size_limit_is_refused() {
     let sized = |size| PbPutRequest { key: b"a".into(), value: vec![0; size], ..Default::default() };
-    assert_eq!(put(&sized(MAX_REQUEST - 100)), Ok(()));
-    assert_eq!(put(&sized(MAX_REQUEST)), Err(ApiError::TooLarge));
+    assert_eq!(put(&sized(REQUEST - 100)), Ok(()));
+    assert_eq!(put(&sized(REQUEST)), Err(ApiError::TooLarge));
 }
 
 #[test]
 fn nested_transactions_share_the_limit_on_operations() {
     let puts = |count: usize| (0..count).map(|n| put_of(&n.to_string())).collect::<Vec<_>>();
-    assert_eq!(verdict(puts(MAX_OPS)), Ok(()));
-    assert_eq!(verdict(puts(MAX_OPS + 1)), Err(ApiError::TooManyOps));
-    assert_eq!(verdict(vec![nested(puts(MAX_OPS - 1), vec![])]), Ok(()));
-    assert_eq!(verdict(vec![nested(puts(MAX_OPS), vec![])]), Err(ApiError::TooManyOps));
+    assert_eq!(verdict(puts(OPS)), Ok(()));
+    assert_eq!(verdict(puts(OPS + 1)), Err(ApiError::TooManyOps));
+    assert_eq!(verdict(vec![nested(puts(OPS - 1), vec![])]), Ok(()));
+    assert_eq!(verdict(vec![nested(puts(OPS), vec![])]), Err(ApiError::TooManyOps));
 }
 
 #[test]
@@ -65,4 +65,13 @@ fn a_key_is_written_once_in_a_transaction() {
     assert_eq!(verdict(vec![nested(vec![put_of("a")], vec![put_of("a")])]), Ok(()));
     assert_eq!(verdict(vec![nested(vec![put_of("a")], vec![]), nested(vec![put_of("a")], vec![])]), twice);
     assert_eq!(verdict(vec![nested(vec![delete_of("a", "")], vec![]), put_of("a")]), twice);
+}
+
+#[test]
+fn nested_transactions_share_another_limit_over_all_branches() {
+    let wide = |count: usize| nested(vec![put_of("a"); 1], vec![PbTxnRequestOp { request: None }; count - 1]);
+    let all =
+        |each: usize, count: usize| PbTxnRequest { success: vec![wide(each); count], ..Default::default() };
+    assert_eq!(shape_of_txn(&all(16, 60), OPS, &mut OPS_IN_ALL.clone()), Ok(()));
+    assert_eq!(shape_of_txn(&all(16, 61), OPS, &mut OPS_IN_ALL.clone()), Err(ApiError::TooManyOps));
 }
