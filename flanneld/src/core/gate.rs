@@ -72,6 +72,11 @@ impl NodeCore {
                 (None, Some((_, unreadable, _))) => unreadable.push((key, reason)),
                 (None, None) => {}
             },
+            StoreEvent::Gone { key } => match (&mut self.peers, &mut self.leases.waiting) {
+                (Some(peers), _) => peers.forget(&key),
+                (None, Some((_, unreadable, _))) => unreadable.retain(|(name, _)| *name != key),
+                (None, None) => {}
+            },
             StoreEvent::Stale(reason) => {
                 self.stale(reason);
                 self.go_by_memory(now);
@@ -180,12 +185,20 @@ impl NodeCore {
         }
         // A set: whoever fills the store with rubbish must not cost us its square.
         let seen: HashSet<_> = self.seen_refusals.iter().collect();
-        for (key, why) in refused.iter().filter(|r| !seen.contains(r)) {
+        let mut new = refused.iter().filter(|r| !seen.contains(r));
+        for (key, why) in new.by_ref().take(SAID_AT_ONCE) {
             warn!(lease = key, "lease refused: {why}");
+        }
+        let more = new.count();
+        if more > 0 {
+            warn!("{more} more leases refused; flannelctl status counts them and lists some");
         }
         self.seen_refusals = refused;
     }
 }
+
+/// Refusals that one pass logs one by one. Ours: somebody may fill the store with thousands.
+const SAID_AT_ONCE: usize = 20;
 
 /// A host that came back after its lease had ended, while its subnets are ours: its pods may still have their addresses.
 fn name_former(lease: &Lease, own: Option<Subnets>, us: Option<&str>) {

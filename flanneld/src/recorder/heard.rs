@@ -56,6 +56,8 @@ pub enum Heard<'a> {
     Removed(Cow<'a, [Subnets]>),
     /// A lease can't be read, and why.
     Unreadable(Cow<'a, str>, Cow<'a, str>),
+    /// A key that was no lease ended.
+    Gone(Cow<'a, str>),
     /// The store can't be followed.
     Stale(Cow<'a, str>),
     /// [`Input::Kernel`].
@@ -191,6 +193,7 @@ impl<'a> Heard<'a> {
             StoreEvent::Upsert(lease) => Self::Upsert(Cow::Borrowed(lease)),
             StoreEvent::Removed(gone) => Self::Removed(gone.into()),
             StoreEvent::Unreadable { key, reason } => Self::Unreadable(key.into(), reason.into()),
+            StoreEvent::Gone { key } => Self::Gone(key.into()),
             StoreEvent::Stale(reason) => Self::Stale(reason.into()),
         }
     }
@@ -248,6 +251,7 @@ impl Heard<'static> {
             Self::Unreadable(key, reason) => {
                 Input::Store(StoreEvent::Unreadable { key: key.into_owned(), reason: reason.into_owned() })
             }
+            Self::Gone(key) => Input::Store(StoreEvent::Gone { key: key.into_owned() }),
             Self::Stale(reason) => Input::Store(StoreEvent::Stale(reason.into_owned())),
             Self::Kernel(event) => Input::Kernel(event),
             Self::Touched(touches) => Input::Touched(touches.into_owned()),

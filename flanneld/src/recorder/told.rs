@@ -41,6 +41,7 @@ impl fmt::Display for Heard<'_> {
                 [] => f.write_str("store: nobody is gone"),
             },
             Self::Unreadable(key, why) => write!(f, "store: {key} can't be read: {why}"),
+            Self::Gone(key) => write!(f, "store: {key} is gone"),
             Self::Stale(why) => write!(f, "store: {why}"),
             Self::Kernel(event) => write!(f, "kernel: changed: {event:?}"),
             Self::Touched(touches) => touched(touches, f),

@@ -167,6 +167,11 @@ impl PeerTable {
         self.unreadable.insert(key, reason);
     }
 
+    /// A key that was no lease ended.
+    pub fn forget(&mut self, key: &str) {
+        self.unreadable.remove(key);
+    }
+
     /// Our own subnets or addresses became known or changed.
     pub fn set_own(&mut self, own: Option<Subnets>, own_public: PublicAddrs) {
         // Said again at every reading of the host; the verdict over all leases is not made anew for nothing.

@@ -144,7 +144,7 @@ async fn watch(store: EtcdStore, knows: Arc<Mutex<Knows>>, lacking: Arc<Notify>,
             }
             StoreEvent::Stale(why) => diary.note(format_args!("{host}: stale: {why}")),
             StoreEvent::Unreadable { key, reason } => panic!("{key}: {reason}"),
-            StoreEvent::Config(_) => {}
+            StoreEvent::Config(_) | StoreEvent::Gone { .. } => {}
         }
         if knows.own.is_some_and(|own| !knows.leases.contains_key(&own)) {
             lacking.notify_one();

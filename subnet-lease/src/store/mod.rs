@@ -111,6 +111,11 @@ pub enum StoreEvent {
         /// Why.
         reason: String,
     },
+    /// A key that was no lease, whether it could be read or not, ended.
+    Gone {
+        /// The last part of the key.
+        key: String,
+    },
     /// The store cannot be followed at present, for this reason. What was sent before stays the best there is.
     Stale(String),
 }

@@ -203,7 +203,7 @@ async fn follow(store: Box<dyn Store>, seen: Arc<Mutex<Seen>>) {
             StoreEvent::Upsert(lease) => drop(seen.leases.insert(lease.subnets, plain(&lease))),
             StoreEvent::Removed(gone) => gone.iter().for_each(|subnets| drop(seen.leases.remove(subnets))),
             StoreEvent::Unreadable { key, reason } => panic!("{key} can't be read: {reason}"),
-            StoreEvent::Config(_) | StoreEvent::Stale(_) => {}
+            StoreEvent::Config(_) | StoreEvent::Stale(_) | StoreEvent::Gone { .. } => {}
         }
     }
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp};
 use futures::stream::{self, StreamExt, TryStreamExt};
 
+use super::AT_ONCE;
+use super::ascent::Ascent;
 use super::session::{Dialer, Session, attached};
-use super::{AT_ONCE, listing};
 use crate::store::{Entry, StoreError};
 
 /// Keys per transaction; etcd allows 128 steps.
@@ -21,7 +22,7 @@ pub(super) async fn export(dialer: &Dialer) -> Result<Vec<Entry>, StoreError> {
     let options = |limit| GetOptions::new().with_range(end.clone()).with_limit(limit);
     let (mut session, first) = dialer.reach(|s| Box::pin(s.get(start.clone(), Some(options(PAGE))))).await?;
     let revision = first.header().map_or(0, |header| header.revision());
-    let (mut entries, mut page) = (Vec::new(), first);
+    let (mut entries, mut page, mut ascent) = (Vec::new(), first, Ascent::default());
     loop {
         for kv in page.kvs() {
             let key = kv.key().strip_prefix(start.as_bytes()).unwrap_or_else(|| kv.key());
@@ -29,7 +30,7 @@ pub(super) async fn export(dialer: &Dialer) -> Result<Vec<Entry>, StoreError> {
                 .map_err(|_| StoreError::Unsupported(format!("{start}: a key that is not UTF-8")))?;
             entries.push((Entry { key, value: kv.value().to_vec(), ttl: None }, kv.lease()));
         }
-        let Some(from) = listing::following(&page) else { break };
+        let Some(from) = ascent.page(&page)? else { break };
         page = session.get(from, Some(options(PAGE).with_revision(revision))).await?;
     }
     let timed = entries.into_iter().map(|(entry, lease)| with_time(session.clone(), entry, lease));

@@ -34,9 +34,9 @@ struct Follower {
     dialer: Arc<Dialer>,
     events: VecDeque<StoreEvent>,
     config: Option<Vec<u8>>,
-    place: Option<Place>,
+    place: Option<Position>,
     /// Where we were when the history broke off.
-    lost: Option<Place>,
+    lost: Option<Position>,
     /// The newest lease, and the net-conf.
     marks: [Option<Mark>; 2],
     /// In place of the mark the store has something else.
@@ -48,7 +48,7 @@ struct Follower {
 
 /// Up to where we were told everything; going on there needs the same cluster with that history.
 #[derive(Clone, Copy)]
-struct Place {
+struct Position {
     cluster: u64,
     /// Next revision of the net-conf's watch and of the leases'. They share a connection, but each comes at its own pace.
     next: [i64; 2],
@@ -71,7 +71,7 @@ struct Link {
     /// Where the host stands, and where it stood when the connection was made.
     host: watch::Receiver<PublicAddrs>,
     stood: PublicAddrs,
-    /// Ids by which the server tells our watches apart, in the order of `Place::next`.
+    /// Ids by which the server tells our watches apart, in the order of `Position::next`.
     ids: Vec<i64>,
 }
 
@@ -133,7 +133,7 @@ impl Follower {
             Err(error) => {
                 let error = link.session.told(&error);
                 // An answer above every limit: the list takes it piece by piece.
-                if error.to_string().contains("message length too large") {
+                if listing::too_large(&error) {
                     self.list_again();
                 }
                 Err(error)
@@ -172,10 +172,10 @@ impl Follower {
         Ok(())
     }
 
-    fn listed(&mut self, mut listing: Listing) -> Place {
-        let place = Place { cluster: listing.cluster, next: [listing.revision + 1; 2] };
+    fn listed(&mut self, mut listing: Listing) -> Position {
+        let place = Position { cluster: listing.cluster, next: [listing.revision + 1; 2] };
         let earlier =
-            |lost: Place| lost.cluster != place.cluster || lost.next.iter().any(|n| *n > place.next[0]);
+            |lost: Position| lost.cluster != place.cluster || lost.next.iter().any(|n| *n > place.next[0]);
         let foreign = std::mem::take(&mut self.foreign) || self.lost.take().is_some_and(earlier);
         self.marks = Mark::newest(&listing, &self.dialer.keys);
         match listing.config.take() {
@@ -312,10 +312,12 @@ impl Follower {
         if self.marks[0].as_ref().is_some_and(is_mark) {
             self.marks[0] = None;
         }
-        let removed: Vec<Subnets> = ended.iter().filter_map(|(name, _)| name.parse().ok()).collect();
-        // No event says that an unreadable key went; a snapshot does.
-        if removed.len() < ended.len() {
-            self.list_again();
+        let mut removed: Vec<Subnets> = Vec::new();
+        for (name, _) in ended {
+            match name.parse() {
+                Ok(subnets) => removed.push(subnets),
+                Err(_) => self.events.push_back(StoreEvent::Gone { key: listing::shortened(name) }),
+            }
         }
         if !removed.is_empty() {
             self.events.push_back(StoreEvent::Removed(removed));
@@ -364,7 +366,7 @@ enum Resumed {
     Foreign,
 }
 
-async fn resume(session: &mut Session, place: Place, mark: Option<Mark>) -> Result<Resumed, StoreError> {
+async fn resume(session: &mut Session, place: Position, mark: Option<Mark>) -> Result<Resumed, StoreError> {
     let Some(mark) = mark else { return Ok(Resumed::Gap) };
     match mark.stands(session, place.next[LEASES] - 1).await {
         Ok(true) => open_watch(session, place).await.map(|stream| Resumed::Watch(Box::new(stream))),
@@ -389,7 +391,7 @@ async fn moved(host: &mut watch::Receiver<PublicAddrs>, stood: &mut PublicAddrs)
 }
 
 /// Watches the net-conf and the leases from a place on.
-async fn open_watch(session: &mut Session, place: Place) -> Result<WatchStream, StoreError> {
+async fn open_watch(session: &mut Session, place: Position) -> Result<WatchStream, StoreError> {
     let keys = session.keys().clone();
     let from = |next: i64| WatchOptions::new().with_start_revision(next).with_progress_notify();
     let opened = session.watch.watch(keys.config(), Some(from(place.next[CONFIG]))).await;

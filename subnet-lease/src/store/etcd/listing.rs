@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use etcd_client::{GetOptions, GetResponse, KeyValue, ResponseHeader};
 
+use super::ascent::Ascent;
 use super::session::Session;
 use crate::model::lease::Lease;
 use crate::model::net::Subnets;
@@ -20,7 +21,14 @@ pub(super) struct Listing {
     pub(super) unknown: Vec<Unknown>,
     pub(super) revision: i64,
     pub(super) cluster: u64,
+    /// Unreadable keys that are not named one by one.
+    unnamed: usize,
+    ascent: Ascent,
 }
+
+/// Unreadable keys that are named, and as much of their names. Ours: whoever reads about a thousand has read enough.
+const NAMED: usize = 1000;
+const NAME: usize = 200;
 
 /// A lease with what a compare-and-swap needs.
 pub(super) struct Held {
@@ -39,7 +47,19 @@ pub(super) struct Unknown {
 
 impl Listing {
     pub(super) fn unreadable(&self) -> Vec<(String, String)> {
-        self.unknown.iter().map(|unknown| (unknown.name.clone(), unknown.reason.clone())).collect()
+        let named = self.unknown.iter().map(|unknown| (unknown.name.clone(), unknown.reason.clone()));
+        let rest =
+            (self.unnamed > 0).then(|| ("…".to_owned(), format!("{} more keys can't be read", self.unnamed)));
+        named.chain(rest).collect()
+    }
+
+    /// Notes a key that cannot be read. Those that are no subnets keep nothing from anybody, so a number will do for many.
+    fn note_unknown(&mut self, unknown: Unknown) {
+        if unknown.subnets.is_none() && self.unknown.len() >= NAMED {
+            self.unnamed += 1;
+        } else {
+            self.unknown.push(unknown);
+        }
     }
 
     pub(super) fn into_snapshot(self, foreign: bool) -> StoreEvent {
@@ -49,15 +69,16 @@ impl Listing {
     }
 
     /// Adds a page. Returns the key to go on with.
-    fn take(&mut self, session: &Session, page: &GetResponse) -> Option<Vec<u8>> {
+    fn take(&mut self, session: &Session, page: &GetResponse) -> Result<Option<Vec<u8>>, StoreError> {
+        let next = self.ascent.page(page)?;
         for kv in page.kvs() {
             let Some(name) = session.keys().name(kv.key()) else { continue };
             match read_lease(&name, kv, session.ttl) {
                 Ok(held) => self.leases.push(held),
-                Err(unknown) => self.unknown.push(unknown),
+                Err(unknown) => self.note_unknown(unknown),
             }
         }
-        following(page)
+        Ok(next)
     }
 
     /// The first answer decides at which revision all are read.
@@ -85,8 +106,16 @@ pub(super) fn read_lease(name: &str, kv: &KeyValue, ttl: Duration) -> Result<Hel
             Ok(Held { lease, mod_revision: kv.mod_revision(), etcd_lease: kv.lease() })
         }
         Err(error) => {
-            Err(Unknown { name: name.into(), reason: error.to_string(), subnets: name.parse().ok() })
+            Err(Unknown { name: shortened(name), reason: error.to_string(), subnets: name.parse().ok() })
         }
+    }
+}
+
+/// A key as it is named: somebody may write one of a megabyte.
+pub(super) fn shortened(name: &str) -> String {
+    match name.char_indices().nth(NAME) {
+        Some((end, _)) => format!("{}… ({} bytes)", &name[..end], name.len()),
+        None => name.to_owned(),
     }
 }
 
@@ -99,7 +128,7 @@ pub(super) async fn read(session: &mut Session) -> Result<Listing, StoreError> {
         Ok((header, config, page)) => {
             listing.note(header.as_ref());
             listing.take_config(&config);
-            listing.take(session, &page)
+            listing.take(session, &page)?
         }
         Err(error) if too_large(&error) => {
             let config = session.get(keys.config(), None).await?;
@@ -113,7 +142,7 @@ pub(super) async fn read(session: &mut Session) -> Result<Listing, StoreError> {
     while let Some(from) = next.take() {
         match page(session, &from, listing.revision, limit, false).await {
             Ok(page) => {
-                next = listing.take(session, &page);
+                next = listing.take(session, &page)?;
                 limit = (limit * 2).min(PAGE);
             }
             Err(error) if !too_large(&error) => return Err(error),
@@ -169,18 +198,13 @@ async fn skip_one(
     for kv in page.kvs() {
         let name = session.keys().name(kv.key()).unwrap_or_default();
         let subnets = name.parse().ok();
-        listing.unknown.push(Unknown { name, reason: error.to_string(), subnets });
+        listing.note_unknown(Unknown { name: shortened(&name), reason: error.to_string(), subnets });
     }
-    Ok(following(&page))
+    listing.ascent.page(&page)
 }
 
-/// The smallest key after the last one of a page, if there are more.
-pub(super) fn following(page: &GetResponse) -> Option<Vec<u8>> {
-    let last = page.kvs().last().filter(|_| page.more())?;
-    Some([last.key(), &[0]].concat())
-}
-
-/// The gRPC library's words for an answer above our limit.
-fn too_large(error: &StoreError) -> bool {
-    matches!(error, StoreError::Failing(text) if text.contains("message length too large"))
+/// The words of the gRPC libraries for an answer above our limit, or the server's.
+pub(super) fn too_large(error: &StoreError) -> bool {
+    let words = ["message length too large", "message larger than max"];
+    matches!(error, StoreError::Failing(text) if words.iter().any(|words| text.contains(words)))
 }

@@ -13,6 +13,7 @@
 //! Nothing is kept between calls but the endpoint that answered last: certificates and passwords are read anew for every
 //! connection, and a connection is to one endpoint, since the client's own balancer goes on using dead ones.
 
+mod ascent;
 mod claiming;
 mod config;
 mod copy;

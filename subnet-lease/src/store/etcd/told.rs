@@ -61,7 +61,13 @@ impl Way {
                 "{sentence}: nothing can be written until it is compacted, defragmented and its alarm disarmed (etcdctl)"
             )),
             // The gRPC library's words for an answer above our limit; whoever listed asks for less.
-            8 | 11 if message.contains("message length too large") => StoreError::Failing(sentence),
+            8 | 11
+                if ["message length too large", "message larger than max"]
+                    .iter()
+                    .any(|words| message.contains(words)) =>
+            {
+                StoreError::Failing(sentence)
+            }
             12 => StoreError::Unsupported(format!("{sentence} (etcd 3.4 or newer is needed)")),
             _ => StoreError::Failing(sentence),
         }
