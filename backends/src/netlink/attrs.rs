@@ -12,7 +12,7 @@ pub struct RawMessage<'a> {
     pub flags: u16,
     /// Sequence number of the request it answers; 0 for notifications.
     pub sequence: u32,
-    /// Port id of whoever caused it.
+    /// Port id of the socket whose request caused it.
     pub port: u32,
     /// What follows the header.
     pub payload: &'a [u8],
@@ -28,7 +28,7 @@ impl<'a> Messages<'a> {
         Self(datagram)
     }
 
-    /// Whether bytes are left that are no message: after the last one this says that the datagram was cut short.
+    /// Whether bytes are left that are no message. After the last message this means that the datagram was cut short.
     pub fn is_broken(&self) -> bool {
         !self.0.is_empty() && self.clone().next().is_none()
     }

@@ -1,4 +1,4 @@
-//! What a netlink request can answer.
+//! Errors of netlink requests.
 
 use std::io;
 
@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 /// A failed netlink request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum NetlinkError {
-    /// The kernel refused, with its own words where it has some (extended ACK).
+    /// The kernel refused, with an error text where it sent one (extended acknowledgement).
     #[error("{}{}", .errno.desc(), .text.as_deref().map(|t| format!(" ({t})")).unwrap_or_default())]
     Refused {
         /// The error number.
         #[serde(with = "errno")]
         errno: Errno,
-        /// The kernel's sentence.
+        /// The kernel's error text.
         text: Option<String>,
     },
     /// The answer was lost: the receive buffer was full, or no answer came in time. The request may have been done.
@@ -38,13 +38,13 @@ impl NetlinkError {
     }
 }
 
-/// Why a message is not what a reader looks for.
+/// Why a reader gets nothing out of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unread {
     /// It is about something else.
     #[error("the message is about something else")]
     Other,
-    /// It is of that kind, but cut short or without what all of its kind have.
+    /// It is of that kind, but cut short, or lacks an attribute that all of its kind have.
     #[error("the message cannot be read")]
     Broken,
 }

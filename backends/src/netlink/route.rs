@@ -20,7 +20,7 @@ pub struct RouteView {
     pub table: u32,
     /// Type of service; routes that differ in it are different routes.
     pub tos: u8,
-    /// Who made it (`RTPROT_…`).
+    /// What made it (`RTPROT_…`).
     pub protocol: u8,
     /// `RT_SCOPE_…`.
     pub scope: u8,
@@ -140,7 +140,7 @@ pub fn get_route(to: IpAddr) -> Batch {
 }
 
 /// Passes every route message of one family in the main table to `each`. A namespace that never had an
-/// address of the family has no such table, and says so with ENOENT: no routes.
+/// address of the family has no such table and answers ENOENT: no routes.
 pub fn read_routes(
     socket: &mut Socket,
     family: u8,

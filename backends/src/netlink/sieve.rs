@@ -1,4 +1,4 @@
-//! A sieve in the kernel, before a socket of notifications: what does not pass wakes nobody.
+//! A filter in the kernel for a socket of notifications: only the notifications that pass wake the process.
 //!
 //! The kernel runs a program of classic BPF over each datagram, which for notifications of rtnetlink is one message.
 #![allow(unsafe_code, reason = "SO_ATTACH_FILTER takes a pointer to a program")]
@@ -11,7 +11,8 @@ use nix::libc;
 use super::AF_UNSPEC;
 use super::link::RTM_DELLINK;
 
-/// Lets pass only that the link of this index is gone, as the link itself reports it (a bridge does, too, of its ports).
+/// Passes only the notification that the link of this index is gone, in the link's own family (a bridge sends one of its own
+/// for each port).
 pub(super) fn keep_removal(socket: BorrowedFd<'_>, link: u32) -> Result<(), Errno> {
     // The program reads numbers of the message in network order; they are in the host's.
     let kind = u16::from_be_bytes(RTM_DELLINK.to_ne_bytes());
@@ -35,8 +36,8 @@ fn attach(socket: BorrowedFd<'_>, program: &mut [libc::sock_filter]) -> Result<(
     let len = libc::c_ushort::try_from(program.len()).map_err(|_| Errno::EINVAL)?;
     let program = libc::sock_fprog { len, filter: program.as_mut_ptr() };
     let size = libc::socklen_t::try_from(size_of_val(&program)).map_err(|_| Errno::EINVAL)?;
-    // SAFETY: the option wants a `sock_fprog` of that size, whose `filter` points to `len` instructions: both live until
-    // the call returns, and the kernel copies the instructions, and checks them, before it does.
+    // SAFETY: the option takes a `sock_fprog` of that size, whose `filter` points to `len` instructions. Both live until the
+    // call returns, and before it returns the kernel has copied and checked the instructions.
     let done = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),

@@ -14,14 +14,14 @@ pub struct Socket<W = KernelWire> {
     wire: W,
     sequence: u32,
     buffer: Vec<u8>,
-    /// A request was given up before its last answer: the rest may still come.
+    /// A request was given up before its last answer, so more answers may come.
     unsettled: bool,
 }
 
 /// How a dump ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dump {
-    /// The table changed meanwhile: what was read may lack objects or hold some twice.
+    /// The table changed meanwhile: objects may be missing or read twice.
     pub interrupted: bool,
 }
 
@@ -38,14 +38,14 @@ pub enum Received<'a> {
 /// More messages than this in one send can fill the receive buffer of an unprivileged socket with answers: 256
 /// replies fit the kernel's default, the 257th is dropped together with the last acknowledgement (measured).
 const BATCH: usize = 200;
-/// Bytes that hold one datagram of any dump: the kernel fills at most 32 KiB. Two of them fit what a small program is given
-/// to begin with.
+/// Bytes that hold one datagram of any dump: the kernel fills at most 32 KiB. Two such buffers fit into the first memory that
+/// a small program gets.
 const BUFFER: usize = 40 * 1024;
 /// Room for the notifications of a storm (bytes).
 const EVENT_ROOM: usize = 8 * 1024 * 1024;
-/// So many answers fit into any socket as it is: the kernel gives 200 KiB, and counts less than 1 KiB for each.
+/// So many answers fit into the default receive buffer: it has 200 KiB, and each answer counts for less than 1 KiB.
 const FEW: usize = 32;
-/// Datagrams that a request may meet without one for itself: what is left of a dump of a million routes is 5000.
+/// Datagrams in a row that a request skips. The rest of a dump of a million routes is 5000 datagrams.
 const STRANGERS: usize = 100_000;
 
 impl Socket {
@@ -59,7 +59,7 @@ impl Socket {
         KernelWire::open(libc::NETLINK_NETFILTER).map(Self::over)
     }
 
-    /// A socket that hears the notifications of these groups (`RTNLGRP_…` or `NFNLGRP_…`) of a protocol
+    /// A socket that receives the notifications of these groups (`RTNLGRP_…` or `NFNLGRP_…`) of a protocol
     /// (`NETLINK_ROUTE`, `NETLINK_NETFILTER`).
     pub fn subscribe(protocol: i32, groups: &[u32]) -> Result<Self, NetlinkError> {
         let mut wire = KernelWire::open(protocol)?;
@@ -68,13 +68,12 @@ impl Socket {
         Ok(Self::over(wire))
     }
 
-    /// Of all that this socket hears, only the removal of one link is to wake it. A kernel that cannot do that lets
-    /// everything pass.
+    /// Receives only the notification that one link was removed. A kernel that cannot filter delivers everything.
     pub fn hear_only_removal_of(&self, link: u32) {
         let _ = sieve::keep_removal(self.wire.as_fd(), link);
     }
 
-    /// This socket's port id, as it stands in the notifications that our requests cause.
+    /// This socket's port id, which is in the notifications that our requests cause.
     pub fn port(&self) -> u32 {
         self.wire.port()
     }
@@ -114,7 +113,7 @@ impl<W: Wire> Socket<W> {
         let messages = batch.len();
         batch.seal(first, usize::MAX);
         self.send(batch.bytes()).map_err(|error| (0, error))?;
-        // More errors may follow the first one, and nobody waits for them.
+        // More errors may follow the first one; they are not read here.
         self.unsettled = true;
         let mut verdict = Ok(());
         let lost = self.answers(|message| {
@@ -166,7 +165,7 @@ impl<W: Wire> Socket<W> {
     }
 
     /// Sends a dump request (one message with `NLM_F_DUMP`) and passes every object to `each`.
-    /// A dump that failed is an error, also when the kernel says so only inside the closing message.
+    /// A dump that failed is an error, also when only the closing message contains it.
     pub fn dump(
         &mut self,
         batch: &mut Batch,
@@ -231,8 +230,8 @@ impl<W: Wire> Socket<W> {
         })
     }
 
-    /// Reads until `each` says that the answer is complete. What answers an earlier request is passed over, within
-    /// measure; a datagram that is cut short has lost us some of the answer.
+    /// Reads until `each` reports the end of the answer. Answers to earlier requests are skipped, up to a limit. When a
+    /// datagram is cut short, a part of the answer is lost.
     fn answers(
         &mut self,
         mut each: impl FnMut(RawMessage<'_>) -> Result<Heard, NetlinkError>,
@@ -275,8 +274,8 @@ impl<W: Wire> Socket<W> {
         first
     }
 
-    /// Reads away what is left of a request that was given up. The kernel refuses a dump (EBUSY) until the one before
-    /// it was read to its end, and answers nobody reads take the room of those that count.
+    /// Reads what is left of a request that was given up. The kernel refuses a dump (EBUSY) until the one before it was read
+    /// to its end, and answers that are not read fill the receive buffer.
     fn settle(&mut self) {
         let mut most = if self.unsettled { STRANGERS } else { 0 };
         while most > 0 && self.wire.receive(&mut self.buffer, false) != Err(Errno::EAGAIN) {
@@ -308,13 +307,13 @@ impl AsFd for Socket {
 }
 
 /// The verdict inside an `NLMSG_ERROR` or `NLMSG_DONE` message: a code, then the failed request's header, then (with
-/// extended acknowledgements) attributes with the kernel's words.
+/// extended acknowledgements) attributes with the kernel's error text.
 fn answer(payload: &[u8]) -> Result<(), NetlinkError> {
     let code = read_u32(payload).ok_or(NetlinkError::Unknown(Errno::EBADMSG))?.cast_signed();
     if code >= 0 {
         return Ok(());
     }
-    // The words follow the header of the request in an error, the code itself in a closing message.
+    // The text follows the header of the request in an error, and the code itself in a closing message.
     let text = [4 + HEADER, 4].into_iter().find_map(|skip| {
         let bytes = Attrs::after(payload, align(skip)).find(NLMSGERR_ATTR_MSG)?;
         let text = std::str::from_utf8(bytes.strip_suffix(&[0]).unwrap_or(bytes)).ok()?;
@@ -329,5 +328,4 @@ const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 
 #[cfg(test)]
-#[path = "socket_tests.rs"]
 mod tests;

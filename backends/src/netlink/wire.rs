@@ -1,4 +1,4 @@
-//! The wire: a netlink socket as something that carries datagrams. What they mean is the affair of [`Socket`].
+//! The wire: a netlink socket that carries datagrams. [`Socket`] interprets them.
 //!
 //! [`Socket`]: super::Socket
 
@@ -17,19 +17,19 @@ pub trait Wire {
     /// Sends one datagram.
     fn send(&mut self, bytes: &[u8]) -> Result<(), Errno>;
 
-    /// Replaces the buffer by the next datagram. EAGAIN when there is none: at once, or where `wait` is asked for after
-    /// some seconds; ENOBUFS when some were lost; EMSGSIZE when this one did not fit.
+    /// Replaces the buffer's content with the next datagram. EAGAIN when there is none (at once, or with `wait` after some
+    /// seconds), ENOBUFS when some were lost, EMSGSIZE when this one did not fit.
     fn receive(&mut self, buffer: &mut Vec<u8>, wait: bool) -> Result<(), Errno>;
 
-    /// A dump is asked for next.
+    /// The next request is a dump.
     fn before_dump(&mut self) {}
 
-    /// Requests come next that may have many answers before any of them is read.
+    /// The next requests may have many answers before the first of them is read.
     fn before_many(&mut self) {}
 }
 
-/// A netlink socket in the network namespace it was made in. What only some requests need is asked of the kernel before
-/// the first of these: a CNI plugin makes two sockets for a handful of messages.
+/// A netlink socket in the network namespace that it was made in. Options that only some requests need are set before the
+/// first such request, since a CNI plugin makes two sockets for a handful of messages.
 pub struct KernelWire {
     inner: netlink_sys::Socket,
     is_strict: bool,
@@ -38,9 +38,9 @@ pub struct KernelWire {
 
 /// Room for answers (bytes).
 const ANSWER_ROOM: usize = 1024 * 1024;
-/// Answers come within microseconds; a kernel that is silent for this long has lost them.
+/// Answers come within microseconds; an answer that is missing for this long is lost.
 const ANSWER_WITHIN_S: i64 = 5;
-/// No datagram is larger (bytes): the kernel fills at most 32 KiB with a dump, but for one object that needs more.
+/// No datagram is larger (bytes): the kernel fills at most 32 KiB with a dump, unless one object needs more.
 const LARGEST: usize = 4 * 1024 * 1024;
 
 impl KernelWire {
@@ -49,7 +49,7 @@ impl KernelWire {
         let mut inner = netlink_sys::Socket::new(protocol as isize)?;
         // The kernel chooses the port id.
         inner.bind(&SocketAddr::new(0, 0))?;
-        // Old kernels lack these; what they add (shorter answers, the kernel's words) is not vital.
+        // Old kernels lack these options. They add shorter answers and the kernel's error texts, which are not vital.
         for set in [netlink_sys::Socket::set_cap_ack, netlink_sys::Socket::set_ext_ack] {
             let _ = set(&inner, true);
         }
@@ -83,12 +83,12 @@ impl Wire for KernelWire {
     }
 
     fn receive(&mut self, buffer: &mut Vec<u8>, wait: bool) -> Result<(), Errno> {
-        // With MSG_TRUNC the kernel tells how long the datagram is, not how much of it fitted.
+        // With MSG_TRUNC the kernel returns the length of the datagram, not of the part that fitted.
         let flags = if wait { libc::MSG_TRUNC } else { libc::MSG_TRUNC | libc::MSG_DONTWAIT };
         loop {
             buffer.clear();
             match self.inner.recv_from(buffer, flags) {
-                // Whoever may write here can also write into the kernel; but what another process says is no answer.
+                // Another process sent it, so it is no answer.
                 Ok((_, from)) if from.port_number() != 0 => {}
                 Ok((len, _)) if len > buffer.len() => {
                     // The next one of its kind fits.
@@ -105,7 +105,7 @@ impl Wire for KernelWire {
         }
     }
 
-    /// Old kernels lack it: every message of a dump is checked again by its reader.
+    /// Old kernels lack it, so each reader checks every message of a dump again.
     fn before_dump(&mut self) {
         if !self.is_strict {
             self.is_strict = true;

@@ -67,7 +67,7 @@ pub fn namespace<'b>(batch: &'b mut Batch, namespace: BorrowedFd<'_>) -> &'b mut
     batch.attr_u32(IFLA_NET_NS_FD, namespace.as_raw_fd().cast_unsigned())
 }
 
-/// Its kind (`bridge`, `ifb`, …), of which nothing else is said.
+/// Its kind (`bridge`, `ifb`, …), without settings of the kind.
 pub fn kind<'a>(batch: &'a mut Batch, kind: &str) -> &'a mut Batch {
     let info = batch.nest(IFLA_LINKINFO);
     batch.attr(IFLA_INFO_KIND, kind.as_bytes()).end(info)

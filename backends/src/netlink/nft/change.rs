@@ -97,7 +97,7 @@ impl<'a> Change<'a> {
         }
     }
 
-    /// Add elements; one that is there, whoever's it is, fails the whole.
+    /// Add elements; the whole change fails when one of them exists.
     pub fn add(&mut self, family: Family, set: &str, elements: &[Element]) {
         self.elements(NEWELEMENT, CREATE | EXCLUSIVE, family, set, (elements, Form::Whole));
     }

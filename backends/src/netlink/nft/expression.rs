@@ -1,5 +1,5 @@
 //! What a rule consists of: expressions over registers of four bytes each, which we call slots. Both directions: an
-//! expression that we write reads back as itself, and one that says more than we would write reads as [`Expr::Other`].
+//! expression that we write reads back as itself, and an expression with more in it reads as [`Expr::Other`].
 
 use std::net::IpAddr;
 
@@ -310,7 +310,7 @@ impl Verdict {
 struct Body<'a>(&'a [u8]);
 
 impl<'a> Body<'a> {
-    /// The expression; none if it says anything that we would not.
+    /// The expression; none if it has anything that we would not write.
     fn read(&self, name: &str) -> Option<Expr> {
         let known = match name {
             "payload" => self.has_only(4),
@@ -437,7 +437,7 @@ pub fn mask_length(mask: &[u8]) -> u8 {
     u8::try_from(whole * 8 + ones as usize).unwrap_or(u8::MAX)
 }
 
-/// Where an address stands in the network header.
+/// Where an address is in the network header.
 fn address_offset(family: Family, end: End) -> u32 {
     match (family, end) {
         (Family::V4, End::Source) => 12,

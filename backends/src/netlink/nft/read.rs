@@ -92,7 +92,7 @@ impl<'a> RuleView<'a> {
         Attrs::new(self.list).map(|(_, element)| element)
     }
 
-    /// Whether it stands in the same chain and says the same.
+    /// Whether it is in the same chain and does the same.
     pub fn is(&self, rule: &Rule) -> bool {
         let mut theirs = self.exprs();
         let mut same = |ours: &Expr| theirs.next().as_ref() == Some(ours);
@@ -120,13 +120,13 @@ impl<'a> RuleView<'a> {
     }
 }
 
-/// The table that a message is about, whatever it says of it.
+/// The table that a message is about.
 pub fn table_of<'a>(message: &RawMessage<'a>) -> Option<&'a str> {
     let attrs = (message.kind >> 8 == SUBSYSTEM).then(|| Attrs::after(message.payload, NFGENMSG))?;
     attrs.find(TABLE).and_then(text)
 }
 
-/// Whether a message says that a table is gone.
+/// Whether a message reports that a table is gone.
 pub fn is_deleted_table(message: &RawMessage<'_>) -> bool {
     attributes(message, &[DELTABLE]).is_some()
 }

@@ -59,7 +59,7 @@ pub struct Element {
     pub ends: bool,
 }
 
-/// What a message says of an element.
+/// Which parts of an element a message contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
     Whole,

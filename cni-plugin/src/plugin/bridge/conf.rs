@@ -28,13 +28,13 @@ pub(crate) struct Bridge {
     pub(crate) spoof_check: bool,
     /// An IPv6 address that another host has is found out, and refused.
     pub(crate) detect_duplicates: bool,
-    /// The container's interface stays down, for whoever sets it up later.
+    /// The container's interface stays down; another program sets it up later.
     pub(crate) stay_down: bool,
     /// In bytes; 0 leaves the kernel's default.
     pub(crate) mtu: u32,
     /// Asked for the container's interface.
     pub(crate) mac: Option<Mac>,
-    /// Replaces what address management says.
+    /// Replaces the DNS settings of address management.
     pub(crate) dns: Dns,
     pub(crate) source: Source,
 }

@@ -42,7 +42,7 @@ impl Device {
                 .during(Code::Kernel, || format!("cannot set bridge {} up", conf.name))?;
         }
         if device.mac == Mac::default() {
-            // The kernel takes the Ethernet address away with the last port when nobody has set one. It would follow the
+            // Where no Ethernet address was set, the kernel removes it with the last port. It would follow the
             // next ports', and neighbours would remember one that is gone.
             device.mac = random::mac();
             let mut batch = Batch::new();
@@ -85,8 +85,8 @@ impl Device {
         Ok(found)
     }
 
-    /// A second IPv4 subnet, or one that overlaps, is a leftover of another configuration: it is replaced when nobody
-    /// is on the bridge any more or that is allowed, and named otherwise.
+    /// A second IPv4 subnet, or one that overlaps, is left over from another configuration. It is replaced when the bridge has
+    /// no ports or when that is allowed; otherwise the error names it.
     fn make_room(
         &self,
         socket: &mut Socket,
@@ -163,7 +163,7 @@ fn make(socket: &mut Socket, conf: &Bridge) -> Result<(Device, String, u32), Fai
     }
     // The routes on it are ours to make.
     sysctl::try_set(&format!("ipv6/conf/{}/accept_ra", conf.name), "0");
-    // Its Ethernet address was just drawn, so nobody has the link-local address that follows from it; looking for a
+    // Its Ethernet address was just drawn, so no other host has the link-local address that follows from it. Looking for a
     // duplicate would keep it from answering its pods for a second or two.
     sysctl::try_set(&format!("ipv6/conf/{}/accept_dad", conf.name), "0");
     find(socket, conf.name)?.ok_or_else(|| Failure::new(Code::Kernel, what()))

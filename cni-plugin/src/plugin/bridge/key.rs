@@ -1,4 +1,4 @@
-//! How a link of ours is found again without its container: its name and its alias say whose it is.
+//! How a link of ours is found again without its container: its name and its alias name its attachment.
 
 use backends::IfName;
 use backends::local::hash::Fnv64;
@@ -22,7 +22,7 @@ pub(super) struct HostEnd {
 }
 
 /// The host's end of an attachment: `veth` and eight hex digits, as runtimes and tools know it, that follow from the
-/// attachment. Two may share one; the alias tells them apart.
+/// attachment. Two attachments may have the same name; the alias distinguishes them.
 pub(super) fn host_name(call: &Call) -> IfName {
     let [a, b, c, d, ..] = Fnv64::of(alias(call).as_bytes()).value().to_be_bytes();
     named([a, b, c, d])

@@ -67,7 +67,8 @@ pub(crate) fn add(call: &Call) -> Result<Attachment, Failure> {
 /// DEL. Whatever of the configuration makes no sense any more, the link and the addresses are found without it.
 pub(crate) fn del(call: &Call) -> Result<(), Failure> {
     let ours = removal::remove_link(call)?;
-    // What has no link of ours may be of another plugin's making; one of ours says what else there is.
+    // Without a link of ours, another plugin may have made the attachment. The alias of a link of ours names what else there
+    // is.
     let masquerade = if ours.is_none() { reference::remove_masquerade(call) } else { Ok(()) };
     let spoof = if ours.is_none_or(|end| end.checked) { spoof::remove(call) } else { Ok(()) };
     masquerade.and(spoof)?;

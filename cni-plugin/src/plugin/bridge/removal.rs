@@ -79,9 +79,9 @@ impl Removal {
     }
 }
 
-/// Deletes the link of the call's attachment. It is found on the host, by the name that follows from the attachment;
-/// one that another plugin made, in the container. None there, or no namespace to enter, is fine. An interface that
-/// is no veth is not of our making and stays. Where it was found on the host: then an ADD of ours made it.
+/// Deletes the link of the call's attachment. A link of ours is found on the host, by the name that follows from the
+/// attachment, and its host's end is returned. A link that another plugin made is found in the container. No link, or no
+/// namespace to enter, is no error. An interface that is no veth was not made by a bridge plugin and stays.
 pub(super) fn remove_link(call: &Call) -> Result<Option<HostEnd>, Failure> {
     let what = || format!("cannot delete {}", call.ifname);
     let mut socket = Socket::route().during(Code::Kernel, what)?;

@@ -117,7 +117,7 @@ fn addition(names: &Names, rules: &[Rule], whole: bool) -> Change<'static> {
     change
 }
 
-/// Removes what there is of the call's attachment; none there, or no nf_tables, is fine.
+/// Removes what exists of the call's attachment; nothing there, or no nf_tables, is no error.
 pub(super) fn remove(call: &Call) -> Result<(), Failure> {
     let Ok(mut socket) = Socket::netfilter() else { return Ok(()) };
     remove_named(&mut socket, &Names::of(call))

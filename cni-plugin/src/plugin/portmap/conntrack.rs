@@ -15,7 +15,7 @@ pub(super) struct Flow {
     family: Family,
     /// Where its first packet was sent to.
     pub(super) to: (IpAddr, u16),
-    /// Who answers: where that packet went in the end.
+    /// Where that packet went in the end, which is where answers come from.
     pub(super) answers: (IpAddr, u16),
     /// What names it to the kernel: attributes as they came.
     name: Vec<(u16, Vec<u8>)>,

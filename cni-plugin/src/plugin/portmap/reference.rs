@@ -32,7 +32,7 @@ pub(super) fn chain(prefix: &str, network: &str, container: &str) -> String {
     hash::name(prefix, &format!("{network}{container}"), NAME)
 }
 
-/// Removes a container's rules of the backend `nftables`; none there is fine.
+/// Removes a container's rules of the backend `nftables`; no rules are no error.
 pub(super) fn remove_rules(socket: &mut Socket, container: &str) -> Result<(), Failure> {
     let what = || format!("cannot remove the port maps that another plugin made for {container}");
     let mut change = Change::of(TABLE);
@@ -48,7 +48,7 @@ pub(super) fn remove_rules(socket: &mut Socket, container: &str) -> Result<(), F
     commit(change, socket).during(Code::Kernel, what)
 }
 
-/// Removes a container's chains of the backend `iptables`, where that is made of nf_tables; none there is fine.
+/// Removes a container's chains of the backend `iptables` over nf_tables; no chains are no error.
 pub(super) fn remove_chains(socket: &mut Socket, network: &str, container: &str) -> Result<(), Failure> {
     let what = || format!("cannot remove the chains of iptables with the port maps of {container}");
     let mut change = Change::of(NAT);

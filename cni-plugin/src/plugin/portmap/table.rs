@@ -45,7 +45,7 @@ const PORTS: &str = "ports";
 const AT: &str = "ports_at";
 /// Connections that are masqueraded when the container or the loopback makes them.
 const HAIRPIN: &str = "hairpin";
-/// Connections that are masqueraded whoever makes them.
+/// Connections that are masqueraded whatever their source.
 const MASQUERADE_ALL: &str = "masquerade_all";
 const HOSTPORTS: &str = "hostports";
 

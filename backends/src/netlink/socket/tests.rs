@@ -3,7 +3,7 @@ use std::collections::VecDeque;
 use super::*;
 use crate::netlink::link::{DUMP, REQUEST};
 
-/// A peer that answers with what stands in the script, then stays silent.
+/// A peer that sends the answers of its script, then none.
 #[derive(Default)]
 struct Script(VecDeque<Result<Vec<u8>, Errno>>);
 
