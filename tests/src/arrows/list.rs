@@ -4,49 +4,85 @@ use super::{Folder, Upward};
 
 /// Crate, and its folders with what they use.
 pub(super) const CRATES: &[(&str, &[Folder])] = &[
-    (
-        "subnet-lease",
-        &[
-            ("format", &[]),
-            ("attrs", &["format"]),
-            ("model", &["format", "attrs"]),
-            ("store", &["format", "attrs", "model"]),
-            ("admit", &["attrs", "model", "store"]),
-            ("server", &["store"]),
-            ("simulation", &["model", "store", "admit", "server"]),
-        ],
-    ),
-    (
-        "backends",
-        &[
-            ("local", &[]),
-            ("rules", &["subnet-lease"]),
-            ("state", &["rules", "subnet-lease"]),
-            ("netlink", &["local", "rules", "state", "subnet-lease"]),
-            ("plan", &["netlink", "rules", "state", "subnet-lease"]),
-            ("plane", &["subnet-lease"]),
-            ("backend", &["plan", "plane", "state", "subnet-lease"]),
-            ("kernel", &["local", "netlink", "plan", "rules", "state", "subnet-lease"]),
-        ],
-    ),
-    (
-        "cni-plugin",
-        &[
-            ("contract", &["backends"]),
-            ("sys", &["contract", "backends", "subnet-lease"]),
-            ("plugin", &["contract", "sys", "backends", "subnet-lease"]),
-            ("entry", &[]),
-        ],
-    ),
+    ("subnet-lease", SUBNET_LEASE),
+    ("backends", BACKENDS),
+    ("flanneld", FLANNELD),
+    ("cni-plugin", CNI_PLUGIN),
 ];
 
 /// Arrows that point up: crate, folder, and what it uses. This list may only become shorter.
 pub(super) const UPWARD: &[Upward] = &[
-    // A record is a lease as bytes, and subnet.env is a subnet as text: both sides know each other.
+    // A record is a lease as bytes, and a lease keeps the unknown fields of its record.
     ("subnet-lease", "format", "model"),
     ("subnet-lease", "attrs", "model"),
-    // The errors of a claim are those of the store.
+    // A store in memory chooses subnets itself.
     ("subnet-lease", "store", "admit"),
-    // A state prints itself as the lines of a plan.
+    // The raw layer reads and writes some objects and rules as such.
+    ("backends", "netlink", "rules"),
+    ("backends", "netlink", "state"),
+    // An object prints itself as a line of a plan.
     ("backends", "state", "plan"),
+    // The search for a second daemon reads command lines as ours are read.
+    ("flanneld", "host", "config"),
+    ("flanneld", "host", "core"),
+    // A core is saved with the recorder's form of a net-conf, without secrets.
+    ("flanneld", "core", "recorder"),
+    ("flanneld", "recorder", "shell"),
+    ("flanneld", "shell", "daemon"),
+];
+
+const SUBNET_LEASE: &[Folder] = &[
+    ("format", &[]),
+    ("attrs", &["format"]),
+    ("model", &["format", "attrs"]),
+    ("store", &["format", "attrs", "model"]),
+    ("admit", &["attrs", "model", "store"]),
+    ("server", &["store"]),
+    ("simulation", &["model", "store", "admit", "server"]),
+];
+
+const BACKENDS: &[Folder] = &[
+    ("local", &[]),
+    ("netlink", &["local", "subnet-lease"]),
+    ("rules", &["netlink", "subnet-lease"]),
+    ("state", &["netlink", "rules", "subnet-lease"]),
+    ("plan", &["netlink", "rules", "state", "subnet-lease"]),
+    ("plane", &["subnet-lease"]),
+    ("backend", &["plan", "plane", "state", "subnet-lease"]),
+    ("kernel", &["local", "netlink", "plan", "rules", "state", "subnet-lease"]),
+];
+
+const FLANNELD: &[Folder] = &[
+    ("exit", &[]),
+    ("cli", &["exit"]),
+    ("host", &["cli", "backends", "subnet-lease"]),
+    ("core", &["exit", "host", "backends", "subnet-lease"]),
+    ("config", &["exit", "cli", "host", "core", "backends", "subnet-lease"]),
+    ("recorder", &["core", "backends", "subnet-lease"]),
+    ("shell", &["exit", "config", "core", "recorder", "backends", "subnet-lease"]),
+    ("serve", &["exit", "host", "core", "backends", "subnet-lease"]),
+    ("daemon", &["exit", "cli", "config", "host", "core", "shell", "serve", "backends", "subnet-lease"]),
+    (
+        "admin",
+        &[
+            "exit",
+            "cli",
+            "config",
+            "host",
+            "core",
+            "recorder",
+            "shell",
+            "serve",
+            "daemon",
+            "backends",
+            "subnet-lease",
+        ],
+    ),
+];
+
+const CNI_PLUGIN: &[Folder] = &[
+    ("contract", &["backends"]),
+    ("sys", &["contract", "backends", "subnet-lease"]),
+    ("plugin", &["contract", "sys", "backends", "subnet-lease"]),
+    ("entry", &[]),
 ];
