@@ -42,7 +42,7 @@ const SUBNET_LEASE: &[Folder] = &[
 ];
 
 const BACKENDS: &[Folder] = &[
-    ("local", &[]),
+    ("local", &["subnet-lease"]),
     ("netlink", &["local", "subnet-lease"]),
     ("rules", &["netlink", "subnet-lease"]),
     ("state", &["netlink", "rules", "subnet-lease"]),
@@ -59,7 +59,7 @@ const FLANNELD: &[Folder] = &[
     ("core", &["exit", "host", "backends", "subnet-lease"]),
     ("config", &["exit", "cli", "host", "core", "backends", "subnet-lease"]),
     ("recorder", &["core", "backends", "subnet-lease"]),
-    ("shell", &["exit", "config", "core", "recorder", "backends", "subnet-lease"]),
+    ("shell", &["exit", "cli", "config", "core", "recorder", "backends", "subnet-lease"]),
     ("serve", &["exit", "host", "core", "backends", "subnet-lease"]),
     ("daemon", &["exit", "cli", "config", "host", "core", "shell", "serve", "backends", "subnet-lease"]),
     (
