@@ -45,7 +45,7 @@ fn nothing_to_do(backend: Backend, direct: bool, family: Family) -> Result<()> {
     let network = if direct { vxlan() } else { Map::new() };
     let cluster = cluster(Spec { backend, network, ..spec(family) })?;
     let host = cluster.net.host(0);
-    ensure!(changes(&cluster.daemons[0]) > 0, "the log does not tell changes as this case expects them");
+    ensure!(changes(&cluster.daemons[0]) > 0, "the log has no lines about changes as this case expects them");
     let mut running = cluster.daemons[0].clone();
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         let plan = host.exec(&products()?.control_on_host(&cluster.store).arg("plan"))?;

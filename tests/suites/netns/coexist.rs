@@ -315,10 +315,15 @@ fn named() -> Result<()> {
     let mut lines = Vec::new();
     eventually(SOON, || {
         let said = String::from_utf8_lossy(&host.output(&ask)?.stdout).into_owned();
-        let told: serde_json::Value = serde_json::from_str(&said)?;
-        let told = told["conflicts"].to_string();
-        lines =
-            told.split('`').skip(1).step_by(2).map(str::to_owned).filter(|l| l.starts_with("nft ")).collect();
+        let conflicts: serde_json::Value = serde_json::from_str(&said)?;
+        let conflicts = conflicts["conflicts"].to_string();
+        lines = conflicts
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_owned)
+            .filter(|l| l.starts_with("nft "))
+            .collect();
         ensure!(lines.len() == 1, "{said}");
         Ok(())
     })?;

@@ -86,8 +86,8 @@ fn fought(fight: &Fight) -> Result<()> {
     let ours = fight.ours.replace("PEER", &peer);
     eventually(CONVERGED, || {
         let log = daemon.log();
-        let told = |line: &&str| line.contains("undo") && line.contains(&ours);
-        let mut lines = log.lines().filter(told);
+        let undone = |line: &&str| line.contains("undo") && line.contains(&ours);
+        let mut lines = log.lines().filter(undone);
         ensure!(lines.any(|line| line.contains(fight.theirs)), "{ours} by {}: {log}", fight.theirs);
         let repairs = log.lines().filter(|line| line.contains("added=")).count();
         ensure!(repairs < TIMES, "{repairs} repairs of {TIMES}: it is fed\n{log}");

@@ -70,7 +70,7 @@ fn under_traffic(
 fn followed() -> Result<()> {
     let mut cluster = cluster(spec(Family::Dual))?;
     let host = cluster.net.host(1).clone();
-    let tells = |address: &str| {
+    let published = |address: &str| {
         eventually(SOON, || {
             let leases = cluster.store.list("subnets/")?;
             ensure!(leases.values().any(|value| value.contains(address)), "{address} in {leases:?}");
@@ -81,19 +81,19 @@ fn followed() -> Result<()> {
         // Otherwise the kernel deletes the second address of a network together with the first.
         sh(&host, "sysctl -qw net.ipv4.conf.eth0.promote_secondaries=1")?;
         sh(&host, "ip address add 172.30.77.77/16 dev eth0; ip address delete 172.30.0.2/16 dev eth0")?;
-        let learned = tells("172.30.77.77")?;
+        let learned = published("172.30.77.77")?;
         println!("the store shows it after {learned:?}");
         Ok(())
     })?;
     under_traffic(&cluster, "the old one again", &[Family::V4], |_| {
         sh(&host, "ip address add 172.30.0.2/16 dev eth0; ip address delete 172.30.77.77/16 dev eth0")?;
-        tells("172.30.0.2\"").map(drop)
+        published("172.30.0.2\"").map(drop)
     })?;
     under_traffic(&cluster, "another IPv6 address", &[Family::V6], |_| {
         sh(&host, "ip address add fd30::77/64 dev eth0 nodad; ip address delete fd30::2/64 dev eth0")?;
-        tells("fd30::77")?;
+        published("fd30::77")?;
         sh(&host, "ip address add fd30::2/64 dev eth0 nodad; ip address delete fd30::77/64 dev eth0")?;
-        tells("fd30::2\"").map(drop)
+        published("fd30::2\"").map(drop)
     })?;
     // Its old name was configured, and it is still the same interface.
     under_traffic(&cluster, "another name", &[Family::V4, Family::V6], |_| {
@@ -297,8 +297,8 @@ fn settings() -> Result<()> {
         "kept"
     );
     let back = "echo 0 > /proc/sys/net/ipv4/ip_forward";
-    let told = control("cleanup --dry-run")?;
-    ensure!(told.contains(&format!("# {back}: not done, since the bridge cni0 has ports")), "{told}");
+    let printed = control("cleanup --dry-run")?;
+    ensure!(printed.contains(&format!("# {back}: not done, since the bridge cni0 has ports")), "{printed}");
     all_one()?;
     // Running pods need a host that forwards, whichever program cares for them next.
     control("cleanup")?;
@@ -306,8 +306,8 @@ fn settings() -> Result<()> {
         sh(&host, "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding")? == "1\n1\n"
     );
     sh(&host, "ip link delete cni0")?;
-    let told = control("cleanup")?;
-    ensure!(told.lines().any(|line| line == back), "{told}");
+    let printed = control("cleanup")?;
+    ensure!(printed.lines().any(|line| line == back), "{printed}");
     ensure!(standing(&host)? == before, "{}\nbefore:\n{before}", standing(&host)?);
     // Settings that another program changed meanwhile stay.
     sh(&host, "echo 1 > /proc/sys/net/ipv4/ip_forward")?;
@@ -397,9 +397,9 @@ fn host_setup() -> Result<()> {
         let words = verb.split(' ').map(str::to_owned).chain([format!("--root={root}")]);
         host.exec(&products()?.control_on_host(&cluster.store).args(words))
     };
-    let told = control("host-setup --dry-run")?;
+    let printed = control("host-setup --dry-run")?;
     ensure!(files()?.is_empty(), "a dry run wrote {}", files()?);
-    ensure!(control("host-setup")? == told, "{told}");
+    ensure!(control("host-setup")? == printed, "{printed}");
     ensure!(files()?.lines().count() == 6, "{}", files()?);
     ensure!(control("cleanup --dry-run")?.matches("rm /run/image/").count() == 6, "six are to be removed");
     control("cleanup")?;

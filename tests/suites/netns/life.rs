@@ -63,8 +63,8 @@ fn changed_address() -> Result<()> {
     cluster.wait_for_pings(SOON)?;
     eventually(SOON, || {
         let leases = cluster.store.list("subnets/")?;
-        let told = leases.values().filter(|value| value.contains(&new.ip().to_string())).count();
-        ensure!(told == 1, "the store shows {leases:?}");
+        let printed = leases.values().filter(|value| value.contains(&new.ip().to_string())).count();
+        ensure!(printed == 1, "the store shows {leases:?}");
         Ok(())
     })?;
     ensure!(subnet_env(host).context("subnet.env")? == before, "the subnet stays");
@@ -136,10 +136,10 @@ fn cleanup() -> Result<()> {
         show("ip", "route add 10.42.250.0/28 dev eth0 proto static")?;
         show("nft", "add table inet mine")?;
         cluster.daemons[0].stop()?;
-        let told = control("cleanup --dry-run")?;
+        let printed = control("cleanup --dry-run")?;
         ensure!(show("ip", "route show proto 67")?.lines().count() == 2, "a dry run changed something");
         let done = control("cleanup")?;
-        ensure!(done.starts_with(&told), "told:\n{told}\ndone:\n{done}");
+        ensure!(done.starts_with(&printed), "printed:\n{printed}\ndone:\n{done}");
         for (tool, args) in
             [("ip", "route show proto 67"), ("ip", "-6 route show proto 67"), ("ip", "link show type vxlan")]
         {

@@ -6,7 +6,7 @@
 //! are missing is listed as skipped; if `SELVAGE_ALLOW_SKIPS` is set (a comma list of cases, or `none`),
 //! every other skip fails.
 
-#![allow(clippy::print_stdout, reason = "the suite tells what it skips")]
+#![allow(clippy::print_stdout, reason = "the suite prints what it skips")]
 
 mod adopt;
 mod case;

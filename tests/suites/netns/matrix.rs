@@ -190,8 +190,8 @@ fn sizes(cluster: &Cluster, way: Way, family: Family) -> Result<()> {
     ensure!(known_mtu(outside, at)?.is_none(), "a packet that fits is not answered with an MTU");
     let refused = probe::ping_sized(outside.space(), at, tunnel - headers + 1, Duration::from_millis(200));
     ensure!(refused.is_err(), "a packet of {} octets passed", tunnel + 1);
-    let told = known_mtu(outside, at)?;
-    ensure!(told == Some(tunnel), "{told:?} is told, and the MTU is {tunnel}");
+    let reported = known_mtu(outside, at)?;
+    ensure!(reported == Some(tunnel), "{reported:?} was reported, and the MTU is {tunnel}");
     Ok(())
 }
 

@@ -31,15 +31,18 @@ fn killed() -> Result<()> {
     let repaired = format!("ip route replace {route} ");
     // As a table, and as one object per line.
     eventually(SOON, || {
-        let told = control(&cluster, &host, &["events"])?;
-        ensure!(told.matches(&repaired).count() >= 2, "{told}");
+        let printed = control(&cluster, &host, &["events"])?;
+        ensure!(printed.matches(&repaired).count() >= 2, "{printed}");
         Ok(())
     })?;
     cluster.daemons[0].kill();
 
-    let told = control(&cluster, &host, &["events", "--since", "1h"])?;
-    ensure!(told.contains(" starts\n") && told.contains("net-conf") && told.contains(&repaired), "{told}");
-    ensure!(told.lines().all(|line| line.chars().count() <= 100), "{told}");
+    let printed = control(&cluster, &host, &["events", "--since", "1h"])?;
+    ensure!(
+        printed.contains(" starts\n") && printed.contains("net-conf") && printed.contains(&repaired),
+        "{printed}"
+    );
+    ensure!(printed.lines().all(|line| line.chars().count() <= 100), "{printed}");
     ensure!(
         !control(&cluster, &host, &["events", "--since", "2001-01-01", "--output", "json"])?.is_empty(),
         "json"
@@ -53,10 +56,10 @@ fn killed() -> Result<()> {
 
     cluster.restart_daemon(0)?;
     eventually(SOON, || {
-        let told = control(&cluster, &host, &["events"])?;
-        ensure!(told.matches(" starts\n").count() == 2, "{told}");
-        let again = told.rsplit(" starts\n").next().unwrap_or_default();
-        ensure!(again.contains(" found nothing to do\n") && !again.contains("plan "), "{told}");
+        let printed = control(&cluster, &host, &["events"])?;
+        ensure!(printed.matches(" starts\n").count() == 2, "{printed}");
+        let again = printed.rsplit(" starts\n").next().unwrap_or_default();
+        ensure!(again.contains(" found nothing to do\n") && !again.contains("plan "), "{printed}");
         Ok(())
     })?;
     replays(&cluster, &host)?;
@@ -64,10 +67,10 @@ fn killed() -> Result<()> {
     // The file goes with its folder; later inputs are on file again.
     host.exec(&Program::new("mv").args(["/run/flannel", "/run/elsewhere"]))?;
     eventually(SOON, || {
-        let told = control(&cluster, &host, &["events"])?;
+        let printed = control(&cluster, &host, &["events"])?;
         ensure!(
-            told.contains(" goes on in a new file\n") && told.contains("subnet.env was touched"),
-            "{told}"
+            printed.contains(" goes on in a new file\n") && printed.contains("subnet.env was touched"),
+            "{printed}"
         );
         Ok(())
     })?;

@@ -87,30 +87,30 @@ impl Case {
         let any = serde_json::json!({"PublicIP": "0.0.0.0", "PublicIPv6": null});
         let own = lease(&self.own, self.leases.get(&self.own).unwrap_or(&any));
         let mut solo = Solo::new(self.settings(), kernel, own);
-        self.tell(&mut solo);
+        self.give(&mut solo);
         solo.notice();
         // Storms are paced, so the next event comes after a pause.
         solo.wait(Duration::from_secs(2));
         solo
     }
 
-    fn tell(&self, solo: &mut Solo) {
+    fn give(&self, solo: &mut Solo) {
         let leases = self.leases.iter().map(|(key, record)| lease(key, record)).collect();
         solo.start(self.network.to_string().as_bytes(), leases);
     }
 
     fn wish(&self) -> String {
-        format!("# {}\n{}", self.about, told(&mut self.start(&[])))
+        format!("# {}\n{}", self.about, plans_text(&mut self.start(&[])))
     }
 
     fn plan(&self) -> String {
         let mut solo = self.start(&self.before);
-        let mut text = format!("# {}\n\n# start\n{}", self.about, told(&mut solo));
+        let mut text = format!("# {}\n\n# start\n{}", self.about, plans_text(&mut solo));
         for step in &self.then {
             let _ = write!(text, "\n# {}\n", step.heading());
             self.perform(step, &mut solo);
             solo.notice();
-            text += &told(&mut solo);
+            text += &plans_text(&mut solo);
         }
         self.check_quiet(&mut solo);
         let refused: Vec<_> = solo.core.peers().into_iter().flat_map(|p| p.refused()).collect();
@@ -141,7 +141,7 @@ impl Case {
             Step::Fail(nth) => solo.kernel.faults.fail_nth(*nth, Errno::EBUSY),
             Step::Restart => {
                 solo.restart(self.settings());
-                self.tell(solo);
+                self.give(solo);
             }
             Step::Wait(seconds) => solo.wait(Duration::from_secs(*seconds)),
         }
@@ -177,7 +177,7 @@ impl Step {
 }
 
 /// The plans that were applied. A repeated plan is printed once.
-fn told(solo: &mut Solo) -> String {
+fn plans_text(solo: &mut Solo) -> String {
     let mut plans = solo.take_plans();
     plans.dedup();
     let failures = |failed| if failed > 0 { format!("# {failed} failed\n") } else { String::new() };

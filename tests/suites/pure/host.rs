@@ -124,8 +124,8 @@ fn a_notification_during_the_read_of_the_host_causes_another_read() {
     solo.core.handle(now, Input::Kernel(KernelEvent::Host));
     solo.hear(Input::Host(before));
     solo.wait(Duration::from_secs(1));
-    let told = format!("{:?}", solo.status());
-    assert!(told.contains("172.16.0.77"), "{told}");
+    let status = format!("{:?}", solo.status());
+    assert!(status.contains("172.16.0.77"), "{status}");
 }
 
 #[test]
@@ -350,8 +350,8 @@ fn former_settings_are_remembered_until_the_host_restarts() {
     assert!(solo.memory.as_ref().is_none_or(|m| m.settings.is_empty()), "nothing was changed yet");
     type_all(&mut solo, &["echo 0 > /proc/sys/net/ipv4/ip_forward"]);
     let memory = solo.memory.clone().unwrap();
-    let told: Vec<_> = memory.settings.iter().map(|c| (c.link.to_string(), c.before, c.ours)).collect();
-    assert!(told.contains(&("eth0".to_owned(), 0, 1)), "{told:?}");
+    let settings: Vec<_> = memory.settings.iter().map(|c| (c.link.to_string(), c.before, c.ours)).collect();
+    assert!(settings.contains(&("eth0".to_owned(), 0, 1)), "{settings:?}");
     let value = fact(&solo.status(), "net/ipv4/ip_forward").1.to_owned();
     assert_eq!(value, "set by us, was 0");
     for (warm, expected) in [(true, "set by us, was 0"), (false, "wanted, and found so")] {

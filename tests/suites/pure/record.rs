@@ -287,8 +287,8 @@ proptest! {
         prop_assert!(entries.len() <= whole + 1);
         let damaged: usize = entries.iter().map(|e| if let Entry::Damaged(n) = e { *n } else { 0 }).sum();
         prop_assert!(damaged <= 1, "only the last line: {damaged}");
-        let told = entries.len() - damaged;
-        prop_assert!(3 * told + 1 >= lines, "{told} entries from {lines} lines: at most three a piece");
+        let whole = entries.len() - damaged;
+        prop_assert!(3 * whole + 1 >= lines, "{whole} entries from {lines} lines: at most three a piece");
     }
 
     #[test]
@@ -424,8 +424,8 @@ fn an_input_too_large_to_record_is_named_and_a_replay_works_again_after_the_next
         Step::Heard { verdict: Verdict::Impossible(why), .. } => why.contains("too large"),
         _ => false,
     };
-    let told: Vec<_> = steps.iter().map(impossible).collect();
-    assert_eq!(told, [false, false, true, true, false, false], "{steps:?}");
+    let impossible_steps: Vec<_> = steps.iter().map(impossible).collect();
+    assert_eq!(impossible_steps, [false, false, true, true, false, false], "{steps:?}");
 }
 
 #[test]

@@ -205,8 +205,8 @@ fn without_the_store_the_network_starts_from_the_state_file_and_reports_stale() 
     );
     assert_eq!(solo.env.and_then(|env| env.leased()), Some(own().subnets));
     assert_eq!(solo.claims, 0, "there is nobody to ask");
-    let told = solo.take_plans().iter().map(|(plan, _)| plan.to_string()).collect::<String>();
-    assert!(told.contains("02:04:00:00:00:01"), "the address that the peers know: {told}");
+    let plans = solo.take_plans().iter().map(|(plan, _)| plan.to_string()).collect::<String>();
+    assert!(plans.contains("02:04:00:00:00:01"), "the address that the peers know: {plans}");
     solo.start(NETWORK, (1..=6).map(peer).collect());
     assert_eq!((stands(&solo), solo.claims), ((0, 5, true), 1));
     assert!(solo.take_plans().is_empty(), "the store says what was known");
@@ -281,9 +281,9 @@ fn shape(nodes: usize) -> Shape {
 #[test]
 fn a_world_whose_store_loses_everything_loses_no_packet_and_no_subnet() {
     for seed in seeds(9000, 10) {
-        for told in [true, false] {
+        for notified in [true, false] {
             let troubles = [
-                (6000, 0, Trouble::Wipe(told)),
+                (6000, 0, Trouble::Wipe(notified)),
                 // The daemon ends before it has its lease back. Its lease is missing together with the
                 // others, so it knows that the store lost data.
                 (6000, 3, Trouble::Restart(300)),
@@ -293,8 +293,9 @@ fn a_world_whose_store_loses_everything_loses_no_packet_and_no_subnet() {
             let scenario = Scenario::new(&shape(20), seed).all_start(1000).act(troubles);
             let mut world = scenario.world();
             world.assign();
-            let world =
-                scenario.run_in(world).unwrap_or_else(|failure| panic!("WORLD_SEED={seed} {told} {failure}"));
+            let world = scenario
+                .run_in(world)
+                .unwrap_or_else(|failure| panic!("WORLD_SEED={seed} {notified} {failure}"));
             for n in 0..20 {
                 let subnets = world.core(n).and_then(|core| core.own_subnets()).map(|own| own.to_string());
                 assert_eq!(subnets, Some(format!("10.1.{n}.0-24")), "WORLD_SEED={seed}");
