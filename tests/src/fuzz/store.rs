@@ -242,7 +242,7 @@ fn admit(bytes: &[u8]) {
     let table = |leases: Vec<Lease>| {
         PeerTable::from_snapshot(&node.network, Some(&node.subnets), public, leases, Vec::new())
     };
-    let told = |table: &PeerTable| {
+    let verdicts = |table: &PeerTable| {
         (format!("{:?}", table.peers().collect::<Vec<_>>()), table.refused().collect::<Vec<_>>())
     };
     let at_once = table(leases.clone());
@@ -259,8 +259,8 @@ fn admit(bytes: &[u8]) {
     for lease in &leases {
         with_doubts.upsert(lease.clone());
     }
-    assert_eq!(told(&at_once), told(&one_by_one), "the order of arrival decides nothing");
-    assert_eq!(told(&at_once), told(&with_doubts), "what was there for a while decides nothing");
+    assert_eq!(verdicts(&at_once), verdicts(&one_by_one), "the order of arrival decides nothing");
+    assert_eq!(verdicts(&at_once), verdicts(&with_doubts), "what was there for a while decides nothing");
     for peer in at_once.peers() {
         assert!(
             !peer.key().overlaps(&node.subnets)

@@ -278,7 +278,7 @@ proptest! {
     }
 
     #[test]
-    fn a_file_cut_anywhere_still_tells_what_comes_before(inputs in vec(input(), 1..12), at in any::<Index>()) {
+    fn a_file_cut_anywhere_still_has_what_comes_before(inputs in vec(input(), 1..12), at in any::<Index>()) {
         let mut bytes = record(inputs);
         let whole = read(bytes.clone()).len();
         bytes.truncate(at.index(bytes.len()));

@@ -1,5 +1,5 @@
 # PID 1 of a node: the host's files, but cgroups, /etc and /opt of its own. It reaps nobody's children.
-# $1: folder of the plugins, $2: folder of the plugins that stand in for those it lacks, $3: folder of what the node is told
+# $1: folder of the plugins, $2: folder of the plugins that stand in for those it lacks, $3: folder with the configuration of the node
 set -e
 mount --make-rprivate /
 mount -t tmpfs cgroups /sys/fs/cgroup

@@ -1,5 +1,5 @@
 # A kubelet that finds the kernel's settings as it wants them, so that it alters nothing of the machine's.
-# $1: kubelet, $2: folder of what the node is told
+# $1: kubelet, $2: folder with the configuration of the node
 for setting in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 \
   kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
   file=$2/$(echo "${setting%%=*}" | tr / -)

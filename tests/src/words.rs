@@ -1,0 +1,80 @@
+//! Words that must not come back into code and documents, because each of them stood for several ideas.
+//!
+//! The glossary (`flanneld/docs/glossary.md`) has the words to use instead.
+
+use std::path::Path;
+
+use crate::documents::{collect, read};
+
+/// The verb that stood for publish, notify, record, log and report.
+const NEVER: [&str; 4] = ["tell", "tells", "told", "telling"];
+
+/// Output of the programs with such a word, which tests still quote.
+const OUTPUT: [&str; 2] = ["told to peers", "somebody the kernel does not tell"];
+
+/// Where the words are gone. Folders and files are added, never removed.
+const CLEAN: [&str; 12] = [
+    "README.md",
+    "netns-harness",
+    "tests/src/fuzz",
+    "tests/src/arrows",
+    "tests/src/bin",
+    "tests/suites/netns",
+    "tests/benches",
+    "flanneld/docs/README.md",
+    "flanneld/docs/install.md",
+    "flanneld/docs/operate.md",
+    "flanneld/docs/troubleshooting.md",
+    "flanneld/docs/threats.md",
+];
+
+/// Lines with such a word in the workspace at `root`.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn broken(root: &Path) -> anyhow::Result<Vec<String>> {
+    let mut files = Vec::new();
+    for place in CLEAN {
+        let place = root.join(place);
+        if place.is_dir() {
+            collect(&place, "rs", &mut files)?;
+        } else {
+            files.push(place);
+        }
+    }
+    let mut broken = Vec::new();
+    for file in files {
+        let text = read(&file)?;
+        let name = file.strip_prefix(root)?.display();
+        let lines = text.lines().zip(1..).filter_map(|(line, number)| Some((number, word(line)?)));
+        broken.extend(lines.map(|(number, word)| format!("{name}:{number} has the word {word:?}")));
+    }
+    Ok(broken)
+}
+
+/// The first such word. Parts of names count, because `_` separates words.
+fn word(line: &str) -> Option<&str> {
+    if OUTPUT.iter().any(|output| line.contains(output)) {
+        return None;
+    }
+    let words = line.split(|c: char| !c.is_alphabetic());
+    words.into_iter().find(|word| NEVER.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_do_not_come_back() {
+        let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        assert_eq!(broken(root).unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_word_is_found_in_prose_and_in_names_and_not_inside_other_words() {
+        assert_eq!(word("the kernel tells it"), Some("tells"));
+        assert_eq!(word("let was_told = 1;"), Some("told"));
+        assert_eq!(word("tellurium, retold stories"), None);
+    }
+}
