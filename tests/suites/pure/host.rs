@@ -350,8 +350,8 @@ fn former_settings_are_remembered_until_the_host_restarts() {
     assert!(solo.memory.as_ref().is_none_or(|m| m.settings.is_empty()), "nothing was changed yet");
     type_all(&mut solo, &["echo 0 > /proc/sys/net/ipv4/ip_forward"]);
     let memory = solo.memory.clone().unwrap();
-    let settings: Vec<_> = memory.settings.iter().map(|c| (c.link.to_string(), c.before, c.ours)).collect();
-    assert!(settings.contains(&("eth0".to_owned(), 0, 1)), "{settings:?}");
+    let former: Vec<_> = memory.settings.iter().map(|c| (c.link.to_string(), c.before, c.ours)).collect();
+    assert!(former.contains(&("eth0".to_owned(), 0, 1)), "{former:?}");
     let value = fact(&solo.status(), "net/ipv4/ip_forward").1.to_owned();
     assert_eq!(value, "set by us, was 0");
     for (warm, expected) in [(true, "set by us, was 0"), (false, "wanted, and found so")] {
