@@ -32,7 +32,7 @@ fn two() -> Result<Cluster> {
 }
 
 /// Reads the conflicts in status until they are as wanted.
-fn conflicts(cluster: &Cluster, host: &Host, wanted: impl Fn(&str) -> bool) -> Result<String> {
+fn wait_for_conflict(cluster: &Cluster, host: &Host, wanted: impl Fn(&str) -> bool) -> Result<String> {
     let ask = products()?.control_on_host(&cluster.store).args(["status", "--output=json"]);
     let mut conflicts = String::new();
     eventually(SOON, || {
@@ -66,13 +66,13 @@ fn called() -> Result<()> {
     // Neither its own name nor that of the dropping chain says that forwarded packets go there.
     sh(host, "nft add rule inet site ask counter drop")?;
     refused(&cluster)?;
-    let conflicts = conflicts(&cluster, host, |said| said.contains("guard"))?;
+    let conflicts = wait_for_conflict(&cluster, host, |said| said.contains("guard"))?;
     let lines = conflicts.split('`').skip(1).step_by(2).filter(|line| line.starts_with("nft "));
     for line in lines {
         sh(host, line)?;
     }
     cluster.wait_for_pings(SOON)?;
-    conflicts(&cluster, host, |said| !said.contains("guard")).map(drop)
+    wait_for_conflict(&cluster, host, |said| !said.contains("guard")).map(drop)
 }
 
 /// The way ufw refuses forwarded packets, with `reject` as its policy.
@@ -113,7 +113,7 @@ fn walled(flavour: &str) -> Result<()> {
     if flavour == "legacy" {
         anew(&mut cluster, 1)?;
     }
-    let conflicts = conflicts(&cluster, &host, |said| said.contains("table raw"))?;
+    let conflicts = wait_for_conflict(&cluster, &host, |said| said.contains("table raw"))?;
     for part in [&format!("the container {pod}"), "gateway_mode_ipv4=nat-unprotected", "allow-direct-routing"]
     {
         ensure!(conflicts.contains(part), "{part} in {conflicts}");
@@ -123,5 +123,5 @@ fn walled(flavour: &str) -> Result<()> {
     if flavour == "legacy" {
         anew(&mut cluster, 1)?;
     }
-    conflicts(&cluster, &host, |said| !said.contains("table raw")).map(drop)
+    wait_for_conflict(&cluster, &host, |said| !said.contains("table raw")).map(drop)
 }
