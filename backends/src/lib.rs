@@ -37,7 +37,7 @@
 //!     networks: vec!["10.5.0.0/16".parse().unwrap()],
 //!     names: vec![],
 //!     external: Some("eth0".parse().unwrap()),
-//!     lease_lengths: vec![24],
+//!     pools: vec![],
 //!     pods: vec![],
 //!     first_pass: false,
 //! };

@@ -180,7 +180,7 @@ fn owner(node: &LocalNode, backend: &Backends) -> Owner {
         networks: node.network.pools().map(|pool| pool.network).collect(),
         names: backend.links(),
         external: Some(node.external.link),
-        lease_lengths: node.network.pools().map(|pool| pool.subnet_len).collect(),
+        pools: node.network.pools().collect(),
         pods: Vec::new(),
         first_pass: true,
     }

@@ -38,8 +38,8 @@ pub(super) fn wish(node: &LocalNode, facts: &Facts, wish: &mut Wish) {
                 settings.extend(direct.then_some((underlay, Sysctl::ReturnPath, 2)));
             }
         }
-        let bridged =
-            pods.iter().any(|name| facts.link_named(*name).is_some_and(|link| link.kind == "bridge"));
+        // The switch is for all bridges of the host: with ports of others it is the operator's to turn (`conflicts` names it).
+        let bridged = facts.on_bridge(&pods) && facts.other_bridges(&pods).is_empty();
         let optional = [
             (Sysctl::BridgeCall(family), bridged.then_some(1)),
             (Sysctl::NeighbourRoom(family), neighbour_room(facts, wish, underlay, family)),

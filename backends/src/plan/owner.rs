@@ -7,7 +7,7 @@
 //! | FDB entry, that a link is up | on a link of ours |
 //! | setting | never: it is put right, and taken back by `flannelctl cleanup` alone |
 //! | route | inside the network and either on a link of ours or with our protocol number |
-//! | adoptable route | exactly a wanted peer's prefix, whoever made it: at any time; one that flannel would have made: in the first pass |
+//! | adoptable route | exactly a wanted peer's prefix, whoever made it: at any time; one that flannel would have made, to a subnet that the network gives out: in the first pass |
 //! | … blackhole | exactly the prefix of a wanted blackhole |
 //! | rules | our tables, by name; in iptables our chains, by name, and every rule that calls them |
 //!
@@ -19,7 +19,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
-use subnet_lease::{NetworkId, contains_net};
+use subnet_lease::{NetworkId, NetworkPool, contains_net};
 
 use crate::netlink::route::{RTPROT_BOOT, RTPROT_KERNEL};
 use crate::state::{IfName, KernelState, Link, Object, Route, RouteKind};
@@ -47,8 +47,8 @@ pub struct Owner {
     pub names: Vec<IfName>,
     /// The underlay link, over which flannel's host-gw routes go.
     pub external: Option<IfName>,
-    /// Prefix lengths of leases (IPv4, IPv6), by which routes that flannel would have made are known.
-    pub lease_lengths: Vec<u8>,
+    /// The subnets that the network gives out: routes to others were not made by a flannel.
+    pub pools: Vec<NetworkPool>,
     /// Links of others whose forwarding we rely on: those with an address of our own subnets, the pods' bridges.
     #[serde(default)]
     pub pods: Vec<IfName>,
@@ -115,7 +115,7 @@ impl Owner {
             && route.kind == RouteKind::Unicast
             && route.via.is_some()
             && route.link == self.external
-            && self.lease_lengths.contains(&route.dst.prefix());
+            && self.pools.iter().any(|pool| pool.index(route.dst).is_some());
         if in_a_peers_place || in_a_holes_place || left_by_flannel {
             Ownership::Adopt
         } else {

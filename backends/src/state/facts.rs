@@ -51,6 +51,9 @@ pub struct HostLink {
     /// Index of the bridge, bond, team or VRF that it is a part of; 0 = none.
     #[serde(default, skip_serializing_if = "is_none")]
     pub master: u32,
+    /// Its settings, where it is of a kind that we make, ours or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<LinkKind>,
 }
 
 impl HostLink {
@@ -127,6 +130,18 @@ impl Facts {
         indexes.dedup();
         let links = indexes.into_iter().filter_map(|index| self.link(index));
         links.filter(|link| !LinkKind::is_word(&link.kind)).map(|link| link.name).collect()
+    }
+
+    /// Bridges with a port, but for these.
+    pub fn other_bridges(&self, except: &[IfName]) -> Vec<IfName> {
+        let has_port = |bridge: &HostLink| self.links.iter().any(|link| link.master == bridge.index);
+        let others = self.links.iter().filter(|l| l.kind == "bridge" && !except.contains(&l.name));
+        others.filter(|bridge| has_port(bridge)).map(|bridge| bridge.name).collect()
+    }
+
+    /// Whether one of these links is a bridge.
+    pub fn on_bridge(&self, links: &[IfName]) -> bool {
+        links.iter().any(|name| self.link_named(*name).is_some_and(|link| link.kind == "bridge"))
     }
 
     /// Whether this very address is on the host.

@@ -55,7 +55,7 @@ impl Lab {
             networks: network.pools().map(|p| p.network).collect(),
             names: Backends::of(&network.backend).links(),
             external: Some(name("eth0")),
-            lease_lengths: vec![24, 64],
+            pools: network.pools().collect(),
             pods: vec![name("cni0")],
             first_pass: true,
         };

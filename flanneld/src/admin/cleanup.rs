@@ -118,7 +118,7 @@ fn owner(config: &NodeConfig, env: Option<&SubnetEnv>) -> Owner {
         networks: networks.collect(),
         names: Vec::new(),
         external: None,
-        lease_lengths: Vec::new(),
+        pools: Vec::new(),
         pods: Vec::new(),
         first_pass: false,
     }
@@ -148,6 +148,7 @@ mod tests {
             loopback: false,
             point_to_point: false,
             master,
+            tunnel: None,
         }
     }
 

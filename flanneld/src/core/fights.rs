@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use backends::kernel::{Touch, Who};
-use backends::{IfName, KernelState, Key, Object, Op, Plan};
+use backends::{IfName, KernelState, Key, Object, Op, Plan, Sysctl};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
@@ -39,6 +39,8 @@ const LAST: Duration = Duration::from_secs(60);
 const GRID: u64 = 200;
 /// A link that was stirred while we held still is left alone after so much silence.
 const SILENCE: Duration = Duration::from_millis(500);
+/// A setting that was set back stays as it is for so long after it was last seen so.
+const YIELDED: Duration = Duration::from_secs(3600);
 /// How many touches are remembered.
 const TOUCHES: usize = 64;
 /// How many contended objects of one pass are logged by name.
@@ -234,7 +236,9 @@ impl Fights {
         for (n, (digest, key, line)) in contended.iter().enumerate() {
             let culprit = self.touches.iter().find(|(_, touch)| concerns(&touch.what, key));
             let culprit = culprit.and_then(|(_, touch)| touch.by.clone());
-            if n < LOGGED {
+            if n < LOGGED && yields(key) {
+                warn!("somebody set this back, and it stays so: {line}");
+            } else if n < LOGGED {
                 warn!(
                     "somebody keeps undoing this ({REPAIRS} times within {WINDOW:?}); trying more slowly: {line} (undone by {})",
                     by(culprit.as_ref())
@@ -288,10 +292,18 @@ impl Watch<'_> {
             pass: 0,
         });
         fight.pass = self.pass;
+        if yields(&key) {
+            if fight.until.is_none() {
+                self.contended.push((at, key, line(op)));
+            }
+            fight.until = Some(now + YIELDED);
+            fight.held.get_or_insert(now);
+            return true;
+        }
         if let Some(until) = fight.until.filter(|until| *until > now) {
             fight.held.get_or_insert(now);
             all.release = Some(all.release.map_or(until, |at| at.min(until)));
-            if super::pass::is_own_end(op.object()) {
+            if super::pass::is_own_end(op.object()) || loses_packets(op.object()) {
                 all.own_end.get_or_insert_with(|| line(op));
             }
             return true;
@@ -333,6 +345,21 @@ fn pause_end(now: Tick, age: Duration, seed: u64) -> Tick {
     let percent = 90 + u32::try_from(mix(seed) % 21).unwrap_or(10);
     let span = (age / 4).clamp(FIRST, LAST) * percent / 100;
     Duration::from_millis(millis(now + span).div_ceil(GRID) * GRID)
+}
+
+/// What is set once for the whole host and hurts others: whoever sets it back has decided.
+fn yields(key: &Key) -> bool {
+    matches!(key, Key::Sysctl(_, Sysctl::BridgeCall(_)))
+}
+
+/// A setting without which pods' packets are dropped.
+fn loses_packets(object: &Object) -> bool {
+    let Object::Sysctl(_, name, _) = object else { return false };
+    match name {
+        Sysctl::HostForward(_) | Sysctl::Forward | Sysctl::ReturnPath | Sysctl::NoIpv6 => true,
+        Sysctl::AcceptRa | Sysctl::RouterRa | Sysctl::TxChecksum => false,
+        Sysctl::BridgeCall(_) | Sysctl::NeighbourRoom(_) => false,
+    }
 }
 
 /// The link that everything on it depends on, if the key is one of its.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use backends::kernel::{KernelClass, KernelError, OpError, Own};
 use backends::rules::Firewall;
 use backends::{
-    External, Facts, Feature, IfName, KernelState, LocalNode, Object, Op, Owner, Route, Wish, diff,
+    External, Facts, Feature, IfName, KernelState, LocalNode, Object, Op, Owner, Plan, ROUTE_PROTOCOL, Route,
+    Wish, diff,
 };
 use serde::{Deserialize, Serialize};
 use subnet_lease::{Family, SubnetEnv};
@@ -19,6 +20,9 @@ use crate::host::iface;
 
 const NO_PERMISSION: &str = "the kernel does not let us: this needs CAP_NET_ADMIN in the network namespace it runs in \
     (run it as root, or as a service with that capability)";
+
+/// So many routes that others left are logged by name.
+const ADOPTED_LOGGED: usize = 32;
 
 /// How the last pass ended.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -146,7 +150,7 @@ impl NodeCore {
             networks,
             names: network.backends.links(),
             external: self.external.as_ref().map(|e| e.link),
-            lease_lengths: pools.iter().map(|p| p.subnet_len).collect(),
+            pools,
             pods: self.pods(),
             first_pass: !self.last.swept,
         })
@@ -192,6 +196,7 @@ impl NodeCore {
             // What is remembered may be older than what the kernel has: what is there stays as it is.
             plan.ops.retain(|op| matches!(op, Op::Put { have: None, .. }));
         }
+        self.log_adopted(&plan, &own);
         self.fights.wish(&want);
         self.fights.hold(now, self.passes, &mut plan, !own.interrupted && own.unreadable == 0);
         self.report_conflicts(conflicts);
@@ -204,6 +209,17 @@ impl NodeCore {
         let plan = Arc::new(plan);
         self.phase = Phase::Applying(plan.clone());
         effects.push(Effect::Apply(plan));
+    }
+
+    /// Routes of others that go because a flannel seems to have left them are named: the log is where they can be read again.
+    fn log_adopted(&self, plan: &Plan, own: &Own) {
+        let theirs = |op: &&Op| {
+            matches!(op, Op::Delete(Object::Route(r)) if r.protocol != ROUTE_PROTOCOL
+                && r.link.is_none_or(|link| !own.state.links().any(|ours| ours.name == link)))
+        };
+        for op in plan.ops.iter().filter(theirs).take(ADOPTED_LOGGED) {
+            info!("a route that a flannel seems to have left here goes: {op}");
+        }
     }
 
     pub(super) fn applied(&mut self, now: Tick, results: &[Result<(), OpError>], effects: &mut Vec<Effect>) {

@@ -2,12 +2,13 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
 
 use crate::model::net::{Family, address, contains_net, number, step};
 
 /// The subnets that one family of a network has to give: `network` cut into pieces of `subnet_len`, of which those
 /// from `min` to `max` (both included, both aligned) may be leased.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkPool {
     /// The whole network.
     pub network: IpNetwork,

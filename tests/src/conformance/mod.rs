@@ -178,7 +178,7 @@ fn owner() -> Owner {
         names: vec![tunnel(V4), tunnel(V6)],
         external: Some(eth0()),
         pods: Vec::new(),
-        lease_lengths: vec![24, 64],
+        pools: Vec::new(),
         first_pass: false,
     }
 }

@@ -149,7 +149,7 @@ fn owner() -> &'static Owner {
         networks: ["10.244.0.0/16", "fd00:244::/48"].into_iter().flat_map(str::parse).collect(),
         names: ["flannel.1", "flannel-v6.1"].into_iter().flat_map(str::parse).collect(),
         external: "eth0".parse().ok(),
-        lease_lengths: vec![24, 64],
+        pools: Vec::new(),
         pods: Vec::new(),
         first_pass: true,
     })

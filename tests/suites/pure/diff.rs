@@ -3,7 +3,7 @@
 use backends::kernel::Kernel;
 use backends::kernel::fake::FakeKernel;
 use backends::{IfName, KernelState, Object, Owner, diff};
-use subnet_lease::NetworkId;
+use subnet_lease::{NetworkId, NetworkPool};
 use tests::lines::type_line;
 
 const DEVICE: &str = "ip link add flannel.1 address 02:00:00:00:00:01 mtu 1450 type vxlan id 1 local 172.16.0.1 \
@@ -20,7 +20,12 @@ fn owner(first_pass: bool) -> Owner {
         names: vec![name("flannel.1")],
         external: Some(name("eth0")),
         pods: Vec::new(),
-        lease_lengths: vec![24],
+        pools: vec![NetworkPool {
+            network: "10.244.0.0/16".parse().unwrap(),
+            subnet_len: 24,
+            min: "10.244.1.0".parse().unwrap(),
+            max: "10.244.200.0".parse().unwrap(),
+        }],
         first_pass,
     }
 }
@@ -270,8 +275,10 @@ fn routes_of_an_earlier_flannel_over_the_underlay_are_deleted_in_the_first_pass_
     let left = "ip route add 10.244.9.0/24 via 172.16.0.9 dev eth0 proto 3";
     assert_eq!(steps(&[], &[left], true), ["ip route delete 10.244.9.0/24 via 172.16.0.9 dev eth0 proto 3"]);
     assert!(steps(&[], &[left], false).is_empty());
-    let other_length = left.replace("/24", "/25");
-    assert!(steps(&[], &[other_length.as_str()], true).is_empty());
+    // No flannel makes routes of another length, or to a subnet that the network does not give out.
+    for other in [left.replace("/24", "/25"), left.replace("10.244.9.0", "10.244.201.0")] {
+        assert!(steps(&[], &[other.as_str()], true).is_empty(), "{other}");
+    }
 }
 
 #[test]

@@ -113,7 +113,7 @@ fn object() -> impl Strategy<Value = Object> {
 fn facts() -> impl Strategy<Value = Facts> {
     let link = (1u32..9, name(), "[a-z]{0,6}", any::<u32>(), any::<[bool; 4]>(), 0u32..3);
     let link = link.prop_map(|(index, name, kind, mtu, [up, carrier, loopback, point_to_point], master)| {
-        HostLink { index, name, kind, mtu, up, carrier, loopback, point_to_point, master }
+        HostLink { index, name, kind, mtu, up, carrier, loopback, point_to_point, master, tunnel: None }
     });
     let address = (1u32..9, net(), of(any::<IpAddr>()), any::<[bool; 5]>());
     let address =

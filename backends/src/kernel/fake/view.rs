@@ -205,6 +205,7 @@ fn host_link(index: u32, device: &Device) -> HostLink {
         loopback: device.loopback,
         point_to_point: false,
         master: device.master,
+        tunnel: device.kind,
     }
 }
 

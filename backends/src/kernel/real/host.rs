@@ -14,7 +14,7 @@ use crate::netlink::link::{
 use crate::netlink::route::{RT_TABLE_MAIN, RTN_UNICAST, RTPROT_KERNEL, RouteView, get_route, read_routes};
 use crate::netlink::{AF_INET, AF_INET6, RawMessage, Socket};
 use crate::plan::ROUTE_PROTOCOL;
-use crate::state::{Facts, HostAddress, HostLink, HostRoute};
+use crate::state::{Facts, HostAddress, HostLink, HostRoute, LinkKind};
 
 /// Routes beyond the defaults and those that come with an address are only of interest when the interface is chosen by what it can
 /// reach; a router with a full table has a million of them, and this many tell enough.
@@ -102,6 +102,7 @@ pub(super) fn host_link(view: &LinkView<'_>) -> HostLink {
         loopback: is(IFF_LOOPBACK),
         point_to_point: is(IFF_POINTOPOINT),
         master: view.master.unwrap_or(0),
+        tunnel: LinkKind::read(view),
     }
 }
 

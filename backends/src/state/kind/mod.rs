@@ -46,6 +46,9 @@ pub(super) trait Kind {
     /// Whether the kernel refuses two links with the same fixed settings.
     fn is_exclusive(&self) -> bool;
 
+    /// What of this another link needs too, so that only one of them works: in words.
+    fn taken_from(&self, other: &LinkKind) -> Option<String>;
+
     /// Index of the link that it lies over and goes with; 0 = none.
     fn over(&self) -> u32;
 
@@ -99,6 +102,11 @@ impl LinkKind {
     /// The kernel's word for it.
     pub fn word(&self) -> &'static str {
         self.kind().word()
+    }
+
+    /// What this link holds that another one needs too, in words.
+    pub(crate) fn taken_from(&self, other: &Self) -> Option<String> {
+        self.kind().taken_from(other)
     }
 
     /// Index of the link that it lies over and goes with; 0 = none.

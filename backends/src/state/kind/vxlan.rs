@@ -73,6 +73,23 @@ impl Kind for Vxlan {
         true
     }
 
+    /// One socket per port and outer family takes packets of one form. A device without a VNI takes every VNI of its port.
+    fn taken_from(&self, other: &LinkKind) -> Option<String> {
+        let LinkKind::Vxlan(other) = other;
+        let family = |vxlan: &Self| vxlan.local.is_some_and(|local| local.is_ipv6());
+        if self.port != other.port || family(self) != family(other) {
+            return None;
+        }
+        match self.vni {
+            0 => Some(format!("every VNI of UDP port {}", self.port)),
+            vni if vni == other.vni => Some(format!("VNI {vni} of UDP port {}", self.port)),
+            _ if self.gbp != other.gbp => {
+                Some(format!("UDP port {} with another group policy setting", self.port))
+            }
+            _ => None,
+        }
+    }
+
     fn over(&self) -> u32 {
         self.parent
     }

@@ -24,6 +24,7 @@ fn host(text: &str) -> Facts {
                 loopback: has("loopback"),
                 point_to_point: has("point-to-point"),
                 master: after("master").map_or(0, &index),
+                tunnel: None,
             }),
             "addr" => facts.addresses.push(HostAddress {
                 link: index(words[1]),
