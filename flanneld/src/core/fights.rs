@@ -398,3 +398,37 @@ fn by(who: Option<&Who>) -> String {
 fn more(count: usize) -> String {
     if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() }
 }
+
+#[cfg(test)]
+mod tests {
+    use backends::Sysctl;
+    use subnet_lease::Family;
+
+    use super::*;
+
+    fn switch(value: i32) -> Object {
+        Object::Sysctl("eth0".parse().unwrap(), Sysctl::BridgeCall(Family::V4), value)
+    }
+
+    /// A pass at this second that finds the switch off; whether it was switched on.
+    fn pass(fights: &mut Fights, second: u64) -> bool {
+        let now = Tick::from_secs(second);
+        fights.wish(&[switch(1)].into_iter().collect());
+        let mut plan = Plan { ops: vec![Op::Put { want: switch(1), have: Some(switch(0)) }] };
+        fights.hold(now, second, &mut plan, true);
+        fights.settle(std::iter::empty());
+        !plan.is_empty()
+    }
+
+    #[test]
+    fn a_switch_of_the_whole_host_that_is_set_back_stays_so_and_is_reported() {
+        let mut fights = Fights::default();
+        assert!(pass(&mut fights, 1), "it is switched on once");
+        for second in [2, 30, 3000, 6000] {
+            assert!(!pass(&mut fights, second), "{second}");
+            assert_eq!(fights.contended(Tick::from_secs(second)), 1);
+        }
+        assert_eq!(fights.reports(Tick::from_secs(6000))[0].repairs, 0);
+        assert_eq!(fights.own_end(), None, "the node stays ready");
+    }
+}

@@ -361,3 +361,23 @@ fn the_status_has_the_state_of_the_node() {
     let text = serde_json::to_string(&solo.status()).unwrap();
     assert_eq!(serde_json::from_str::<flanneld::core::Status>(&text).unwrap(), solo.status());
 }
+
+#[test]
+fn a_setting_that_drops_packets_while_somebody_keeps_it_so_makes_the_node_unready() {
+    let mut solo = settled(2..3);
+    let (mut repairs, mut unready) = (0, 0);
+    for _ in 0..60 {
+        type_line(&mut solo.kernel.net, "echo 0 > /proc/sys/net/ipv4/conf/flannel.1/forwarding").unwrap();
+        solo.notice();
+        solo.wait(Duration::from_secs(1));
+        repairs += lines(&mut solo).len();
+        let status = solo.status();
+        let held = status.contended.iter().any(|contended| contended.again_ms > 0);
+        assert_eq!(status.ready, !held, "{status:?}");
+        unready += usize::from(held);
+    }
+    assert!((10..30).contains(&repairs), "a minute of it, {repairs} repairs");
+    assert!(unready > 20, "{unready} of 60 seconds");
+    solo.wait(Duration::from_secs(120));
+    assert!(solo.status().ready);
+}
