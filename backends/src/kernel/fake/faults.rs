@@ -8,19 +8,22 @@ use super::namespace::Namespace;
 use crate::plan::Op;
 use crate::state::{Facts, Key, Object, Sysctl};
 
-/// A seeded source of chance: the same seed, the same run.
+/// A seeded source of chance (SplitMix64): the same seed, the same run, for as long as seeds of failed runs are kept.
 #[derive(Debug, Clone)]
-pub struct Rng(fastrand::Rng);
+pub struct Rng(u64);
 
 impl Rng {
     /// From a seed.
     pub fn new(seed: u64) -> Self {
-        Self(fastrand::Rng::with_seed(seed))
+        Self(seed)
     }
 
     /// The next number.
     pub fn next_u64(&mut self) -> u64 {
-        self.0.u64(..)
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
     }
 
     /// A number below `n`; 0 when `n` is 0.
