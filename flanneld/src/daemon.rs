@@ -24,13 +24,16 @@ use crate::shell::{log, signals, store};
 /// Between two looks at a daemon that does not let us wait. Ours.
 const AGAIN: Duration = Duration::from_millis(100);
 
+/// How long blocking work may go on after the rest has ended. Ours: the last write of a small file.
+const LAST_WORK: Duration = Duration::from_millis(500);
+
 /// The version, and what it takes the place of.
 pub const RELEASE: &str = concat!(env!("CARGO_PKG_VERSION"), " (selvage, compatible with flannel 0.28)");
 
 /// Does what the command line says. Help and version go to standard error, as flannel's do.
 pub fn main(arguments: &[String]) -> Result<Exit, Failure> {
     match cli::parse(arguments)? {
-        Command::Help => eprint!("{}", cli::usage()),
+        Command::Help => eprint!("{}", cli::usage(cli::terminal_width(io::stderr()))),
         Command::Version => eprintln!("flanneld {RELEASE}"),
         Command::Store(arguments) => return store::run(&arguments),
         Command::Run(given) => return daemon(&given),
@@ -63,6 +66,11 @@ fn daemon(given: &[Given]) -> Result<Exit, Failure> {
             () = signals::stop(), if config.takeover => return Ok(Exit::Done),
         }
         if let Some(address) = config.health {
+            if address.ip().is_unspecified() {
+                info!(
+                    "the health server listens on every address, as flannel's does; --healthz-ip=127.0.0.1 keeps it to this host"
+                );
+            }
             tokio::spawn(http::serve(http::bind(address)?, readiness, for_metrics));
         }
         let within = store::within(&config).await?;
@@ -116,7 +124,7 @@ async fn alone(
             tokio::select! {
                 gone = &mut gone => break gone.map_err(failed)?,
                 Some(asker) = asked.recv() => {
-                    drop(asker.send(Status { reasons: vec![waiting.clone()], ..Status::default() }));
+                    drop(asker.answer.send(Status { reasons: vec![waiting.clone()], ..Status::default() }));
                 }
             }
         }
@@ -158,7 +166,11 @@ pub(crate) fn seed() -> u64 {
 /// Runs a future on this thread.
 pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|error| Failure::new(Exit::Failed, format!("can't start: {error}")))?.block_on(future)
+    let runtime = runtime.map_err(|error| Failure::new(Exit::Failed, format!("can't start: {error}")))?;
+    let ended = runtime.block_on(future);
+    // A file that is being written is waited for; a look-up of a name that no resolver answers is not.
+    runtime.shutdown_timeout(LAST_WORK);
+    ended
 }
 
 impl From<StoreError> for Failure {
@@ -184,5 +196,22 @@ pub(crate) fn refuse(error: &clap::Error) -> Exit {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Done,
         ErrorKind::InvalidSubcommand => Exit::Word,
         _ => Exit::Invalid,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the look-up of a name that no name server answers.
+    #[test]
+    fn blocking_work_that_does_not_end_is_not_waited_for() {
+        let (keep, wait) = std::sync::mpsc::channel::<()>();
+        let ended = block_on(async {
+            tokio::task::spawn_blocking(move || wait.recv());
+            Ok(7)
+        });
+        assert_eq!(ended, Ok(7));
+        drop(keep);
     }
 }

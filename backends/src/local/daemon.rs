@@ -33,6 +33,8 @@ const LONGEST_NAME: usize = 107;
 pub enum Request {
     /// How it is.
     Status,
+    /// The same, with all its peers.
+    Peers,
     /// Delete the container's link of this index.
     Unlink(u32),
     /// Keep the connection until the daemon ends.
@@ -44,6 +46,7 @@ impl Request {
     pub fn parse(line: &str) -> Option<Self> {
         match line.strip_suffix('\n')? {
             "status" => Some(Self::Status),
+            "peers" => Some(Self::Peers),
             "wait" => Some(Self::Wait),
             other => other.strip_prefix("unlink ")?.parse().ok().map(Self::Unlink),
         }
@@ -55,6 +58,7 @@ impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Status => f.write_str("status\n"),
+            Self::Peers => f.write_str("peers\n"),
             Self::Wait => f.write_str("wait\n"),
             Self::Unlink(index) => writeln!(f, "unlink {index}"),
         }

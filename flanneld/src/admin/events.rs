@@ -1,4 +1,4 @@
-//! `flannelctl events`: what a daemon heard and did, from its recorded file. Needs neither store nor daemon.
+//! `flannelctl events`: what a daemon received and did, from its recorded file. Needs neither store nor daemon.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -15,33 +15,46 @@ use crate::shell::clock;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Only what is younger: 10m, 2h, 3d, or a time such as 2026-11-21T10:26:07Z.
+    /// Only what is newer: 10m, 2h, 3d, or a time such as 2026-11-21T10:26:07Z.
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
-    /// A line for each event and each step, or a JSON object a line.
-    #[arg(long, value_enum, default_value = "table")]
-    output: Form,
+    /// Go on printing what the daemon records from now on.
+    #[arg(short, long)]
+    follow: bool,
     /// The recorded file; default: that of the daemon on this host.
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
 }
 
-pub(super) fn run(arguments: &Arguments, config: &NodeConfig, out: &mut dyn Write) -> Result<(), Failure> {
+pub(super) fn run(
+    arguments: &Arguments,
+    form: Form,
+    config: &NodeConfig,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
     let from = arguments.since.as_deref().map_or(Some(Duration::ZERO), |text| since(text, clock::wall()));
     let wrong = || Failure::new(Exit::Invalid, "--since: neither a span (10m, 2h, 3d) nor a time (UTC)");
     let from = from.ok_or_else(wrong)?;
     let path = arguments.file.as_deref().or(config.record_file.as_deref());
     let path =
         path.ok_or_else(|| Failure::new(Exit::Invalid, "nothing is recorded here (--record-file=off)"))?;
-    let mut reader = open(path, arguments.file.is_none())?;
-    let mut page = Page { out, form: arguments.output, from, quiet: None };
-    written(page.print(&mut reader), path)
+    let both = arguments.file.is_none();
+    let mut page = Page { out, form, from, quiet: None };
+    if arguments.follow {
+        let mut reader = Reader::follow(path, both).map_err(|error| failed(path, &error))?;
+        return written(page.print(&mut reader), path);
+    }
+    written(page.print(&mut open(path, both)?), path)
 }
 
 /// Opens a recorded file; the daemon's own with its older half.
 pub(super) fn open(path: &Path, both: bool) -> Result<Reader, Failure> {
-    let failed = |error: io::Error| Failure::new(Exit::Failed, format!("{}: {error}", path.display()));
-    Reader::open(path, both).map_err(failed)
+    Reader::open(path, both).map_err(|error| failed(path, &error))
+}
+
+fn failed(path: &Path, error: &io::Error) -> Failure {
+    let exit = if error.kind() == io::ErrorKind::PermissionDenied { Exit::Permission } else { Exit::Failed };
+    Failure::new(exit, format!("{}: {error}", path.display()))
 }
 
 /// `flannelctl … | head` is no failure.
@@ -66,6 +79,8 @@ impl Page<'_> {
     fn print(&mut self, reader: &mut Reader) -> io::Result<()> {
         while let Some(entry) = reader.entry()? {
             if self.form == Form::Json { self.as_json(&entry) } else { self.as_lines(&entry) }?;
+            // Whoever follows sees it now.
+            self.out.flush()?;
         }
         self.tell_quiet()?;
         self.out.flush()

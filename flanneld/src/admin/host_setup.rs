@@ -1,4 +1,4 @@
-//! `flannelctl host-setup`: files that keep other programs' hands off what is ours. `flannelctl cleanup` removes them.
+//! `flannelctl host-setup`: files that keep other programs from changing what is ours. `flannelctl cleanup` removes them.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -6,15 +6,17 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use backends::local::files::Draft;
+use serde_json::{Value, json};
 
+use super::Answer;
 use crate::exit::{Exit, Failure};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Print what would be written, and write nothing.
+    /// Print what would be written. Nothing is written.
     #[arg(long)]
     dry_run: bool,
-    /// The host's root directory, for a container that has it mounted or an image that is being made.
+    /// The host's root directory, for a container that has it mounted or for an image.
     #[arg(long, default_value = "/")]
     root: PathBuf,
 }
@@ -26,7 +28,7 @@ struct DropIn {
     /// Where there is no such directory there is no such program.
     program: &'static str,
     text: &'static str,
-    /// What makes it count now, after the next start it does by itself.
+    /// The command that applies it now; at the next boot it applies by itself.
     then: &'static str,
 }
 
@@ -80,8 +82,9 @@ enum Found {
     Foreign,
 }
 
-pub(super) fn run(arguments: &Arguments) -> Result<String, Failure> {
+pub(super) fn run(arguments: &Arguments) -> Result<Answer, Failure> {
     let (mut said, mut foreign, mut then) = (String::new(), Vec::new(), Vec::new());
+    let mut written: Vec<Value> = Vec::new();
     for file in &FILES {
         let path = arguments.root.join(file.path);
         if !arguments.root.join(file.program).is_dir() {
@@ -93,6 +96,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<String, Failure> {
             Found::Foreign => foreign.push(path.display().to_string()),
             Found::Nothing | Found::Ours(_) => {
                 line(&mut said, &format!("cat > {} <<'END'\n{}END", path.display(), file.text));
+                written.push(
+                    json!({ "file": path.display().to_string(), "text": file.text, "then": file.then }),
+                );
                 then.extend(Some(file.then).filter(|then| !then.is_empty()));
                 if !arguments.dry_run {
                     write(&path, file.text).map_err(|error| failure(&path, &error))?;
@@ -101,25 +107,23 @@ pub(super) fn run(arguments: &Arguments) -> Result<String, Failure> {
         }
     }
     then.dedup();
-    then.iter().for_each(|then| line(&mut said, &format!("# to let it count before the next start: {then}")));
+    then.iter().for_each(|then| line(&mut said, &format!("# to apply it before the next boot: {then}")));
     if foreign.is_empty() {
-        return Ok(if said.is_empty() { "nothing to do\n".to_owned() } else { said });
+        let json = json!({ "dry_run": arguments.dry_run, "files": written, "then": then });
+        return Ok(Answer::new(json).text(if said.is_empty() { "nothing to do\n".to_owned() } else { said }));
     }
-    let sentence = format!("{}: there already, and not by host-setup; left as it is", foreign.join(", "));
+    let sentence =
+        format!("{}: exists already and is not from host-setup; left unchanged", foreign.join(", "));
     Err(Failure::new(Exit::Failed, said + &sentence))
 }
 
-/// The lines for what [`remove`] would do.
-pub(super) fn removals(root: &Path) -> String {
-    ours(root).iter().map(|path| format!("rm {}\n", path.display())).collect()
+/// Removes files that are [ours](ours), whatever else somebody wrote into them.
+pub(super) fn remove(files: &[PathBuf]) -> Result<(), Failure> {
+    files.iter().try_for_each(|path| fs::remove_file(path).map_err(|error| failure(path, &error)))
 }
 
-/// Removes the files that are ours, whatever else somebody wrote into them.
-pub(super) fn remove(root: &Path) -> Result<(), Failure> {
-    ours(root).iter().try_for_each(|path| fs::remove_file(path).map_err(|error| failure(path, &error)))
-}
-
-fn ours(root: &Path) -> Vec<PathBuf> {
+/// Our files that exist below this root.
+pub(super) fn ours(root: &Path) -> Vec<PathBuf> {
     let paths = FILES.iter().map(|file| root.join(file.path));
     paths.filter(|path| matches!(find(path), Ok(Found::Ours(_)))).collect()
 }
@@ -134,7 +138,7 @@ fn find(path: &Path) -> Result<Found, Failure> {
     }
 }
 
-/// Whole or not at all. Its reader passes over names that end so.
+/// Written whole or not at all. The programs that read these folders ignore names that end so.
 fn write(path: &Path, text: &str) -> io::Result<()> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
@@ -165,7 +169,8 @@ mod tests {
     }
 
     fn setup(root: &Path, dry_run: bool) -> Result<String, Failure> {
-        run(&Arguments { dry_run, root: root.to_owned() })
+        let answer = run(&Arguments { dry_run, root: root.to_owned() })?;
+        Ok(answer.print(super::super::Form::Text, None))
     }
 
     const ALL: [&str; 4] = ["etc/systemd", "etc/NetworkManager", "etc/modules-load.d", "etc/sysctl.d"];
@@ -192,8 +197,7 @@ mod tests {
         assert_eq!(setup(root.path(), false).unwrap(), told);
         assert_eq!(ours(root.path()).len(), FILES.len());
         assert_eq!(setup(root.path(), false).unwrap(), "nothing to do\n");
-        assert_eq!(removals(root.path()).lines().count(), FILES.len());
-        remove(root.path()).unwrap();
+        remove(&ours(root.path())).unwrap();
         assert!(ours(root.path()).is_empty());
     }
 
@@ -206,9 +210,9 @@ mod tests {
         fs::write(&older, format!("{MARK}, an older one\nudp_tunnel\n")).unwrap();
         let failure = setup(root.path(), false).unwrap_err();
         assert_eq!(failure.exit, Exit::Failed);
-        assert!(failure.message.contains("90-flannel.conf: there already"), "{failure}");
+        assert!(failure.message.contains("90-flannel.conf: exists already"), "{failure}");
         assert_eq!(fs::read_to_string(&older).unwrap(), FILES[4].text);
-        remove(root.path()).unwrap();
+        remove(&ours(root.path())).unwrap();
         assert_eq!(fs::read_to_string(&theirs).unwrap(), "net.ipv4.ip_forward = 0\n");
     }
 

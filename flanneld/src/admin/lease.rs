@@ -9,7 +9,7 @@ use subnet_lease::{
     BackendAttrs, Family, IpNetwork, Lease, Listed, NetworkConfig, Shown, Store, Subnets, open,
 };
 
-use super::{Form, Output};
+use super::{Answer, Table, clean};
 use crate::config::NodeConfig;
 use crate::daemon::block_on;
 use crate::exit::{Exit, Failure};
@@ -17,30 +17,54 @@ use crate::exit::{Exit, Failure};
 #[derive(Debug, Clone, Subcommand)]
 pub(super) enum Verb {
     /// List the leases in the store.
-    List(Output),
-    /// Print one lease and its record, as the store has it.
-    Show(Which),
-    /// Keep subnets for one host for ever: a key without an end. The host takes them when it claims.
+    List,
+    /// Print the leases of a node, an address or a subnet with their records, as the store has them.
+    Show(Wanted),
+    /// Keep subnets for one host for ever. The host gets them when it claims a lease.
     Reserve {
         #[command(flatten)]
         which: Which,
         /// Address by which the host is known; once per family.
         #[arg(long = "for", value_name = "ADDRESS", required = true)]
         public: Vec<IpAddr>,
-        /// Its name; without one every host of that address may take it.
+        /// Its name; without one, every host of that address may take the subnets.
         #[arg(long)]
         node: Option<String>,
     },
-    /// End a lease or reservation, so that somebody else may have the subnets at once. A reservation that its host has
-    /// claimed becomes a lease with an end again.
+    /// End a lease or reservation, so that another host may have the subnets at once. A reservation that its host has claimed
+    /// becomes a lease with an end again.
     Release {
         #[command(flatten)]
-        which: Which,
-        /// Also the lease of a host that may run. One that does claims it again at once, if nobody is faster; until then
-        /// its pods are cut off.
+        wanted: Wanted,
+        /// Also the lease of a host that may run. A host that runs claims it again at once, unless another is faster; until
+        /// then its pods are cut off.
         #[arg(long)]
         force: bool,
     },
+}
+
+/// Leases by what people know of them.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Wanted {
+    /// A node's name, an address (of the host or of a pod), or a subnet: 10.5.7.0/24.
+    #[arg(required = true, num_args = 1..=2, value_name = "NODE|IP|SUBNET")]
+    words: Vec<String>,
+}
+
+impl Wanted {
+    /// Whether all words fit this lease.
+    fn fits(&self, lease: &Lease) -> bool {
+        self.words.iter().all(|word| {
+            if let Ok(address) = word.parse::<IpAddr>() {
+                let public = lease.public.family(Family::of(&address)) == Some(address);
+                return public || lease.subnets.iter().any(|subnet| subnet.contains(address));
+            }
+            match word.parse::<IpNetwork>() {
+                Ok(net) => lease.subnets.iter().any(|subnet| subnet == net),
+                Err(_) => lease.node.as_ref() == Some(word),
+            }
+        })
+    }
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -72,13 +96,13 @@ type Held = (Lease, Option<Duration>);
 /// A key that could not be read, and why.
 type Unreadable = (String, String);
 
-pub(super) fn run(verb: Verb, config: NodeConfig) -> Result<String, Failure> {
+pub(super) fn run(verb: Verb, config: NodeConfig) -> Result<Answer, Failure> {
     let margin = config.store.renew_margin();
     let store = open(&config.store)?;
     let store = &*store;
     match verb {
-        Verb::List(Output { output }) => list(store, output),
-        Verb::Show(which) => block_on(async { Ok(tell(&found(store, which.subnets()?).await?)) }),
+        Verb::List => list(store),
+        Verb::Show(wanted) => block_on(async { Ok(described(&found(store, &wanted).await?)) }),
         Verb::Reserve { which, public, node } => {
             let lease = Lease {
                 node,
@@ -86,29 +110,102 @@ pub(super) fn run(verb: Verb, config: NodeConfig) -> Result<String, Failure> {
             };
             block_on(reserve(store, lease))
         }
-        Verb::Release { which, force } => block_on(async {
-            let shown = found(store, which.subnets()?).await?;
-            let (who, subnets) = (holder(&shown.lease), shown.lease.subnets);
-            if let Some(why) = alive(&shown, margin).filter(|_| !force) {
+        Verb::Release { wanted, force } => block_on(async {
+            let shown = found(store, &wanted).await?;
+            let [shown] = &shown[..] else {
+                let subnets: Vec<_> = shown.iter().map(|shown| shown.lease.subnets.to_string()).collect();
+                return Err(wrong(format!("several leases fit; name the subnet: {}", subnets.join(", "))));
+            };
+            if let Some(why) = alive(shown, margin).filter(|_| !force) {
                 return Err(Failure::new(Exit::Failed, why));
             }
             if shown.time.is_none() && !force && !is_unclaimed(store, &shown.lease).await? {
-                store.unreserve(&shown).await?;
-                return Ok(format!(
-                    "{subnets}: no longer reserved; a lease of {who}, which ends unless it is renewed\n"
-                ));
+                store.unreserve(shown).await?;
+                return Ok(done(&shown.lease, "no longer reserved; it ends unless it is renewed"));
             }
-            store.end(&shown).await?;
-            Ok(format!("{subnets}, held by {who}: released\n"))
+            store.end(shown).await?;
+            Ok(done(&shown.lease, "released"))
         }),
     }
 }
 
-async fn found(store: &dyn Store, subnets: Subnets) -> Result<Shown, Failure> {
-    let shown = store.show(&subnets).await?;
-    shown.ok_or_else(|| {
-        Failure::new(Exit::Failed, format!("{subnets}: there is no lease of exactly these subnets"))
+/// What was done to a lease.
+fn done(lease: &Lease, what: &str) -> Answer {
+    let subnets = families(|family| lease.subnets.family(family).map(|subnet| subnet.to_string()));
+    let public = families(|family| lease.public.family(family).map(|address| address.to_string()));
+    Answer::new(json!({ "subnets": subnets, "public": public, "node": lease.node, "done": what }))
+        .text(format!("{}, held by {}: {what}\n", lease.subnets, holder(lease)))
+}
+
+/// This node's lease, for `cleanup --release-lease`.
+pub(super) struct OwnLease(Option<Shown>);
+
+/// Finds it by the node's name, or where it has none by the subnets that subnet.env names.
+pub(super) fn own_lease(config: &NodeConfig, leased: Option<Subnets>) -> Result<OwnLease, Failure> {
+    let store = open(&config.store)?;
+    let is_own = |lease: &Lease| match &lease.node {
+        Some(node) => *node == config.node_id,
+        None => Some(lease.subnets) == leased,
+    };
+    block_on(async {
+        let leases = store.list().await?.leases;
+        let own = leases.into_iter().map(|(lease, _)| lease).find(is_own);
+        Ok(OwnLease(match own {
+            Some(lease) => store.show(&lease.subnets).await?,
+            None => None,
+        }))
     })
+}
+
+impl OwnLease {
+    /// The command that does the same; none where nothing is to be done.
+    pub(super) fn step(&self) -> Option<String> {
+        let shown = self.0.as_ref().filter(|shown| shown.time.is_some())?;
+        let subnets: Vec<_> = shown.lease.subnets.iter().map(|subnet| subnet.to_string()).collect();
+        Some(format!("flannelctl lease release --force {}", subnets.join(" ")))
+    }
+
+    /// Why nothing is to be done.
+    pub(super) fn note(&self) -> Option<String> {
+        match &self.0 {
+            None => Some("the store has no lease of this node".to_owned()),
+            Some(shown) if shown.time.is_none() => Some(format!(
+                "{} is a reservation of {}: it stays",
+                shown.lease.subnets,
+                holder(&shown.lease)
+            )),
+            Some(_) => None,
+        }
+    }
+
+    pub(super) fn end(self, config: &NodeConfig) -> Result<(), Failure> {
+        let Some(shown) = self.0.filter(|shown| shown.time.is_some()) else { return Ok(()) };
+        let store = open(&config.store)?;
+        block_on(async { Ok(store.end(&shown).await?) })
+    }
+}
+
+/// At least one.
+async fn found(store: &dyn Store, wanted: &Wanted) -> Result<Vec<Shown>, Failure> {
+    let Listed { mut leases, unreadable } = store.list().await?;
+    leases.sort_by_key(|(lease, _)| lease.subnets);
+    let mut found = Vec::new();
+    for (lease, _) in leases.iter().filter(|(lease, _)| wanted.fits(lease)) {
+        // It may have ended meanwhile.
+        found.extend(store.show(&lease.subnets).await?);
+    }
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    let words = wanted.words.join(" ");
+    let key = words.replace('/', "-");
+    let why = match unreadable.iter().find(|(name, _)| name.split('&').any(|part| part == key)) {
+        Some((name, why)) => format!("{name} can't be read: {why}"),
+        None => {
+            format!("{words}: no lease has this node, address or subnet (flannelctl lease list shows all)")
+        }
+    };
+    Err(Failure::new(Exit::Failed, why))
 }
 
 /// Whether no host holds a reservation yet. Hosts of the alloc backend publish nothing, so it cannot be known of them.
@@ -118,14 +215,14 @@ async fn is_unclaimed(store: &dyn Store, lease: &Lease) -> Result<bool, Failure>
     Ok(lease.is_unclaimed() && !silent)
 }
 
-/// Why the holder may well run. A host renews when its lease has the margin left to live, once a day: nobody can tell one
-/// that runs from one that stopped since it last did so, until it does not do so again.
+/// Why the holder may run. A host renews its lease once a day, when the margin is left. Until then nothing in the store
+/// distinguishes a host that runs from one that has stopped.
 fn alive(shown: &Shown, margin: Duration) -> Option<String> {
     let (granted, left) = shown.time.filter(|(_, left)| *left > margin)?;
     let Lease { subnets, .. } = shown.lease;
     Some(format!(
-        "{subnets}: {} renewed it {} ago and need not do so again for {}, so it may run; if it surely does not, --force \
-         releases the lease (if it runs after all, it claims it again at once, and its pods are cut off until then)",
+        "{subnets}: {} renewed it {} ago and renews it again in {}, so it may run; if you know that it does not run, use --force \
+         (a host that runs claims its lease again at once, and its pods are cut off until then)",
         holder(&shown.lease),
         time(granted.saturating_sub(left)),
         time(left.saturating_sub(margin)),
@@ -141,7 +238,7 @@ fn holder(lease: &Lease) -> String {
     format!("{name} at {}", lease.public)
 }
 
-async fn reserve(store: &dyn Store, lease: Lease) -> Result<String, Failure> {
+async fn reserve(store: &dyn Store, lease: Lease) -> Result<Answer, Failure> {
     let subnets = lease.subnets;
     let config = store.get_config().await?.ok_or_else(|| {
         Failure::new(Exit::Failed, "the store has no net-conf; flannelctl network set FILE writes one")
@@ -178,65 +275,75 @@ async fn reserve(store: &dyn Store, lease: Lease) -> Result<String, Failure> {
             return Err(Failure::new(Exit::Failed, format!("{subnets} is held by {who}")));
         }
     }
-    Ok(format!("{subnets}: reserved for {}\n", holder(&lease)))
+    Ok(done(&lease, "reserved"))
 }
 
-fn tell(shown: &Shown) -> String {
-    let left = shown.time.map_or_else(
-        || "for ever".to_owned(),
-        |(granted, left)| format!("{} of {}", time(left), time(granted)),
-    );
-    let rows = [
-        ("subnets", shown.lease.subnets.iter().map(|net| net.to_string()).collect::<Vec<_>>().join(" ")),
-        ("held by", holder(&shown.lease)),
-        ("left", left),
-        ("record", String::from_utf8_lossy(&shown.record).chars().filter(|c| !c.is_control()).collect()),
-    ];
-    rows.iter().map(|(name, value)| format!("{name:8} {value}\n")).collect()
+/// Leases in full.
+fn described(all: &[Shown]) -> Answer {
+    let record = |shown: &Shown| String::from_utf8_lossy(&shown.record).into_owned();
+    let json = |shown: &Shown| {
+        let mut json = lease_as_json(&shown.lease, shown.time.map(|(_, left)| left));
+        json["seconds_granted"] = shown.time.map(|(granted, _)| granted.as_secs()).into();
+        json["record"] = record(shown).into();
+        json
+    };
+    let text = |shown: &Shown| {
+        let left = shown.time.map_or_else(
+            || "for ever (a reservation)".to_owned(),
+            |(granted, left)| format!("{} of {}", time(left), time(granted)),
+        );
+        let subnets: Vec<_> = shown.lease.subnets.iter().map(|net| net.to_string()).collect();
+        let rows = [
+            ("subnets", subnets.join(" ")),
+            ("held by", holder(&shown.lease)),
+            ("backend", backend(&shown.lease).to_owned()),
+            ("left", left),
+            ("record", clean(&record(shown))),
+        ];
+        rows.iter().map(|(name, value)| format!("{name:8} {value}\n")).collect::<String>()
+    };
+    let texts: Vec<_> = all.iter().map(text).collect();
+    Answer::new(json!({ "leases": all.iter().map(json).collect::<Vec<_>>() })).text(texts.join("\n"))
 }
 
-fn list(store: &dyn Store, output: Form) -> Result<String, Failure> {
+fn list(store: &dyn Store) -> Result<Answer, Failure> {
     let Listed { mut leases, unreadable } = block_on(async { Ok(store.list().await?) })?;
     leases.sort_by_key(|(lease, _)| lease.subnets);
-    if output == Form::Json {
-        return Ok(as_json(&leases, &unreadable));
-    }
     for (key, why) in &unreadable {
-        eprintln!("flannelctl: {key} can't be read: {why}");
+        eprintln!("flannelctl: {} can't be read: {}", clean(key), clean(why));
     }
-    Ok(as_table(&leases))
+    let answer = Answer::new(as_json(&leases, &unreadable));
+    Ok(if leases.is_empty() { answer.text("no leases\n") } else { answer.table(as_table(&leases)) })
 }
 
-fn as_table(leases: &[Held]) -> String {
-    if leases.is_empty() {
-        return "no leases\n".to_owned();
-    }
+fn as_table(leases: &[Held]) -> Table {
     let row = |(lease, left): &Held| {
         vec![
             families(|family| lease.subnets.family(family).map(|subnet| subnet.to_string())).join("\n"),
             families(|family| lease.public.family(family).map(|address| address.to_string())).join("\n"),
-            lease.node.clone().unwrap_or_default(),
-            backend(lease).to_owned(),
+            clean(lease.node.as_deref().unwrap_or("-")),
+            clean(backend(lease)),
             left.map_or_else(|| "for ever".to_owned(), time),
         ]
     };
-    super::table(&["SUBNET", "HOST", "NODE", "BACKEND", "LEFT"], leases.iter().map(row))
+    Table::new(&["SUBNET", "HOST", "NODE", "BACKEND", "LEFT"], leases.iter().map(row))
 }
 
-fn as_json(leases: &[Held], unreadable: &[Unreadable]) -> String {
-    let lease = |(lease, left): &Held| {
-        json!({
-            "subnets": families(|family| lease.subnets.family(family).map(|subnet| subnet.to_string())),
-            "public": families(|family| lease.public.family(family).map(|address| address.to_string())),
-            "node": lease.node,
-            "backend": backend(lease),
-            "seconds_left": left.map(|left| left.as_secs()),
-        })
-    };
-    let leases: Vec<Value> = leases.iter().map(lease).collect();
+fn as_json(leases: &[Held], unreadable: &[Unreadable]) -> Value {
+    let leases: Vec<Value> = leases.iter().map(|(lease, left)| lease_as_json(lease, *left)).collect();
     let unreadable: Vec<Value> =
         unreadable.iter().map(|(key, why)| json!({ "key": key, "why": why })).collect();
-    super::json(&json!({ "leases": leases, "unreadable": unreadable }))
+    json!({ "leases": leases, "unreadable": unreadable })
+}
+
+fn lease_as_json(lease: &Lease, left: Option<Duration>) -> Value {
+    json!({
+        "subnets": families(|family| lease.subnets.family(family).map(|subnet| subnet.to_string())),
+        "public": families(|family| lease.public.family(family).map(|address| address.to_string())),
+        "node": lease.node,
+        "backend": backend(lease),
+        "seconds_left": left.map(|left| left.as_secs()),
+    })
 }
 
 /// Leases of `alloc` and `udp` do not say which.
@@ -249,7 +356,7 @@ fn families(text: impl Fn(Family) -> Option<String>) -> Vec<String> {
 }
 
 /// Hours and minutes, or minutes and seconds.
-fn time(left: Duration) -> String {
+pub(super) fn time(left: Duration) -> String {
     let seconds = left.as_secs();
     match (seconds / 3600, seconds / 60 % 60) {
         (0, minutes) => format!("{minutes}m {:02}s", seconds % 60),
@@ -274,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_has_a_line_per_family_and_stays_within_a_hundred_columns() {
+    fn a_table_has_a_line_per_family_and_fits_the_terminal() {
         let long = "a-node-with-a-name-that-would-not-fit.into-any-column.of.a.terminal.example.com";
         let leases = [
             held("10.5.7.0-24", &["192.168.0.7"], Some("node-7"), Some(86_399)),
@@ -286,27 +393,47 @@ mod tests {
                 Some(61),
             ),
         ];
-        let table = as_table(&leases);
-        assert!(table.lines().all(|line| line.chars().count() <= 100), "{table}");
+        let table = as_table(&leases).lines(Some(170));
+        assert!(table.lines().all(|line| line.chars().count() <= 170), "{table}");
         let words: Vec<Vec<_>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(words[0], ["SUBNET", "HOST", "NODE", "BACKEND", "LEFT"]);
         assert_eq!(words[1], ["10.5.7.0/24", "192.168.0.7", "node-7", "vxlan", "23h", "59m"]);
-        assert_eq!(words[2], ["10.5.8.0/24", "192.168.0.8", "vxlan", "for", "ever"]);
+        assert_eq!(words[2], ["10.5.8.0/24", "192.168.0.8", "-", "vxlan", "for", "ever"]);
         assert_eq!(words[3], ["fc00:0:0:8::/64", "fd00::8"]);
         assert!(table.contains("1m 01s"), "{table}");
-        assert_eq!(as_table(&[]), "no leases\n");
     }
 
     #[test]
     fn json_has_every_field_and_what_could_not_be_read() {
         let unreadable = [("10.5.9.0-24".to_owned(), "not JSON".to_owned())];
-        let text = as_json(&[held("10.5.7.0-24", &["192.168.0.7"], Some("n"), None)], &unreadable);
+        let listed = as_json(&[held("10.5.7.0-24", &["192.168.0.7"], Some("n"), None)], &unreadable);
         let expected = json!({
             "leases": [{
                 "subnets": ["10.5.7.0/24"], "public": ["192.168.0.7"], "node": "n", "backend": "vxlan", "seconds_left": null,
             }],
             "unreadable": [{ "key": "10.5.9.0-24", "why": "not JSON" }],
         });
-        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), expected);
+        assert_eq!(listed, expected);
+    }
+
+    #[test]
+    fn a_lease_is_found_by_its_node_an_address_or_a_subnet() {
+        let (lease, _) =
+            held("10.5.8.0-24&fc00:0:0:8::-64", &["192.168.0.8", "fd00::8"], Some("node-8"), None);
+        let fits =
+            |words: &[&str]| Wanted { words: words.iter().map(|w| (*w).to_owned()).collect() }.fits(&lease);
+        for words in [
+            &["node-8"][..],
+            &["192.168.0.8"],
+            &["10.5.8.77"],
+            &["fc00:0:0:8::1"],
+            &["10.5.8.0/24"],
+            &["10.5.8.0/24", "fc00:0:0:8::/64"],
+        ] {
+            assert!(fits(words), "{words:?}");
+        }
+        for words in [&["node-9"][..], &["10.5.9.1"], &["10.5.8.0/25"], &["10.5.8.0/24", "node-9"]] {
+            assert!(!fits(words), "{words:?}");
+        }
     }
 }

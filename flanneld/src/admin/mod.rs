@@ -1,41 +1,62 @@
 //! `flannelctl`, the program for people: the same binary by another name, because a Go flanneld ignores words after its
-//! flags and would simply start. It reads store and kernel itself, so it needs no running daemon.
+//! flags and would simply start. It reads store and kernel itself, so most verbs need no running daemon.
 //!
-//! Every flag and variable of the daemon is understood, from the daemon's own table: what `config` and `plan` show is
-//! what a daemon would do that was started the same way.
+//! Every flag and variable of the daemon is understood, from the daemon's own table. On a node, what is not given here is what
+//! the daemon of that node runs with: `config` and `plan` show what that daemon sees.
 
+mod answer;
 mod cleanup;
 mod cni;
+mod doctor;
 mod events;
+mod explain;
 mod host_setup;
 mod lease;
 mod network;
 mod plan;
 mod replay;
 mod settings;
+mod shell;
 mod status;
 mod store;
+mod surroundings;
+mod table;
 
 use std::io::{self, Write};
+use std::path::Path;
 
-use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use self::answer::{Answer, Form, clean};
+use self::surroundings::{Surroundings, UNIT_FILE};
+use self::table::Table;
 use crate::cli::{self, Flag, Given, Kind};
-use crate::config::{Environment, NodeConfig, RawConfig, environment};
+use crate::config::{NodeConfig, environment};
 use crate::daemon::{RELEASE, host_name, refuse};
 use crate::exit::{Exit, Failure};
 
 /// Looks after a cluster's network and its leases.
 #[derive(Debug, Parser)]
-#[command(name = "flannelctl", version = RELEASE, subcommand_required = true, arg_required_else_help = true, after_help = MORE)]
+#[command(
+    name = "flannelctl",
+    version = RELEASE,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = MORE,
+    max_term_width = 100
+)]
 struct Arguments {
     #[command(subcommand)]
     verb: Verb,
+    /// Text for people, or JSON for programs.
+    #[arg(short, long, value_enum, value_name = "FORM", default_value = "text", global = true)]
+    output: Form,
 }
 
-const MORE: &str = "Every other flag of flanneld, and every FLANNELD_ variable, is understood as well, so that `plan` and\n\
-    `config` see what the daemon would see. Exit codes: 0 done, 1 failed, 2 a setting or net-conf is\n\
-    wrong, 3 not available, 4 unknown word, 5 not allowed, 7 store not reachable, 9 node not ready.";
+const MORE: &str = "On a node, the settings of the running flanneld are used; without one, those of /etc/default/flanneld. Every flag \
+    of flanneld and every FLANNELD_ variable overrides them here.\n\n\
+    Exit codes: 0 done, 1 failed, 2 a setting or net-conf is wrong, 3 not available, 4 unknown word, 5 not allowed, 7 store not \
+    reachable, 8 a flanneld runs, 9 node not ready.";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
@@ -45,80 +66,115 @@ enum Verb {
     /// Leases: which host has which subnets.
     #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
     Lease(lease::Verb),
-    /// Move a cluster's configuration and leases between stores.
+    /// Copy a cluster's configuration and leases between stores.
     #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
     Store(store::Verb),
-    /// Print how the daemon on this host is: ready or why not, its subnets and underlay, what is refused or fought over.
-    Status(Output),
-    /// Print what a daemon's next pass would change on this host, as lines for a shell, and change nothing.
-    Plan(Output),
-    /// Take away what a stopped daemon left in the kernel, and subnet.env.
+    /// Print how the daemon on this host is: ready or why not, its lease, subnets, underlay and peers, and what is wrong.
+    Status(status::Arguments),
+    /// Print the peers that are used, and the leases that are refused with the reasons.
+    Peers(status::Peers),
+    /// Print the causes of trouble that the daemon knows, most likely first, each with the command that mends it.
+    Doctor,
+    /// Explain the way of packets to an address: lease, route, neighbour, FDB, rules, pod; the first wrong step is marked.
+    Explain(explain::Arguments),
+    /// Print what the daemon's next pass would change on this host, as lines for a shell. Nothing is changed.
+    Plan,
+    /// Remove what a stopped daemon left in the kernel, and subnet.env.
     Cleanup(cleanup::Arguments),
-    /// Tell systemd-networkd, NetworkManager and the kernel's start what belongs to flanneld: files in their folders.
+    /// Write files that keep systemd-networkd, NetworkManager and the boot process from changing what belongs to flanneld.
     HostSetup(host_setup::Arguments),
-    /// Print what the daemon on this host heard and did, as it recorded it.
+    /// Print what the daemon on this host received and did, from its recorded file.
     Events(events::Arguments),
-    /// Run recorded inputs through the core of this program, and say what it decides differently.
+    /// Run a recorded file through this version of the program, and print what it decides differently.
     Replay(replay::Arguments),
     /// The CNI plugin and its configuration, for a container runtime.
     #[command(subcommand, subcommand_required = true, arg_required_else_help = true)]
     Cni(cni::Verb),
     /// Print the settings in force, and where each comes from.
-    Config(Output),
+    Config,
+    /// Print the completions of a shell: flannelctl completions bash > /etc/bash_completion.d/flannelctl
+    Completions(shell::Completions),
+    /// Write the manual pages of flannelctl into a folder.
+    Man(shell::Man),
 }
 
-/// How to print a list.
-#[derive(Debug, Clone, Copy, clap::Args)]
-struct Output {
-    /// A table for people, or JSON for programs.
-    #[arg(long, value_enum, default_value = "table")]
-    output: Form,
-}
+impl Verb {
+    /// Whether it is about this node or its store, so that the settings of the node's daemon count.
+    fn is_about_this_node(&self) -> bool {
+        match self {
+            Self::HostSetup(_) | Self::Replay(_) | Self::Completions(_) | Self::Man(_) => false,
+            Self::Network(verb) => !matches!(verb, network::Verb::Check { .. }),
+            Self::Cni(verb) => matches!(verb, cni::Verb::Mtu(_)),
+            _ => true,
+        }
+    }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Form {
-    Table,
-    Json,
+    /// Whether it says whose settings it uses. The others say so in their answers, or use the network's name alone.
+    fn says_whose_settings(&self) -> bool {
+        !matches!(self, Self::Config | Self::Status(_) | Self::Peers(_) | Self::Doctor)
+    }
 }
 
 /// Runs `flannelctl` with these arguments.
 pub fn main(arguments: &[String]) -> Result<Exit, Failure> {
-    run(arguments, &environment(), &mut io::stdout().lock())
+    let around = Surroundings {
+        environment: &environment(),
+        unit_file: Path::new(UNIT_FILE),
+        width: cli::terminal_width(io::stdout()),
+    };
+    run(arguments, &around, &mut io::stdout().lock())
 }
 
-fn run(arguments: &[String], environment: &Environment, out: &mut dyn Write) -> Result<Exit, Failure> {
+fn run(arguments: &[String], around: &Surroundings<'_>, out: &mut dyn Write) -> Result<Exit, Failure> {
     let words = std::iter::once("flannelctl").chain(arguments.iter().map(String::as_str));
     let parsed = command().try_get_matches_from(words);
     let parsed =
-        parsed.and_then(|matches| Arguments::from_arg_matches(&matches).map(|a| (a.verb, given(&matches))));
-    let (verb, given) = match parsed {
+        parsed.and_then(|matches| Arguments::from_arg_matches(&matches).map(|a| (a, given(&matches))));
+    let (Arguments { verb, output }, given) = match parsed {
         Ok(parsed) => parsed,
         Err(error) => return Ok(refuse(&error)),
     };
-    let raw = RawConfig::gather(&given, environment);
+    let (raw, places) = match verb.is_about_this_node() {
+        true => surroundings::on_node(&given, around),
+        false => (surroundings::alone(&given, around), Vec::new()),
+    };
     let config = NodeConfig::understand(&raw, &host_name())?;
-    for notice in raw.notices() {
+    let places = places.iter().filter(|_| verb.says_whose_settings());
+    for notice in raw.notices().iter().chain(places) {
         eprintln!("flannelctl: {notice}");
     }
     let mut exit = Exit::Done;
-    let said = match verb {
+    let answer = match verb {
         Verb::Network(verb) => network::run(&verb, config)?,
         Verb::Lease(verb) => lease::run(verb, config)?,
         Verb::Store(verb) => store::run(&verb, config)?,
-        Verb::Status(output) => {
-            let (said, found) = status::run(output, &config)?;
+        Verb::Status(arguments) => {
+            let (answer, found) = status::run(&arguments, &config)?;
             exit = found;
-            said
+            answer
         }
-        Verb::Plan(output) => plan::run(output, &config)?,
+        Verb::Doctor => {
+            let (answer, found) = doctor::run(&config)?;
+            exit = found;
+            answer
+        }
+        Verb::Plan => plan::run(&config)?,
+        Verb::Explain(arguments) => explain::run(&arguments, &config)?,
         Verb::Cleanup(arguments) => cleanup::run(&arguments, &config)?,
         Verb::HostSetup(arguments) => host_setup::run(&arguments)?,
-        Verb::Events(arguments) => events::run(&arguments, &config, out).map(|()| String::new())?,
-        Verb::Replay(arguments) => replay::run(&arguments, out).map(|()| String::new())?,
+        // These print as they read: what they read may be long, or have no end.
+        Verb::Peers(arguments) => {
+            return status::peers(&arguments, output, around.width, &config, out).map(|()| exit);
+        }
+        Verb::Events(arguments) => return events::run(&arguments, output, &config, out).map(|()| exit),
+        Verb::Replay(arguments) => return replay::run(&arguments, output, out).map(|()| exit),
         Verb::Cni(verb) => cni::run(verb, &config)?,
-        Verb::Config(output) => settings::run(&raw, output.output)?,
+        Verb::Config => settings::run(&raw),
+        Verb::Completions(arguments) => shell::completions(&arguments),
+        Verb::Man(arguments) => shell::man(&arguments)?,
     };
-    match out.write_all(said.as_bytes()).and_then(|()| out.flush()) {
+    let text = answer.print(output, around.width);
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         // `flannelctl … | head` is no failure.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Failure::new(Exit::Failed, format!("can't write: {error}")))
@@ -153,22 +209,6 @@ fn given(matches: &ArgMatches) -> Vec<Given> {
         cli::rows().map(|flag| flag.name).filter(|name| matches.try_contains_id(name).unwrap_or(false));
     let values = |name| matches.get_many::<String>(name).into_iter().flatten();
     names.flat_map(|name| values(name).map(move |value| Given { name, value: value.clone() })).collect()
-}
-
-/// A table of columns, within a hundred characters.
-fn table(heading: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
-    const WIDTH: u16 = 100;
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::NOTHING).set_width(WIDTH);
-    table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic).set_header(heading);
-    for row in rows {
-        table.add_row(row);
-    }
-    table.lines().map(|line| format!("{}\n", line.trim_end().strip_prefix(' ').unwrap_or_default())).collect()
-}
-
-fn json(value: &serde_json::Value) -> String {
-    format!("{value:#}\n")
 }
 
 #[cfg(test)]

@@ -4,8 +4,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use serde_json::{Value, json};
 use subnet_lease::{Lease, NetworkConfig, NetworkPool, StoreConfig, open};
 
+use super::Answer;
 use crate::config::NodeConfig;
 use crate::daemon::block_on;
 use crate::exit::{Exit, Failure};
@@ -22,16 +24,19 @@ pub(super) enum Verb {
         /// JSON file; - for standard input.
         file: PathBuf,
     },
-    /// Check a net-conf and say how much room it has; nothing is written.
+    /// Check a net-conf and print how much room it has. Nothing is written.
     Check {
         /// JSON file; - for standard input.
         file: PathBuf,
     },
 }
 
-pub(super) fn run(verb: &Verb, config: NodeConfig) -> Result<String, Failure> {
+pub(super) fn run(verb: &Verb, config: NodeConfig) -> Result<Answer, Failure> {
     match verb {
-        Verb::Check { file } => Ok(room(&check(&read(file)?)?)),
+        Verb::Check { file } => {
+            let network = check(&read(file)?)?;
+            Ok(Answer::new(room_as_json(&network)).text(room(&network)))
+        }
         Verb::Show => show(&config.store),
         Verb::Set { file } => {
             let json = read(file)?;
@@ -40,7 +45,7 @@ pub(super) fn run(verb: &Verb, config: NodeConfig) -> Result<String, Failure> {
     }
 }
 
-fn show(config: &StoreConfig) -> Result<String, Failure> {
+fn show(config: &StoreConfig) -> Result<Answer, Failure> {
     let store = open(config)?;
     let stored = block_on(async { Ok(store.get_config().await?) })?;
     let stored = stored.ok_or_else(|| {
@@ -49,34 +54,41 @@ fn show(config: &StoreConfig) -> Result<String, Failure> {
             format!("{}/config: there is none; flannelctl network set FILE writes one", store.name()),
         )
     })?;
-    // Standard output has the JSON alone, for programs; what is wrong with it stops nobody from seeing it.
+    // Standard output has the JSON alone, for programs. A wrong net-conf is shown as well, with what is wrong with it.
     match check(&stored.json) {
         Ok(network) => eprint!("{}", room(&network)),
         Err(failure) => eprintln!("{failure}"),
     }
-    Ok(format!("{}\n", String::from_utf8_lossy(&stored.json).trim_end()))
+    let text = String::from_utf8_lossy(&stored.json);
+    let json = serde_json::from_slice(&stored.json).unwrap_or_else(|_| Value::from(text.as_ref()));
+    Ok(Answer::new(json).text(format!("{}\n", text.trim_end())))
 }
 
-fn set(config: &StoreConfig, json: &[u8], network: &NetworkConfig) -> Result<String, Failure> {
+fn set(config: &StoreConfig, json: &[u8], network: &NetworkConfig) -> Result<Answer, Failure> {
     let store = open(config)?;
     let key = format!("{}/config", store.name());
-    let written = block_on(async {
+    let revision = block_on(async {
         let seen = store.get_config().await?;
         let current = seen.as_ref().and_then(|seen| NetworkConfig::parse(&seen.json).ok());
         let leases = store.list().await?.leases;
-        // What is no lease of the network as it stands is nobody's.
+        // A key that is no lease of the present network belongs to no host.
         let held = leases.iter().map(|(lease, _)| lease);
         fits(network, held.filter(|lease| current.as_ref().is_none_or(|(old, _)| holds(old, lease))))?;
         if seen.as_ref().is_some_and(|seen| seen.json == json) {
-            return Ok(format!("{key}: unchanged\n"));
+            return Ok(None);
         }
         let version = store.put_config(json, seen.as_ref().map(|seen| &seen.version)).await?;
-        Ok(format!("{key}: written (revision {version})\n"))
+        Ok(Some(version.to_string()))
     })?;
-    Ok(format!("{written}{}", room(network)))
+    let mut json = room_as_json(network);
+    json["key"] = Value::from(key.as_str());
+    json["revision"] = Value::from(revision.clone());
+    let what =
+        revision.map_or_else(|| "unchanged".to_owned(), |revision| format!("written (revision {revision})"));
+    Ok(Answer::new(json).text(format!("{key}: {what}\n{}", room(network))))
 }
 
-/// A network that does not hold what is leased would cut those hosts off, at their next start at the latest.
+/// Hosts whose leases are outside the new network would be cut off, at their next start at the latest.
 fn fits<'a>(network: &NetworkConfig, leases: impl Iterator<Item = &'a Lease>) -> Result<(), Failure> {
     const NAMED: usize = 10;
     let (held, outside): (Vec<_>, Vec<_>) = leases.partition(|lease| holds(network, lease));
@@ -127,20 +139,39 @@ fn check(json: &[u8]) -> Result<NetworkConfig, Failure> {
     Ok(network)
 }
 
+/// The same as [`room`]; what does not fit 64 bits is as much as does.
+fn room_as_json(network: &NetworkConfig) -> Value {
+    let number = |count: u128| u64::try_from(count).unwrap_or(u64::MAX);
+    let pool = |pool: NetworkPool| {
+        json!({
+            "network": pool.network.to_string(),
+            "subnets": number(pool.room()),
+            "subnet_length": pool.subnet_len,
+            "addresses": number(addresses(&pool)),
+        })
+    };
+    json!({
+        "pools": network.pools().map(pool).collect::<Vec<_>>(),
+        "hosts": number(network.room()),
+        "backend": network.backend.name(),
+    })
+}
+
 /// How many hosts a network has room for, and how many addresses each of them has.
 fn room(network: &NetworkConfig) -> String {
     let lines: String = network.pools().map(|pool| pool_room(&pool)).collect();
-    let backend = network.backend.name();
-    format!("{lines}room for {} hosts, backend {backend}\n", large(network.room()))
+    format!("{lines}room for {} hosts, backend {}\n", large(network.room()), network.backend.name())
 }
 
 fn pool_room(pool: &NetworkPool) -> String {
-    let bits = u32::from(pool.family().bits() - pool.subnet_len);
-    // The network's own address is the tunnel's; the last IPv4 address is for broadcasts.
-    let addresses =
-        1_u128.checked_shl(bits).unwrap_or(u128::MAX) - if pool.network.is_ipv4() { 2 } else { 1 };
     let (room, length) = (large(pool.room()), pool.subnet_len);
-    format!("{}: {room} subnets (/{length}) of {} addresses\n", pool.network, large(addresses))
+    format!("{}: {room} subnets (/{length}) of {} addresses\n", pool.network, large(addresses(pool)))
+}
+
+/// Addresses of one subnet. The first address is the tunnel's; the last IPv4 address is for broadcasts.
+fn addresses(pool: &NetworkPool) -> u128 {
+    let bits = u32::from(pool.family().bits() - pool.subnet_len);
+    1_u128.checked_shl(bits).unwrap_or(u128::MAX) - if pool.network.is_ipv4() { 2 } else { 1 }
 }
 
 /// A count that a person can read: beyond a million the nearest power of two.

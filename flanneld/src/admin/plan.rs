@@ -5,20 +5,17 @@ use backends::{Link, Object, Op, Route};
 use serde_json::{Value, json};
 use subnet_lease::SubnetEnv;
 
-use super::{Form, Output, json};
+use super::Answer;
 use crate::config::NodeConfig;
 use crate::daemon::{block_on, seed};
 use crate::exit::Failure;
 use crate::shell::dry_run::{DryRun, dry_run};
 
-pub(super) fn run(Output { output }: Output, config: &NodeConfig) -> Result<String, Failure> {
+pub(super) fn run(config: &NodeConfig) -> Result<Answer, Failure> {
     let store = subnet_lease::open(&config.store)?;
     let earlier = SubnetEnv::read(&config.subnet_file).ok();
     let planned = block_on(dry_run(config.settings(seed()), store, earlier))?;
-    Ok(match output {
-        Form::Json => as_json(&planned),
-        Form::Table => as_script(&planned),
-    })
+    Ok(Answer::new(as_json(&planned)).text(as_script(&planned)))
 }
 
 fn as_script(planned: &DryRun) -> String {
@@ -32,12 +29,12 @@ fn commented(text: &str, why: &str) -> String {
     format!("{first}  # {why}\n{rest}")
 }
 
-fn as_json(planned: &DryRun) -> String {
+fn as_json(planned: &DryRun) -> Value {
     let step = |(op, text, why): (&Op, String, String)| {
         let verb = if matches!(op, Op::Put { .. }) { "put" } else { "delete" };
         json!({ "step": verb, "shell": text, "why": why })
     };
-    json(&Value::Array(steps(planned).map(step).collect()))
+    Value::Array(steps(planned).map(step).collect())
 }
 
 fn steps(planned: &DryRun) -> impl Iterator<Item = (&Op, String, String)> {
@@ -141,7 +138,11 @@ mod tests {
     }
 
     fn planned(ops: Vec<Op>) -> DryRun {
-        DryRun { plan: Plan { ops }, links: BTreeMap::from([(2, "eth0".parse().unwrap())]) }
+        DryRun {
+            plan: Plan { ops },
+            links: BTreeMap::from([(2, "eth0".parse().unwrap())]),
+            ..DryRun::default()
+        }
     }
 
     #[test]
@@ -191,12 +192,12 @@ mod tests {
 
     #[test]
     fn json_has_a_step_a_line_and_a_reason() {
-        let text = as_json(&planned(vec![Op::Delete(Object::Route(peer_route()))]));
+        let steps = as_json(&planned(vec![Op::Delete(Object::Route(peer_route()))]));
         let expected = json!([{
             "step": "delete",
             "shell": "ip route delete 10.5.7.0/24 via 10.5.7.0 dev flannel.1 onlink proto 67 scope 8",
             "why": "stale",
         }]);
-        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), expected);
+        assert_eq!(steps, expected);
     }
 }

@@ -1,11 +1,14 @@
-//! `flannelctl replay`: the recorded inputs of a daemon through the core of this program. Changes nothing anywhere.
+//! `flannelctl replay`: runs the recorded inputs of a daemon through the core of this program. Changes nothing.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use serde_json::{Value, json};
+
+use super::Form;
 use super::events::{open, written};
 use crate::exit::{Exit, Failure};
-use crate::recorder::told::{below, line};
+use crate::recorder::told::{below, line, time};
 use crate::recorder::{Did, Replay, Step, Verdict};
 
 #[derive(Debug, clap::Args)]
@@ -26,10 +29,10 @@ struct Tally {
     damaged: usize,
 }
 
-pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), Failure> {
+pub(super) fn run(arguments: &Arguments, form: Form, out: &mut dyn Write) -> Result<(), Failure> {
     let mut replay = Replay::new(open(&arguments.file, false)?);
     let mut tally = Tally::default();
-    written(print(&mut replay, arguments.brief, &mut tally, out), &arguments.file)?;
+    written(print(&mut replay, arguments.brief, form, &mut tally, out), &arguments.file)?;
     let Tally { replayed, differ, impossible, damaged } = tally;
     if replayed == 0 {
         let why = format!("{}: nothing in it can be replayed", arguments.file.display());
@@ -43,15 +46,31 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), Fail
         let why = format!("{differ} of {replayed} inputs are decided differently{left}");
         return Err(Failure::new(Exit::Failed, why));
     }
-    written(writeln!(out, "{replayed} inputs, all decided as recorded{left}"), &arguments.file)
+    let end = match form {
+        Form::Json => {
+            json!({ "replayed": replayed, "differ": 0, "impossible": impossible, "damaged": damaged })
+                .to_string()
+        }
+        Form::Text => format!("{replayed} inputs, all decided as recorded{left}"),
+    };
+    written(writeln!(out, "{end}"), &arguments.file)
 }
 
-fn print(replay: &mut Replay, brief: bool, tally: &mut Tally, out: &mut dyn Write) -> io::Result<()> {
+fn print(
+    replay: &mut Replay,
+    brief: bool,
+    form: Form,
+    tally: &mut Tally,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     while let Some(step) = replay.step()? {
         tally.count(&step);
         let differs = matches!(step, Step::Heard { verdict: Verdict::Differs { .. }, .. });
         if !brief || differs {
-            write!(out, "{}", told(&step))?;
+            match form {
+                Form::Json => writeln!(out, "{}", as_json(&step))?,
+                Form::Text => write!(out, "{}", as_lines(&step))?,
+            }
         }
     }
     Ok(())
@@ -73,7 +92,31 @@ impl Tally {
     }
 }
 
-fn told(step: &Step) -> String {
+/// One object a line, as `events` prints them.
+fn as_json(step: &Step) -> Value {
+    let texts = |did: &[Did]| did.iter().map(ToString::to_string).collect::<Vec<_>>();
+    match step {
+        Step::Start { wall, program, new, problem } => {
+            json!({ "time": time(*wall), "program": program, "starts": new, "problem": problem })
+        }
+        Step::Damaged(lines) => json!({ "damaged": lines }),
+        Step::Heard { wall, heard, failures, verdict, .. } => {
+            let failures: Vec<_> = failures.iter().map(ToString::to_string).collect();
+            let mut object = json!({ "time": time(*wall), "heard": heard.to_string(), "failures": failures });
+            match verdict {
+                Verdict::Same(did) => object["did"] = texts(did).into(),
+                Verdict::Unknown(did) => object["now"] = texts(did).into(),
+                Verdict::Differs { now, then } => {
+                    (object["then"], object["now"]) = (texts(then).into(), texts(now).into());
+                }
+                Verdict::Impossible(why) => object["impossible"] = why.to_string().into(),
+            }
+            object
+        }
+    }
+}
+
+fn as_lines(step: &Step) -> String {
     match step {
         Step::Start { wall, program, new, problem } => {
             let word = if *new { "starts" } else { "goes on" };

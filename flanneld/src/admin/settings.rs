@@ -2,22 +2,14 @@
 
 use serde_json::{Value, json};
 
-use super::Form;
+use super::{Answer, Table};
 use crate::config::RawConfig;
-use crate::exit::Failure;
 
-pub(super) fn run(raw: &RawConfig, form: Form) -> Result<String, Failure> {
-    let effective = raw.effective();
-    Ok(match form {
-        Form::Json => {
-            let entry = |(name, value, source): (_, _, crate::config::Source)| json!({ "name": name, "value": value, "source": source.to_string() });
-            super::json(&Value::Array(effective.map(entry).collect()))
-        }
-        Form::Table => {
-            let row = |(name, value, source): (&str, String, crate::config::Source)| {
-                vec![name.to_owned(), value, source.to_string()]
-            };
-            super::table(&["SETTING", "VALUE", "SOURCE"], effective.map(row))
-        }
-    })
+pub(super) fn run(raw: &RawConfig) -> Answer {
+    let effective: Vec<_> =
+        raw.effective().map(|(name, value, source)| [name.to_owned(), value, source.to_string()]).collect();
+    let entry =
+        |[name, value, source]: &[String; 3]| json!({ "name": name, "value": value, "source": source });
+    Answer::new(effective.iter().map(entry).collect::<Vec<Value>>())
+        .table(Table::new(&["SETTING", "VALUE", "SOURCE"], effective.iter().map(|row| row.to_vec())))
 }

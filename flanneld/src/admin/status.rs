@@ -1,26 +1,118 @@
-//! `flannelctl status`: what the daemon on this host says about itself.
+//! `flannelctl status` and `flannelctl peers`: what the daemon on this host reports about itself.
 
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Form, Output, table};
+use super::{Answer, Form, Table, clean};
 use crate::config::NodeConfig;
-use crate::core::{PassReport, Status};
+use crate::core::{LeaseReport, PassReport, PeerReport, Status};
 use crate::daemon::block_on;
 use crate::exit::{Exit, Failure};
 use crate::host::pool::{self, Pool};
 use crate::host::rival;
 use crate::serve::socket::{self, NoStatus};
 
-pub(super) fn run(Output { output }: Output, config: &NodeConfig) -> Result<(String, Exit), Failure> {
-    let asked = block_on(async { Ok(socket::ask(&config.network).await) })?;
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Wait until the node is ready, for so many seconds at most.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "60")]
+    wait: Option<u64>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Peers {
+    /// Print the peers again whenever they change.
+    #[arg(long)]
+    watch: bool,
+}
+
+/// Time between two questions of whoever waits. Ours.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// Peers that `status` shows; `peers` shows all of them.
+const PEERS_SHOWN: usize = 8;
+
+pub(super) fn run(arguments: &Arguments, config: &NodeConfig) -> Result<(Answer, Exit), Failure> {
+    let asked = block_on(async { Ok(ask_until(arguments.wait, config).await) })?;
     let status = asked.map_err(|error| Failure::new(Exit::NotReady, sentence(&error, config)))?;
     let exit = if status.ready { Exit::Done } else { Exit::NotReady };
-    let said = match output {
-        Form::Json => serde_json::to_value(&status).map(|value| super::json(&value)),
-        Form::Table => Ok(as_tables(&status, &pool::read(Path::new(pool::INDEXES)))),
+    let mut answer = Answer::new(&status);
+    for (n, table) in tables(&status, &pool::read(Path::new(pool::INDEXES))).into_iter().enumerate() {
+        answer = if n == 0 { answer.table(table) } else { answer.text("\n").table(table) };
+    }
+    Ok((answer, exit))
+}
+
+/// The last answer within the time, or the first one of a node that is ready.
+async fn ask_until(seconds: Option<u64>, config: &NodeConfig) -> Result<Status, NoStatus> {
+    let end = tokio::time::Instant::now() + Duration::from_secs(seconds.unwrap_or_default());
+    loop {
+        let asked = socket::ask(&config.network, false).await;
+        if asked.as_ref().is_ok_and(|status| status.ready) || tokio::time::Instant::now() + AGAIN > end {
+            return asked;
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Prints by itself: with `--watch` it has no end.
+pub(super) fn peers(
+    arguments: &Peers,
+    form: Form,
+    width: Option<usize>,
+    config: &NodeConfig,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let mut last = String::new();
+    block_on(async {
+        loop {
+            let asked = socket::ask(&config.network, true).await;
+            let status = asked.map_err(|error| Failure::new(Exit::NotReady, sentence(&error, config)))?;
+            let text = peers_of(&status).print(form, width);
+            if text != last {
+                // A terminal shows the newest alone.
+                let clear = if arguments.watch && width.is_some() { "\x1b[H\x1b[2J" } else { "" };
+                match write!(out, "{clear}{text}").and_then(|()| out.flush()) {
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                    written => written
+                        .map_err(|error| Failure::new(Exit::Failed, format!("can't write: {error}")))?,
+                }
+                last = text;
+            }
+            if !arguments.watch {
+                return Ok(());
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    })
+}
+
+fn peers_of(status: &Status) -> Answer {
+    let Status { listed_peers, refused, refused_count, vanished, .. } = status;
+    let answer = Answer::new(serde_json::json!({
+        "peers": listed_peers, "vanished": vanished, "refused": refused, "refused_count": refused_count,
+    }));
+    let answer = match listed_peers.is_empty() {
+        true => answer.text("no peers\n"),
+        false => answer.table(peer_table(listed_peers)),
     };
-    said.map(|said| (said, exit)).map_err(|error| Failure::new(Exit::Failed, error))
+    match refused.is_empty() {
+        true => answer,
+        false => answer.text("\n").table(refused_table(status)),
+    }
+}
+
+fn peer_table(peers: &[PeerReport]) -> Table {
+    let row = |peer: &PeerReport| {
+        vec![
+            clean(peer.node.as_deref().unwrap_or("-")),
+            peer.subnets.join("\n"),
+            peer.public.join("\n"),
+            clean(peer.problem.as_deref().unwrap_or("used")),
+        ]
+    };
+    Table::new(&["PEER", "SUBNET", "HOST", "STATE"], peers.iter().map(row))
 }
 
 fn sentence(error: &NoStatus, config: &NodeConfig) -> String {
@@ -28,42 +120,51 @@ fn sentence(error: &NoStatus, config: &NodeConfig) -> String {
         NoStatus::NotRunning(_) => rival::find(&config.network),
         NoStatus::Silent(..) => None,
     };
-    let other = other.map(|rival| format!("; {rival} does: flannelctl plan shows what it leaves wrong"));
+    let other = other.map(|rival| format!("; {rival} runs: flannelctl plan prints what it leaves wrong"));
     format!("{error}{}", other.unwrap_or_default())
 }
 
-fn as_tables(status: &Status, pools: &[Pool]) -> String {
-    let mut out = table(&["READY", if status.ready { "yes" } else { "no" }], summary(status, pools));
+fn tables(status: &Status, pools: &[Pool]) -> Vec<Table> {
+    let ready = if status.ready { "yes" } else { "no" };
+    let mut tables = vec![Table::new(&["READY", ready], summary(status, pools))];
+    if (1..=PEERS_SHOWN).contains(&status.listed_peers.len()) && status.peers <= PEERS_SHOWN {
+        tables.push(peer_table(&status.listed_peers));
+    }
+    if status.refused_count > 0 {
+        tables.push(refused_table(status));
+    }
     let lists = [
-        ("REFUSED LEASES", status.refused_count, refused(status)),
         ("CONTENDED OBJECTS", status.contended_count, contended(status)),
         ("CONFLICTS", status.conflicts.len(), one_column(&status.conflicts)),
         ("FAILED STEPS", status.failures.len(), failures(status)),
     ];
-    let facts =
-        status.facts.iter().map(|fact| [&fact.what, &fact.value, &fact.from].map(|t| clean(t)).to_vec());
-    for (name, count, rows) in lists.into_iter().filter(|(_, count, _)| *count > 0) {
-        let shown = if rows.len() < count {
-            format!("{name} (first {} of {count})", rows.len())
-        } else {
-            name.to_owned()
-        };
-        out.push('\n');
-        out.push_str(&table(&[&shown, ""], rows.into_iter()));
-    }
+    let lists = lists.into_iter().filter(|(_, count, _)| *count > 0);
+    tables
+        .extend(lists.map(|(name, count, rows)| Table::new(&[&first_of(name, rows.len(), count), ""], rows)));
     if !status.facts.is_empty() {
-        out.push('\n');
-        out.push_str(&table(&["FACT", "VALUE", "FROM"], facts));
+        let fact =
+            |fact: &crate::core::Fact| [&fact.what, &fact.value, &fact.from].map(|t| clean(t)).to_vec();
+        tables.push(Table::new(&["FACT", "VALUE", "FROM"], status.facts.iter().map(fact)));
     }
-    out
+    tables
+}
+
+fn refused_table(status: &Status) -> Table {
+    let Status { refused, refused_count, .. } = status;
+    let rows = refused.iter().map(|refused| vec![clean(&refused.lease), clean(&refused.reason)]);
+    Table::new(&[&first_of("REFUSED LEASES", refused.len(), *refused_count), ""], rows)
+}
+
+fn first_of(name: &str, shown: usize, count: usize) -> String {
+    if shown < count { format!("{name} (first {shown} of {count})") } else { name.to_owned() }
 }
 
 /// A line for each subnet of this node's pods.
 fn lines(pools: &[Pool]) -> String {
     let line = |pool: &Pool| {
         let Pool { network, subnet, used, size } = pool;
-        let short = if pool.is_short() { "; WARNING: few are left" } else { "" };
-        format!("{network} {subnet}: {used} of {size} held{short}")
+        let warning = pool.warning().map(|warning| format!("; WARNING: {warning}")).unwrap_or_default();
+        format!("{network} {subnet}: {used} of {size} held{warning}")
     };
     pools.iter().map(line).collect::<Vec<_>>().join("\n")
 }
@@ -73,22 +174,26 @@ fn summary(status: &Status, pools: &[Pool]) -> impl Iterator<Item = Vec<String>>
     let list = |parts: &[String]| Some(parts.join(", ")).filter(|text| !text.is_empty());
     let backend = status.backend.as_deref().map(|backend| format!(", backend {backend}")).unwrap_or_default();
     let underlay = status.external.as_ref().map(|u| {
-        let told = if u.public == u.local { String::new() } else { format!(", told to peers {}", u.public) };
-        format!("{}, MTU {}, {}{told}: {}", u.link, u.mtu, u.local, u.why)
+        let public = if u.public == u.local { String::new() } else { format!(", published {}", u.public) };
+        format!("{}, MTU {}, {}{public}: {}", u.link, u.mtu, u.local, u.why)
     });
     let stale =
         status.stale.as_ref().map(|stale| format!("stale for {}: {}", span(stale.for_ms), stale.reason));
     let drift: Vec<_> = status.drift.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    // Reasons of a node that is ready do not stop it.
+    let why = if status.ready { "warning" } else { "because" };
+    let reasons: Vec<_> = status.reasons.iter().chain(&status.rival_conflists).map(String::as_str).collect();
     let rows = [
-        ("because", Some(status.reasons.join("\n")).filter(|text| !text.is_empty())),
+        (why, Some(reasons.join("\n")).filter(|text| !text.is_empty())),
         ("node", status.node.clone()),
         ("network", list(&status.networks).map(|networks| format!("{networks}{backend}"))),
         ("own subnets", list(&status.subnets)),
+        ("lease", status.lease.as_ref().map(lease)),
         ("underlay", underlay),
         ("MTU for pods", status.mtu.map(|mtu| mtu.to_string())),
         ("pod addresses", Some(lines(pools)).filter(|text| !text.is_empty())),
         ("traffic rules", status.traffic_rules.clone()),
-        ("peers", Some(peers(status))),
+        ("peers", Some(peer_counts(status))),
         ("memory", status.unremembered.clone()),
         ("store", stale),
         ("last pass", status.last_pass.as_ref().map(|pass| last_pass(pass, status.passes))),
@@ -101,7 +206,16 @@ fn summary(status: &Status, pools: &[Pool]) -> impl Iterator<Item = Vec<String>>
     rows.into_iter().filter_map(|(name, value)| Some(vec![name.to_owned(), clean(&value?)]))
 }
 
-fn peers(status: &Status) -> String {
+fn lease(lease: &LeaseReport) -> String {
+    let time = |ms| super::lease::time(Duration::from_millis(ms));
+    match (lease.left_ms, lease.renewal_ms) {
+        (Some(left), Some(renewal)) => format!("{} left, renewed in {}", time(left), time(renewal)),
+        (Some(left), None) => format!("{} left", time(left)),
+        (None, _) => "for ever (a reservation)".to_owned(),
+    }
+}
+
+fn peer_counts(status: &Status) -> String {
     let kept = match status.vanished {
         0 => String::new(),
         kept => format!(", {kept} of them vanished from the store and kept"),
@@ -118,23 +232,16 @@ fn last_pass(pass: &PassReport, passes: u64) -> String {
     )
 }
 
-fn refused(status: &Status) -> Vec<Vec<String>> {
-    status.refused.iter().map(|refused| vec![clean(&refused.lease), clean(&refused.reason)]).collect()
-}
-
 fn contended(status: &Status) -> Vec<Vec<String>> {
     let row = |object: &crate::core::ContendedReport| {
-        let who = object.by.as_deref().unwrap_or("somebody");
+        let who = object.by.as_deref().unwrap_or("another program");
         let again = if object.again_ms == 0 {
             String::new()
         } else {
             format!(", again in {}", span(object.again_ms))
         };
-        let story = format!(
-            "changed by {who} for {}, put right {} times{again}",
-            span(object.for_ms),
-            object.repairs
-        );
+        let story =
+            format!("changed by {who} for {}, repaired {} times{again}", span(object.for_ms), object.repairs);
         vec![clean(&object.line), clean(&story)]
     };
     status.contended.iter().map(row).collect()
@@ -151,11 +258,6 @@ fn failures(status: &Status) -> Vec<Vec<String>> {
 
 fn one_column(lines: &[String]) -> Vec<Vec<String>> {
     lines.iter().map(|line| vec![clean(line)]).collect()
-}
-
-/// Records of the store are whatever somebody wrote: a terminal must not act on them.
-fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
 }
 
 /// A span as people say it.
@@ -195,6 +297,10 @@ mod tests {
                 from: "1500 of eth0 less 50 of the tunnel's header".to_owned(),
             }],
             peers: 3,
+            lease: Some(LeaseReport { left_ms: Some(82_800_000), renewal_ms: Some(79_200_000) }),
+            rival_conflists: vec![
+                "in /etc/cni/net.d 05-other.conflist comes before 10-flannel.conflist".to_owned(),
+            ],
             refused_count: 250,
             refused: vec![Refused {
                 lease: "10.42.8.0-24".to_owned(),
@@ -230,16 +336,23 @@ mod tests {
         }
     }
 
+    fn text(status: &Status, pools: &[Pool], width: Option<usize>) -> String {
+        tables(status, pools).iter().map(|table| table.lines(width)).collect()
+    }
+
     #[test]
-    fn tables_tell_all_that_is_wrong_within_a_hundred_columns() {
-        let text = as_tables(&troubled(), &[]);
-        assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+    fn tables_show_all_that_is_wrong_and_wrap_on_a_terminal_only() {
+        let narrow = text(&troubled(), &[], Some(90));
+        assert!(narrow.lines().all(|line| line.chars().count() <= 90), "{narrow}");
+        let text = text(&troubled(), &[], None);
         assert!(text.starts_with("READY"), "{text}");
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
         for part in [
-            "waiting for a lease",
+            "because waiting for a lease",
             "10.42.0.0/16, fd42::/48, backend vxlan",
             "10.42.7.0/24",
-            "told to peers 198.51.100.7",
+            "23h 00m left, renewed in 22h 00m",
+            "published 198.51.100.7",
             "it has the default route",
             "1450",
             "3, refused 250",
@@ -253,21 +366,36 @@ mod tests {
             "EPERM (2 of this kind)",
             "2 notifications",
             "MTU of flannel.1 1450 1500 of eth0 less 50",
+            "05-other.conflist comes before",
         ] {
-            assert!(
-                text.split_whitespace().collect::<Vec<_>>().join(" ").contains(part),
-                "{part} in:\n{text}"
-            );
+            assert!(words(&text).contains(part), "{part} in:\n{text}");
         }
+        let ready = Status { ready: true, ..troubled() };
+        let ready = self::text(&ready, &[], None);
+        assert!(words(&ready).contains("READY yes warning waiting for a lease"), "{ready}");
     }
 
     #[test]
     fn a_node_without_trouble_is_a_dozen_lines() {
-        let status = Status { ready: true, node: Some("n".to_owned()), peers: 2, ..Status::default() };
-        let text = as_tables(&status, &[]);
-        assert!(
-            text.lines().next().is_some_and(|line| line.ends_with("yes")) && text.lines().count() < 13,
-            "{text}"
-        );
+        let peer = PeerReport {
+            node: Some("h1".to_owned()),
+            subnets: vec!["10.42.1.0/24".to_owned()],
+            public: vec!["172.30.0.2".to_owned()],
+            problem: None,
+        };
+        let lease = Some(LeaseReport { left_ms: None, renewal_ms: None });
+        let status = Status {
+            ready: true,
+            node: Some("n".to_owned()),
+            peers: 1,
+            listed_peers: vec![peer],
+            lease,
+            ..Status::default()
+        };
+        let text = text(&status, &[], None);
+        let words: Vec<Vec<_>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(words[0], ["READY", "yes"]);
+        assert!(words.contains(&vec!["h1", "10.42.1.0/24", "172.30.0.2", "used"]), "{text}");
+        assert!(text.contains("for ever") && text.lines().count() < 13, "{text}");
     }
 }

@@ -1,4 +1,4 @@
-//! `flannelctl store`: everything under the prefix as a file, so that a cluster can move between stores.
+//! `flannelctl store`: all keys under the prefix as a file, so that a cluster can move between stores.
 //!
 //! ```text
 //!   {"format":1,"prefix":"/coreos.com/network","keys":2}
@@ -16,8 +16,10 @@ use std::time::Duration;
 use backends::local::files;
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use subnet_lease::{Entry, StoreConfig, StoreError, open};
 
+use super::Answer;
 use crate::config::NodeConfig;
 use crate::daemon::block_on;
 use crate::exit::{Exit, Failure};
@@ -33,13 +35,13 @@ pub(super) enum Verb {
     Import {
         /// The file; - for standard input.
         file: PathBuf,
-        /// Overwrite keys that are there; without it nothing is written over.
+        /// Overwrite keys that exist. Without it an existing key stops the import.
         #[arg(long)]
         replace: bool,
     },
 }
 
-/// The number in the first line. A reader refuses what it does not know.
+/// The number in the first line. A reader refuses other numbers.
 const FORMAT: u32 = 1;
 
 /// No line is longer, in bytes: etcd's largest value, doubled by `hex`, and some.
@@ -65,30 +67,31 @@ struct Line {
     ttl: Option<u64>,
 }
 
-pub(super) fn run(verb: &Verb, config: NodeConfig) -> Result<String, Failure> {
+pub(super) fn run(verb: &Verb, config: NodeConfig) -> Result<Answer, Failure> {
     match verb {
         Verb::Export { file } => export(file, &config.store),
         Verb::Import { file, replace } => import(file, *replace, &config.store),
     }
 }
 
-fn export(file: &Path, config: &StoreConfig) -> Result<String, Failure> {
+fn export(file: &Path, config: &StoreConfig) -> Result<Answer, Failure> {
     let store = open(config)?;
     let prefix = store.name();
     let entries = block_on(async { Ok(store.export().await?) })?;
     let head = Head { format: FORMAT, prefix: prefix.clone(), keys: entries.len() };
     let mut text = line(&head);
     entries.iter().for_each(|entry| text.push_str(&line(&Line::from(entry))));
+    let json = json!({ "prefix": prefix, "keys": entries.len(), "file": file.to_string_lossy() });
     if file == Path::new("-") {
-        return Ok(text);
+        return Ok(Answer::new(json).lines(text));
     }
     // Readable by its owner alone: it has what the store has.
     files::replace_synced(file, 0o600, text.as_bytes())
         .map_err(|e| Failure::new(Exit::Failed, format!("{}: {e}", file.display())))?;
-    Ok(format!("{prefix}: {} keys written to {}\n", entries.len(), file.display()))
+    Ok(Answer::new(json).text(format!("{prefix}: {} keys written to {}\n", entries.len(), file.display())))
 }
 
-fn import(file: &Path, replace: bool, config: &StoreConfig) -> Result<String, Failure> {
+fn import(file: &Path, replace: bool, config: &StoreConfig) -> Result<Answer, Failure> {
     let wrong = |why: String| Failure::new(Exit::Invalid, format!("{}: {why}", file.display()));
     let entries = match file == Path::new("-") {
         true => read(std::io::stdin().lock()),
@@ -99,12 +102,11 @@ fn import(file: &Path, replace: bool, config: &StoreConfig) -> Result<String, Fa
     let prefix = store.name();
     let written = block_on(async { Ok(store.import(&entries, replace).await) })?;
     match written {
-        Ok(()) => Ok(format!("{} keys written to {prefix}\n", entries.len())),
+        Ok(()) => Ok(Answer::new(json!({ "prefix": prefix, "keys": entries.len() }))
+            .text(format!("{} keys written to {prefix}\n", entries.len()))),
         Err(StoreError::Raced(key)) => Err(Failure::new(
             Exit::Failed,
-            format!(
-                "{key}, or one of the keys behind it, is there already: --replace writes over what is there"
-            ),
+            format!("{key}, or a key after it, exists already: --replace overwrites existing keys"),
         )),
         Err(error) => Err(error.into()),
     }
@@ -156,7 +158,7 @@ impl From<&Entry> for Line {
 }
 
 impl Line {
-    /// What it says of the network is not looked at: another flannel may understand more of it than we do.
+    /// The value is not checked: another flannel may understand more of it than we do.
     fn entry(self) -> Result<Entry, String> {
         let value = match (self.value, self.hex) {
             (Some(text), None) => text.into_bytes(),

@@ -6,6 +6,7 @@ use subnet_lease::{BackendAttrs, Claim, NetworkConfig, NetworkId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;
+use crate::config::{Environment, RawConfig};
 use crate::core::{Status, StatusRequest};
 use crate::daemon::block_on;
 use crate::serve::socket::{self, Place};
@@ -58,8 +59,9 @@ fn flannelctl(arguments: &str) -> (Result<Exit, Failure>, String) {
 
 fn with(arguments: &str, environment: &Environment) -> (Result<Exit, Failure>, String) {
     let arguments: Vec<_> = arguments.split_whitespace().map(str::to_owned).collect();
+    let around = Surroundings { environment, unit_file: Path::new("/nowhere/flanneld"), width: None };
     let mut out = Vec::new();
-    let ended = run(&arguments, environment, &mut out);
+    let ended = run(&arguments, &around, &mut out);
     (ended, String::from_utf8(out).unwrap())
 }
 
@@ -112,6 +114,15 @@ fn leases_are_listed_as_the_store_has_them() {
     let (_, said) = store.run("lease list --output json");
     let listed: serde_json::Value = serde_json::from_str(&said).unwrap();
     assert_eq!(listed["leases"][0]["node"], "node-7");
+    for word in ["node-7", "192.168.0.7", "10.5.7.9", "10.5.7.0/24"] {
+        let (ended, said) = store.run(&format!("lease show {word}"));
+        assert!(ended == Ok(Exit::Done) && said.contains("host-gw"), "{word}: {said}");
+    }
+    let (ended, _) = store.run("lease show node-8");
+    assert!(ended.unwrap_err().message.starts_with("node-8: no lease has this node"));
+    let (ended, said) = store.run("lease release node-7 --force -o json");
+    let released: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((ended, &released["done"]), (Ok(Exit::Done), &"released".into()));
 }
 
 #[test]
@@ -139,8 +150,7 @@ fn config_shows_what_a_daemon_with_the_same_flags_and_variables_would_use() {
     assert_eq!(line("healthz-port"), "-1 flag");
     assert_eq!(line("etcd-password"), "*** FLANNELD_ETCD_PASSWORD");
     assert_eq!(line("etcd-prefix"), "/coreos.com/network default");
-    assert!(said.lines().all(|line| line.chars().count() <= 100), "{said}");
-    let (_, said) = with("config --output json --etcd-prefix=/a", &environment);
+    let (_, said) = with("config -o json --etcd-prefix=/a", &environment);
     let listed: serde_json::Value = serde_json::from_str(&said).unwrap();
     let prefix = serde_json::json!({ "name": "etcd-prefix", "value": "/a", "source": "flag" });
     assert!(listed.as_array().unwrap().contains(&prefix), "{said}");
@@ -172,7 +182,7 @@ fn daemon(prefix: &str, status: &Status) -> oneshot::Sender<()> {
         tell.send(()).unwrap();
         loop {
             tokio::select! {
-                Some(asker) = asked.recv() => asker.send(status.clone()).unwrap(),
+                Some(asker) = asked.recv() => asker.answer.send(status.clone()).unwrap(),
                 _ = &mut stopped => return Ok(()),
             }
         }
@@ -196,6 +206,51 @@ fn status_is_what_the_daemon_of_this_network_says_and_so_is_the_exit_code() {
     let (ended, said) = ask("--output json");
     assert_eq!(ended, Ok(Exit::NotReady));
     assert_eq!(serde_json::from_str::<Status>(&said).unwrap(), red);
+}
+
+#[test]
+fn status_waits_until_the_node_is_ready() {
+    let prefix = format!("/test-{}-wait", std::process::id());
+    let asked = flannelctl(&format!("status --etcd-prefix={prefix} --wait=0")).0;
+    assert_eq!(asked.unwrap_err().exit, Exit::NotReady);
+    let later = std::thread::spawn({
+        let prefix = prefix.clone();
+        move || flannelctl(&format!("status --etcd-prefix={prefix} --wait"))
+    });
+    let _daemon = daemon(&prefix, &Status { ready: true, ..Status::default() });
+    let (ended, said) = later.join().unwrap();
+    let first: Vec<_> = said.lines().next().unwrap_or_default().split_whitespace().collect();
+    assert_eq!((ended, &first[..]), (Ok(Exit::Done), &["READY", "yes"][..]), "{said}");
+}
+
+#[test]
+fn cleanup_is_refused_beside_a_daemon_that_runs() {
+    let prefix = format!("/test-{}-cleanup", std::process::id());
+    let _daemon = daemon(&prefix, &Status::default());
+    let (ended, said) = flannelctl(&format!("cleanup --etcd-prefix={prefix}"));
+    let Failure { exit, message } = ended.unwrap_err();
+    assert_eq!((exit, said.as_str()), (Exit::Rival, ""));
+    assert!(message.contains(&format!("(pid {})", std::process::id())), "{message}");
+}
+
+/// Every word of the help is whole at any width, and every verb has its two forms.
+#[test]
+fn the_help_of_every_verb_wraps_between_words() {
+    fn words(command: &mut clap::Command, width: usize) -> Vec<String> {
+        let mut copy = command.clone().term_width(width);
+        let text = copy.render_long_help().to_string();
+        let mut all: Vec<_> = text.split_whitespace().map(str::to_owned).collect();
+        for verb in command.get_subcommands_mut() {
+            all.extend(words(verb, width));
+        }
+        all
+    }
+    let wide = words(&mut command(), 1000);
+    for width in [60, 80, 100] {
+        assert_eq!(words(&mut command(), width), wide, "{width}");
+    }
+    let text = command().term_width(80).render_long_help().to_string();
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
 }
 
 #[test]

@@ -9,10 +9,12 @@
 mod parse;
 mod table;
 mod text;
+mod width;
 
 pub use parse::{BadArgument, Command, Given, parse, parse_bool, parse_int};
 pub use table::TABLE;
 pub use text::{reference, usage};
+pub(crate) use width::terminal_width;
 
 /// One setting: a flag with its variable, or a variable alone.
 #[derive(Debug, Clone, Copy)]

@@ -1,8 +1,8 @@
-//! The table itself. Names and defaults up to "Not here yet" and in it are flannel's, to the letter.
+//! The table itself. Names and defaults of flannel's settings are flannel's, to the letter.
 
 use super::{Flag, Kind, Status};
 
-const KUBE: Status = Status::NotYet("the Kubernetes store is not built in yet: keep the network in etcd");
+const KUBE: Status = Status::NotYet("the Kubernetes store does not exist yet; use etcd");
 
 /// Every setting, in the groups of the help.
 pub const TABLE: &[(&str, &[Flag])] = &[
@@ -12,7 +12,7 @@ pub const TABLE: &[(&str, &[Flag])] = &[
             text(
                 "store",
                 "etcd",
-                "etcd, or embedded: this daemon is its own store, on --etcd-endpoints (of this host alone) or 127.0.0.1:2379",
+                "etcd, or embedded: this daemon runs its own store, on a loopback address of --etcd-endpoints or on 127.0.0.1:2379",
             ),
             text("store-dir", "", "directory of the embedded store; default: store in the state directory"),
             text(
@@ -27,25 +27,21 @@ pub const TABLE: &[(&str, &[Flag])] = &[
             text("etcd-username", "", "user name for etcd's own access control"),
             text("etcd-password", "", "password of that user").secret(),
             text("node-id", "", "name of this node in its lease; empty: $NODE_NAME, else the host name"),
-            int(
-                "subnet-lease-ttl",
-                "1440",
-                "how many minutes a lease lasts that is not renewed, 2 to 525600",
-            ),
+            int("subnet-lease-ttl", "1440", "minutes that a lease lasts unless it is renewed, 2 to 525600"),
             int(
                 "subnet-lease-renew-margin",
                 "60",
-                "how many minutes before its end the lease is renewed, 1 to 525599; less than it lasts",
+                "minutes before the end of the lease at which it is renewed, 1 to 525599; less than --subnet-lease-ttl",
             ),
             int(
                 "vanish-hold",
                 "60",
-                "seconds for which peers are kept that vanished as if the store had lost its data; 0: believe it",
+                "seconds for which peers are kept when most of them vanish from the store at once; 0: they are removed at once",
             ),
             switch(
                 "release-on-exit",
                 "false",
-                "give the lease back when told to stop; pods here lose their network",
+                "give the lease back when the daemon stops; pods of this host lose their network",
             ),
         ],
     ),
@@ -58,82 +54,98 @@ pub const TABLE: &[(&str, &[Flag])] = &[
             ),
             list(
                 "iface-regex",
-                "expression for the interface, matched with addresses and then with names; may be repeated; \
-                 tried after --iface",
+                "regular expression for the interface, matched with addresses and then with names; may be repeated; tried after \
+                 --iface",
             ),
-            text("iface-can-reach", "", "choose the interface by which this address is reached; tried last"),
+            text(
+                "iface-can-reach",
+                "",
+                "use the interface through which this address is reached; tried last",
+            ),
             int(
                 "iface-wait",
                 "60",
-                "seconds after the start for which an interface that these flags name is waited for; then code 10",
+                "seconds to wait for the named interface after the start; then the daemon ends with code 10",
             ),
-            text("public-ip", "", "IPv4 address told to the other hosts; default: the interface's"),
-            text("public-ipv6", "", "IPv6 address told to the other hosts; default: the interface's"),
+            text(
+                "public-ip",
+                "",
+                "IPv4 address that is published to the other hosts; default: the interface's",
+            ),
+            text(
+                "public-ipv6",
+                "",
+                "IPv6 address that is published to the other hosts; default: the interface's",
+            ),
         ],
     ),
     (
         "Traffic",
         &[
-            switch("ip-masq", "false", "masquerade what pods send out of the cluster's network"),
+            switch("ip-masq", "false", "masquerade packets of pods that leave the cluster's network"),
             switch(
                 "ip-masq-fully-random-disable",
                 "false",
-                "let masquerading keep source ports where it can",
+                "keep source ports when masquerading, where possible",
             ),
             text(
                 "tunnel-checksum",
                 "auto",
-                "on or off: whether the hardware makes checksums of tunnel packets; auto: off on kernels that get them \
-                 wrong behind source NAT (before 5.7)",
+                "on or off: whether the hardware computes checksums of tunnel packets; auto: off on kernels before 5.7, which get \
+                 them wrong behind source NAT",
             ),
             switch("iptables-forward-rules", "true", "accept forwarding from and to the cluster's network"),
             switch(
                 "ip-blackhole-route",
                 "false",
-                "a blackhole route for the own subnet, below every other route",
+                "add a blackhole route for this host's own subnet; every other route is preferred to it",
             ),
             list(
                 "no-masq-cidrs",
-                "networks outside the cluster that see pods' own addresses, separated by commas; may be repeated",
+                "networks outside the cluster for which packets of pods are not masqueraded, separated by commas; may be repeated",
             ),
             text(
                 "traffic-rules",
                 "auto",
-                "what makes the rules: nftables, iptables, iptables-nft, iptables-legacy; auto: as EnableNFTables of the \
-                 network's configuration says, else nftables where the kernel has it",
+                "how rules are made: nftables, iptables, iptables-nft, iptables-legacy; auto: as EnableNFTables of the \
+                 net-conf says, else nftables where the kernel has it",
             ),
-            int("iptables-resync", "5", "seconds between two looks at iptables rules, where some are ours"),
+            int("iptables-resync", "5", "seconds between two audits of iptables rules, where some are ours"),
         ],
     ),
     (
         "Files",
         &[
-            text("subnet-file", "/run/flannel/subnet.env", "file that tells the CNI plugin about the subnet"),
+            text("subnet-file", "/run/flannel/subnet.env", "file from which the CNI plugin reads the subnet"),
             text(
                 "state-dir",
                 "",
-                "directory of the daemon's own memory; default: /var/lib/flannel with flannel's subnet file, else beside the \
-                 subnet file",
+                "directory of what the daemon remembers for its next start; default: /var/lib/flannel with flannel's subnet file, \
+                 else beside the subnet file",
             ),
             text(
                 "record-file",
                 "",
-                "file with what the daemon heard and did, 16 MiB with the one before it (flannelctl events); \
+                "file in which the daemon records what it receives and does, 16 MiB with the file before it (flannelctl events); \
                  default: events beside the subnet file; off for none",
             ),
             text(
                 "config",
                 "",
-                "JSON file with settings, {\"ip-masq\": true}; flags and variables come before it",
+                "JSON file with settings, {\"ip-masq\": true}; flags and variables override it",
             ),
         ],
     ),
     (
         "Health",
         &[
-            text("healthz-ip", "0.0.0.0", "address of the health server; 0.0.0.0 stands for IPv6 as well"),
+            text(
+                "healthz-ip",
+                "0.0.0.0",
+                "address of the health server; 0.0.0.0, flannel's default, is every address of both families; 127.0.0.1 keeps it to this host",
+            ),
             int("healthz-port", "0", "port of the health server (/healthz, /readyz, /metrics); 0 for none"),
-            variable("NOTIFY_SOCKET", "set by systemd: READY=1 is sent when the first pass is done"),
+            variable("NOTIFY_SOCKET", "set by systemd: READY=1 is sent there when the first pass has ended"),
         ],
     ),
     (
@@ -142,7 +154,7 @@ pub const TABLE: &[(&str, &[Flag])] = &[
             int("v", "0", "detail of the log: 1 to 5 for debug, 6 and above for everything"),
             text("vmodule", "", "log detail per source file").no_effect("use RUST_LOG=module=level instead"),
             text("log_backtrace_at", "", "stack trace at a log line")
-                .no_effect("there is no such place in this program"),
+                .no_effect("no log line has a place in the source here"),
             switch("version", "false", "print the version and exit"),
         ],
     ),
@@ -152,9 +164,9 @@ pub const TABLE: &[(&str, &[Flag])] = &[
             switch(
                 "takeover",
                 "false",
-                "where another flanneld of this network runs on this host, wait for its end and go on in its place",
+                "wait for the end of another flanneld of this network on this host, and go on in its place",
             ),
-            variable("NODE_NAME", "name of this node where --node-id does not say it"),
+            variable("NODE_NAME", "name of this node where --node-id does not set it"),
             variable("POD_NAME", "pod of this daemon").status(KUBE),
             variable("POD_NAMESPACE", "namespace of that pod").status(KUBE),
         ],
@@ -172,16 +184,16 @@ pub const TABLE: &[(&str, &[Flag])] = &[
             switch("set-node-network-unavailable", "true", "set the node's NetworkUnavailable condition")
                 .status(KUBE),
             variable("EVENT_QUEUE_DEPTH", "length of the queue of node events").status(KUBE),
-            variable("CONT_WHEN_CACHE_NOT_READY", "go on when the node list is late").status(KUBE),
+            variable("CONT_WHEN_CACHE_NOT_READY", "continue when the node list is late").status(KUBE),
             variable("WIREGUARD_KEY_FILE", "file of the WireGuard private key")
-                .status(Status::NotYet("the wireguard backend is not built in yet")),
+                .status(Status::NotYet("the wireguard backend does not exist yet")),
             variable("ACCESS_KEY_ID", "credentials for tencent-vpc").status(CLOUD),
             variable("ACCESS_KEY_SECRET", "credentials for tencent-vpc").status(CLOUD).secret(),
         ],
     ),
 ];
 
-const CLOUD: Status = Status::NotYet("cloud routes are not built in yet");
+const CLOUD: Status = Status::NotYet("cloud backends do not exist yet");
 
 const fn row(name: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Flag {
     Flag { name, kind, default, help, status: Status::Supported, secret: false }

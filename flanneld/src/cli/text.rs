@@ -4,24 +4,27 @@ use std::fmt::Write as _;
 
 use super::{Flag, Kind, Status, TABLE};
 
-/// Widest line of the help, in characters.
+/// Widest line of the help, in characters; a terminal may be narrower.
 const WIDTH: usize = 100;
 
-/// What `flanneld --help` prints.
-pub fn usage() -> String {
+const SYNTAX: &str = "One dash or two; -flag=value or -flag value; booleans -flag or -flag=false. A variable does the same: \
+    FLANNELD_ and the name in capitals with _ for -, for instance FLANNELD_ETCD_PREFIX. A flag wins over a variable, a \
+    variable over the file of -config.";
+
+/// What `flanneld --help` prints on a terminal of so many columns.
+pub fn usage(columns: Option<usize>) -> String {
+    let width = columns.map_or(WIDTH, |columns| columns.min(WIDTH));
     let mut out = String::from(
-        "flanneld gives this host a subnet of the cluster's network, and joins it with the others.\n\n\
+        "flanneld leases a subnet for this host, and connects it with the other hosts.\n\n\
          Usage: flanneld [FLAG]...\n       \
-         flanneld store --data-dir DIR [--listen ADDRESS:PORT]... [--insecure]\n\n\
-         One dash or two; -flag=value or -flag value; booleans -flag or -flag=false. A variable does the\n\
-         same, FLANNELD_ and the name in capitals with _ for -: FLANNELD_ETCD_PREFIX. A flag wins over a\n\
-         variable, a variable over the file of -config.\n",
+         flanneld store --data-dir DIR [--listen ADDRESS:PORT]... [--insecure]\n\n",
     );
+    wrap(&mut out, SYNTAX, "", width);
     for (heading, rows) in TABLE {
         let _ = write!(out, "\n{heading}:\n");
         for flag in *rows {
             let _ = writeln!(out, "  {}", written(flag));
-            wrap(&mut out, &sentence(flag));
+            wrap(&mut out, &sentence(flag), "        ", width);
         }
     }
     out
@@ -72,15 +75,14 @@ fn meaning(flag: &Flag) -> String {
     }
 }
 
-/// Adds a text in lines of at most `WIDTH` characters, indented under its flag.
-fn wrap(out: &mut String, text: &str) {
-    const INDENT: &str = "        ";
-    let mut line = INDENT.to_owned();
+/// Adds a text in lines of at most so many characters, each behind an indent; only a longer word makes a longer line.
+fn wrap(out: &mut String, text: &str, indent: &str, width: usize) {
+    let mut line = indent.to_owned();
     for word in text.split_whitespace() {
-        if line.len() + 1 + word.len() > WIDTH {
+        if line.len() + word.len() > width && line.len() > indent.len() {
             out.push_str(line.trim_end());
             out.push('\n');
-            line = INDENT.to_owned();
+            line = indent.to_owned();
         }
         line.push_str(word);
         line.push(' ');
@@ -94,13 +96,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_help_names_every_setting_within_a_hundred_columns() {
-        let help = usage();
-        for flag in super::super::rows() {
-            assert!(help.contains(flag.name), "{}", flag.name);
+    fn the_help_names_every_setting_and_wraps_between_words_at_the_width_of_the_terminal() {
+        for columns in [None, Some(80), Some(300)] {
+            let help = usage(columns);
+            for flag in super::super::rows() {
+                assert!(help.contains(flag.name), "{}", flag.name);
+            }
+            let width = columns.unwrap_or(WIDTH).min(WIDTH);
+            let wraps = |line: &&str| line.starts_with("        ") && line.trim().contains(' ');
+            let wide: Vec<_> = help.lines().filter(wraps).filter(|l| l.chars().count() > width).collect();
+            assert!(wide.is_empty(), "{columns:?}: {wide:?}");
         }
-        let wide: Vec<_> = help.lines().filter(|l| l.chars().count() > WIDTH).collect();
-        assert!(wide.is_empty(), "{wide:?}");
     }
 
     #[test]

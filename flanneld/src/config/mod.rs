@@ -13,6 +13,7 @@ use std::fmt;
 pub(crate) use etcd::prefix as clean_prefix;
 pub use node::NodeConfig;
 pub(crate) use node::loopback;
+pub(crate) use raw::environment_file;
 pub use raw::{Environment, RawConfig, Setting, Source, environment};
 
 use crate::exit::{Exit, Failure};

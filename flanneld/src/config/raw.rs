@@ -44,6 +44,8 @@ pub enum Source {
     Variable(String),
     /// The command line.
     Flag,
+    /// The daemon that runs on this node, which has it from there.
+    Daemon(Box<Self>),
 }
 
 impl fmt::Display for Source {
@@ -53,6 +55,7 @@ impl fmt::Display for Source {
             Self::File(path) => write!(f, "{}", path.display()),
             Self::Variable(name) => f.write_str(name),
             Self::Flag => f.write_str("flag"),
+            Self::Daemon(source) => write!(f, "flanneld's {source}"),
         }
     }
 }
@@ -61,6 +64,42 @@ impl fmt::Display for Source {
 pub fn environment() -> Environment {
     let text = |os: std::ffi::OsString| os.to_string_lossy().into_owned();
     std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect()
+}
+
+/// The variables of a file that a unit names as its `EnvironmentFile=`, read as systemd does: comments, quotes, and lines
+/// that go on after a backslash.
+pub(crate) fn environment_file(text: &str) -> Environment {
+    let mut variables = Environment::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let mut line = line.trim_start().to_owned();
+        if line.starts_with(['#', ';']) {
+            continue;
+        }
+        while line.ends_with('\\') {
+            line.pop();
+            line.push_str(lines.next().unwrap_or_default());
+        }
+        if let Some((name, value)) = line.split_once('=') {
+            variables.insert(name.trim().to_owned(), unquoted(value.trim()));
+        }
+    }
+    variables
+}
+
+/// A value without its quotes, and without the backslashes that stand before a character outside single quotes.
+fn unquoted(value: &str) -> String {
+    let (mut out, mut quote) = (String::new(), None);
+    let mut chars = value.chars();
+    while let Some(c) = chars.next() {
+        match (c, quote) {
+            ('\\', None | Some('"')) => out.extend(chars.next()),
+            ('"' | '\'', None) => quote = Some(c),
+            (c, Some(open)) if c == open => quote = None,
+            (c, _) => out.push(c),
+        }
+    }
+    out
 }
 
 impl RawConfig {
@@ -77,12 +116,60 @@ impl RawConfig {
         raw
     }
 
+    /// Of another process, with the file that it names; none of it is judged. Returns what is wrong with the file, too.
+    pub(crate) fn gather_of_process(given: &[Given], environment: &Environment) -> (Self, Vec<String>) {
+        let mut raw = Self::gather_without_file(given, environment);
+        let file = raw.one("config").to_owned();
+        let wrong = if file.is_empty() { Vec::new() } else { raw.take_file(Path::new(&file)) };
+        raw.notices.clear();
+        (raw, wrong.iter().map(ToString::to_string).collect())
+    }
+
     /// Of another process: what its file would say is not read, nor is anything judged.
     pub(crate) fn gather_without_file(given: &[Given], environment: &Environment) -> Self {
         let mut raw = Self::default();
         raw.take_flags(given);
         raw.take_variables(environment);
         raw
+    }
+
+    /// Adds what another one says where this one says nothing, but for what is left out. Returns which settings that are
+    /// other than their defaults.
+    pub(crate) fn or(
+        mut self,
+        other: &Self,
+        is_left_out: impl Fn(&str) -> bool,
+    ) -> (Self, Vec<&'static str>) {
+        let mut taken = Vec::new();
+        for (name, setting) in other.made.iter().filter(|(name, _)| !is_left_out(name)) {
+            if self.made.contains_key(name) || *name == "config" {
+                continue;
+            }
+            let default = cli::lookup(name).map_or("", |flag| flag.default);
+            if setting.values.iter().any(|value| value != default) {
+                taken.push(*name);
+            }
+            self.made.insert(name, setting.clone());
+        }
+        self.errors.extend(other.errors.iter().cloned());
+        (self, taken)
+    }
+
+    /// The settings of the daemon that runs on this node.
+    pub(crate) fn of_daemon(mut self) -> Self {
+        for setting in self.made.values_mut() {
+            setting.source = Source::Daemon(Box::new(setting.source.clone()));
+        }
+        self
+    }
+
+    /// Settings whose variables are written in a file.
+    pub(crate) fn of_environment_file(mut self, file: &Path) -> Self {
+        for setting in self.made.values_mut().filter(|setting| matches!(setting.source, Source::Variable(_)))
+        {
+            setting.source = Source::File(file.to_owned());
+        }
+        self
     }
 
     /// The setting of a row of the table, made or default.
@@ -111,6 +198,7 @@ impl RawConfig {
         match self.setting(name).source {
             Source::Variable(variable) => format!("{variable}={value:?}"),
             Source::File(path) => format!("{}: {name:?}: {value:?}", path.display()),
+            Source::Daemon(_) => format!("--{name}={value:?} of the running flanneld"),
             Source::Flag | Source::Default => format!("--{name}={value:?}"),
         }
     }
@@ -252,4 +340,20 @@ fn file_entry(name: &str, value: Value) -> Result<(&'static str, Vec<String>), S
         value => vec![scalar(value)?],
     };
     Ok((flag.name, values))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_environment_file_is_read_as_systemd_reads_it() {
+        let text = "# a comment\n; another\n\nFLANNELD_A=plain \n  B=\"two words\" \nC='it is'\nD=a\\\nb\nE=a\\ b\nF=\nnonsense\n";
+        let read = environment_file(text);
+        let value = |name: &str| read.get(name).map(String::as_str);
+        assert_eq!(value("FLANNELD_A"), Some("plain"));
+        assert_eq!((value("B"), value("C")), (Some("two words"), Some("it is")));
+        assert_eq!((value("D"), value("E"), value("F")), (Some("ab"), Some("a b"), Some("")));
+        assert_eq!(read.len(), 6);
+    }
 }

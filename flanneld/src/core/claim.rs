@@ -82,6 +82,11 @@ impl ClaimState {
         RETRY_FIRST.saturating_mul(1 << self.failures.saturating_sub(1).min(16)).min(RETRY_LAST)
     }
 
+    /// When the lease ends; none for a reservation.
+    pub(super) fn ends(&self) -> Option<Tick> {
+        self.expires
+    }
+
     fn renewal(&self, margin: Duration) -> Option<Tick> {
         self.expires.map(|at| at.saturating_sub(margin))
     }

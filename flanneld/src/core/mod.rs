@@ -26,6 +26,7 @@ mod pass;
 mod planes;
 mod provenance;
 mod ready;
+mod report;
 mod rules;
 pub(crate) mod saved;
 mod status;
@@ -54,6 +55,7 @@ pub use memory::Memory;
 use pace::Pace;
 pub use provenance::Fact;
 pub use ready::Readiness;
+pub use report::{LeaseReport, PASS_BOUNDS_US, PassTimes, PeerReport};
 pub use status::{
     ContendedReport, FailureReport, LISTED, PassReport, Refused, Stale, Status, StatusRequest, Underlay,
 };

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use subnet_lease::{Family, SubnetEnv};
 use tracing::{debug, info, warn};
 
+use super::report::{PassTimes, micros};
 use super::status::{FailureReport, LISTED, PassReport};
 use super::{Effect, NodeCore, Phase, Tick};
 use crate::exit::Exit;
@@ -46,6 +47,9 @@ pub(super) struct Outcome {
     pub(super) failures: Vec<FailureReport>,
     /// The last one that ended: when it began, and what it did.
     pub(super) report: Option<(Tick, PassReport)>,
+    /// How long all of them took.
+    #[serde(default)]
+    pub(super) times: PassTimes,
 }
 
 impl NodeCore {
@@ -258,7 +262,9 @@ impl NodeCore {
         if failures.is_empty() {
             self.last.failures.clear();
         }
-        self.last.report = Some((self.last.began, self.pass_report(now)));
+        let report = self.pass_report(now);
+        self.last.times.add(report.took_us);
+        self.last.report = Some((self.last.began, report));
         self.fights.settle(failures.iter().map(|(object, _)| object));
         self.last.own_failure = failures.iter().find(|(o, _)| is_own_end(o)).map(|(o, why)| {
             let line = Op::Put { want: o.clone(), have: None }.to_string();
@@ -336,15 +342,8 @@ impl NodeCore {
 
     fn pass_report(&self, now: Tick) -> PassReport {
         let ((added, changed, removed), failed) = (self.last.counts, self.last.failed);
-        let took = now.saturating_sub(self.last.began).as_micros();
-        PassReport {
-            ago_ms: 0,
-            added,
-            changed,
-            removed,
-            failed,
-            took_us: u64::try_from(took).unwrap_or(u64::MAX),
-        }
+        let took = now.saturating_sub(self.last.began);
+        PassReport { ago_ms: 0, added, changed, removed, failed, took_us: micros(took) }
     }
 }
 

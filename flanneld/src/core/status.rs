@@ -4,10 +4,16 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fact, NodeCore, Readiness, Tick};
+use super::{Fact, LeaseReport, NodeCore, PassTimes, PeerReport, Readiness, Tick};
 
 /// Whoever asks gets the answer here.
-pub type StatusRequest = tokio::sync::oneshot::Sender<Status>;
+#[derive(Debug)]
+pub struct StatusRequest {
+    /// How many peers to list.
+    pub peers: usize,
+    /// Where the answer goes.
+    pub answer: tokio::sync::oneshot::Sender<Status>,
+}
 
 /// Where the node stands. Spans of time are in milliseconds and end now; a list that could be as long as the cluster
 /// is cut at [`LISTED`], and a number beside it says how many there are.
@@ -35,8 +41,14 @@ pub struct Status {
     /// Every fact that the node goes by, with where it came from.
     #[serde(default)]
     pub facts: Vec<Fact>,
+    /// Our lease, once held.
+    #[serde(default)]
+    pub lease: Option<LeaseReport>,
     /// Peers that are admitted.
     pub peers: usize,
+    /// The first of them, as many as were asked for.
+    #[serde(default)]
+    pub listed_peers: Vec<PeerReport>,
     /// Of them, those that the store does not show any more and that are kept for a while.
     #[serde(default)]
     pub vanished: usize,
@@ -65,6 +77,12 @@ pub struct Status {
     /// Why nothing is remembered for a start without the store.
     #[serde(default)]
     pub unremembered: Option<String>,
+    /// How long passes took, since the start.
+    #[serde(default)]
+    pub pass_times: PassTimes,
+    /// CNI configurations that container runtimes take in place of ours, a sentence for each folder.
+    #[serde(default)]
+    pub rival_conflists: Vec<String>,
 }
 
 /// The interface between the hosts.
@@ -169,6 +187,9 @@ impl NodeCore {
             traffic_rules: self.rules.told(),
             facts: self.known_facts(),
             backend: network.map(|n| n.config.backend.name().to_owned()),
+            lease: self.lease_report(now),
+            // Made by whoever asks for them.
+            listed_peers: Vec::new(),
             peers: self.peers.as_ref().map_or(0, |peers| peers.len()),
             vanished: self.peers.as_ref().map_or(0, |peers| peers.vanished()),
             refused: refused.take(LISTED).map(|(lease, reason)| Refused { lease, reason }).collect(),
@@ -190,6 +211,8 @@ impl NodeCore {
             // The shell counts what it could not read, and knows what it could not write.
             unreadable: 0,
             unremembered: None,
+            pass_times: self.last.times,
+            rival_conflists: Vec::new(),
         }
     }
 }

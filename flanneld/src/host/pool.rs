@@ -31,8 +31,15 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Whether few are left.
-    pub fn is_short(&self) -> bool {
+    /// A warning where few or none are left.
+    pub fn warning(&self) -> Option<&'static str> {
+        match self.is_short() {
+            _ if self.used >= self.size => Some("none is left"),
+            short => short.then_some("few are left"),
+        }
+    }
+
+    fn is_short(&self) -> bool {
         u128::from(self.used) * 100 >= u128::from(self.size) * u128::from(WARNING)
     }
 }
@@ -82,8 +89,11 @@ mod tests {
         }
         fs::write(folder.path().join("file"), "").unwrap();
         let pools = read(folder.path());
-        let shown: Vec<_> = pools.iter().map(|p| (&*p.network, &*p.subnet, p.used, p.is_short())).collect();
-        assert_eq!(shown, [("net", "10.244.1.0/24", 203, true), ("net", "fc00::/64", 3, false)]);
+        let shown: Vec<_> = pools.iter().map(|p| (&*p.network, &*p.subnet, p.used, p.warning())).collect();
+        let few = Some("few are left");
+        assert_eq!(shown, [("net", "10.244.1.0/24", 203, few), ("net", "fc00::/64", 3, None)]);
+        let all = Pool { used: 5, size: 5, ..pools[0].clone() };
+        assert_eq!(all.warning(), Some("none is left"));
         assert_eq!(read(Path::new("/nowhere")), []);
     }
 }

@@ -70,6 +70,18 @@ pub(crate) fn find(network: &NetworkId) -> Option<Rival> {
     pids.into_iter().find_map(|pid| look(pid, network))
 }
 
+/// The settings of a daemon that runs, and what is wrong with its settings file. The kernel decides whether we may read them.
+pub(crate) fn settings(pid: u32) -> io::Result<(RawConfig, Option<String>)> {
+    let dir = PathBuf::from(format!("/proc/{pid}"));
+    let file = dir.join("environ");
+    // A refusal is an error here; what is read below is then empty.
+    bounded(&file)?;
+    let process = Process::without_environment(&dir).with_environment(&dir);
+    let given = flags(process.arguments.get(1..).unwrap_or_default()).unwrap_or_default();
+    let (raw, wrong) = RawConfig::gather_of_process(&given, &process.environment);
+    Ok((raw, (!wrong.is_empty()).then(|| wrong.join("; "))))
+}
+
 impl Rival {
     /// A daemon of ours, which holds the socket.
     pub(crate) fn of_ours(pid: Option<u32>, network: &NetworkId) -> Self {
@@ -128,33 +140,36 @@ fn look(pid: u32, network: &NetworkId) -> Option<Rival> {
 impl Process {
     /// None for a zombie and for a thread of the kernel, which have no command line, and for programs of other names.
     fn read(dir: &Path) -> Option<Self> {
-        let text = |name: &str| bounded(&dir.join(name)).unwrap_or_default();
-        let words = |name: &str| -> Vec<String> {
-            let text = text(name);
-            let text = text.trim_end_matches('\0');
-            if text.is_empty() { Vec::new() } else { text.split('\0').map(str::to_owned).collect() }
-        };
-        let mut process = Self {
-            comm: text("comm").trim_end().to_owned(),
-            arguments: words("cmdline"),
+        let process = Self::without_environment(dir);
+        if process.is_flanneld() {
+            return Some(process.with_environment(dir));
+        }
+        if !process.is_k3s() {
+            return None;
+        }
+        let agent = dir.join("root/var/lib/rancher/k3s/agent");
+        let agent_has_flannel = agent.exists().then(|| agent.join("etc/flannel/net-conf.json").exists());
+        Some(Self { agent_has_flannel, ..process })
+    }
+
+    fn without_environment(dir: &Path) -> Self {
+        let mut arguments = words(&dir.join("cmdline"));
+        arguments.truncate(ARGUMENTS_MAX);
+        Self {
+            comm: bounded(&dir.join("comm")).unwrap_or_default().trim_end().to_owned(),
+            arguments,
             exe: fs::read_link(dir.join("exe"))
                 .map(|path| base(&path.to_string_lossy()).to_owned())
                 .unwrap_or_default(),
             ..Self::default()
-        };
-        process.arguments.truncate(ARGUMENTS_MAX);
-        if process.is_flanneld() {
-            let entry =
-                |text: String| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
-            process.environment = words("environ").into_iter().filter_map(entry).collect();
-        } else if process.is_k3s() {
-            let agent = dir.join("root/var/lib/rancher/k3s/agent");
-            process.agent_has_flannel =
-                agent.exists().then(|| agent.join("etc/flannel/net-conf.json").exists());
-        } else {
-            return None;
         }
-        Some(process)
+    }
+
+    fn with_environment(self, dir: &Path) -> Self {
+        let entry =
+            |text: String| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let environment = words(&dir.join("environ")).into_iter().filter_map(entry).collect();
+        Self { environment, ..self }
     }
 
     /// By the name it was called, or by its file's. A script of that name is none; nor is flannelctl.
@@ -228,6 +243,13 @@ fn flags(arguments: &[String]) -> Option<Vec<Given>> {
 fn base(path: &str) -> &str {
     let path = path.strip_suffix(" (deleted)").unwrap_or(path);
     path.rsplit('/').next().unwrap_or(path)
+}
+
+/// A file of words that end with NUL.
+fn words(file: &Path) -> Vec<String> {
+    let text = bounded(file).unwrap_or_default();
+    let text = text.trim_end_matches('\0');
+    if text.is_empty() { Vec::new() } else { text.split('\0').map(str::to_owned).collect() }
 }
 
 fn bounded(file: &Path) -> io::Result<String> {

@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde_json::value::RawValue;
 
 use super::line::{self, Next};
@@ -82,6 +83,17 @@ impl Reader {
         Ok(Self::new(file))
     }
 
+    /// The same, and waits at the end for what is recorded later, also into a new file. Never ends by itself.
+    pub fn follow(path: &Path, both: bool) -> io::Result<Self> {
+        let newer = Follow::open(path)?;
+        let before = both.then(|| regular(&older(path)).ok()).flatten();
+        let before = before.filter(|before| !same(before, &newer.file));
+        Ok(Self::new(match before {
+            Some(before) => Box::new(BufReader::new(before.take(MOST).chain(newer))),
+            None => Box::new(BufReader::new(newer)),
+        }))
+    }
+
     /// Reads what was recorded in memory.
     pub fn of(bytes: Vec<u8>) -> Self {
         Self::new(Box::new(Cursor::new(bytes)))
@@ -155,6 +167,40 @@ impl Reader {
             }
         };
         Ok(Entry::Heard { wall: self.boot.saturating_add(at), at, heard: Box::new(heard), did })
+    }
+}
+
+/// A recorded file that somebody writes. At its end it waits for more; when another file takes its place, that one follows.
+struct Follow {
+    path: PathBuf,
+    file: File,
+    folder: Inotify,
+}
+
+impl Follow {
+    fn open(path: &Path) -> io::Result<Self> {
+        let folder = Inotify::init(InitFlags::IN_CLOEXEC)?;
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let changes = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVE;
+        folder.add_watch(parent.unwrap_or_else(|| Path::new(".")), changes)?;
+        Ok(Self { path: path.to_owned(), file: regular(path)?, folder })
+    }
+}
+
+impl Read for Follow {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            // The next file is looked for first: what was written before it is then all there is to read here.
+            let next = regular(&self.path).ok().filter(|next| !same(next, &self.file));
+            match self.file.read(buffer)? {
+                0 => {}
+                read => return Ok(read),
+            }
+            match next {
+                Some(next) => self.file = next,
+                None => drop(self.folder.read_events()?),
+            }
+        }
     }
 }
 

@@ -3,30 +3,35 @@
 //! `/healthz` says that the process answers. `/readyz` says what the core judged last, and turns red and green with it.
 //! `/metrics` asks the core where the node stands.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{HeaderName, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::routing::get;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use crate::core::{Readiness, StatusRequest};
 use crate::exit::{Exit, Failure};
 use crate::host::pool;
-use crate::serve::metrics;
+use crate::serve::metrics::{self, Format};
+use crate::shell::clock;
 
 /// Whom the answers are about.
 #[derive(Clone)]
@@ -38,7 +43,7 @@ struct Node {
 /// How much a client may ask of us.
 #[derive(Clone, Copy)]
 struct Limits {
-    /// Connections served at once; the next ones wait in the kernel's queue.
+    /// Connections served at once; a further one takes the place of the oldest that has asked nothing yet.
     connections: usize,
     /// Time for a request's head to arrive.
     head: Duration,
@@ -103,38 +108,60 @@ pub async fn serve(
     serve_within(LIMITS, listener, Node { readiness, asks }).await;
 }
 
+/// A connection that is served.
+struct Served {
+    /// The client has sent a whole request.
+    asked: Arc<AtomicBool>,
+    task: JoinHandle<()>,
+}
+
 async fn serve_within(limits: Limits, listener: TcpListener, node: Node) {
     let router = Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz));
     let router = router.route("/metrics", get(numbers)).with_state(node);
-    let room = Arc::new(Semaphore::new(limits.connections));
+    let mut served: VecDeque<Served> = VecDeque::new();
     loop {
-        let Ok(permit) = room.clone().acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let answered = answer(stream, router.clone(), limits);
-                tokio::spawn(async move {
-                    answered.await;
-                    drop(permit);
-                });
-            }
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
             Err(error) => {
                 debug!("health server: {error}");
                 sleep(PAUSE).await;
+                continue;
             }
+        };
+        served.retain(|connection| !connection.task.is_finished());
+        if served.len() >= limits.connections {
+            make_room(&mut served);
         }
+        let asked = Arc::new(AtomicBool::new(false));
+        let task = tokio::spawn(answer(stream, router.clone(), limits, asked.clone()));
+        served.push_back(Served { asked, task });
     }
 }
 
-async fn answer(stream: TcpStream, router: Router, limits: Limits) {
+/// Ends the oldest connection that has asked nothing yet, else the oldest. A probe asks at once, so silent and slow clients,
+/// however many, only end each other.
+fn make_room(served: &mut VecDeque<Served>) {
+    let silent = |connection: &Served| !connection.asked.load(Ordering::Relaxed);
+    let place = served.iter().position(silent).unwrap_or_default();
+    if let Some(connection) = served.remove(place) {
+        connection.task.abort();
+    }
+}
+
+async fn answer(stream: TcpStream, router: Router, limits: Limits, asked: Arc<AtomicBool>) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(limits.head).max_buf_size(HEAD_SIZE).keep_alive(false);
-    let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |request| {
+        asked.store(true, Ordering::Relaxed);
+        router.call(request)
+    });
     // What goes wrong on a connection is the client's affair.
-    let _ = timeout(limits.lifetime, connection).await;
+    let _ = timeout(limits.lifetime, http.serve_connection(TokioIo::new(stream), service)).await;
 }
 
 async fn healthz() -> &'static str {
-    "flanneld is running"
+    "flanneld is running\n"
 }
 
 /// The answer, then a reason a line: what is awaited, or what is wrong and doesn't stop the node.
@@ -145,22 +172,28 @@ async fn readyz(State(node): State<Node>) -> (StatusCode, String) {
         false => (StatusCode::SERVICE_UNAVAILABLE, "flanneld is not ready yet"),
     };
     let lines: Vec<_> = std::iter::once(answer).chain(reasons.iter().map(String::as_str)).collect();
-    (status, lines.join("\n"))
+    (status, lines.join("\n") + "\n")
 }
 
-/// The core answers between two of its inputs; while it can't, so much is said.
-async fn numbers(State(node): State<Node>) -> (StatusCode, [(HeaderName, &'static str); 1], String) {
-    let (answer, told) = oneshot::channel();
-    let status = match node.asks.send(answer).await {
-        Ok(()) => told.await.ok(),
-        Err(_) => None,
-    };
-    let pools = || pool::read(Path::new(pool::INDEXES));
-    match status.and_then(|status| metrics::text(status, pools()).ok()) {
-        Some(text) => (StatusCode::OK, [(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text),
+/// The core answers between two of its inputs; once it has ended, that is the answer.
+async fn numbers(
+    State(node): State<Node>,
+    headers: HeaderMap,
+) -> (StatusCode, [(HeaderName, &'static str); 1], String) {
+    let accept: Vec<_> =
+        headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
+    let format = Format::accepted(&accept.join(","));
+    let (answer, status) = oneshot::channel();
+    let asked = node.asks.send(StatusRequest { peers: 0, answer }).await.is_ok();
+    match if asked { status.await.ok() } else { None } {
+        Some(status) => {
+            let pools = pool::read(Path::new(pool::INDEXES));
+            let text = metrics::text(&status, &pools, clock::wall(), format);
+            (StatusCode::OK, [(header::CONTENT_TYPE, format.content_type())], text)
+        }
         None => {
             let plain = [(header::CONTENT_TYPE, "text/plain")];
-            (StatusCode::SERVICE_UNAVAILABLE, plain, "flanneld is about to end".to_owned())
+            (StatusCode::SERVICE_UNAVAILABLE, plain, "flanneld is about to end\n".to_owned())
         }
     }
 }
@@ -195,22 +228,22 @@ mod tests {
             let address = listener.local_addr().unwrap();
             let (tell, readiness) = watch::channel(Readiness::default());
             tokio::spawn(serve(listener, readiness, nobody()));
-            let red = ("HTTP/1.1 503 Service Unavailable", "flanneld is not ready yet");
-            let green = ("HTTP/1.1 200 OK", "flanneld is ready");
+            let red = ("HTTP/1.1 503 Service Unavailable", "flanneld is not ready yet\n");
+            let green = ("HTTP/1.1 200 OK", "flanneld is ready\n");
             for (ready, reasons, expected) in [
                 (false, vec![], red),
                 (true, vec![], green),
                 (
                     false,
                     vec!["waiting for a lease", "stale"],
-                    (red.0, "flanneld is not ready yet\nwaiting for a lease\nstale"),
+                    (red.0, "flanneld is not ready yet\nwaiting for a lease\nstale\n"),
                 ),
-                (true, vec!["stale"], (green.0, "flanneld is ready\nstale")),
+                (true, vec!["stale"], (green.0, "flanneld is ready\nstale\n")),
             ] {
                 let reasons = reasons.into_iter().map(str::to_owned).collect();
                 tell.send_replace(Readiness { ready, reasons });
                 assert_eq!(get(address, "/readyz").await, (expected.0.to_owned(), expected.1.to_owned()));
-                let running = ("HTTP/1.1 200 OK".to_owned(), "flanneld is running".to_owned());
+                let running = ("HTTP/1.1 200 OK".to_owned(), "flanneld is running\n".to_owned());
                 assert_eq!(get(address, "/healthz").await, running);
             }
             assert_eq!(get(address, "/other").await.0, "HTTP/1.1 404 Not Found");
@@ -232,7 +265,7 @@ mod tests {
             tokio::spawn(serve(listener, readiness, asks));
             let core = async {
                 let status = Status { peers: 7, ..Status::default() };
-                asked.recv().await.unwrap().send(status).unwrap();
+                asked.recv().await.unwrap().answer.send(status).unwrap();
             };
             let ((head, body), ()) = tokio::join!(get(address, "/metrics"), core);
             assert_eq!(head, "HTTP/1.1 200 OK");
@@ -270,25 +303,45 @@ mod tests {
             tokio::spawn(serve(listener, readiness, nobody()));
             for family in families {
                 let address = format!("{family}:{port}").parse().unwrap();
-                assert_eq!(get(address, "/healthz").await.1, "flanneld is running", "{family}");
+                assert_eq!(get(address, "/healthz").await.1, "flanneld is running\n", "{family}");
             }
         });
     }
 
     #[test]
-    fn silent_connections_hold_up_nobody_for_long() {
-        let limits = Limits { connections: 2, head: Duration::from_millis(50), ..LIMITS };
+    fn silent_and_slow_connections_hold_up_no_probe() {
         runtime().block_on(async {
             let listener = bind(LOOPBACK.parse().unwrap()).unwrap();
             let address = listener.local_addr().unwrap();
             let (_tell, readiness) = watch::channel(Readiness::default());
-            tokio::spawn(serve_within(limits, listener, Node { readiness, asks: nobody() }));
-            let mut silent = Vec::new();
-            for _ in 0..limits.connections {
-                silent.push(TcpStream::connect(address).await.unwrap());
+            tokio::spawn(serve(listener, readiness, nobody()));
+            let mut slow = Vec::new();
+            for n in 0..128 {
+                let mut stream = TcpStream::connect(address).await.unwrap();
+                if n % 2 == 0 {
+                    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost:").await.unwrap();
+                }
+                slow.push(stream);
             }
-            let answer = timeout(LIMITS.lifetime / 2, get(address, "/healthz")).await.unwrap();
-            assert_eq!(answer.1, "flanneld is running");
+            for _ in 0..15 {
+                let probe = timeout(Duration::from_secs(1), get(address, "/healthz"));
+                assert_eq!(probe.await.unwrap().1, "flanneld is running\n");
+            }
+        });
+    }
+
+    #[test]
+    fn a_client_that_has_asked_is_not_ended_for_one_that_has_not() {
+        runtime().block_on(async {
+            let connection = |asked| Served {
+                asked: Arc::new(AtomicBool::new(asked)),
+                task: tokio::spawn(std::future::pending()),
+            };
+            let mut served: VecDeque<_> = [connection(true), connection(false), connection(true)].into();
+            make_room(&mut served);
+            assert!(served.iter().all(|connection| connection.asked.load(Ordering::Relaxed)));
+            make_room(&mut served);
+            assert_eq!(served.len(), 1);
         });
     }
 }

@@ -4,7 +4,7 @@
 //! ```text
 //!   @selvage//coreos.com/network      bound: this network has a daemon here; the kernel frees it with the process,
 //!      ▲                              also after SIGKILL, and every network namespace has its own
-//!      ├── "status\n" ──▶ one line of JSON
+//!      ├── "status\n" ──▶ one line of JSON; "peers\n" the same with all peers
 //!      ├── "unlink 7\n" ─▶ "+": the container's link of that index is being deleted (for the CNI plugin)
 //!      └── "wait\n"   ──▶ nothing, until the daemon has ended
 //! ```
@@ -29,7 +29,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
-use crate::core::{Status, StatusRequest};
+use crate::core::{LISTED, Status, StatusRequest};
 use crate::serve::unlink;
 
 /// Clients served at once, and those that wait for our end; further ones wait in the kernel's queue, or are sent away.
@@ -91,13 +91,54 @@ fn bind(network: &NetworkId) -> io::Result<UnixListener> {
 }
 
 async fn connect(network: &NetworkId) -> io::Result<(UnixStream, UCred)> {
+    connect_to(&name(network)).await
+}
+
+async fn connect_to(name: &[u8]) -> io::Result<(UnixStream, UCred)> {
     // tokio takes a leading NUL as the mark of an abstract name.
-    let name = [b"\0", &*name(network)].concat();
+    let name = [b"\0", name].concat();
     let path = std::path::PathBuf::from(String::from_utf8_lossy(&name).into_owned());
     // Does not wait: a full queue is an error.
     let stream = UnixStream::connect(path).await?;
     let peer = stream.peer_cred()?;
     Ok((stream, peer))
+}
+
+/// The process id of this network's daemon of ours, if one runs here; none within for one that we don't see.
+pub async fn holder(network: &NetworkId) -> Option<Option<u32>> {
+    holder_of(&daemon::name(network.as_str())).await
+}
+
+/// The process ids of all daemons of ours in this network namespace.
+pub async fn holders() -> Vec<u32> {
+    let table = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let mut names: Vec<_> = table.lines().filter_map(listening).collect();
+    names.sort_unstable();
+    names.dedup();
+    let mut pids = Vec::new();
+    for name in names {
+        pids.extend(holder_of(name.as_bytes()).await.flatten());
+    }
+    pids
+}
+
+async fn holder_of(name: &[u8]) -> Option<Option<u32>> {
+    let (_, peer) = connect_to(name).await.ok()?;
+    trusted(&peer).then(|| pid(&peer)).filter(|pid| !pid.is_some_and(is_dead))
+}
+
+/// Our name in a line of the kernel's table of unix sockets, if it listens: `Num: RefCount Protocol Flags Type St Inode Path`.
+fn listening(line: &str) -> Option<&str> {
+    const ACCEPTS: &str = "00010000";
+    let mut rest = line;
+    let mut columns = [""; 7];
+    for column in &mut columns {
+        rest = rest.trim_start();
+        let (word, left) = rest.split_once(' ').unwrap_or((rest, ""));
+        (*column, rest) = (word, left);
+    }
+    let name = rest.strip_prefix('@').filter(|name| name.starts_with(daemon::PREFIX))?;
+    (columns[3] == ACCEPTS).then_some(name)
 }
 
 fn name(network: &NetworkId) -> Vec<u8> {
@@ -167,9 +208,10 @@ async fn answer(mut stream: UnixStream, asks: &mpsc::Sender<StatusRequest>) -> O
     BufReader::new((&mut stream).take(LONGEST_REQUEST)).read_line(&mut request).await.ok()?;
     match Request::parse(&request) {
         Some(Request::Wait) => return Some(stream),
-        Some(Request::Status) => {
-            let (asker, status) = oneshot::channel();
-            asks.send(asker).await.ok()?;
+        Some(asked @ (Request::Status | Request::Peers)) => {
+            let peers = if asked == Request::Peers { usize::MAX } else { LISTED };
+            let (answer, status) = oneshot::channel();
+            asks.send(StatusRequest { peers, answer }).await.ok()?;
             let mut line = serde_json::to_vec(&status.await.ok()?).ok()?;
             line.push(b'\n');
             stream.write_all(&line).await.ok()?;
@@ -178,7 +220,7 @@ async fn answer(mut stream: UnixStream, asks: &mpsc::Sender<StatusRequest>) -> O
             stream.write_all(if unlink::begin(index) { TAKEN } else { NOT_TAKEN }).await.ok()?;
         }
         None => {
-            stream.write_all(b"\"status, wait or unlink <index>, and a new line\"\n").await.ok()?;
+            stream.write_all(b"\"status, peers, wait or unlink <index>, and a new line\"\n").await.ok()?;
         }
     }
     None
@@ -195,8 +237,9 @@ pub enum NoStatus {
     Silent(NetworkId, String),
 }
 
-/// Asks the daemon of this network.
-pub async fn ask(network: &NetworkId) -> Result<Status, NoStatus> {
+/// Asks the daemon of this network how it is; with all its peers, or the first of them.
+pub async fn ask(network: &NetworkId, all_peers: bool) -> Result<Status, NoStatus> {
+    let request = if all_peers { Request::Peers } else { Request::Status };
     let silent = |why: String| NoStatus::Silent(network.clone(), why);
     let (mut stream, peer) = connect(network).await.map_err(|error| match error.kind() {
         io::ErrorKind::ConnectionRefused => NoStatus::NotRunning(network.clone()),
@@ -207,7 +250,7 @@ pub async fn ask(network: &NetworkId) -> Result<Status, NoStatus> {
     }
     let mut line = Vec::new();
     let exchange = async {
-        stream.write_all(Request::Status.to_string().as_bytes()).await?;
+        stream.write_all(request.to_string().as_bytes()).await?;
         (&mut stream).take(LONGEST_ANSWER).read_to_end(&mut line).await
     };
     match timeout(PATIENCE, exchange).await {
@@ -215,6 +258,10 @@ pub async fn ask(network: &NetworkId) -> Result<Status, NoStatus> {
         Ok(Err(error)) => return Err(silent(error.to_string())),
         Ok(Ok(0)) => return Err(silent("it answers root and its own user only".to_owned())),
         Ok(Ok(_)) => {}
+    }
+    // An older daemon answers a request that it does not know with a text.
+    if line.starts_with(b"\"") {
+        return Err(silent("it is of an older version".to_owned()));
     }
     serde_json::from_slice(&line).map_err(|error| silent(error.to_string()))
 }
@@ -241,7 +288,7 @@ mod tests {
         tokio::spawn(serve(listener, asks));
         tokio::spawn(async move {
             while let Some(asker) = asked.recv().await {
-                drop(asker.send(Status { ready, ..Status::default() }));
+                drop(asker.answer.send(Status { ready, ..Status::default() }));
             }
         });
     }
@@ -294,13 +341,31 @@ mod tests {
     }
 
     #[test]
+    fn the_daemons_of_a_namespace_are_found_without_their_networks_names() {
+        run(async {
+            let network = network("found");
+            assert_eq!(holder(&network).await, None);
+            start(ours(&network).await, true);
+            assert_eq!(holder(&network).await, Some(Some(std::process::id())));
+            assert!(holders().await.contains(&std::process::id()));
+        });
+        let line = "0000000000000000: 00000002 00000000 00010000 0001 01 4711 @selvage//a b";
+        assert_eq!(listening(line), Some("selvage//a b"));
+        for other in
+            ["", "Num RefCount", &line.replace("@selvage/", "@other/"), &line.replace("00010000", "00000000")]
+        {
+            assert_eq!(listening(other), None, "{other}");
+        }
+    }
+
+    #[test]
     fn status_is_one_question_and_one_answer() {
         run(async {
             let network = network("status");
-            assert!(matches!(ask(&network).await, Err(NoStatus::NotRunning(_))));
+            assert!(matches!(ask(&network, false).await, Err(NoStatus::NotRunning(_))));
             start(ours(&network).await, true);
             for _ in 0..2 * CLIENTS {
-                assert!(ask(&network).await.unwrap().ready);
+                assert!(ask(&network, false).await.unwrap().ready);
             }
         });
     }
@@ -317,7 +382,7 @@ mod tests {
             let (mut loud, _) = connect(&network).await.unwrap();
             // It may be sent away before all is written.
             let _ = loud.write_all(&[b'x'; 4096]).await;
-            assert!(ask(&network).await.unwrap().ready);
+            assert!(ask(&network, false).await.unwrap().ready);
         });
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backends::{IfName, Plan};
+use backends::{IfName, KernelState, Plan};
 use futures::StreamExt;
 use subnet_lease::{OwnLease, Store, SubnetEnv};
 use tokio::sync::mpsc;
@@ -26,6 +26,10 @@ pub struct DryRun {
     pub plan: Plan,
     /// The host's links by index, for steps that name one so.
     pub links: BTreeMap<u32, IfName>,
+    /// What the kernel has of ours.
+    pub have: KernelState,
+    /// Leases that are refused, by their keys, with the reasons.
+    pub refused: Vec<(String, String)>,
 }
 
 /// The plan that a daemon with these settings would apply now; otherwise one sentence on what is missing, and the code
@@ -40,7 +44,7 @@ pub async fn dry_run(
     let kernel = kernel_thread::start(inbox.clone(), settings.iface.can_reach).map_err(failed)?;
     let mut events = store.watch();
     let mut core = NodeCore::new(settings);
-    let (mut claimed, mut links) = (false, BTreeMap::new());
+    let (mut claimed, mut run) = (false, DryRun::default());
     let mut effects = match earlier {
         Some(env) => core.handle(clock::boot(), Input::Remembered(env)),
         None => core.tick(clock::boot()),
@@ -50,9 +54,11 @@ pub async fn dry_run(
             match effect {
                 Effect::ReadHost => drop(kernel.send(Ask::Host)),
                 Effect::ReadOwn(owner) => drop(kernel.send(Ask::Own(owner))),
-                Effect::Apply(plan) => return Ok(DryRun { plan: Arc::unwrap_or_clone(plan), links }),
+                Effect::Apply(plan) => {
+                    return Ok(DryRun { plan: Arc::unwrap_or_clone(plan), refused: refused(&core), ..run });
+                }
                 // Published once the pass is complete: there was nothing to do.
-                Effect::Publish(_) => return Ok(DryRun::default()),
+                Effect::Publish(_) => return Ok(DryRun { refused: refused(&core), ..run }),
                 Effect::Claim(_) if !claimed => {
                     claimed = true;
                     drop(inbox.try_send(Input::Claimed(Ok(held(&core).map_err(failed)?))));
@@ -73,11 +79,19 @@ pub async fn dry_run(
         let Ok(Some(input)) = timeout(PATIENCE, next).await else {
             return Err(failed(format!("no plan: {}", core.readiness().reasons.join("; "))));
         };
-        if let Input::Host(Ok(facts)) = &input {
-            links = facts.links.iter().map(|link| (link.index, link.name)).collect();
+        match &input {
+            Input::Host(Ok(facts)) => {
+                run.links = facts.links.iter().map(|link| (link.index, link.name)).collect();
+            }
+            Input::Own(Ok(own)) => run.have = own.state.clone(),
+            _ => {}
         }
         effects = core.handle(clock::boot(), input);
     }
+}
+
+fn refused(core: &NodeCore) -> Vec<(String, String)> {
+    core.peers().into_iter().flat_map(|peers| peers.refused()).collect()
 }
 
 /// A claim would write; the lease that the store already shows for this node stands in for its answer.

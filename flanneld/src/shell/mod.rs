@@ -1,6 +1,7 @@
 //! The daemon's edge: tasks, clock, files, signals and the kernel thread. It feeds the core and performs its effects.
 
 pub mod clock;
+mod conflists;
 pub mod dry_run;
 mod kernel_thread;
 pub mod log;

@@ -78,9 +78,7 @@ async fn follow(path: &Path, inbox: &mpsc::Sender<Input>) -> io::Result<()> {
         .filter(|dir| !dir.as_os_str().is_empty())
         .map_or_else(|| PathBuf::from("."), Path::to_owned);
     let name = path.file_name().unwrap_or_default();
-    let inotify = Pollable(Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?);
-    #[expect(deprecated, reason = "its successor wants the descriptor's validity promised in unsafe code")]
-    let inotify = AsyncFd::with_interest(inotify, Interest::READABLE)?;
+    let inotify = inotify()?;
     loop {
         let watch =
             match inotify.get_ref().0.add_watch(&directory, TOUCHED | GONE | AddWatchFlags::IN_ONLYDIR) {
@@ -99,6 +97,34 @@ async fn follow(path: &Path, inbox: &mpsc::Sender<Input>) -> io::Result<()> {
         }
         sleep(AGAIN).await;
     }
+}
+
+/// Waits for changes of folders, whichever they are.
+pub(super) struct Watcher(AsyncFd<Pollable>);
+
+pub(super) fn watcher() -> io::Result<Watcher> {
+    inotify().map(Watcher)
+}
+
+impl Watcher {
+    pub(super) fn add(&self, folder: &str, changes: AddWatchFlags) {
+        // A folder that is not there is no error to whoever waits for it.
+        let _ = self.0.get_ref().0.add_watch(folder, changes | AddWatchFlags::IN_ONLYDIR);
+    }
+
+    pub(super) async fn changed(&self) {
+        while let Ok(mut guard) = self.0.readable().await {
+            if guard.try_io(|inotify| Ok(inotify.get_ref().0.read_events()?)).is_ok() {
+                return;
+            }
+        }
+    }
+}
+
+fn inotify() -> io::Result<AsyncFd<Pollable>> {
+    let inotify = Pollable(Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?);
+    #[expect(deprecated, reason = "its successor wants the descriptor's validity promised in unsafe code")]
+    AsyncFd::with_interest(inotify, Interest::READABLE)
 }
 
 /// What the runtime needs to wait for events.

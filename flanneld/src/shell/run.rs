@@ -21,13 +21,14 @@ use tracing::{debug, error, info, warn};
 
 use crate::core::{Effect, Input, NodeCore, Readiness, Settings, Status, StatusRequest, Tick};
 use crate::exit::Exit;
+use crate::host::conflists;
 use crate::recorder::Tap;
 use crate::shell::clock;
 use crate::shell::kernel_thread::{self, Ask, KernelThread};
 use crate::shell::plane_tasks::PlaneTasks;
 use crate::shell::state_file::StateFile;
 use crate::shell::subscription::Subscription;
-use crate::shell::{publish, signals};
+use crate::shell::{conflists as conflist_watch, publish, signals};
 
 /// Inputs that may wait for the core; who has more waits itself. Ours: more than one pass's worth of news.
 const INBOX: usize = 1024;
@@ -103,6 +104,7 @@ fn start(shell: Shell) -> Result<Started, String> {
         }
     });
     publish::watch(&shell.subnet_file, inbox.clone());
+    conflist_watch::watch();
     let state = StateFile::open(&shell.state_dir, &shell.settings.network);
     let core = NodeCore::new(shell.settings);
     let running = Running {
@@ -154,9 +156,15 @@ impl Running {
                     return Exit::Done;
                 }
                 Some(asker) = self.status.recv() => {
-                    let unreadable = route.unreadable() + netfilter.unreadable();
+                    let status = Status {
+                        unreadable: route.unreadable() + netfilter.unreadable(),
+                        unremembered: self.state.problem(),
+                        rival_conflists: conflists::all(),
+                        listed_peers: core.peer_reports(asker.peers),
+                        ..core.status(clock::boot())
+                    };
                     // An asker that does not wait for the answer needs none.
-                    let _ = asker.send(Status { unreadable, unremembered: self.state.problem(), ..core.status(clock::boot()) });
+                    let _ = asker.answer.send(status);
                 }
                 Some(input) = inputs.recv() => self.step(core, Some(input)),
                 heard = route.next(&self.filter) => self.hear(core, heard),
@@ -248,16 +256,24 @@ impl Running {
     }
 
     fn announce(&mut self, readiness: Readiness) {
-        match readiness.ready {
-            true if !self.notified => {
-                info!("ready");
-                publish::notify_ready();
-                self.notified = true;
-            }
-            true => info!("ready again"),
-            false => info!("not ready: {}", readiness.reasons.join("; ")),
+        info!("{}", announcement(self.readiness.borrow().ready, self.notified, &readiness));
+        if readiness.ready && !self.notified {
+            publish::notify_ready();
+            self.notified = true;
         }
         self.readiness.send_replace(readiness);
+    }
+}
+
+/// The log's line on a new readiness, after one that was ready or not; `notified`: the node was ready before.
+fn announcement(was_ready: bool, notified: bool, now: &Readiness) -> String {
+    let reasons = now.reasons.join("; ");
+    match (now.ready, was_ready) {
+        (false, _) => format!("not ready: {reasons}"),
+        (true, true) if reasons.is_empty() => "ready, without warnings".to_owned(),
+        (true, true) => format!("ready, with warnings: {reasons}"),
+        (true, false) if notified => "ready again".to_owned(),
+        (true, false) => "ready".to_owned(),
     }
 }
 

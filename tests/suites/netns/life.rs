@@ -20,6 +20,10 @@ pub(crate) fn cases() -> Vec<Case> {
         case("a_deleted_subnet_env_is_written_again", subnet_env_vanishes),
         case("readyz_is_200_after_the_first_pass", ready),
         case("cleanup_deletes_our_objects_and_nothing_else", cleanup),
+        case("promtool_finds_nothing_wrong_with_the_metrics", metrics).with_programs_anywhere(&["promtool"]),
+        case("the_units_are_no_more_exposed_than_promised", units)
+            .needing(&[])
+            .with_programs_anywhere(&["systemd-analyze"]),
         case("without_the_right_to_change_the_network_the_daemon_reports_it_and_ends", no_permission),
         case("a_demonstration_runs_without_root_and_leaves_nothing", rootless_demo),
     ];
@@ -122,6 +126,29 @@ fn ready() -> Result<()> {
         Ok(())
     })?;
     cluster.daemons.push(process);
+    Ok(())
+}
+
+fn metrics() -> Result<()> {
+    let flags = ["--healthz-ip=127.0.0.1", "--healthz-port=8081"].map(str::to_owned).to_vec();
+    let cluster = cluster(Spec { hosts: 2, flags, ..spec(Family::V4) })?;
+    let host = cluster.net.host(0);
+    let (status, body) = http_get(host, "/metrics")?;
+    ensure!(status == 200 && body.contains("flanneld_lease_expiry_timestamp_seconds "), "{status} {body}");
+    let said = host.exec(&Program::new("promtool").args(["check", "metrics"]).stdin(body))?;
+    ensure!(said.trim().is_empty(), "{said}");
+    Ok(())
+}
+
+/// In tenths, as `systemd-analyze` takes its threshold.
+fn units() -> Result<()> {
+    for (unit, threshold) in [("flanneld", "25"), ("selvage-store", "20")] {
+        let file = format!("{}/../flanneld/dist/{unit}.service", env!("CARGO_MANIFEST_DIR"));
+        let arguments = ["security", "--no-pager", "--offline=true", "--threshold", threshold, &file];
+        let output = std::process::Command::new("systemd-analyze").args(arguments).output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success() && said.contains("Overall exposure level"), "{said}");
+    }
     Ok(())
 }
 

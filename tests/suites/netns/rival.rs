@@ -25,6 +25,12 @@ pub(crate) fn cases() -> Vec<Case> {
         case("two_networks_on_one_host_are_allowed", || two_networks(false)),
         case("another_network_beside_a_go_flannel_is_allowed", || two_networks(true)).with_peers(),
         case("status_shows_the_state_of_the_node", status),
+        case("verbs_on_a_node_use_the_settings_of_its_daemon", settings_of_the_daemon),
+        case("cleanup_beside_a_daemon_is_refused_and_changes_nothing", cleanup_beside_a_daemon),
+        case("a_cni_configuration_before_ours_is_named_by_the_log_and_the_status", rival_configuration),
+        case("a_lease_is_released_with_the_rest_where_cleanup_is_asked_to", release_lease),
+        case("explain_marks_the_first_wrong_step", explain),
+        case("events_are_followed_across_a_restart", follow),
     ];
     for (word, go) in [("ours", false), ("go_flannel", true)] {
         for signal in [Signal::SIGTERM, Signal::SIGKILL] {
@@ -161,7 +167,9 @@ fn status() -> Result<()> {
     for part in ["READY", "yes", "10.42.0.0/16, fd42::/48, backend vxlan", "eth0, MTU", "1, refused 0"] {
         ensure!(said.contains(part), "{part} is not in:\n{said}");
     }
-    ensure!(said.lines().all(|line| line.chars().count() <= 100), "{said}");
+    for part in ["left, renewed in", "PEER", "used"] {
+        ensure!(said.contains(part), "{part} is not in:\n{said}");
+    }
     // Other users get no answer.
     let nobody = host.output(&Program::new("setpriv").args(["--reuid=65534", "--clear-groups"]).args(
         ["python3", "-c", "import socket; s = socket.socket(socket.AF_UNIX); s.connect('\\0selvage//coreos.com/network'); s.sendall(b'status\\n'); print(s.recv(9))"],
@@ -171,5 +179,149 @@ fn status() -> Result<()> {
     let output = host.output(&ask)?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.code() == Some(NOT_READY) && said.contains("no flanneld of network"), "{said}");
+    Ok(())
+}
+
+/// `flannelctl` without a flag.
+fn bare(words: &str) -> Result<Program> {
+    Ok(Program::new(products()?.flanneld).called("flannelctl").args(words.split(' ')))
+}
+
+/// The daemon runs with flags that no default has; pasting a plan of other settings would take its masquerade rules away.
+fn settings_of_the_daemon() -> Result<()> {
+    let mut cluster = cluster(Spec { hosts: 2, ..spec(Family::V4) })?;
+    let host = cluster.net.host(0).clone();
+    let output = host.output(&bare("plan")?)?;
+    let (plan, notes) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success() && plan.trim() == "# nothing to do", "{plan}{notes}");
+    let named = format!("settings of the running flanneld (pid {}) are used: ", cluster.daemons[0].pid());
+    ensure!(notes.contains(&named) && notes.contains("ip-masq"), "{notes}");
+    let config = host.exec(&bare("config")?)?;
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    ensure!(config.lines().any(|line| words(line) == "ip-masq true flanneld's flag"), "{config}");
+    ensure!(host.exec(&bare("lease list")?)?.contains("172."), "the daemon's store is asked");
+    let plan = host.exec(&bare("plan --ip-masq=false")?)?;
+    ensure!(plan.contains("masquerade") || plan.contains("other rules"), "a flag overrides: {plan}");
+    // A password in the daemon's environment is used and never shown.
+    cluster.daemons[0].stop()?;
+    let secret = Program::new(products()?.flanneld).args([
+        format!("--etcd-endpoints={}", cluster.store.endpoint()),
+        format!("--iface={}", netns_harness::UPLINK),
+    ]);
+    let secret = secret.env("FLANNELD_ETCD_USERNAME", "flannel").env("FLANNELD_ETCD_PASSWORD", "hunter2");
+    cluster.daemons[0] = host.spawn(&secret.named("secret"))?;
+    eventually(SOON, || {
+        let config = host.output(&bare("config")?)?;
+        let text = [config.stdout, config.stderr].concat();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        ensure!(!text.contains("hunter2"), "the password is shown: {text}");
+        let line =
+            text.lines().map(words).find(|line| line.starts_with("etcd-password ")).unwrap_or_default();
+        ensure!(line == "etcd-password *** flanneld's FLANNELD_ETCD_PASSWORD", "{text}");
+        Ok(())
+    })
+    .map(drop)
+}
+
+fn cleanup_beside_a_daemon() -> Result<()> {
+    let cluster = cluster(Spec { hosts: 2, ..spec(Family::V4) })?;
+    let host = cluster.net.host(0);
+    let picture = Picture::of(host)?;
+    let output = host.output(&bare("cleanup")?)?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let pid = format!("(pid {})", cluster.daemons[0].pid());
+    ensure!(output.status.code() == Some(RIVAL), "{said}");
+    for part in [pid.as_str(), "stop it first", "--dry-run"] {
+        ensure!(said.contains(part), "{part} is not in: {said}");
+    }
+    ensure!(Picture::of(host)? == picture, "it changed the host");
+    let told = host.exec(&bare("cleanup --dry-run")?)?;
+    ensure!(told.contains("ip link delete flannel.1") && told.contains(&pid), "{told}");
+    ensure!(Picture::of(host)? == picture, "a dry run changed the host");
+    Ok(())
+}
+
+fn rival_configuration() -> Result<()> {
+    let cluster = cluster(Spec { hosts: 2, ..spec(Family::V4) })?;
+    let (host, daemon) = (cluster.net.host(0), &cluster.daemons[0]);
+    let folder = host.path("/etc/cni/net.d");
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(folder.join("10-flannel.conflist"), "{}")?;
+    std::fs::write(folder.join("05-other.conflist"), "{}")?;
+    let named = "05-other.conflist comes before 10-flannel.conflist";
+    let said = host.exec(&bare("status")?)?;
+    ensure!(said.contains(named) && said.contains("warning"), "{said}");
+    // The folder is new: it is found at the next look, and watched from then on.
+    eventually(Duration::from_secs(90), || {
+        ensure!(daemon.log().contains(named), "{}", daemon.log());
+        Ok(())
+    })?;
+    std::fs::remove_file(folder.join("05-other.conflist"))?;
+    eventually(SOON, || {
+        ensure!(daemon.log().contains("no CNI configuration comes before ours any more"), "{}", daemon.log());
+        Ok(())
+    })?;
+    ensure!(!host.exec(&bare("status")?)?.contains(named), "it is still named");
+    Ok(())
+}
+
+fn release_lease() -> Result<()> {
+    let cluster = cluster(Spec { hosts: 2, ..spec(Family::V4) })?;
+    let host = cluster.net.host(0);
+    let control =
+        |words: &str| host.exec(&products()?.control_on_host(&cluster.store).args(words.split(' ')));
+    let before = cluster.store.list("subnets/")?.len();
+    cluster.daemons[0].stop()?;
+    let told = control("cleanup --release-lease --dry-run")?;
+    ensure!(told.contains("flannelctl lease release --force 10.42."), "{told}");
+    ensure!(cluster.store.list("subnets/")?.len() == before, "a dry run released it");
+    ensure!(control("cleanup --release-lease")? == told, "a real run prints the same lines");
+    ensure!(cluster.store.list("subnets/")?.len() == before - 1, "it is still there");
+    ensure!(
+        control("cleanup --release-lease")?.contains("the store has no lease of this node"),
+        "a second time"
+    );
+    Ok(())
+}
+
+fn explain() -> Result<()> {
+    let cluster = cluster(Spec { hosts: 2, ..spec(Family::V4) })?;
+    let host = cluster.net.host(0);
+    let (here, there) = (cluster.pods[0].address(Family::V4)?, cluster.pods[1].address(Family::V4)?);
+    let said = host.exec(&bare(&format!("explain {here} {there}"))?)?;
+    ensure!(said.matches("nothing is wrong as far as this host sees").count() == 2, "{said}");
+    for part in ["lease", "route", "neighbour", "FDB", "rules", "pod", "dev flannel.1", "container "] {
+        ensure!(said.contains(part), "{part} is not in:\n{said}");
+    }
+    // While the daemon stands still nobody repairs it.
+    cluster.daemons[0].signal(Signal::SIGSTOP);
+    let flush = host.exec(&Program::new("sh").args([
+        "-c",
+        "for m in $(bridge fdb show dev flannel.1 | cut -d' ' -f1); do bridge fdb del $m dev flannel.1; done",
+    ]));
+    let said = host.exec(&bare(&format!("explain {there}"))?);
+    cluster.daemons[0].signal(Signal::SIGCONT);
+    let (_, said) = (flush?, said?);
+    for part in ["> FDB", "WRONG: it is missing", "repaired by: the daemon's next pass"] {
+        ensure!(said.contains(part), "{part} is not in:\n{said}");
+    }
+    Ok(())
+}
+
+fn follow() -> Result<()> {
+    let mut cluster = cluster(Spec { hosts: 2, ..spec(Family::V4) })?;
+    let host = cluster.net.host(0).clone();
+    let follower = host.spawn(&bare("events -f")?.named("follower"))?;
+    let starts = |count: usize| {
+        eventually(SOON, || {
+            ensure!(follower.log().matches(" starts\n").count() == count, "{}", follower.log());
+            Ok(())
+        })
+    };
+    starts(1)?;
+    cluster.daemons[0].stop()?;
+    cluster.restart_daemon(0)?;
+    starts(2)?;
+    follower.kill();
     Ok(())
 }

@@ -1,9 +1,9 @@
-//! `flannelctl cni`: puts the CNI plugin and its configuration where a runtime looks for them, and takes them away; gives
-//! pods that run another MTU.
+//! `flannelctl cni`: installs the CNI plugin and its configuration where a runtime looks for them, and removes them; sets the
+//! MTU of running pods.
 //!
 //! ```text
-//!   <bin>/selvage-cni                  the program            temporary file, sync, rename: whoever runs it meanwhile
-//!   <bin>/flannel, …  ─▶ selvage-cni   one link for each name  runs the old one or the new one, whole
+//!   <bin>/selvage-cni                  the program             temporary file, sync, rename: a call meanwhile runs
+//!   <bin>/flannel, …  ─▶ selvage-cni   one link for each name  the old program or the new one, whole
 //!   <conf>/10-flannel.conflist         last: from now on the runtime uses it
 //! ```
 //!
@@ -14,23 +14,26 @@ mod mtu;
 mod place;
 mod runtime;
 
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use serde_json::json;
+
 use self::mtu::Mtu;
-use self::place::{put_file, put_link, take_away};
+use self::place::Place;
 use self::runtime::{Folders, Runtime};
+use super::Answer;
 use crate::config::NodeConfig;
 use crate::exit::{Exit, Failure};
+use crate::host::conflists::{CONFLIST, before};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Verb {
     /// Install the plugin and its configuration for a runtime; again to update them.
     Install(Install),
-    /// Take away what `install` put there, and bring back what was there before.
-    Uninstall(Target),
-    /// Give the pods that run the MTU that new ones get.
+    /// Remove what `install` put there, and restore what was there before.
+    Uninstall(Uninstall),
+    /// Set the MTU of running pods to that of new ones.
     Mtu(Mtu),
 }
 
@@ -44,6 +47,18 @@ pub(super) struct Install {
     /// The configuration to install; otherwise the one that comes with this program.
     #[arg(long, value_name = "FILE")]
     conflist: Option<PathBuf>,
+    /// Print what would be done. Nothing is changed.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Uninstall {
+    #[command(flatten)]
+    target: Target,
+    /// Print what would be done. Nothing is changed.
+    #[arg(long)]
+    dry_run: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -64,17 +79,16 @@ pub(super) struct Target {
 
 /// The program itself; the names are links to it.
 const PROGRAM: &str = "selvage-cni";
-/// The name that is ours whatever stands there. The daemon's configuration asks for it.
+/// The name that is ours: a foreign program of this name is replaced and kept beside it.
 const OWN: &str = "flannel";
-/// Names under which the program serves as well, where nobody else has them.
+/// Further names of the program, where no foreign program has them.
 const OTHERS: [&str; 7] = ["bridge", "host-local", "portmap", "bandwidth", "firewall", "loopback", "tuning"];
-const CONFLIST: &str = "10-flannel.conflist";
 const SHIPPED: &str = include_str!("../../../dist/10-flannel.conflist");
 
-pub(super) fn run(verb: Verb, config: &NodeConfig) -> Result<String, Failure> {
+pub(super) fn run(verb: Verb, config: &NodeConfig) -> Result<Answer, Failure> {
     match verb {
         Verb::Install(arguments) => install(&arguments),
-        Verb::Uninstall(target) => uninstall(&target.folders()),
+        Verb::Uninstall(Uninstall { target, dry_run }) => uninstall(&target.folders(), dry_run),
         Verb::Mtu(arguments) => mtu::run(&arguments, config),
     }
 }
@@ -93,66 +107,74 @@ impl Target {
     }
 }
 
-fn install(arguments: &Install) -> Result<String, Failure> {
-    let folders = arguments.target.folders();
+/// What was done to each path, or would be.
+#[derive(Default)]
+struct Steps(Vec<(PathBuf, &'static str)>);
+
+impl Steps {
+    fn note(&mut self, path: PathBuf, done: io::Result<Option<&'static str>>) -> Result<(), Failure> {
+        let what = done.map_err(|error| failed(&path, &error))?;
+        self.0.extend(what.map(|what| (path, what)));
+        Ok(())
+    }
+
+    /// The same lines for a dry run and a real one.
+    fn answer(&self, dry_run: bool, warning: &str, nothing: &str) -> Answer {
+        let json =
+            |(path, what): &(PathBuf, &str)| json!({ "path": path.display().to_string(), "done": what });
+        let steps: Vec<_> = self.0.iter().map(json).collect();
+        let mut text: String =
+            self.0.iter().map(|(path, what)| format!("{}: {what}\n", path.display())).collect();
+        text.push_str(warning);
+        if text.is_empty() {
+            text = format!("{nothing}\n");
+        }
+        Answer::new(json!({ "dry_run": dry_run, "steps": steps, "warning": warning.trim_end() })).text(text)
+    }
+}
+
+fn install(arguments: &Install) -> Result<Answer, Failure> {
+    let (folders, dry_run) = (arguments.target.folders(), arguments.dry_run);
     let plugin = arguments.plugin.clone().map_or_else(beside_us, Ok)?;
     let program = read(&plugin)?;
     let conflist = arguments.conflist.as_deref().map_or_else(|| Ok(SHIPPED.as_bytes().to_vec()), read)?;
     check(&conflist)?;
-    let mut said = String::new();
-    for folder in [&folders.bin, &folders.conf] {
+    for folder in [&folders.bin, &folders.conf].into_iter().filter(|_| !dry_run) {
         fs::create_dir_all(folder).map_err(|error| failed(folder, &error))?;
     }
-    let mut note = |path: &Path, done: io::Result<Option<&str>>| match done {
-        Ok(Some(what)) => writeln!(said, "{}: {what}", path.display()).map_err(|e| failed(path, &e)),
-        Ok(None) => Ok(()),
-        Err(error) => Err(failed(path, &error)),
-    };
+    let mut steps = Steps::default();
     // What is there before the first time is somebody else's; later it is ours.
     let first = fs::read_link(folders.bin.join(OWN)).map_or(true, |to| to != Path::new(PROGRAM));
+    let place = Place { dry_run };
     let path = folders.bin.join(PROGRAM);
-    note(&path, put_file(&path, &program, 0o755, false))?;
-    let path = folders.bin.join(OWN);
-    note(&path, put_link(&path, PROGRAM, true))?;
-    for name in OTHERS {
+    let done = place.put_file(&path, &program, 0o755, false);
+    steps.note(path, done)?;
+    for name in std::iter::once(&OWN).chain(&OTHERS) {
         let path = folders.bin.join(name);
-        note(&path, put_link(&path, PROGRAM, false))?;
+        let done = place.put_link(&path, PROGRAM, *name == OWN);
+        steps.note(path, done)?;
     }
     let path = folders.conf.join(CONFLIST);
-    note(&path, put_file(&path, &conflist, 0o644, first))?;
-    said.push_str(&rivals(&folders.conf, arguments.target.runtime));
-    Ok(if said.is_empty() { "everything is in place already\n".to_owned() } else { said })
+    let done = place.put_file(&path, &conflist, 0o644, first);
+    steps.note(path, done)?;
+    let warning = match arguments.target.runtime.takes_first() {
+        true => before(&folders.conf).map(|warning| format!("warning: {warning}\n")).unwrap_or_default(),
+        false => String::new(),
+    };
+    Ok(steps.answer(dry_run, &warning, "everything is in place already"))
 }
 
-fn uninstall(folders: &Folders) -> Result<String, Failure> {
-    let mut said = String::new();
+fn uninstall(folders: &Folders, dry_run: bool) -> Result<Answer, Failure> {
+    let (mut steps, place) = (Steps::default(), Place { dry_run });
     // The configuration first: no call is made for a program that is not there any more.
     let mut paths = vec![(folders.conf.join(CONFLIST), true)];
-    paths.extend([OWN].iter().chain(&OTHERS).map(|name| (folders.bin.join(name), false)));
+    paths.extend(std::iter::once(&OWN).chain(&OTHERS).map(|name| (folders.bin.join(name), false)));
     paths.push((folders.bin.join(PROGRAM), true));
     for (path, is_file) in paths {
-        let done = take_away(&path, if is_file { None } else { Some(PROGRAM) });
-        if let Some(what) = done.map_err(|error| failed(&path, &error))? {
-            let _ = writeln!(said, "{}: {what}", path.display());
-        }
+        let done = place.take_away(&path, if is_file { None } else { Some(PROGRAM) });
+        steps.note(path, done)?;
     }
-    Ok(if said.is_empty() { "nothing of ours is there\n".to_owned() } else { said })
-}
-
-/// Configurations that a runtime which takes the first by name would take before ours.
-fn rivals(conf: &Path, runtime: Runtime) -> String {
-    let Ok(entries) = fs::read_dir(conf) else { return String::new() };
-    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-    let is_conf = |name: &String| [".conf", ".conflist", ".json"].iter().any(|end| name.ends_with(end));
-    let mut first: Vec<_> = names.filter(is_conf).filter(|name| name.as_str() < CONFLIST).collect();
-    first.sort();
-    if first.is_empty() || !runtime.takes_first() {
-        return String::new();
-    }
-    let (list, folder) = (first.join(", "), conf.display());
-    format!(
-        "warning: in {folder} {list} comes before {CONFLIST}, and the runtime takes the first: ours is not used\n"
-    )
+    Ok(steps.answer(dry_run, "", "nothing of ours is there"))
 }
 
 /// A list of plugins with a name; more is the plugin's to say.

@@ -1,5 +1,5 @@
-//! `flannelctl cni mtu`: gives pods that run the MTU that new ones get. Nobody does it unasked: a program in a pod may
-//! have measured its path, and a lower MTU breaks what is on its way.
+//! `flannelctl cni mtu`: sets the MTU of running pods to that of new ones. The daemon does not do so by itself: a program in a
+//! pod may have measured its path, and a lower MTU breaks what is on its way.
 //!
 //! ```text
 //!   subnet.env ─▶ MTU      links with our plugin's alias ─▶ number of the pod's namespace ─▶ its file ─▶ both ends
@@ -20,19 +20,21 @@ use backends::netlink::link::{self, LinkView, dump_links, get_link_at};
 use backends::netlink::netns::{namespace_number, read_namespace_number};
 use backends::netlink::{Batch, NetlinkError, Socket};
 use nix::sched::{CloneFlags, setns};
+use serde_json::json;
 use subnet_lease::SubnetEnv;
 
+use crate::admin::Answer;
 use crate::config::NodeConfig;
 use crate::exit::{Exit, Failure};
 
 #[derive(Debug, clap::Args)]
 pub(in crate::admin) struct Mtu {
-    /// Print what would be done, and do nothing.
+    /// Print what would be done. Nothing is changed.
     #[arg(long)]
     dry_run: bool,
 }
 
-/// A pod's link, as its end on the host tells.
+/// A pod's link, as its end on the host reports it.
 struct Pod {
     name: IfName,
     index: u32,
@@ -48,7 +50,7 @@ struct Place {
     file: File,
 }
 
-pub(super) fn run(arguments: &Mtu, config: &NodeConfig) -> Result<String, Failure> {
+pub(super) fn run(arguments: &Mtu, config: &NodeConfig) -> Result<Answer, Failure> {
     let env = SubnetEnv::read(&config.subnet_file).map_err(|error| Failure::new(Exit::NotReady, error))?;
     let denied = |error: NetlinkError| Failure::new(Exit::Permission, error);
     let mut socket = Socket::route().map_err(denied)?;
@@ -69,7 +71,9 @@ pub(super) fn run(arguments: &Mtu, config: &NodeConfig) -> Result<String, Failur
     if !failed.is_empty() {
         return Err(Failure::new(Exit::Failed, said + failed.trim_end()));
     }
-    Ok(if said.is_empty() { format!("every pod has the MTU {}\n", env.mtu) } else { said })
+    let steps: Vec<_> = said.lines().collect();
+    let answer = Answer::new(json!({ "mtu": env.mtu, "dry_run": arguments.dry_run, "steps": steps }));
+    Ok(answer.text(if said.is_empty() { format!("every pod has the MTU {}\n", env.mtu) } else { said }))
 }
 
 fn pods(socket: &mut Socket) -> Result<Vec<Pod>, NetlinkError> {

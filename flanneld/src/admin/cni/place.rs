@@ -1,4 +1,4 @@
-//! Files and links put in place in one step each: whoever looks sees the old one or the new one.
+//! Files and links, each replaced in one step: a reader sees the old one or the new one, whole.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
@@ -8,68 +8,94 @@ use std::path::{Path, PathBuf};
 
 use backends::local::files::Draft;
 
-/// Ends the name of what was there before. No runtime takes such a file for a program or a configuration.
+/// Ends the name of what was there before. No runtime uses such a file as a program or a configuration.
 const BEFORE: &str = ".before-selvage";
 
-/// Makes the file hold these bytes, also after a power failure; what was done, if it was not so already.
-/// `strange`: what is there may be somebody else's, and is kept.
-pub(super) fn put_file(
-    path: &Path,
-    bytes: &[u8],
-    mode: u32,
-    strange: bool,
-) -> io::Result<Option<&'static str>> {
-    let there = fs::symlink_metadata(path).ok();
-    if there.as_ref().is_some_and(fs::Metadata::is_file) && fs::read(path)? == bytes {
-        fs::set_permissions(path, Permissions::from_mode(mode))?;
-        return Ok(None);
-    }
-    let temporary = with_ending(path, &format!(".new-{}", std::process::id()));
-    let kept = there.is_some() && strange && keep(path)?;
-    let mut draft = Draft::named(path, temporary, mode)?;
-    draft.write_all(bytes)?;
-    draft.put_synced()?;
-    sync_folder(path)?;
-    Ok(Some(what(there.is_some(), kept)))
+/// Changes files and links, or only says what it would change. Each call returns what was done; none where nothing was to
+/// be done.
+pub(super) struct Place {
+    pub(super) dry_run: bool,
 }
 
-/// Makes a link to a file of the same folder. What is there and no link of ours gives way only if it must.
-pub(super) fn put_link(path: &Path, target: &str, must: bool) -> io::Result<Option<&'static str>> {
-    let there = fs::symlink_metadata(path).is_ok();
-    if fs::read_link(path).is_ok_and(|to| to == Path::new(target)) {
-        return Ok(None);
+impl Place {
+    /// Makes the file hold these bytes, also after a power failure. `strange`: what is there may be another program's, and is
+    /// kept.
+    pub(super) fn put_file(
+        &self,
+        path: &Path,
+        bytes: &[u8],
+        mode: u32,
+        strange: bool,
+    ) -> io::Result<Option<&'static str>> {
+        let there = fs::symlink_metadata(path).ok();
+        if there.as_ref().is_some_and(fs::Metadata::is_file) && fs::read(path)? == bytes {
+            if !self.dry_run {
+                fs::set_permissions(path, Permissions::from_mode(mode))?;
+            }
+            return Ok(None);
+        }
+        if self.dry_run {
+            return Ok(Some(what(there.is_some(), there.is_some() && strange && is_to_be_kept(path))));
+        }
+        let temporary = with_ending(path, &format!(".new-{}", std::process::id()));
+        let kept = there.is_some() && strange && keep(path)?;
+        let mut draft = Draft::named(path, temporary, mode)?;
+        draft.write_all(bytes)?;
+        draft.put_synced()?;
+        sync_folder(path)?;
+        Ok(Some(what(there.is_some(), kept)))
     }
-    if there && !must {
-        return Ok(Some("another program's, left alone"));
+
+    /// Makes a link to a file of the same folder. A foreign file is replaced only if it must be.
+    pub(super) fn put_link(&self, path: &Path, target: &str, must: bool) -> io::Result<Option<&'static str>> {
+        let there = fs::symlink_metadata(path).is_ok();
+        if fs::read_link(path).is_ok_and(|to| to == Path::new(target)) {
+            return Ok(None);
+        }
+        if there && !must {
+            return Ok(Some("another program's, left alone"));
+        }
+        if self.dry_run {
+            return Ok(Some(what(there, there && is_to_be_kept(path))));
+        }
+        let temporary = with_ending(path, &format!(".new-{}", std::process::id()));
+        let _ = fs::remove_file(&temporary);
+        let kept = there && keep(path)?;
+        symlink(target, &temporary)?;
+        settle(&temporary, path).inspect_err(|_| drop(fs::remove_file(&temporary)))?;
+        Ok(Some(what(there, kept)))
     }
-    let temporary = with_ending(path, &format!(".new-{}", std::process::id()));
-    let _ = fs::remove_file(&temporary);
-    let kept = there && keep(path)?;
-    symlink(target, &temporary)?;
-    settle(&temporary, path).inspect_err(|_| drop(fs::remove_file(&temporary)))?;
-    Ok(Some(what(there, kept)))
+
+    /// Removes a file, or a link to the target, and restores what was there before.
+    pub(super) fn take_away(&self, path: &Path, target: Option<&str>) -> io::Result<Option<&'static str>> {
+        let ours = match target {
+            Some(target) => fs::read_link(path).is_ok_and(|to| to == Path::new(target)),
+            None => fs::symlink_metadata(path).is_ok(),
+        };
+        if !ours {
+            return Ok(None);
+        }
+        let before = with_ending(path, BEFORE);
+        if fs::symlink_metadata(&before).is_ok() {
+            if !self.dry_run {
+                settle(&before, path)?;
+            }
+            return Ok(Some("removed; what was there before is restored"));
+        }
+        if !self.dry_run {
+            fs::remove_file(path)?;
+            sync_folder(path)?;
+        }
+        Ok(Some("removed"))
+    }
 }
 
-/// Takes away a file, or a link that goes there, and brings back what was there before.
-pub(super) fn take_away(path: &Path, target: Option<&str>) -> io::Result<Option<&'static str>> {
-    let ours = match target {
-        Some(target) => fs::read_link(path).is_ok_and(|to| to == Path::new(target)),
-        None => fs::symlink_metadata(path).is_ok(),
-    };
-    if !ours {
-        return Ok(None);
-    }
-    let before = with_ending(path, BEFORE);
-    if fs::symlink_metadata(&before).is_ok() {
-        settle(&before, path)?;
-        return Ok(Some("what was there before is back"));
-    }
-    fs::remove_file(path)?;
-    sync_folder(path)?;
-    Ok(Some("removed"))
+/// Whether there is no copy yet of what somebody else put there.
+fn is_to_be_kept(path: &Path) -> bool {
+    fs::symlink_metadata(with_ending(path, BEFORE)).is_err()
 }
 
-/// Keeps what somebody else put there; what is kept already stays.
+/// Keeps what another program put there; an earlier copy stays as it is.
 fn keep(path: &Path) -> io::Result<bool> {
     let before = with_ending(path, BEFORE);
     if fs::symlink_metadata(&before).is_ok() {

@@ -7,6 +7,10 @@ use tempfile::TempDir;
 
 use super::*;
 
+fn text(answer: &Answer) -> String {
+    answer.print(crate::admin::Form::Text, None)
+}
+
 struct Host(TempDir);
 
 impl Host {
@@ -26,11 +30,20 @@ impl Host {
 
     fn install(&self) -> String {
         let plugin = Some(self.path("plugin"));
-        install(&Install { target: self.target(), plugin, conflist: None }).unwrap()
+        let arguments =
+            |dry_run| Install { target: self.target(), plugin: plugin.clone(), conflist: None, dry_run };
+        let before = text(&install(&arguments(true)).unwrap());
+        let done = text(&install(&arguments(false)).unwrap());
+        assert_eq!(before, done, "a dry run prints the same lines");
+        done
     }
 
     fn uninstall(&self) -> String {
-        uninstall(&self.target().folders()).unwrap()
+        let folders = self.target().folders();
+        let before = text(&uninstall(&folders, true).unwrap());
+        let done = text(&uninstall(&folders, false).unwrap());
+        assert_eq!(before, done, "a dry run prints the same lines");
+        done
     }
 
     fn names(&self, folder: &str) -> Vec<String> {
@@ -53,6 +66,15 @@ fn what_is_installed_is_found_under_every_name_and_goes_without_a_trace() {
     host.uninstall();
     assert_eq!((host.names("opt/cni/bin"), host.names("etc/cni/net.d")), (vec![], vec![]));
     assert_eq!(host.uninstall(), "nothing of ours is there\n");
+}
+
+#[test]
+fn a_dry_run_makes_nothing_not_even_a_folder() {
+    let host = Host::new();
+    let plugin = Some(host.path("plugin"));
+    let arguments = Install { target: host.target(), plugin, conflist: None, dry_run: true };
+    assert!(text(&install(&arguments).unwrap()).contains("selvage-cni: installed"));
+    assert_eq!(host.names(""), ["plugin"]);
 }
 
 #[test]
@@ -80,8 +102,8 @@ fn an_update_of_our_own_configuration_keeps_no_copy() {
     host.install();
     let list = host.path("list");
     fs::write(&list, r#"{"name":"n","plugins":[{"type":"flannel"}]}"#).unwrap();
-    let arguments =
-        Install { target: host.target(), plugin: Some(host.path("plugin")), conflist: Some(list) };
+    let plugin = Some(host.path("plugin"));
+    let arguments = Install { target: host.target(), plugin, conflist: Some(list), dry_run: false };
     install(&arguments).unwrap();
     assert_eq!(host.names("etc/cni/net.d"), [CONFLIST]);
     for bad in ["{", r#"{"plugins":[{}]}"#, r#"{"name":"n","plugins":[]}"#] {

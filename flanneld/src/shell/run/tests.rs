@@ -37,3 +37,19 @@ fn a_kernel_that_hangs_holds_up_stopping_for_two_seconds_at_most() {
 fn a_second_signal_ends_the_daemon_at_once() {
     assert!(stopping(vec![Input::Applied(Vec::new())], ready(())) < Duration::from_millis(100));
 }
+
+#[test]
+fn ready_again_is_logged_only_after_unready() {
+    let (green, amber) = (
+        Readiness { ready: true, reasons: vec![] },
+        Readiness { ready: true, reasons: vec!["stale: no store answers".to_owned()] },
+    );
+    assert_eq!(announcement(false, false, &green), "ready");
+    assert_eq!(announcement(false, true, &green), "ready again");
+    assert_eq!(announcement(true, true, &amber), "ready, with warnings: stale: no store answers");
+    assert_eq!(announcement(true, true, &green), "ready, without warnings");
+    assert_eq!(
+        announcement(true, true, &Readiness { ready: false, ..amber }),
+        "not ready: stale: no store answers"
+    );
+}
