@@ -2,10 +2,12 @@
 //! only host.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use backends::local::processes::{self, Limits, RunError};
 use clap::Parser;
-use subnet_lease::server::{Server, ServerConfig, ServerError, TlsFiles};
+use subnet_lease::server::{Server, ServerConfig, ServerError, TlsFiles, check_file};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::error;
@@ -37,6 +39,9 @@ struct Arguments {
     /// Authority of the clients' certificates (PEM): one without such a certificate is turned away.
     #[arg(long, value_name = "FILE", requires = "cert_file")]
     trusted_ca_file: Option<PathBuf>,
+    /// Read the file and end; for the store itself, which does so in a process of its own before it starts.
+    #[arg(long, hide = true)]
+    check: bool,
     /// More log.
     #[arg(short)]
     verbose: bool,
@@ -50,6 +55,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<Exit, Failure> {
         Err(error) => return Ok(refuse(&error)),
     };
     log::start(i64::from(arguments.verbose));
+    if arguments.check {
+        check_file(&arguments.data_dir)?;
+        return Ok(Exit::Done);
+    }
+    sound(&arguments.data_dir)?;
     let files = arguments.cert_file.zip(arguments.key_file);
     let tls = files.map(|(cert, key)| TlsFiles { cert, key, client_authority: arguments.trusted_ca_file });
     let Arguments { data_dir, listen, insecure, .. } = arguments;
@@ -59,6 +69,34 @@ pub(crate) fn run(arguments: &[String]) -> Result<Exit, Failure> {
         server.run(signals::stop()).await?;
         Ok(Exit::Done)
     })
+}
+
+/// How long reading the file may take; it holds 256 MiB at most.
+const READ_WITHIN: Duration = Duration::from_secs(60);
+
+/// Has another process read the file first: on some damage the database library aborts, and that must end neither a daemon
+/// nor the message that says why.
+fn sound(data_dir: &Path) -> Result<(), Failure> {
+    let Ok(program) = std::env::current_exe() else { return Ok(()) };
+    let Some(dir) = data_dir.to_str() else { return Ok(()) };
+    let limits = Limits { time: READ_WITHIN, output: 1 << 20 };
+    let read = processes::run(&program, &["store", "--check", "--data-dir", dir], "", limits);
+    match read.as_ref().err().and_then(damage) {
+        Some(reason) => Err(ServerError::Damaged { path: data_dir.join("store.redb"), reason }.into()),
+        None => Ok(()),
+    }
+}
+
+/// What is wrong with the file, if that is why the reader ended. Every other reason shows again, and better, at the start.
+fn damage(error: &RunError) -> Option<String> {
+    /// The exit code of a program whose panic does not abort it.
+    const PANIC: i32 = 101;
+    match error {
+        RunError::Failed { code: None | Some(PANIC), words } => {
+            Some(format!("it is damaged, the process that read it was ended by that ({words})"))
+        }
+        _ => None,
+    }
 }
 
 /// The store within this process, until it is stopped.
@@ -71,6 +109,7 @@ pub(crate) struct Within {
 /// and waited for until somebody starts us again.
 pub(crate) async fn within(config: &NodeConfig) -> Result<Option<Within>, Failure> {
     let Some(data_dir) = config.embedded.clone() else { return Ok(None) };
+    sound(&data_dir)?;
     let listen = config.store.endpoints().iter().filter_map(|endpoint| loopback(endpoint)).collect();
     let server = Server::bind(ServerConfig { data_dir, listen, insecure: false, tls: None }).await?;
     let (stop, stopped) = oneshot::channel::<()>();
@@ -99,5 +138,20 @@ impl From<ServerError> for Failure {
             _ => Exit::Failed,
         };
         Self::new(exit, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_that_was_ended_by_the_file_is_damage_and_everything_else_is_not() {
+        let failed = |code| RunError::Failed { code, words: "signal: 6 (SIGABRT)".to_owned() };
+        for code in [None, Some(101)] {
+            assert!(damage(&failed(code)).unwrap().contains("SIGABRT"));
+        }
+        assert_eq!(damage(&failed(Some(1))), None, "in use, say");
+        assert_eq!(damage(&RunError::Time(READ_WITHIN)), None);
     }
 }

@@ -30,7 +30,11 @@ pub enum ServerError {
     InUse(PathBuf),
     #[error("{} has format {found}, and this version reads format {known}", path.display())]
     Format { path: PathBuf, found: i64, known: i64 },
-    #[error("cannot read {}: {reason}", path.display())]
+    #[error(
+        "cannot read {}: {reason}; move the file away, start with an empty store, and write a copy back with `flannelctl \
+         store import` (without a copy: `flannelctl network set`; running hosts then claim their subnets again)",
+        path.display()
+    )]
     Damaged { path: PathBuf, reason: String },
     #[error("the server stopped: {0}")]
     Stopped(String),

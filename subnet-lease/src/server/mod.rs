@@ -102,6 +102,16 @@ pub struct Server {
     stop: signal::Sender<bool>,
 }
 
+/// Reads the file in a data directory as a start does, where there is one. For a process of its own: on some
+/// damage the database library ends the process that reads.
+pub fn check_file(data_dir: &Path) -> Result<(), ServerError> {
+    let mut disk = Disk::in_directory(data_dir);
+    if !disk.path().exists() {
+        return Ok(());
+    }
+    disk.load(Identity { cluster: 1, member: 1 }).map(drop)
+}
+
 /// Runs a server until `shutdown` is ready. What was answered is durable, so stopping loses nothing.
 pub async fn serve(
     config: ServerConfig,
