@@ -17,8 +17,7 @@ pub(super) const UPWARD: &[Upward] = &[
     ("subnet-lease", "attrs", "model"),
     // A store in memory chooses subnets itself.
     ("subnet-lease", "store", "admit"),
-    // The raw layer reads and writes some objects and rules as such.
-    ("backends", "netlink", "rules"),
+    // The raw layer reads and writes some objects as such.
     ("backends", "netlink", "state"),
     // An object prints itself as a line of a plan.
     ("backends", "state", "plan"),
