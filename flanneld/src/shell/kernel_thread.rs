@@ -1,5 +1,5 @@
 //! The kernel behind a channel, on a thread of its own: a pass over fifty thousand peers must not delay the store's
-//! keep-alive, and rtnetlink's little runtime must not run inside another.
+//! keep-alive.
 
 use std::net::IpAddr;
 use std::sync::Arc;
