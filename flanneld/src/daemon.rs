@@ -1,7 +1,9 @@
 //! The daemon's start: from the command line to the running shell. And that of the embedded store, `flanneld store`.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::io;
+use std::rc::Rc;
 use std::time::Duration;
 
 use backends::local::random;
@@ -13,12 +15,12 @@ use tracing::{info, warn};
 
 use crate::cli::{self, Command, Given};
 use crate::config::{NodeConfig, RawConfig, Source, environment};
-use crate::core::{Readiness, Status, StatusRequest};
+use crate::core::{Arbiter, Readiness, Status, StatusRequest};
 use crate::exit::{Exit, Failure};
-use crate::host::rival::{self, Rival};
 use crate::serve::http;
 use crate::serve::socket::{self, Place};
-use crate::shell::run::{Shell, run};
+use crate::shell::rival::{self, Rival};
+use crate::shell::run::{Host, Shell, run_all};
 use crate::shell::{log, signals, store};
 
 /// Between two looks at a daemon that does not let us wait. Ours.
@@ -42,44 +44,64 @@ pub fn main(arguments: &[String]) -> Result<Exit, Failure> {
 }
 
 fn daemon(given: &[Given]) -> Result<Exit, Failure> {
-    let raw = RawConfig::gather(given, &environment());
-    let config = NodeConfig::understand(&raw, &host_name())?;
-    log::start(config.verbosity);
-    tell(&raw);
-    let store = subnet_lease::open(&config.store)?;
+    networks(&[given])
+}
+
+/// A daemon of several networks, each with its settings. What is the host's is as the first has it: log, health server. No
+/// flag asks for more than one yet.
+pub fn networks(given: &[&[Given]]) -> Result<Exit, Failure> {
+    let raws: Vec<_> = given.iter().map(|given| RawConfig::gather(given, &environment())).collect();
+    let configs = raws.iter().map(|raw| NodeConfig::understand(raw, &host_name()));
+    let configs: Vec<_> = configs.collect::<Result<_, _>>()?;
+    let Some(first) = configs.first() else { return Ok(Exit::Done) };
+    log::start(first.verbosity);
+    raws.iter().for_each(log_settings);
     let (tell, readiness) = watch::channel(Readiness::default());
-    let (asks, status) = mpsc::channel(1);
-    let for_metrics = asks.clone();
-    let mut shell = Shell {
-        settings: config.settings(seed()),
-        store,
-        subnet_file: config.subnet_file.clone(),
-        state_dir: config.state_dir.clone(),
-        release_on_exit: config.release_on_exit,
-        record_file: config.record_file.clone(),
-        readiness: tell,
-        status,
-    };
+    let host = Host { arbiter: Arbiter::default(), readiness: tell, notified: false };
+    let host = Rc::new(RefCell::new(host));
     block_on(async {
-        tokio::select! {
-            alone = alone(&config, asks, &mut shell.status) => alone?,
-            () = signals::stop(), if config.takeover => return Ok(Exit::Done),
+        let (mut shells, mut for_metrics) = (Vec::new(), None);
+        for config in &configs {
+            let (asks, mut status) = mpsc::channel(1);
+            for_metrics.get_or_insert(asks.clone());
+            tokio::select! {
+                alone = alone(config, asks, &mut status) => alone?,
+                () = signals::stop(), if config.takeover => return Ok(Exit::Done),
+            }
+            shells.push(shell(config, host.clone(), status)?);
         }
-        if let Some(address) = config.health {
+        if let Some((address, asks)) = first.health.zip(for_metrics) {
             if address.ip().is_unspecified() {
                 info!(
                     "the health server listens on every address, as flannel's does; --healthz-ip=127.0.0.1 keeps it to this host"
                 );
             }
-            tokio::spawn(http::serve(http::bind(address)?, readiness, for_metrics));
+            tokio::spawn(http::serve(http::bind(address)?, readiness, asks));
         }
-        let within = store::within(&config).await?;
-        let exit = run(shell).await;
-        // After the shell, which may have a lease to give back.
+        let within = store::within(first).await?;
+        let exit = run_all(shells).await;
+        // After the shells, which may have leases to give back.
         if let Some(within) = within {
             within.stop().await;
         }
         Ok(exit)
+    })
+}
+
+fn shell(
+    config: &NodeConfig,
+    host: Rc<RefCell<Host>>,
+    status: mpsc::Receiver<StatusRequest>,
+) -> Result<Shell, Failure> {
+    Ok(Shell {
+        settings: config.settings(seed()),
+        store: subnet_lease::open(&config.store)?,
+        subnet_file: config.subnet_file.clone(),
+        state_dir: config.state_dir.clone(),
+        release_on_exit: config.release_on_exit,
+        record_file: config.record_file.clone(),
+        host,
+        status,
     })
 }
 
@@ -92,10 +114,10 @@ async fn alone(
 ) -> Result<(), Failure> {
     let failed =
         |error: io::Error| Failure::new(Exit::Failed, format!("can't tell whether another runs: {error}"));
-    let network = &config.network;
+    let network = &config.core.network;
     let mut waited = false;
     loop {
-        match socket::take(network).await.map_err(failed)? {
+        match socket::take(&config.daemons, network).await {
             Place::Ours(listener) => break drop(tokio::spawn(socket::serve(listener, asks))),
             Place::Blocked(why) => break warn!("no status socket: {why}"),
             Place::Held(holder) => {
@@ -113,13 +135,13 @@ async fn alone(
             }
         }
     }
-    while let Some(rival) = rival::find(network) {
+    while let Some(rival) = rival::find(network, &config.daemons) {
         if !config.takeover {
             return Err(in_the_way(&rival));
         }
         let waiting = format!("waiting for {rival} to end");
         info!("{waiting}");
-        let mut gone = std::pin::pin!(rival.gone(network));
+        let mut gone = std::pin::pin!(rival.gone(network, &config.daemons));
         loop {
             tokio::select! {
                 gone = &mut gone => break gone.map_err(failed)?,
@@ -133,15 +155,19 @@ async fn alone(
 }
 
 fn in_the_way(rival: &Rival) -> Failure {
-    let Rival { stop, .. } = rival;
+    let Rival { stop, in_doubt, .. } = rival;
+    let is = match in_doubt {
+        true => "may be at work on this host (its executable can't be read without its capabilities)",
+        false => "is at work on this host",
+    };
     let ways = format!(
         "stop it first ({stop}), or start with --takeover, which waits for its end and goes on in its place"
     );
-    Failure::new(Exit::Rival, format!("{rival} is at work on this host: {ways}"))
+    Failure::new(Exit::Rival, format!("{rival} {is}: {ways}"))
 }
 
-/// The settings that somebody made, once, and what is odd about them.
-fn tell(raw: &RawConfig) {
+/// Logs the settings that somebody made, and what is odd about them.
+fn log_settings(raw: &RawConfig) {
     let made = raw.effective().filter(|(.., source)| *source != Source::Default);
     let made: Vec<_> = made.map(|(name, value, source)| format!("{name}={value:?} ({source})")).collect();
     info!(

@@ -35,6 +35,8 @@ pub struct Products {
     pub flannelctl: PathBuf,
     /// The CNI plugin `flannel`.
     pub cni: PathBuf,
+    /// The capabilities of a daemon, as [`Program::bounded`] takes them; all where this is none.
+    pub capabilities: Option<String>,
 }
 
 impl Products {
@@ -47,6 +49,7 @@ impl Products {
             flanneld: dir.join("flanneld"),
             flannelctl: dir.join("flannelctl"),
             cni: dir.join("flannel"),
+            capabilities: None,
         };
         for program in [&products.flanneld, &products.cni] {
             if !program.exists() {
@@ -81,7 +84,11 @@ impl Products {
 
     /// A daemon for one of our hosts, with flags that every flannel has.
     pub fn daemon(&self, store: &Store) -> Program {
-        Program::new(&self.flanneld).args(daemon_flags(store))
+        let daemon = Program::new(&self.flanneld).args(daemon_flags(store));
+        match &self.capabilities {
+            Some(names) => daemon.bounded(names),
+            None => daemon,
+        }
     }
 
     /// The CNI plugin with flannel's usual configuration.

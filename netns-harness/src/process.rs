@@ -36,6 +36,7 @@ pub struct Program {
     args: Vec<OsString>,
     env: BTreeMap<String, OsString>,
     stdin: Vec<u8>,
+    capabilities: Option<String>,
 }
 
 impl Program {
@@ -49,7 +50,7 @@ impl Program {
         // The PATH of an ordinary user lacks the directories of iptables.
         search.push(":/usr/sbin:/sbin");
         env.insert("PATH".to_owned(), search);
-        Self { path, name, arg0: None, args: Vec::new(), env, stdin: Vec::new() }
+        Self { path, name, arg0: None, args: Vec::new(), env, stdin: Vec::new(), capabilities: None }
     }
 
     /// Adds one argument.
@@ -87,6 +88,14 @@ impl Program {
         self.named(name)
     }
 
+    /// Starts the program as systemd does with `NoNewPrivileges=yes` and this `CapabilityBoundingSet=` (names in lower case,
+    /// separated by commas); `setpriv` does it.
+    #[must_use]
+    pub fn bounded(mut self, capabilities: &str) -> Self {
+        self.capabilities = Some(capabilities.to_owned());
+        self
+    }
+
     /// The name of the log file, and of the process in messages.
     #[must_use]
     pub fn named(mut self, name: &str) -> Self {
@@ -100,7 +109,16 @@ impl Program {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(&self.path);
+        let mut command = match &self.capabilities {
+            None => Command::new(&self.path),
+            Some(names) => {
+                let kept: String = names.split(',').map(|name| format!(",+{name}")).collect();
+                let mut command = Command::new("setpriv");
+                command.args([format!("--bounding-set=-all{kept}"), "--inh-caps=-all".to_owned()]);
+                command.arg("--no-new-privs").arg(&self.path);
+                command
+            }
+        };
         command.args(&self.args).env_clear().envs(&self.env).process_group(0);
         if let Some(arg0) = &self.arg0 {
             command.arg0(arg0);

@@ -6,8 +6,7 @@ use backends::Plan;
 use backends::kernel::fake::FakeKernel;
 use backends::kernel::{Kernel, KernelEvent};
 use flanneld::core::{Effect, Input, Memory, NodeCore, Settings, Status, Tick};
-use flanneld::host::iface::IfaceWish;
-use subnet_lease::{Lease, NetworkId, OwnLease, StoreEvent, SubnetEnv};
+use subnet_lease::{Claim, Lease, OwnLease, StoreEvent, SubnetEnv};
 
 /// The daemon with its host.
 pub struct Solo {
@@ -25,29 +24,21 @@ pub struct Solo {
     pub withdrawn: Option<String>,
     /// How many claims it made.
     pub claims: usize,
-    own: Lease,
+    /// What it claimed last.
+    pub claim: Option<Claim>,
+    /// What the store grants.
+    pub own: Lease,
     now: Tick,
 }
 
 /// The settings of these tests: without rules, which are long and always the same.
 pub fn settings() -> Settings {
     Settings {
-        store_addresses: Vec::new(),
-        network: NetworkId::default(),
-        iface: IfaceWish::default(),
-        ip_masq: false,
-        fully_random: false,
-        forward_rules: false,
-        no_masquerade: Vec::new(),
-        traffic_rules: Default::default(),
         iptables_resync: Duration::from_secs(5),
-        blackhole_route: false,
         renew_margin: Duration::from_secs(3600),
-        iface_wait: None,
-        tx_checksum: None,
         vanish_hold: Duration::from_secs(60),
-        node: None,
         seed: 7,
+        ..Settings::default()
     }
 }
 
@@ -62,6 +53,7 @@ impl Solo {
             memory: None,
             withdrawn: None,
             claims: 0,
+            claim: None,
             own,
             now: Tick::ZERO,
         }
@@ -140,6 +132,7 @@ impl Solo {
             }
             Effect::Claim(claim) => {
                 self.claims += 1;
+                self.claim = Some((*claim).clone());
                 self.own = Lease { public: claim.public, attrs: claim.attrs.clone(), ..self.own.clone() };
                 let expires_in = Some(Duration::from_secs(24 * 3600));
                 Some(Input::Claimed(Ok(OwnLease { lease: self.own.clone(), expires_in })))
@@ -156,7 +149,11 @@ impl Solo {
                 self.withdrawn = Some(why);
                 None
             }
-            Effect::Plane(_) | Effect::Announce(_) | Effect::Exit(_) => None,
+            Effect::Plane(_)
+            | Effect::Announce(_)
+            | Effect::Listen(_)
+            | Effect::Share(_)
+            | Effect::Exit(_) => None,
         }
     }
 }

@@ -1,20 +1,28 @@
-//! The socket of the host's daemon: its name, and the words that daemon, `flannelctl` and the CNI plugin exchange over it.
+//! Where the daemon of a network is found on its host, and the words that daemon, `flannelctl` and the CNI plugin exchange.
 //!
 //! ```text
-//!   @selvage/<network>     abstract unix socket of the network namespace
-//!      ├── "status\n"       ──▶ one line of JSON: ready, reasons, …
+//!   /run/flannel/daemons/                          0700
+//!      4026531840-6c62272e07bb0142.lock            0600, locked as long as the daemon runs
+//!      4026531840-6c62272e07bb0142.sock
+//!         │           └ network
+//!         └ network namespace
+//!      ├── "status\n"         ──▶ one line of JSON: ready, reasons, …
 //!      ├── "unlink <index>\n" ──▶ "+": the daemon deletes the container's link of that index, or "-"
-//!      └── "wait\n"         ──▶ nothing, until the daemon has ended
+//!      └── "wait\n"           ──▶ nothing, until the daemon has ended
 //! ```
+//!
+//! Both ends go by the file system: whoever can enter the folder is root, or may do whatever root may.
 
 use std::fmt;
-
-use nix::unistd::geteuid;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use super::hash::Fnv64;
 
-/// Begins every name; the network's id follows. Part of the interface between versions.
-pub const PREFIX: &str = "selvage/";
+/// The folder of a host's daemons.
+pub const DAEMONS: &str = "/run/flannel/daemons";
 /// The network of a daemon whose configuration names no other.
 pub const USUAL_NETWORK: &str = "/coreos.com/network";
 /// The longest request (bytes).
@@ -25,8 +33,8 @@ pub const LONGEST_ANSWER: u64 = 4 << 20;
 pub const TAKEN: &[u8] = b"+\n";
 /// The answer to [`Request::Unlink`] when it does not.
 pub const NOT_TAKEN: &[u8] = b"-\n";
-/// Longest name in bytes: `sun_path` has 108, and the first is the NUL that makes a name abstract.
-const LONGEST_NAME: usize = 107;
+/// The network namespace of the thread that reads it.
+const OUR_NAMESPACE: &str = "/proc/thread-self/ns/net";
 
 /// A request to the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,25 +73,64 @@ impl fmt::Display for Request {
     }
 }
 
-/// The socket's name for a network; of a long id the beginning and a hash of it all.
-pub fn name(network: &str) -> Vec<u8> {
-    let whole = format!("{PREFIX}{network}");
-    if whole.len() <= LONGEST_NAME {
-        return whole.into_bytes();
-    }
-    let end = (0..=LONGEST_NAME - 17).rev().find(|n| whole.is_char_boundary(*n)).unwrap_or_default();
-    format!("{}#{}", &whole[..end], Fnv64::of(whole.as_bytes())).into_bytes()
+/// The files of one network's daemon in this network namespace, without their extension.
+pub fn file_of(folder: &Path, network: &str) -> io::Result<PathBuf> {
+    Ok(folder.join(format!("{}{}", prefix()?, Fnv64::of(network.as_bytes()))))
 }
 
-/// Whether the process at the other end may be the daemon, or may ask it: root and our own user. Any user of the namespace
-/// can bind or reach an abstract name.
-pub fn is_trusted(uid: u32) -> bool {
-    uid == 0 || uid == geteuid().as_raw()
+/// The sockets of all daemons in this network namespace.
+pub fn sockets(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let prefix = prefix()?;
+    let ours = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with(&prefix) && name.ends_with(".sock")
+    };
+    let mut sockets: Vec<_> =
+        fs::read_dir(folder)?.flatten().map(|entry| entry.path()).filter(ours).collect();
+    sockets.sort();
+    Ok(sockets)
+}
+
+/// Whether nobody but root and this user can put anything into the folder; why not.
+pub fn is_private(folder: &Path, user: u32) -> io::Result<()> {
+    let there = fs::symlink_metadata(folder)?;
+    if there.is_dir() && (there.uid() == 0 || there.uid() == user) && there.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    let why = format!(
+        "{} is not a folder of root's with mode 0700: others could pose as the daemon",
+        folder.display()
+    );
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+}
+
+/// The namespace's number is the same in every process, and no other namespace has it as long as this one lives.
+fn prefix() -> io::Result<String> {
+    Ok(format!("{}-", fs::metadata(OUR_NAMESPACE)?.ino()))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+
+    /// A folder for one test.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("selvage-daemon-{}-{name}", std::process::id()));
+            fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
 
     #[test]
     fn a_request_reads_back_and_nothing_else_is_one() {
@@ -100,10 +147,26 @@ mod tests {
     }
 
     #[test]
-    fn a_network_with_a_long_id_has_a_name_of_its_own() {
-        assert_eq!(name(USUAL_NETWORK), b"selvage//coreos.com/network");
-        let long = [name(&"é".repeat(100)), name(&"é".repeat(101))];
-        assert!(long.iter().all(|name| name.len() <= LONGEST_NAME));
-        assert_ne!(long[0], long[1]);
+    fn each_network_has_files_of_its_own_and_all_are_found() {
+        let folder = &Folder::new("files").0;
+        let files = ["/a/b", "/a-b"].map(|id| file_of(folder, id).unwrap());
+        assert_ne!(files[0], files[1]);
+        let mut sockets = files.map(|file| file.with_extension("sock"));
+        sockets.sort();
+        for name in [&sockets[0], &sockets[1], &files[0].with_extension("lock"), &folder.join("7-0.sock")] {
+            fs::write(name, "").unwrap();
+        }
+        assert_eq!(sockets(folder).unwrap(), sockets);
+    }
+
+    #[test]
+    fn a_folder_that_others_can_enter_is_not_believed() {
+        let folder = &Folder::new("modes").0;
+        let user = fs::metadata(folder).unwrap().uid();
+        for (mode, private) in [(0o700, true), (0o755, false), (0o770, false), (0o1777, false)] {
+            fs::set_permissions(folder, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(is_private(folder, user).is_ok(), private, "{mode:o}");
+        }
+        assert!(is_private(&folder.join("nothing"), user).is_err());
     }
 }

@@ -2,25 +2,38 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::Asked;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use subnet_lease::Family;
 
 pub use crate::netlink::nft::End;
 
-/// What the rules follow from.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RuleInput {
-    /// Cluster network and own lease's subnet, one pair per enabled family.
-    pub networks: Vec<(IpNetwork, IpNetwork)>,
+/// What an operator chooses about the rules. The names in recordings are those of the flags.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleSettings {
     /// Hide pods' addresses from the world outside (`--ip-masq`).
+    #[serde(rename = "ip_masq")]
     pub masquerade: bool,
     /// Choose source ports at random when masquerading, so that two packets racing for one port don't lose one.
     pub fully_random: bool,
     /// Let forwarded pod traffic pass (`--iptables-forward-rules`).
     pub forward_rules: bool,
     /// Destinations outside the cluster that see pods' own addresses; of both families.
+    #[serde(default)]
     pub no_masquerade: Vec<IpNetwork>,
+    /// Which program makes the rules (`--traffic-rules`).
+    #[serde(default, rename = "traffic_rules")]
+    pub program: Asked,
+}
+
+/// What the rules follow from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RuleInput {
+    /// Cluster network and own lease's subnet, one pair per enabled family.
+    pub networks: Vec<(IpNetwork, IpNetwork)>,
+    /// What the operator chooses.
+    pub settings: RuleSettings,
 }
 
 /// A table of one family. Its name follows from that.
@@ -152,7 +165,7 @@ pub(super) fn forward(input: &RuleInput, family: Family) -> Option<Chain> {
         policy: Policy::Accept,
         rules,
     };
-    (input.forward_rules && !chain.rules.is_empty()).then_some(chain)
+    (input.settings.forward_rules && !chain.rules.is_empty()).then_some(chain)
 }
 
 pub(super) fn postrouting(input: &RuleInput, family: Family) -> Option<Chain> {
@@ -166,7 +179,7 @@ pub(super) fn postrouting(input: &RuleInput, family: Family) -> Option<Chain> {
         policy: Policy::Accept,
         rules,
     };
-    (input.masquerade && chain.rules.len() > 1).then_some(chain)
+    (input.settings.masquerade && chain.rules.len() > 1).then_some(chain)
 }
 
 impl RuleInput {
@@ -179,8 +192,8 @@ impl RuleInput {
 
     fn masquerade(&self, cluster: IpNetwork, own: IpNetwork) -> Vec<Rule> {
         use End::{Destination, Source};
-        let masquerade = Verdict::Masquerade { fully_random: self.fully_random };
-        let exempt = self.no_masquerade.iter().filter(|net| net.is_ipv4() == cluster.is_ipv4());
+        let masquerade = Verdict::Masquerade { fully_random: self.settings.fully_random };
+        let exempt = self.settings.no_masquerade.iter().filter(|net| net.is_ipv4() == cluster.is_ipv4());
         let exempt = exempt
             .map(|net| Rule::When(vec![inside(Source, cluster), inside(Destination, *net)], Verdict::Return));
         let mut rules = vec![

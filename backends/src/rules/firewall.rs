@@ -222,12 +222,12 @@ fn parts<'a>(
     if renderer == Renderer::Iptables(flavour) {
         let gate = Gate { chain: "FORWARD", end: end("FORWARD") };
         return Parts {
-            masquerade: input.masquerade.then(|| end("POSTROUTING")),
-            forward: input.forward_rules.then_some(gate),
+            masquerade: input.settings.masquerade.then(|| end("POSTROUTING")),
+            forward: input.settings.forward_rules.then_some(gate),
         };
     }
     let dropping = chain("FORWARD").filter(|forward| forward.fate == Fate::Dropped);
-    let usable = input.forward_rules && firewall.programs.contains(&flavour);
+    let usable = input.settings.forward_rules && firewall.programs.contains(&flavour);
     let gate = |forward: &'a ForeignChain| {
         // Docker looks into this one first, and leaves it alone.
         let docker = chain(DOCKER_USER).filter(|_| forward.calls.iter().any(|c| c == DOCKER_USER));
@@ -254,7 +254,8 @@ impl Firewall {
 
     /// Chains that drop by default and that no rule of ours stands in.
     fn in_the_way(&self, input: &RuleInput) -> Vec<String> {
-        let concerned = |c: &&ForeignChain| input.of(c.family).next().is_some() && input.forward_rules;
+        let concerned =
+            |c: &&ForeignChain| input.of(c.family).next().is_some() && input.settings.forward_rules;
         let dropping = self.chains.iter().filter(|c| c.fate == Fate::Dropped).filter(concerned);
         let mut told: Vec<_> = dropping.filter_map(|chain| self.sentence(chain, input)).collect();
         told.dedup();
@@ -272,7 +273,7 @@ impl Firewall {
     /// Where firewalld refuses what is in no zone, the cluster's networks belong to its zone for what is trusted.
     fn to_be_trusted(&self, input: &RuleInput) -> Vec<IpNetwork> {
         let refuses = |c: &&ForeignChain| c.home == Home::Firewalld && c.fate == Fate::Dropped;
-        let asked = self.firewalld && input.forward_rules;
+        let asked = self.firewalld && input.settings.forward_rules;
         let refusing = self.chains.iter().filter(refuses).filter(|_| asked);
         refusing
             .flat_map(|chain| input.of(chain.family))

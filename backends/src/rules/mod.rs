@@ -27,7 +27,9 @@ mod firewall;
 pub mod iptables;
 mod nft;
 
-pub use data::{Chain, ChainKind, End, Hook, Match, Policy, Rule, RuleInput, RuleTable, Verdict, rules};
+pub use data::{
+    Chain, ChainKind, End, Hook, Match, Policy, Rule, RuleInput, RuleSettings, RuleTable, Verdict, rules,
+};
 use data::{forward, postrouting, without_host_bits};
 pub use firewall::{
     Asked, Fate, Firewall, ForeignChain, Home, Renderer, Standing, choose as choose_renderer, standing,

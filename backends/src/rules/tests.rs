@@ -18,9 +18,13 @@ fn pair(family: Family) -> (IpNetwork, IpNetwork) {
     }
 }
 
+fn all_on() -> RuleSettings {
+    RuleSettings { masquerade: true, fully_random: true, forward_rules: true, ..RuleSettings::default() }
+}
+
 pub(super) fn input(families: &[Family]) -> RuleInput {
     let networks = families.iter().copied().map(pair).collect();
-    RuleInput { networks, masquerade: true, fully_random: true, forward_rules: true, no_masquerade: vec![] }
+    RuleInput { networks, settings: all_on() }
 }
 
 /// Every combination of the flags, with a heading that says it.
@@ -29,7 +33,8 @@ pub(super) fn combinations(families: &[Family]) -> impl Iterator<Item = (String,
         let [masquerade, fully_random, forward_rules] = [bits & 1 != 0, bits & 2 != 0, bits & 4 != 0];
         let on = [(masquerade, "masquerade"), (fully_random, "fully-random"), (forward_rules, "forward")];
         let heading = on.map(|(on, name)| if on { name } else { "-" }).join(" ");
-        (heading, RuleInput { masquerade, fully_random, forward_rules, ..input(families) })
+        let settings = RuleSettings { masquerade, fully_random, forward_rules, ..RuleSettings::default() };
+        (heading, RuleInput { settings, ..input(families) })
     })
 }
 
@@ -64,9 +69,9 @@ fn two_families_give_the_tables_of_each() {
 
 #[test]
 fn without_masquerading_and_forwarding_no_table_is_wished_for() {
-    let input = RuleInput { masquerade: false, forward_rules: false, ..input(&Family::ALL) };
+    let input = RuleInput { settings: RuleSettings::default(), ..input(&Family::ALL) };
     assert_eq!(rules(&input), []);
-    assert_eq!(rules(&RuleInput { masquerade: true, forward_rules: true, ..RuleInput::default() }), []);
+    assert_eq!(rules(&RuleInput { settings: all_on(), ..RuleInput::default() }), []);
 }
 
 #[test]
@@ -79,7 +84,8 @@ fn host_bits_of_a_network_make_no_difference() {
 #[test]
 fn an_exempt_destination_stands_before_the_masquerade_of_its_family_only() {
     let no_masquerade = vec![net("192.168.0.0/16"), net("2001:db8::/33")];
-    let tables = rules(&RuleInput { no_masquerade, ..input(&Family::ALL) });
+    let tables =
+        rules(&RuleInput { settings: RuleSettings { no_masquerade, ..all_on() }, ..input(&Family::ALL) });
     let exempt: Vec<_> = tables.iter().map(|t| t.chains[1].rules[4].to_string()).collect();
     assert_eq!(
         exempt,

@@ -1,23 +1,24 @@
 //! The network daemon of this host, where one of ours runs: asked why there is no subnet, and given links to delete.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use backends::local::daemon::{self, LONGEST_ANSWER, PREFIX, Request, TAKEN, USUAL_NETWORK};
-use nix::sys::socket::{getsockopt, sockopt};
+use backends::local::daemon::{
+    DAEMONS, LONGEST_ANSWER, Request, TAKEN, USUAL_NETWORK, file_of, is_private, sockets,
+};
+use nix::unistd::geteuid;
 
 use crate::contract::json::Object;
-use crate::sys::small_file;
 
 /// It answers between two inputs of its core.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A sentence about why the daemon has no subnet yet, for the details of a failure.
 pub(crate) fn why() -> String {
-    let Some(stream) = connect(&usual()).or_else(|| connect(&other()?)) else {
+    let others = || sockets(Path::new(DAEMONS)).into_iter().flatten();
+    let Some(stream) = usual().or_else(|| others().find_map(|socket| connect(&socket))) else {
         return "no flanneld of ours answers on this host: is it running?".to_owned();
     };
     match reasons(stream) {
@@ -32,7 +33,7 @@ pub(crate) struct Daemon(UnixStream);
 impl Daemon {
     /// The usual one of this network namespace.
     pub(crate) fn find() -> Option<Self> {
-        connect(&usual()).map(Self)
+        usual().map(Self)
     }
 
     /// Hands a link of this namespace over for deletion. One that does not know the word says so: then it is not taken.
@@ -50,25 +51,15 @@ fn reasons(mut stream: UnixStream) -> Option<Vec<String>> {
     Object::parse("the daemon's status", &line).ok()?.texts("reasons").ok()
 }
 
-fn usual() -> Vec<u8> {
-    daemon::name(USUAL_NETWORK)
+fn usual() -> Option<UnixStream> {
+    connect(&file_of(Path::new(DAEMONS), USUAL_NETWORK).ok()?.with_extension("sock"))
 }
 
-/// Connects to a daemon of root or of our own user: any user can hold an abstract name.
-fn connect(name: &[u8]) -> Option<UnixStream> {
-    let stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(name).ok()?).ok()?;
-    let peer = getsockopt(&stream, sockopt::PeerCredentials).ok()?;
-    if !daemon::is_trusted(peer.uid()) {
-        return None;
-    }
+/// Only where nobody but root can have put the socket.
+fn connect(socket: &Path) -> Option<UnixStream> {
+    is_private(socket.parent()?, geteuid().as_raw()).ok()?;
+    let stream = UnixStream::connect(socket).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
     stream.set_write_timeout(Some(PATIENCE)).ok()?;
     Some(stream)
-}
-
-/// A daemon of another network, as the kernel lists its socket.
-fn other() -> Option<Vec<u8>> {
-    let list = small_file::read(Path::new("/proc/net/unix")).ok()?;
-    let names = list.lines().filter_map(|line| line.split(' ').next_back()?.strip_prefix('@'));
-    names.into_iter().find(|name| name.starts_with(PREFIX)).map(|name| name.as_bytes().to_vec())
 }

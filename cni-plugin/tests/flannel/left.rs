@@ -1,15 +1,19 @@
 //! What is left behind, and who takes it away: GC, DEL without a namespace, an earlier boot, killed calls.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{BufRead, BufReader, Write};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
+use backends::local::daemon::{DAEMONS, USUAL_NETWORK, file_of};
 use backends::netlink::link::delete_link;
 use backends::netlink::{Batch, Socket};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 
 use crate::host::{Answer, DUAL, Host, Namespace, TINY};
@@ -235,11 +239,21 @@ fn garbage_in_any_file_or_result_is_one_document_and_never_more() {
     }
 }
 
+/// A `/run` for this thread and its processes alone.
+fn own_run() {
+    unshare(CloneFlags::CLONE_NEWNS).expect("these tests need root, for mount namespaces");
+    let nothing: Option<&str> = None;
+    mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), nothing).unwrap();
+}
+
 /// A daemon in the host's namespace that is asked once, answers with this, and deletes what it took.
 fn daemon(host: &Host, answer: &'static [u8]) -> thread::JoinHandle<String> {
     let listener = host.net.run(|| {
-        let name = SocketAddr::from_abstract_name("selvage//coreos.com/network").unwrap();
-        UnixListener::bind_addr(&name).unwrap()
+        let folder = Path::new(DAEMONS);
+        DirBuilder::new().recursive(true).mode(0o700).create(folder).unwrap();
+        let file = file_of(folder, USUAL_NETWORK).unwrap();
+        UnixListener::bind(file.with_extension("sock")).unwrap()
     });
     thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
@@ -252,6 +266,7 @@ fn daemon(host: &Host, answer: &'static [u8]) -> thread::JoinHandle<String> {
 
 #[test]
 fn a_daemon_is_asked_to_delete_the_link_and_one_that_will_not_or_does_not_is_not_waited_for() {
+    own_run();
     for (answer, deletes) in [(&b"+\n"[..], true), (b"+\n", false), (b"-\n", false), (b"", false)] {
         let (host, pod) = (Host::with_env(DUAL), Namespace::new());
         assert!(host.flannel("ADD", "c1", &pod.path(), &host.conf()).well);

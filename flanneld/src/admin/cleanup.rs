@@ -19,7 +19,7 @@ use crate::config::NodeConfig;
 use crate::core::Changed;
 use crate::daemon::block_on;
 use crate::exit::{Exit, Failure};
-use crate::host::rival::{self, Rival};
+use crate::shell::rival::{self, Rival};
 use crate::serve::socket;
 use crate::shell::state_file::StateFile;
 
@@ -93,8 +93,8 @@ fn answer(dry_run: bool, steps: &[String], notes: &[String]) -> Answer {
 
 /// The daemon of this network that runs here: ours, or one whose kernel objects would be taken for what ours left.
 fn at_work(config: &NodeConfig) -> Option<Rival> {
-    let held = block_on(async { Ok(socket::holder(&config.network).await) }).ok().flatten();
-    held.map(|pid| Rival::of_ours(pid, &config.network)).or_else(|| rival::find(&config.network))
+    let held = block_on(async { Ok(socket::holder(&config.daemons, &config.core.network).await) }).ok().flatten();
+    held.map(|pid| Rival::of_ours(pid, &config.core.network)).or_else(|| rival::find(&config.core.network, &config.daemons))
 }
 
 fn beside(rival: &Rival) -> Failure {
@@ -120,7 +120,7 @@ fn settings_before(
     owner: &Owner,
     kernel: &mut RealKernel,
 ) -> Result<(Vec<Op>, Vec<String>), Failure> {
-    let changed = StateFile::changed_settings(&config.state_dir, &config.network);
+    let changed = StateFile::changed_settings(&config.state_dir, &config.core.network);
     let links: Vec<_> = changed.iter().map(|c| c.link).collect();
     let owner = Owner { external: links.first().copied(), pods: links, ..owner.clone() };
     let denied = |error| Failure::new(Exit::Permission, error);
@@ -161,7 +161,7 @@ fn is_of_forwarding(op: &Op) -> bool {
 fn owner(config: &NodeConfig, env: Option<&SubnetEnv>) -> Owner {
     let networks = env.into_iter().flat_map(|env| Family::ALL.into_iter().filter_map(|f| env.network(f)));
     Owner {
-        network: config.network.clone(),
+        network: config.core.network.clone(),
         networks: networks.collect(),
         names: Vec::new(),
         external: None,

@@ -12,7 +12,7 @@ use crate::core::Status;
 use crate::daemon::block_on;
 use crate::exit::{Exit, Failure};
 use crate::host::pool::{self, Pool};
-use crate::host::rival::{self, Rival};
+use crate::shell::rival::{self, Rival};
 use crate::serve::socket::{self, NoStatus};
 
 /// Why packets are lost, or may be.
@@ -30,10 +30,10 @@ impl Cause {
 }
 
 pub(super) fn run(config: &NodeConfig) -> Result<(Answer, Exit), Failure> {
-    let asked = block_on(async { Ok(socket::ask(&config.network, false).await) })?;
+    let asked = block_on(async { Ok(socket::ask(&config.daemons, &config.core.network, false).await) })?;
     let causes = match asked {
         Ok(status) => causes(&status, &pool::read(Path::new(pool::INDEXES))),
-        Err(error) => vec![without_answer(&error, rival::find(&config.network))],
+        Err(error) => vec![without_answer(&error, rival::find(&config.core.network, &config.daemons))],
     };
     let exit = if causes.is_empty() { Exit::Done } else { Exit::NotReady };
     Ok((answer(&causes), exit))

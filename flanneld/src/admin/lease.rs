@@ -144,7 +144,7 @@ pub(super) struct OwnLease(Option<Shown>);
 pub(super) fn own_lease(config: &NodeConfig, leased: Option<Subnets>) -> Result<OwnLease, Failure> {
     let store = open(&config.store)?;
     let is_own = |lease: &Lease| match &lease.node {
-        Some(node) => *node == config.node_id,
+        Some(node) => config.core.node.as_deref() == Some(node.as_str()),
         None => Some(lease.subnets) == leased,
     };
     block_on(async {

@@ -10,8 +10,8 @@ use crate::core::{LeaseReport, PassReport, PeerReport, Status};
 use crate::daemon::block_on;
 use crate::exit::{Exit, Failure};
 use crate::host::pool::{self, Pool};
-use crate::host::rival;
 use crate::serve::socket::{self, NoStatus};
+use crate::shell::rival;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -48,7 +48,7 @@ pub(super) fn run(arguments: &Arguments, config: &NodeConfig) -> Result<(Answer,
 async fn ask_until(seconds: Option<u64>, config: &NodeConfig) -> Result<Status, NoStatus> {
     let end = tokio::time::Instant::now() + Duration::from_secs(seconds.unwrap_or_default());
     loop {
-        let asked = socket::ask(&config.network, false).await;
+        let asked = socket::ask(&config.daemons, &config.core.network, false).await;
         if asked.as_ref().is_ok_and(|status| status.ready) || tokio::time::Instant::now() + AGAIN > end {
             return asked;
         }
@@ -67,7 +67,7 @@ pub(super) fn peers(
     let mut last = String::new();
     block_on(async {
         loop {
-            let asked = socket::ask(&config.network, true).await;
+            let asked = socket::ask(&config.daemons, &config.core.network, true).await;
             let status = asked.map_err(|error| Failure::new(Exit::NotReady, sentence(&error, config)))?;
             let text = peers_of(&status).print(form, width);
             if text != last {
@@ -117,7 +117,7 @@ fn peer_table(peers: &[PeerReport]) -> Table {
 
 fn sentence(error: &NoStatus, config: &NodeConfig) -> String {
     let other = match error {
-        NoStatus::NotRunning(_) => rival::find(&config.network),
+        NoStatus::NotRunning(_) => rival::find(&config.core.network, &config.daemons),
         NoStatus::Silent(..) => None,
     };
     let other = other.map(|rival| format!("; {rival} runs: flannelctl plan prints what it leaves wrong"));
@@ -274,7 +274,7 @@ fn span(milliseconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::{ContendedReport, Fact, FailureReport, Refused, Stale, Underlay};
+    use crate::core::{ContendedReport, Fact, FailureReport, Refused, Stale, UnderlayReport};
 
     fn troubled() -> Status {
         Status {
@@ -283,7 +283,7 @@ mod tests {
             networks: vec!["10.42.0.0/16".to_owned(), "fd42::/48".to_owned()],
             backend: Some("vxlan".to_owned()),
             subnets: vec!["10.42.7.0/24".to_owned()],
-            external: Some(Underlay {
+            external: Some(UnderlayReport {
                 link: "eth0".to_owned(),
                 mtu: 1500,
                 local: "172.30.0.7".to_owned(),

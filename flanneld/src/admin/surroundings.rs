@@ -11,12 +11,13 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use backends::local::daemon::DAEMONS;
 use subnet_lease::NetworkId;
 
 use crate::cli::Given;
 use crate::config::{Environment, RawConfig, Source, environment_file};
 use crate::daemon::block_on;
-use crate::host::rival;
+use crate::shell::rival;
 use crate::serve::socket;
 
 /// The environment file of the unit that comes with this program.
@@ -78,14 +79,14 @@ fn running(own: &RawConfig, notices: &mut Vec<String>) -> Found {
     let prefix = own.setting("etcd-prefix");
     let named = (prefix.source != Source::Default).then(|| own.one("etcd-prefix").to_owned());
     let usual = NetworkId::new(own.one("etcd-prefix"));
-    let holder = block_on(async { Ok(socket::holder(&usual).await) }).ok().flatten();
+    let holder = block_on(async { Ok(socket::holder(Path::new(DAEMONS), &usual).await) }).ok().flatten();
     let pid = match holder {
         Some(pid) => pid,
         None => {
             let others = if named.is_none() { other_daemons() } else { Vec::new() };
             match others[..] {
                 [only] => Some(only),
-                [] => rival::find(&usual)?.pid,
+                [] => rival::find(&usual, Path::new(DAEMONS))?.pid,
                 _ => {
                     notices.push(
                         "several flannelds run on this host, and none is of the usual network: --etcd-prefix names one"
@@ -120,7 +121,7 @@ fn running(own: &RawConfig, notices: &mut Vec<String>) -> Found {
 }
 
 fn other_daemons() -> Vec<u32> {
-    block_on(async { Ok(socket::holders().await) }).unwrap_or_default()
+    block_on(async { Ok(socket::holders(Path::new(DAEMONS)).await) }).unwrap_or_default()
 }
 
 /// What the unit would start the daemon with; not where a network was named that is another one's.

@@ -2,7 +2,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use subnet_lease::server::{Server, ServerConfig};
-use subnet_lease::{BackendAttrs, Claim, NetworkConfig, NetworkId};
+use subnet_lease::{BackendAttrs, Claim, NetworkConfig};
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;
@@ -169,13 +169,13 @@ fn an_unknown_word_a_missing_verb_and_a_wrong_setting_have_the_daemon_s_codes() 
 }
 
 /// Answers questions about a network's node in a thread, until the sender is dropped.
-fn daemon(prefix: &str, status: &Status) -> oneshot::Sender<()> {
-    let (network, status) = (NetworkId::new(prefix), status.clone());
+fn daemon(config: &NodeConfig, status: &Status) -> oneshot::Sender<()> {
+    let (config, status) = (config.clone(), status.clone());
     let (tell, told) = std::sync::mpsc::channel();
     let (stop, mut stopped) = oneshot::channel::<()>();
     let serve = async move {
-        let Place::Ours(listener) = socket::take(&network).await.unwrap() else {
-            panic!("{network} is taken")
+        let Place::Ours(listener) = socket::take(&config.daemons, &config.core.network).await else {
+            panic!("{:?} is taken", config.daemons)
         };
         let (asks, mut asked) = mpsc::channel::<StatusRequest>(1);
         tokio::spawn(socket::serve(listener, asks));
@@ -194,17 +194,23 @@ fn daemon(prefix: &str, status: &Status) -> oneshot::Sender<()> {
 
 #[test]
 fn status_is_what_the_daemon_of_this_network_says_and_so_is_the_exit_code() {
-    let prefix = format!("/test-{}-status", std::process::id());
-    let ask = |more: &str| flannelctl(&format!("status --etcd-prefix={prefix} {more}"));
-    let none = format!("no flanneld of network {prefix} runs here");
-    assert_eq!(ask("").0, Err(Failure::new(Exit::NotReady, none)));
+    let outer = tempfile::tempdir().unwrap();
+    let daemons = outer.path().join("daemons");
+    std::fs::create_dir(&daemons).unwrap();
+    std::fs::set_permissions(&daemons, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let raw = RawConfig::gather(&[], &Environment::new());
+    let config = NodeConfig { daemons, ..NodeConfig::understand(&raw, "h").unwrap() };
+    let ask = |output| status::run(Output { output }, &config);
+    let refused = ask(Form::Table).unwrap_err();
+    assert_eq!(refused.exit, Exit::NotReady);
+    assert!(refused.message.starts_with("no flanneld of network /coreos.com/network runs here"), "{refused}");
     let red = Status { reasons: vec!["waiting for a lease".to_owned()], ..Status::default() };
-    let _daemon = daemon(&prefix, &red);
-    let (ended, said) = ask("");
-    assert_eq!(ended, Ok(Exit::NotReady));
+    let _daemon = daemon(&config, &red);
+    let (said, ended) = ask(Form::Table).unwrap();
+    assert_eq!(ended, Exit::NotReady);
     assert!(said.contains("waiting for a lease"), "{said}");
-    let (ended, said) = ask("--output json");
-    assert_eq!(ended, Ok(Exit::NotReady));
+    let (said, ended) = ask(Form::Json).unwrap();
+    assert_eq!(ended, Exit::NotReady);
     assert_eq!(serde_json::from_str::<Status>(&said).unwrap(), red);
 }
 

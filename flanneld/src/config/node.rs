@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use backends::rules::Asked;
+use backends::local::daemon::DAEMONS;
 use backends::rules::iptables::Flavour;
+use backends::rules::{Asked, RuleSettings};
 use ipnetwork::IpNetwork;
 use regex_lite::Regex;
 use subnet_lease::etcd::EtcdConfig;
-use subnet_lease::{NetworkId, PublicAddrs, StoreConfig};
+use subnet_lease::{PublicAddrs, StoreConfig};
 
 use super::{ConfigError, ConfigErrors, RawConfig, Source, etcd};
 use crate::cli;
@@ -37,32 +38,8 @@ pub struct NodeConfig {
     pub store: StoreConfig,
     /// The store is within this daemon: its directory.
     pub embedded: Option<PathBuf>,
-    /// Which network this is: the store's prefix. It is in the tag of every kernel object that we make.
-    pub network: NetworkId,
-    /// The name that this node has in its lease.
-    pub node_id: String,
-    /// Which interface, and which addresses are told to the others.
-    pub iface: IfaceWish,
-    /// How long an interface that is named there is waited for.
-    pub iface_wait: Duration,
-    /// Whether the hardware makes checksums of tunnel packets, where somebody said so.
-    pub tx_checksum: Option<bool>,
-    /// Masquerade what leaves the network.
-    pub ip_masq: bool,
-    /// Masquerade with random source ports.
-    pub fully_random: bool,
-    /// Accept forwarding from and to the network.
-    pub forward_rules: bool,
-    /// Destinations outside the cluster that see pods' own addresses.
-    pub no_masquerade: Vec<IpNetwork>,
-    /// By which program of the kernel the rules are made.
-    pub traffic_rules: Asked,
-    /// Keep a blackhole route for the own subnet.
-    pub blackhole_route: bool,
-    /// Time between two looks at iptables rules, where there are any.
-    pub iptables_resync: Duration,
-    /// Keep peers that vanished from the store in doubtful ways for so long.
-    pub vanish_hold: Duration,
+    /// What the core needs. The network's id is the store's prefix; the seed is still 0.
+    pub core: Settings,
     /// Give the lease back when told to stop.
     pub release_on_exit: bool,
     /// Wait for another daemon of this network to end, and go on in its place.
@@ -73,6 +50,8 @@ pub struct NodeConfig {
     pub state_dir: PathBuf,
     /// What the daemon heard and did is recorded here.
     pub record_file: Option<PathBuf>,
+    /// The folder of this host's daemons, with their locks and sockets. No flag changes it: they must find each other.
+    pub daemons: PathBuf,
     /// Where the health server listens; `[::]` stands for IPv4 as well.
     pub health: Option<SocketAddr>,
     /// Detail of the log: 0 for info, 1 to 5 for debug, above for trace.
@@ -89,58 +68,26 @@ impl NodeConfig {
         let state_dir = read.state_dir(&subnet_file);
         let embedded = read.embedded(&state_dir, &mut etcd.endpoints);
         let store = StoreConfig::Etcd(etcd);
+        let core = read.core(&store, host_name);
         let config = Self {
-            network: store.network_id(),
             store,
             embedded,
-            node_id: read.node_id(host_name),
-            iface: read.iface(),
-            iface_wait: read.seconds("iface-wait", "a number of seconds", 0..=86_400),
-            tx_checksum: read.one("tunnel-checksum", |text| match text {
-                "auto" => Ok(None),
-                "on" => Ok(Some(true)),
-                "off" => Ok(Some(false)),
-                _ => Err("neither auto, on nor off".to_owned()),
-            }),
-            ip_masq: read.bool("ip-masq"),
-            fully_random: !read.bool("ip-masq-fully-random-disable"),
-            forward_rules: read.bool("iptables-forward-rules"),
-            no_masquerade: read.no_masquerade(),
-            traffic_rules: read.one("traffic-rules", traffic_rules),
-            blackhole_route: read.bool("ip-blackhole-route"),
-            iptables_resync: read.seconds("iptables-resync", "a number of seconds", 1..=86_400),
+            core,
             record_file: read.record_file(&subnet_file),
             state_dir,
-            vanish_hold: read.seconds("vanish-hold", "a number of seconds", 0..=86_400),
             release_on_exit: read.bool("release-on-exit"),
             takeover: read.bool("takeover"),
             subnet_file,
+            daemons: DAEMONS.into(),
             health: read.health(),
             verbosity: read.int("v", "a whole number", i64::MIN..=i64::MAX),
         };
         ConfigErrors::or(read.errors, config)
     }
 
-    /// What the core needs of it; the seed is a random number of this run.
+    /// The core's settings for a run; the seed is its random number.
     pub fn settings(&self, seed: u64) -> Settings {
-        Settings {
-            network: self.network.clone(),
-            iface: self.iface.clone(),
-            iface_wait: Some(self.iface_wait),
-            tx_checksum: self.tx_checksum,
-            ip_masq: self.ip_masq,
-            fully_random: self.fully_random,
-            forward_rules: self.forward_rules,
-            no_masquerade: self.no_masquerade.clone(),
-            traffic_rules: self.traffic_rules,
-            iptables_resync: self.iptables_resync,
-            blackhole_route: self.blackhole_route,
-            renew_margin: self.store.renew_margin(),
-            store_addresses: self.store.addresses(),
-            vanish_hold: self.vanish_hold,
-            node: Some(self.node_id.clone()),
-            seed,
-        }
+        Settings { seed, ..self.core.clone() }
     }
 }
 
@@ -156,6 +103,34 @@ pub(super) struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    fn core(&mut self, store: &StoreConfig, host_name: &str) -> Settings {
+        Settings {
+            network: store.network_id(),
+            renew_margin: store.renew_margin(),
+            store_addresses: store.addresses(),
+            node: Some(self.node_id(host_name)),
+            iface: self.iface(),
+            iface_wait: Some(self.seconds("iface-wait", "a number of seconds", 0..=86_400)),
+            tx_checksum: self.one("tunnel-checksum", |text| match text {
+                "auto" => Ok(None),
+                "on" => Ok(Some(true)),
+                "off" => Ok(Some(false)),
+                _ => Err("neither auto, on nor off".to_owned()),
+            }),
+            rules: RuleSettings {
+                masquerade: self.bool("ip-masq"),
+                fully_random: !self.bool("ip-masq-fully-random-disable"),
+                forward_rules: self.bool("iptables-forward-rules"),
+                no_masquerade: self.no_masquerade(),
+                program: self.one("traffic-rules", traffic_rules),
+            },
+            blackhole_route: self.bool("ip-blackhole-route"),
+            iptables_resync: self.seconds("iptables-resync", "a number of seconds", 1..=86_400),
+            vanish_hold: self.seconds("vanish-hold", "a number of seconds", 0..=86_400),
+            seed: 0,
+        }
+    }
+
     /// The one value of a setting; the type's default stands in for a wrong one, which is noted.
     pub(super) fn one<T: Default>(
         &mut self,

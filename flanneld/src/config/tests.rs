@@ -56,19 +56,20 @@ fn with_nothing_said_every_setting_is_flannel_s_default() {
     let config = config("", &[]).unwrap();
     assert_eq!(etcd(&config).endpoints, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
     assert_eq!(
-        (etcd(&config).prefix.as_str(), config.network.as_str()),
+        (etcd(&config).prefix.as_str(), config.core.network.as_str()),
         ("/coreos.com/network", "/coreos.com/network")
     );
     assert_eq!(
-        (etcd(&config).renew_margin, config.iptables_resync),
+        (etcd(&config).renew_margin, config.core.iptables_resync),
         (Duration::from_secs(3600), Duration::from_secs(5))
     );
-    assert_eq!((config.ip_masq, config.fully_random, config.forward_rules), (false, true, true));
-    assert_eq!((config.blackhole_route, config.health, config.verbosity), (false, None, 0));
+    let rules = &config.core.rules;
+    assert_eq!((rules.masquerade, rules.fully_random, rules.forward_rules), (false, true, true));
+    assert_eq!((config.core.blackhole_route, config.health, config.verbosity), (false, None, 0));
     assert_eq!(config.subnet_file.to_str(), Some("/run/flannel/subnet.env"));
     assert_eq!(config.state_dir.to_str(), Some("/var/lib/flannel"));
     assert_eq!(config.record_file.as_deref().and_then(Path::to_str), Some("/run/flannel/events"));
-    assert_eq!(config.node_id, "node-1");
+    assert_eq!(config.core.node.as_deref(), Some("node-1"));
 }
 
 #[test]
@@ -88,7 +89,7 @@ fn a_flag_wins_over_a_variable_and_a_variable_over_the_file() {
         ("config", file.0.display().to_string(), Source::Flag),
     ];
     assert_eq!(sources, expected);
-    assert_eq!(NodeConfig::understand(&raw, "h").unwrap().iptables_resync, Duration::from_secs(9));
+    assert_eq!(NodeConfig::understand(&raw, "h").unwrap().core.iptables_resync, Duration::from_secs(9));
 }
 
 #[test]
@@ -170,7 +171,7 @@ fn a_settings_file_that_is_missing_broken_or_has_unknown_keys_is_named() {
         assert!(said.contains(expected), "{text}: {said}");
     }
     let file = File::new("list", r#"{"iface": ["eth1", "10.0.0.1"]}"#);
-    assert_eq!(config(&file.flag(), &[]).unwrap().iface.names.len(), 2);
+    assert_eq!(config(&file.flag(), &[]).unwrap().core.iface.names.len(), 2);
 }
 
 #[test]
@@ -229,8 +230,8 @@ fn the_health_server_listens_on_both_families_unless_an_address_is_said() {
 #[test]
 fn the_node_s_name_is_the_flag_else_node_name_else_the_host_name() {
     let variables = [("NODE_NAME", "kube")];
-    assert_eq!(config("--node-id=mine", &variables).unwrap().node_id, "mine");
-    assert_eq!(config("", &variables).unwrap().node_id, "kube");
+    assert_eq!(config("--node-id=mine", &variables).unwrap().core.node.as_deref(), Some("mine"));
+    assert_eq!(config("", &variables).unwrap().core.node.as_deref(), Some("kube"));
     let nameless = NodeConfig::understand(&RawConfig::default(), "").unwrap_err().to_string();
     assert!(nameless.starts_with("host name \"\": not a node name"), "{nameless}");
 }
@@ -262,9 +263,9 @@ fn networks_that_see_pods_come_as_lists_and_one_by_one_and_rules_are_made_by_a_k
     let flags =
         "--no-masq-cidrs=192.0.2.0/24,2001:db8::/32 --no-masq-cidrs=198.51.100.7 --traffic-rules=iptables";
     let config = config(flags, &[]).unwrap();
-    let nets: Vec<_> = config.no_masquerade.iter().map(ToString::to_string).collect();
+    let nets: Vec<_> = config.core.rules.no_masquerade.iter().map(ToString::to_string).collect();
     assert_eq!(nets, ["192.0.2.0/24", "2001:db8::/32", "198.51.100.7/32"]);
-    assert_eq!(config.traffic_rules, backends::rules::Asked::Iptables);
+    assert_eq!(config.core.rules.program, backends::rules::Asked::Iptables);
 
     let said = errors("--no-masq-cidrs=192.0.2.0/33 --traffic-rules=ipchains", &[]);
     assert!(said.contains("\"192.0.2.0/33\" is not a network"), "{said}");

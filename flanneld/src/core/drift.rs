@@ -17,6 +17,7 @@ const KINDS: [&str; 8] =
 
 /// Counts by kind.
 #[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Drift {
     all: [u64; KINDS.len()],
     told: [u64; KINDS.len()],

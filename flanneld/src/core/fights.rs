@@ -72,6 +72,7 @@ struct Named {
 
 /// Who undoes what.
 #[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Fights {
     /// What was wished for at the end of the last pass and not refused: digests, sorted.
     settled: Vec<u64>,

@@ -1,19 +1,18 @@
 //! The host under the node: an interface that is waited for, what is odd, and settings that somebody may want back.
 
-use std::time::Duration;
-
 use backends::kernel::OpError;
 use backends::{Feature, IfName, KernelState, LocalNode, Object, Op, Plan, Sysctl};
 use serde::{Deserialize, Serialize};
 use subnet_lease::{Family, Guarded, IpNetwork};
-use tracing::{error, info};
+use tracing::error;
 
+use super::membership::Network;
 use super::{Effect, NodeCore, Tick};
 use crate::exit::Exit;
 use crate::host::iface;
 
-/// What every machine has behind the user-mode network of VirtualBox and QEMU.
-const EVERYBODYS: [u8; 4] = [10, 0, 2, 15];
+/// The address that every guest has behind the user-mode network of VirtualBox and QEMU.
+const NAT_GUEST_ADDRESS: [u8; 4] = [10, 0, 2, 15];
 
 /// A setting that we changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +29,7 @@ pub struct Changed {
 
 /// The settings of links and host.
 #[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct HostSettings {
     /// Those that the last pass wanted.
     pub(super) wished: Vec<(IfName, Sysctl, i32)>,
@@ -69,10 +69,10 @@ impl HostSettings {
 impl NodeCore {
     /// A part of the kernel that the network needs and that is missing, at the start. Later it is a step that fails.
     pub(super) fn lacking(&self) -> Option<String> {
-        let (network, facts) = (self.network.as_ref()?, self.facts.as_ref()?);
+        let (network, facts) = (self.membership.network()?, self.underlay.facts()?);
         let needs = network.backends.needs(&network.config);
         let lacks = needs.into_iter().find(|feature| facts.system.lacks.contains(feature))?;
-        (!self.last.complete).then(|| self.without(lacks))
+        (!self.pass.last().complete).then(|| self.without(lacks))
     }
 
     /// What to do about a part of the kernel that is missing.
@@ -82,7 +82,7 @@ impl NodeCore {
             Feature::NfTables => ", or install iptables and run with --traffic-rules=iptables-legacy",
             Feature::Ipv6 | Feature::BridgeNetfilter => "",
         };
-        let system = self.facts.as_ref().map(|facts| facts.system.clone()).unwrap_or_default();
+        let system = self.underlay.facts().map(|facts| facts.system.clone()).unwrap_or_default();
         format!("{}{way_out}", system.lack(feature))
     }
 
@@ -99,52 +99,25 @@ impl NodeCore {
     }
 
     pub(super) fn note_settings(&mut self, now: Tick, plan: &Plan, results: &[Result<(), OpError>]) {
-        let ours = self.network.as_ref().map(|n| n.backends.links()).unwrap_or_default();
+        let ours = self.membership.network().map(|n| n.backends.links()).unwrap_or_default();
         if self.host_settings.note(plan, results, &ours) {
             // Soon is too late: nobody can tell afterwards what it was.
-            self.remember_now(now);
+            self.memories.remember_now(now);
         }
     }
 
-    /// An interface that has another name or MTU, and does not fit what was asked for any more, is the same interface.
-    pub(super) fn follow_index(&mut self) {
-        let (Some(external), Some(facts)) = (&mut self.external, &self.facts) else { return };
-        let Some(link) = facts.link(external.index) else { return };
-        if (external.link, external.mtu) != (link.name, link.mtu) && link.mtu > 0 {
-            info!(was = %external.link, link = %link.name, mtu = link.mtu, "underlay: the same interface");
-            (external.link, external.mtu) = (link.name, link.mtu);
-        }
-    }
-
-    /// No interface fits. One that somebody named is not waited for for ever.
-    pub(super) fn unfit(&mut self, now: Tick) {
-        if self.external.is_none() && self.settings.iface.names_something() {
-            self.unfit_since.get_or_insert(now);
-        }
-    }
-
-    /// When waiting ends.
-    pub(super) fn unfit_at(&self) -> Tick {
-        let at = |since: Tick| Some(since.saturating_add(self.settings.iface_wait?));
-        self.unfit_since.and_then(at).unwrap_or(Tick::MAX)
-    }
-
+    /// An interface that somebody named is not waited for for ever.
     pub(super) fn unfit_due(&mut self, now: Tick, effects: &mut Vec<Effect>) {
-        if self.unfit_at() > now {
-            return;
+        if let Some(sentence) = self.underlay.given_up(now, self.settings.iface_wait) {
+            self.end(Exit::Interface, sentence, effects);
         }
-        self.unfit_since = None;
-        let waited = self.settings.iface_wait.filter(|wait| *wait > Duration::ZERO);
-        let waited = waited.map(|wait| format!(", after {} s", wait.as_secs())).unwrap_or_default();
-        let problem = self.external_problem.as_deref().unwrap_or("no interface fits");
-        self.end(Exit::Interface, format!("{problem}{waited}"), effects);
     }
 
     /// What works and yet is likely to be wrong, a sentence each.
     pub(super) fn host_notices(&self, node: &LocalNode) -> Vec<String> {
         let mut notices = self.twins(node);
         notices.extend(self.covered(node));
-        notices.extend(self.everybodys_address(node));
+        notices.extend(self.nat_guest_address(node));
         notices.extend(self.narrow_address(node));
         notices.extend(self.unused_address(node));
         notices.extend(self.without_bridge_rules());
@@ -153,7 +126,9 @@ impl NodeCore {
 
     /// Addresses without which this host is cut off from the others, from the world or from the store.
     pub(super) fn guarded(&self) -> Vec<Guarded> {
-        let (Some(facts), Some(external)) = (&self.facts, &self.external) else { return Vec::new() };
+        let (Some(facts), Some(external)) = (self.underlay.facts(), self.underlay.external()) else {
+            return Vec::new();
+        };
         let own = Family::ALL.into_iter().filter_map(|family| external.local.family(family));
         let own = own.map(|address| (address, "this host's own address"));
         let defaults = Family::ALL.into_iter().flat_map(|family| facts.defaults(family));
@@ -167,7 +142,9 @@ impl NodeCore {
 
     /// What this host reaches without the tunnel: no subnet that overlaps it is leased anew.
     pub(super) fn outside(&self) -> Vec<IpNetwork> {
-        let (Some(facts), Some(external)) = (&self.facts, &self.external) else { return Vec::new() };
+        let (Some(facts), Some(external)) = (self.underlay.facts(), self.underlay.external()) else {
+            return Vec::new();
+        };
         let hosts = self.guarded().into_iter().map(|guarded| IpNetwork::from(guarded.address));
         // IPv6 has a link-local network on every link.
         hosts.chain(facts.connected(external.index)).collect()
@@ -189,7 +166,7 @@ impl NodeCore {
     }
 
     fn twins(&self, node: &LocalNode) -> Vec<String> {
-        let twins = self.peers.iter().flat_map(|peers| peers.twins());
+        let twins = self.membership.peers().into_iter().flat_map(|peers| peers.twins());
         let external = &node.external;
         let sentence = |(subnets, name): (subnet_lease::Subnets, Option<&str>)| {
             let name = name.map_or_else(|| "another host".to_owned(), |name| format!("node {name:?}"));
@@ -203,8 +180,8 @@ impl NodeCore {
         twins.take(super::LISTED).map(sentence).collect()
     }
 
-    fn everybodys_address(&self, node: &LocalNode) -> Option<String> {
-        let is = node.external.public.v4.is_some_and(|address| address.octets() == EVERYBODYS);
+    fn nat_guest_address(&self, node: &LocalNode) -> Option<String> {
+        let is = node.external.public.v4.is_some_and(|address| address.octets() == NAT_GUEST_ADDRESS);
         is.then(|| {
             format!(
                 "{} publishes 10.0.2.15, which every machine has behind the NAT of VirtualBox or QEMU: no other host reaches it{}",
@@ -236,8 +213,9 @@ impl NodeCore {
     }
 
     fn without_bridge_rules(&self) -> Option<String> {
-        let facts = self.facts.as_ref()?;
-        let bridges = self.pods().into_iter().filter_map(|name| facts.link_named(name));
+        let facts = self.underlay.facts()?;
+        let bridges =
+            self.underlay.pods(self.publication.own()).into_iter().filter_map(|name| facts.link_named(name));
         let pods = bridges.into_iter().find(|link| link.kind == "bridge")?;
         let lacks = facts.system.lacks.contains(&Feature::BridgeNetfilter);
         lacks.then(|| {
@@ -251,14 +229,7 @@ impl NodeCore {
 
     /// Other interfaces that would do, and how one is chosen.
     fn candidates(&self) -> String {
-        let (Some(network), Some(facts), Some(external)) = (&self.network, &self.facts, &self.external)
-        else {
-            return String::new();
-        };
-        let families: Vec<_> = network.config.pools().map(|p| p.family()).collect();
-        match iface::candidates(facts, &families, external.index).as_slice() {
-            [] => "; no other interface here has one".to_owned(),
-            others => format!("; here are also {}: --iface chooses one", others.join(", ")),
-        }
+        let families = self.membership.network().map(Network::families).unwrap_or_default();
+        self.underlay.candidates(&families)
     }
 }

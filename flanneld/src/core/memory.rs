@@ -1,21 +1,23 @@
-//! What a node knew, for its next start: how the network goes up while the store can't be asked, and how a store that lost
-//! its data is told from a cluster that left.
+//! What a node knew, for its next start: with it the network goes up while the store can't be asked, and a store that lost its
+//! data is told apart from a cluster that left.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use subnet_lease::Lease;
+use subnet_lease::{Lease, Subnets};
 use tracing::warn;
 
+use super::membership::Configured;
+use super::saved::{Held, Saved};
 use super::{Changed, Effect, NodeCore, Tick};
 
-/// Changes are remembered together, so long after the first. Ours: what is lost with a power failure is little, and what
-/// is written in a cluster where somebody always joins is, too.
+/// Changes are remembered together, so long after the first. Ours: a power failure loses little, and a cluster where
+/// somebody always joins writes little.
 const AFTER: Duration = Duration::from_secs(5);
-/// A store that says nothing at all is waited for so long: etcd elects a leader in a second or two.
+/// A store that sends nothing at all is waited for so long: etcd elects a leader in a second or two.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Said until the store is heard.
+/// Shown until the store is heard.
 const UNHEARD: &str = "the store has not answered yet: going by what was known before the start";
 
 /// What is remembered.
@@ -30,17 +32,30 @@ pub struct Memory {
     /// Settings of the host that we changed since it started.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub settings: Vec<Changed>,
+    /// The hold that is on, if one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<Hold>,
+}
+
+/// Peers that vanished from the store and are kept for a while.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// The end of the hold, since the host started.
+    pub until: Tick,
+    /// The peers; their leases are among those remembered.
+    pub vanished: Vec<Subnets>,
 }
 
 /// Where the memory stands: that of an earlier run, and that for a later one.
 #[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Memories {
     /// Of an earlier run, until the store was heard or it came to be used.
     earlier: Option<Earlier>,
-    /// Our lease of an earlier run.
-    pub(super) own: Option<Lease>,
+    /// Our lease as it was last granted, in this run or an earlier one.
+    own: Option<Lease>,
     /// We go by memory: the store has not shown anything yet.
-    pub(super) in_use: bool,
+    in_use: bool,
     /// When to remember what changed.
     due: Option<Tick>,
 }
@@ -50,7 +65,7 @@ struct Earlier {
     memory: Memory,
     /// The host has not restarted since: its kernel still does what is remembered.
     warm: bool,
-    /// When it is used if the store says nothing.
+    /// When it is used if the store sends nothing.
     at: Tick,
 }
 
@@ -60,10 +75,49 @@ impl Memories {
         [use_at, self.due].into_iter().flatten().min().unwrap_or(Tick::MAX)
     }
 
-    /// The leases that the kernel still knows, before the first look at the store.
+    /// Whether we go by memory.
+    pub(super) fn in_use(&self) -> bool {
+        self.in_use
+    }
+
+    /// Our lease as it was last granted, in this run or an earlier one.
+    pub(super) fn own(&self) -> Option<&Lease> {
+        self.own.as_ref()
+    }
+
+    /// The store shows something: nothing goes by memory any more.
+    pub(super) fn heard(&mut self) {
+        self.in_use = false;
+    }
+
+    /// Our claim was granted.
+    pub(super) fn granted(&mut self, now: Tick, lease: Lease) {
+        self.own = Some(lease);
+        self.remember_soon(now);
+    }
+
+    /// The leases that the kernel still goes by, before the first snapshot of the store.
     pub(super) fn take_warm(&mut self) -> Option<Vec<Lease>> {
         let earlier = self.earlier.take().filter(|earlier| earlier.warm)?;
         Some(with_own(earlier.memory))
+    }
+
+    /// Something that is to be remembered changed.
+    pub(super) fn remember_soon(&mut self, now: Tick) {
+        self.due.get_or_insert(now + AFTER);
+    }
+
+    /// Something changed that can't be had again.
+    pub(super) fn remember_now(&mut self, now: Tick) {
+        self.due = Some(now);
+    }
+
+    pub(super) fn save<'a>(&'a self, to: &mut Saved<'a>) {
+        to.memories = Held::Borrowed(self);
+    }
+
+    pub(super) fn restore(from: &mut Saved<'_>) -> Self {
+        from.memories.take().unwrap_or_default()
     }
 }
 
@@ -77,26 +131,29 @@ impl NodeCore {
         if warm {
             self.host_settings.changed.clone_from(&memory.settings);
         }
+        self.membership.recall(now, memory.own.subnets, memory.hold.clone(), warm);
         self.memories.own = Some(memory.own.clone());
         self.memories.earlier = Some(Earlier { memory, warm, at: now + PATIENCE });
     }
 
-    /// Without a word from the store the network goes up as it was.
+    /// While the store sends nothing the network goes up as it was.
     pub(super) fn go_by_memory(&mut self, now: Tick) {
-        if self.peers.is_some() || self.leases.is_waiting() {
+        if self.membership.peers().is_some() || self.membership.is_waiting() {
             return;
         }
         let Some(Earlier { memory, .. }) = self.memories.earlier.take() else { return };
         warn!(subnets = %memory.own.subnets, peers = memory.peers.len(), "{UNHEARD}");
-        if self.network.is_none() {
-            self.config(now, memory.config.clone());
+        if self.membership.network().is_none()
+            && self.membership.configure(memory.config.clone()) == Configured::InForce
+        {
+            self.choose_external(now);
         }
-        self.store_problem.get_or_insert_with(|| UNHEARD.to_owned());
+        self.membership.doubt(UNHEARD);
         self.memories.in_use = true;
-        self.own = Some(memory.own.subnets);
-        self.leases.wait(with_own(memory));
+        self.publication.own_by_memory(memory.own.subnets);
+        self.membership.wait((with_own(memory), Vec::new(), false));
         self.snapshot(now);
-        self.pace.mark_fresh();
+        self.pass.mark_fresh();
     }
 
     pub(super) fn memory_due(&mut self, now: Tick, effects: &mut Vec<Effect>) {
@@ -111,35 +168,29 @@ impl NodeCore {
         }
     }
 
-    /// Something that is to be remembered changed.
-    pub(super) fn remember_soon(&mut self, now: Tick) {
-        self.memories.due.get_or_insert(now + AFTER);
-    }
-
-    /// Something changed that can't be had again.
-    pub(super) fn remember_now(&mut self, now: Tick) {
-        self.memories.due = Some(now);
-    }
-
     /// What changed and is not on its way to the file yet; for the end of a run.
     pub fn unremembered(&self) -> Option<Memory> {
         self.memories.due.and_then(|_| self.memory())
     }
 
-    /// None while it is doubtful.
+    /// None before there is anything to remember.
     fn memory(&self) -> Option<Memory> {
-        if self.memories.in_use || self.vanished.is_held() {
+        if self.memories.in_use {
             return None;
         }
-        let peers = self.peers.as_ref()?;
-        let own = self.leases.shown.clone().filter(|shown| Some(shown.subnets) == self.own)?;
+        let peers = self.membership.peers()?;
+        let hold = self.membership.hold();
+        let shown = self.membership.shown().filter(|shown| Some(shown.subnets) == self.publication.own());
         // A moment after somebody else took it, the store shows theirs.
-        let own = self.external.as_ref().is_some_and(|e| e.public == own.public).then_some(own)?;
+        let shown = shown.filter(|own| self.underlay.external().is_some_and(|e| e.public == own.public));
+        // A store that lost our lease with the others shows none until it is claimed again.
+        let own = shown.or_else(|| self.memories.own().filter(|_| hold.is_some()))?;
         Some(Memory {
-            config: self.network.as_ref()?.written.clone(),
-            own,
+            config: self.membership.network()?.written.clone(),
+            own: own.clone(),
             peers: peers.leases().collect(),
             settings: self.host_settings.changed.clone(),
+            hold,
         })
     }
 }

@@ -14,23 +14,26 @@
 //! Gate: nothing is written before the network's configuration, our own lease and the first snapshot of the store are
 //! known. Every event sets *dirty* and carries no other meaning; a lost, doubled or late one can do no harm.
 
-mod claim;
 mod digest;
 mod drift;
 mod fights;
-mod gate;
 mod host;
+mod listen;
+mod membership;
 mod memory;
+mod netconf;
 mod pace;
 mod pass;
 mod planes;
 mod provenance;
+mod publication;
 mod ready;
 mod report;
 mod rules;
-pub(crate) mod saved;
+mod saved;
+mod share;
 mod status;
-mod vanish;
+mod underlay;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -38,9 +41,8 @@ use std::time::Duration;
 
 use backends::kernel::{KernelError, KernelEvent, OpError, Own, Touch};
 use backends::plane::{PlaneOutcome, PlaneWish};
-use backends::rules::Asked;
-use backends::{Devices, External, Facts, Identity, Owner, Plan};
-use ipnetwork::IpNetwork;
+use backends::rules::RuleSettings;
+use backends::{Facts, Owner, Plan};
 use serde::{Deserialize, Serialize};
 use subnet_lease::{
     Claim, Lease, NetworkId, OwnLease, PeerTable, StoreError, StoreEvent, SubnetEnv, Subnets,
@@ -48,59 +50,58 @@ use subnet_lease::{
 
 use crate::exit::Exit;
 use crate::host::iface::IfaceWish;
-use claim::ClaimState;
-use gate::Network;
 pub use host::Changed;
-pub use memory::Memory;
-use pace::Pace;
+use host::HostSettings;
+pub use listen::Listen;
+use membership::{Configured, Membership, Us};
+use memory::Memories;
+pub use memory::{Hold, Memory};
+pub use netconf::without_secrets;
+use pass::Pass;
+use planes::Planes;
 pub use provenance::Fact;
+use publication::Publication;
 pub use ready::Readiness;
 pub use report::{LeaseReport, PASS_BOUNDS_US, PassTimes, PeerReport};
+use rules::Rules;
+pub use share::{Arbiter, Share};
 pub use status::{
-    ContendedReport, FailureReport, LISTED, PassReport, Refused, Stale, Status, StatusRequest, Underlay,
+    ContendedReport, FailureReport, LISTED, PassReport, Refused, Stale, Status, StatusRequest, UnderlayReport,
 };
+use underlay::Underlay;
 
 /// Time since boot, suspend included.
 pub type Tick = Duration;
 
-/// What the core needs to know of the node's configuration.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// The node's configuration, as far as the core needs it. Recordings hold it flat, with these names.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Settings {
     /// Which network of this host; its tag is on every link we make.
     pub network: NetworkId,
     /// Which underlay to use.
     pub iface: IfaceWish,
-    /// Install masquerade rules.
-    pub ip_masq: bool,
-    /// Let masquerade choose ports at random.
-    pub fully_random: bool,
-    /// Install forward rules.
-    pub forward_rules: bool,
-    /// Destinations outside the cluster that see pods' own addresses.
-    #[serde(default)]
-    pub no_masquerade: Vec<IpNetwork>,
-    /// By which program of the kernel the rules are made.
-    #[serde(default)]
-    pub traffic_rules: Asked,
-    /// Look at rules in iptables so often.
+    /// Which traffic rules to install, and how.
+    #[serde(flatten)]
+    pub rules: RuleSettings,
+    /// Time between two audits of rules in iptables, which sends no notifications.
     #[serde(default)]
     pub iptables_resync: Duration,
     /// Keep a blackhole route for our own subnets.
     pub blackhole_route: bool,
-    /// Renew the lease when it has this long to live.
+    /// Renew the lease this long before it ends.
     pub renew_margin: Duration,
-    /// End when no interface that was named fits for so long after the start; zero for at once.
+    /// Time after the start until the daemon ends because no named interface fits; none waits for ever.
     #[serde(default)]
     pub iface_wait: Option<Duration>,
-    /// Whether tunnel devices leave checksums to the hardware; none for what the kernel is good for.
+    /// Whether tunnel devices leave checksums to the hardware; none is what the kernel does well.
     #[serde(default)]
     pub tx_checksum: Option<bool>,
     /// Where the store is, as far as addresses say it; no peer's subnet may have one of them in it.
     #[serde(default)]
     pub store_addresses: Vec<IpAddr>,
-    /// Keep peers that vanished from the store in doubtful ways for so long; zero for not at all.
+    /// Time for which peers are kept that vanished from the store in a doubtful way; zero keeps none.
     pub vanish_hold: Duration,
-    /// Who we are to the operators of other nodes.
+    /// This node's name, for the operators of other nodes.
     pub node: Option<String>,
     /// A random number of this run, for what must differ between nodes.
     pub seed: u64,
@@ -119,6 +120,8 @@ pub enum Input {
     Kernel(KernelEvent),
     /// Who touched what; a hint, before the event that says that something changed.
     Touched(Vec<Touch>),
+    /// What the other networks of this host have; comes before any input that it may matter to.
+    Shared(Vec<Share>),
     /// subnet.env was touched by someone.
     File,
     /// The answer to [`Effect::ReadHost`].
@@ -136,6 +139,10 @@ pub enum Input {
 /// Everything the core asks the shell to do.
 #[derive(Debug)]
 pub enum Effect {
+    /// Our network has this of the host.
+    Share(Share),
+    /// From now on, pass on those of the kernel's notifications that concern this.
+    Listen(Box<Listen>),
     /// Read what the host is.
     ReadHost,
     /// Read what may be ours.
@@ -158,97 +165,43 @@ pub enum Effect {
     Exit(Exit),
 }
 
-/// Where a pass stands.
-#[derive(Debug, Serialize, Deserialize)]
-enum Phase {
-    Idle,
-    ReadingHost,
-    ReadingOwn(Owner),
-    Applying(#[serde(with = "saved::shared")] Arc<Plan>),
-}
-
 /// The daemon.
-#[derive(Serialize, Deserialize)]
 pub struct NodeCore {
     settings: Settings,
-    remembered: Option<SubnetEnv>,
-    network: Option<Network>,
-    facts: Option<Facts>,
-    host_stale: bool,
-    external: Option<External>,
-    external_why: String,
-    external_problem: Option<String>,
-    #[serde(default)]
-    host_settings: host::HostSettings,
-    /// When none that was named would fit for the first time.
-    #[serde(default)]
-    unfit_since: Option<Tick>,
-    /// What peers know our backends by, once that is settled: what we claimed is what we keep.
-    identities: Option<Vec<Identity>>,
-    /// The devices of ours that there are now.
-    devices: Option<Devices>,
-    leases: gate::Leases,
-    peers: Option<PeerTable>,
-    vanished: vanish::Vanished,
-    #[serde(default)]
-    planes: planes::Planes,
-    #[serde(default)]
-    rules: rules::Rules,
-    memories: memory::Memories,
-    /// Why the newest configuration is not in force.
-    unapplied: Option<String>,
-    claim: ClaimState,
-    own: Option<Subnets>,
-    phase: Phase,
-    pace: Pace,
-    passes: u64,
-    last: pass::Outcome,
-    fights: fights::Fights,
+    underlay: Underlay,
+    membership: Membership,
+    publication: Publication,
+    pass: Pass,
+    memories: Memories,
+    host_settings: HostSettings,
+    planes: Planes,
+    rules: Rules,
+    /// The readiness that was announced last.
     ready: Readiness,
-    store_problem: Option<String>,
-    stale_since: Tick,
-    seen_refusals: Vec<(String, String)>,
-    #[serde(default)]
+    /// What was shared last.
+    shared: Option<Share>,
+    /// Why the daemon ends.
     ending: Option<String>,
 }
 
 impl NodeCore {
     /// A node that knows nothing yet.
     pub fn new(settings: Settings) -> Self {
-        let mut pace = Pace::new(settings.seed);
-        pace.mark();
+        let mut membership = Membership::default();
+        membership.hold_for(settings.vanish_hold);
         Self {
-            pace,
-            settings,
-            remembered: None,
-            network: None,
-            facts: None,
-            host_stale: true,
-            external: None,
-            external_why: String::new(),
-            external_problem: None,
-            host_settings: host::HostSettings::default(),
-            unfit_since: None,
-            identities: None,
-            devices: None,
-            leases: gate::Leases::default(),
-            peers: None,
-            vanished: vanish::Vanished::default(),
-            planes: planes::Planes::default(),
-            rules: rules::Rules::default(),
-            memories: memory::Memories::default(),
-            unapplied: None,
-            claim: ClaimState::default(),
-            own: None,
-            phase: Phase::Idle,
-            passes: 0,
-            last: pass::Outcome::default(),
-            fights: fights::Fights::default(),
+            underlay: Underlay::new(),
+            membership,
+            publication: Publication::default(),
+            pass: Pass::new(settings.seed),
+            memories: Memories::default(),
+            host_settings: HostSettings::default(),
+            planes: Planes::default(),
+            rules: Rules::default(),
             ready: Readiness::default(),
-            store_problem: None,
-            stale_since: Tick::ZERO,
-            seen_refusals: Vec::new(),
+            shared: None,
             ending: None,
+            settings,
         }
     }
 
@@ -256,11 +209,12 @@ impl NodeCore {
     pub fn handle(&mut self, now: Tick, input: Input) -> Vec<Effect> {
         let mut effects = Vec::new();
         match input {
-            Input::Remembered(env) => self.remembered = Some(env),
+            Input::Remembered(env) => self.publication.remember(env),
             Input::Recalled(memory, warm) => self.recall(now, *memory, warm),
             Input::Store(event) => self.store(now, event),
             Input::Kernel(event) => self.kernel(event),
-            Input::Touched(touches) => self.fights.touched(now, touches),
+            Input::Touched(touches) => self.pass.touched(now, touches),
+            Input::Shared(others) => self.shared_by_others(now, others),
             Input::File => self.publish(&mut effects),
             Input::Host(facts) => self.host(now, facts, &mut effects),
             Input::Own(own) => self.dumped(now, own, &mut effects),
@@ -281,25 +235,25 @@ impl NodeCore {
 
     /// When to call [`tick`](Self::tick) if nothing else happens.
     pub fn next_deadline(&self) -> Tick {
-        let next = self.pace.next().min(self.fights.next());
-        let pass = if matches!(self.phase, Phase::Idle) { next } else { Tick::MAX };
-        let beside = self.vanished.next().min(self.memories.next()).min(self.unfit_at());
-        pass.min(self.claim.next(self.settings.renew_margin)).min(beside)
+        let underlay = self.underlay.unfit_at(self.settings.iface_wait);
+        let claim = self.publication.next(self.settings.renew_margin);
+        let parts = [self.pass.next(), self.membership.hold_ends(), self.memories.next(), underlay, claim];
+        parts.into_iter().fold(Tick::MAX, Tick::min)
     }
 
     /// Peers, admitted and refused; none before the first snapshot.
     pub fn peers(&self) -> Option<&PeerTable> {
-        self.peers.as_ref()
+        self.membership.peers()
     }
 
     /// Our own subnets, once claimed.
     pub fn own_subnets(&self) -> Option<Subnets> {
-        self.own
+        self.publication.own()
     }
 
     /// Our lease as the store shows it.
     pub fn shown_lease(&self) -> Option<&Lease> {
-        self.leases.shown.as_ref()
+        self.membership.shown()
     }
 
     /// Whether the node is ready, and why not.
@@ -309,38 +263,89 @@ impl NodeCore {
 
     /// Passes begun since the start.
     pub fn passes(&self) -> u64 {
-        self.passes
+        self.pass.begun()
     }
 
     /// Whether no pass is running and none is due.
     pub fn is_quiet(&self, now: Tick) -> bool {
-        matches!(self.phase, Phase::Idle) && self.next_deadline() > now
+        self.pass.is_idle() && self.next_deadline() > now
     }
 
     /// Whether steps are held back for a while: somebody keeps undoing them, or peers vanished in a doubtful way.
     pub fn is_holding(&self) -> bool {
-        self.fights.next() != Tick::MAX || self.vanished.is_held()
+        self.pass.fights().next() != Tick::MAX || self.membership.is_held()
     }
 
     /// The plan that is being applied.
     pub fn applying(&self) -> Option<&Plan> {
-        if let Phase::Applying(plan) = &self.phase { Some(plan) } else { None }
+        self.pass.applying()
     }
 
     fn kernel(&mut self, event: KernelEvent) {
-        self.host_stale |= event != KernelEvent::Own;
-        self.pace.mark();
+        self.underlay.note(event);
+        self.pass.mark();
+    }
+
+    fn store(&mut self, now: Tick, event: StoreEvent) {
+        self.pass.mark_fresh();
+        self.memories.remember_soon(now);
+        let stale = if let StoreEvent::Stale(reason) = &event { Some(reason.clone()) } else { None };
+        self.membership.heard(now, stale);
+        match event {
+            StoreEvent::Config(written) => {
+                if self.membership.configure(written) == Configured::InForce {
+                    self.choose_external(now);
+                    self.snapshot(now);
+                }
+            }
+            StoreEvent::Snapshot { leases, unreadable, foreign } => {
+                self.memories.heard();
+                self.membership.wait((leases, unreadable, foreign));
+                self.snapshot(now);
+                self.look_for_twin(now);
+            }
+            StoreEvent::Upsert(lease) => {
+                let (own, node) = (self.publication.own(), self.settings.node.as_deref());
+                let us = self.underlay.external().map(|external| Us { own, public: external.public, node });
+                let concerns_us = self.publication.concerns(&lease);
+                let before = self.membership.shown().cloned();
+                self.membership.upsert(lease, us);
+                self.publication.note_reservation(before.as_ref(), self.membership.shown());
+                if concerns_us {
+                    self.look_for_twin(now);
+                }
+            }
+            StoreEvent::Removed(gone) => self.membership.removed(now, &gone),
+            StoreEvent::Unreadable { key, reason } => self.membership.unreadable(key, reason),
+            StoreEvent::Gone { key } => self.membership.gone(&key),
+            StoreEvent::Stale(_) => self.go_by_memory(now),
+        }
+    }
+
+    /// Turns a waiting snapshot into peers, once configuration and underlay are known. A later one replaces all.
+    fn snapshot(&mut self, now: Tick) {
+        let Some(external) = self.underlay.external() else { return };
+        let (own, node) = (self.publication.own(), self.settings.node.as_deref());
+        let (us, remembered) = (Us { own, public: external.public, node }, self.memories.in_use());
+        let (before, guarded) = (self.membership.shown().cloned(), self.guarded());
+        self.membership.take_snapshot(now, us, remembered, guarded, || self.memories.take_warm());
+        self.publication.note_reservation(before.as_ref(), self.membership.shown());
     }
 
     fn proceed(&mut self, now: Tick, effects: &mut Vec<Effect>) {
-        self.vanished_due(now);
+        if self.membership.end_hold(now) {
+            self.memories.remember_soon(now);
+            self.pass.mark_fresh();
+        }
+        // A daemon that starts in the middle of the hold goes on with it.
+        if self.membership.hold_began() {
+            self.memories.remember_now(now);
+        }
         self.memory_due(now, effects);
         self.unfit_due(now, effects);
         self.claim_if_due(now, effects);
-        if self.fights.due(now) {
-            self.pace.mark();
-        }
         self.begin_if_due(now, effects);
+        self.share(effects);
         self.announce(effects);
     }
 }

@@ -2,22 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use backends::kernel::{KernelClass, KernelError, OpError, Own};
+use backends::kernel::{KernelClass, KernelError, OpError, Own, Touch};
 use backends::rules::Firewall;
 use backends::{
-    External, Facts, Feature, IfName, KernelState, LocalNode, Object, Op, Owner, Plan, ROUTE_PROTOCOL, Route,
-    Wish, diff,
+    Facts, Feature, KernelState, LocalNode, Object, Op, Owner, Plan, ROUTE_PROTOCOL, Route, Wish, diff,
 };
 use serde::{Deserialize, Serialize};
 use subnet_lease::{Family, SubnetEnv};
 use tracing::{debug, info, warn};
 
+use super::fights::Fights;
+use super::listen::Listen;
+use super::pace::Pace;
+use super::saved::{Held, Saved, shared};
 use super::report::{PassTimes, micros};
 use super::status::{FailureReport, LISTED, PassReport};
-use super::{Effect, NodeCore, Phase, Tick};
+use super::{Effect, NodeCore, Tick};
 use crate::exit::Exit;
-use crate::host::iface;
 
 const NO_PERMISSION: &str = "the kernel does not let us: this needs CAP_NET_ADMIN in the network namespace it runs in \
     (run it as root, or as a service with that capability)";
@@ -25,8 +28,32 @@ const NO_PERMISSION: &str = "the kernel does not let us: this needs CAP_NET_ADMI
 /// So many routes that others left are logged by name.
 const ADOPTED_LOGGED: usize = 32;
 
+/// Where a pass stands.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) enum Phase {
+    #[default]
+    Idle,
+    ReadingHost,
+    ReadingOwn(Owner),
+    Applying(#[serde(with = "shared")] Arc<Plan>),
+}
+
+/// The pass that runs, when the next one begins, and what the last one found.
+#[derive(Debug)]
+pub(super) struct Pass {
+    phase: Phase,
+    pace: Pace,
+    /// Passes begun since the start.
+    begun: u64,
+    last: Outcome,
+    fights: Fights,
+    /// What the shell passes on. Not recorded: it follows from the next readings.
+    pub(super) listen: Listen,
+}
+
 /// How the last pass ended.
 #[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Outcome {
     /// A pass ran with everything it needs.
     pub(super) complete: bool,
@@ -52,16 +79,96 @@ pub(super) struct Outcome {
     pub(super) times: PassTimes,
 }
 
+impl Pass {
+    /// The first pass is due at once.
+    pub(super) fn new(seed: u64) -> Self {
+        let mut pace = Pace::new(seed);
+        pace.mark();
+        let (last, fights, listen) = (Outcome::default(), Fights::default(), Listen::default());
+        Self { phase: Phase::Idle, pace, begun: 0, last, fights, listen }
+    }
+
+    /// Look again.
+    pub(super) fn mark(&mut self) {
+        self.pace.mark();
+    }
+
+    /// Look again, and what failed before may work now.
+    pub(super) fn mark_fresh(&mut self) {
+        self.pace.mark_fresh();
+    }
+
+    /// Who touched what.
+    pub(super) fn touched(&mut self, now: Tick, touches: Vec<Touch>) {
+        self.fights.touched(now, touches);
+    }
+
+    /// Audit so often.
+    pub(super) fn audit_every(&mut self, period: Duration) {
+        self.pace.audit_every(period);
+    }
+
+    /// When to look at [`NodeCore::begin_if_due`] again.
+    pub(super) fn next(&self) -> Tick {
+        if self.is_idle() { self.pace.next().min(self.fights.next()) } else { Tick::MAX }
+    }
+
+    /// Whether no pass runs.
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Idle)
+    }
+
+    /// Passes begun since the start.
+    pub(super) fn begun(&self) -> u64 {
+        self.begun
+    }
+
+    /// How the last one ended.
+    pub(super) fn last(&self) -> &Outcome {
+        &self.last
+    }
+
+    /// Who undoes what.
+    pub(super) fn fights(&self) -> &Fights {
+        &self.fights
+    }
+
+    /// The plan that is being applied.
+    pub(super) fn applying(&self) -> Option<&Plan> {
+        if let Phase::Applying(plan) = &self.phase { Some(plan) } else { None }
+    }
+
+    pub(super) fn save<'a>(&'a self, to: &mut Saved<'a>) {
+        (to.phase, to.pace) = (Held::Borrowed(&self.phase), Held::Borrowed(&self.pace));
+        (to.last, to.fights) = (Held::Borrowed(&self.last), Held::Borrowed(&self.fights));
+        to.passes = self.begun;
+    }
+
+    pub(super) fn restore(from: &mut Saved<'_>, seed: u64) -> Self {
+        Self {
+            phase: from.phase.take().unwrap_or_default(),
+            pace: from.pace.take().unwrap_or_else(|| Pace::new(seed)),
+            begun: from.passes,
+            last: from.last.take().unwrap_or_default(),
+            fights: from.fights.take().unwrap_or_default(),
+            listen: Listen::default(),
+        }
+    }
+}
+
 impl NodeCore {
     pub(super) fn begin_if_due(&mut self, now: Tick, effects: &mut Vec<Effect>) {
-        if !matches!(self.phase, Phase::Idle) || !self.pace.begin(now) {
+        if self.pass.fights.due(now) {
+            self.pass.mark();
+        }
+        if !self.pass.is_idle() || !self.pass.pace.begin(now) {
             return;
         }
-        self.passes += 1;
-        self.last.began = now;
-        if self.host_stale {
-            self.host_stale = false;
-            self.phase = Phase::ReadingHost;
+        self.pass.begun += 1;
+        self.pass.last.began = now;
+        if self.underlay.begin_reading() {
+            self.pass.phase = Phase::ReadingHost;
+            self.listen_to_all_links(effects);
             effects.push(Effect::ReadHost);
         } else {
             self.read_own(now, effects);
@@ -70,104 +177,72 @@ impl NodeCore {
 
     pub(super) fn host(&mut self, now: Tick, facts: Result<Facts, KernelError>, effects: &mut Vec<Effect>) {
         match facts {
-            // On an interrupted read nothing is chosen anew; it is read once more after this pass.
-            Ok(facts) if facts.interrupted && self.facts.is_some() => self.host_stale = true,
             Ok(facts) => {
-                // What was told since it was asked for may not be in it.
-                self.host_stale |= facts.interrupted;
-                self.facts = Some(facts);
-                self.choose_external(now);
-                self.snapshot(now);
+                self.listen_beyond(&facts, effects);
+                if self.underlay.read(facts) {
+                    self.choose_external(now);
+                    self.snapshot(now);
+                }
             }
             Err(error) => {
-                self.host_stale = true;
+                self.underlay.unread();
                 return self.could_not_read("the host", &error, now, effects);
             }
         }
         self.read_own(now, effects);
     }
 
-    /// Chooses the underlay from the newest facts. Once there is one it is only replaced by a better answer, never
-    /// by none: what works is not taken down because a fact went missing.
+    /// Chooses the underlay from the newest facts.
     pub(super) fn choose_external(&mut self, now: Tick) {
-        let (Some(network), Some(facts)) = (&self.network, &self.facts) else { return };
-        let families: Vec<_> = network.config.pools().map(|p| p.family()).collect();
-        let choice = iface::choose(facts, &self.settings.iface, &families).map_err(|error| error.to_string());
-        // An address that is being replaced, or comes up, leaves the link-local one for a moment: no peer is told that.
-        let falls_back = |new: &External| {
-            self.external.as_ref().is_some_and(|old| iface::falls_back(old.local, new.local))
-        };
-        match choice {
-            Ok(choice) if falls_back(&choice.external) => {
-                self.external_problem =
-                    Some(format!("{}: only a link-local address is left", choice.external.link));
-            }
-            Ok(choice) => {
-                if self.external.as_ref() != Some(&choice.external) {
-                    let e = &choice.external;
-                    info!(link = %e.link, mtu = e.mtu, local = %e.local, public = %e.public, "underlay: {}", choice.why);
-                }
-                let public = choice.external.public;
-                self.external = Some(choice.external);
-                let guarded = self.guarded();
-                if let Some(peers) = &mut self.peers {
-                    peers.set_own(self.own, public);
-                    peers.set_guarded(guarded);
-                }
-                self.external_why = choice.why;
-                self.external_problem = None;
-                self.unfit_since = None;
-            }
-            Err(sentence) => {
-                if self.external_problem.as_ref() != Some(&sentence) {
-                    warn!("{sentence}");
-                }
-                self.external_problem = Some(sentence);
-                self.follow_index();
-                self.unfit(now);
-            }
+        let Some(network) = self.membership.network() else { return };
+        if self.underlay.choose(now, &self.settings.iface, &network.families())
+            && let Some(external) = self.underlay.external()
+        {
+            let public = external.public;
+            self.membership.publish_at(self.publication.own(), public, self.guarded());
         }
     }
 
     fn read_own(&mut self, now: Tick, effects: &mut Vec<Effect>) {
         let Some(owner) = self.owner() else {
-            self.phase = Phase::Idle;
-            return self.pace.finished(now, self.host_stale);
+            self.pass.phase = Phase::Idle;
+            return self.pass.pace.finished(now, self.underlay.is_stale());
         };
         if let Some(sentence) = self.lacking() {
             return self.end(Exit::Unsupported, sentence, effects);
         }
-        self.phase = Phase::ReadingOwn(owner.clone());
+        self.listen_for(&owner, effects);
+        self.pass.phase = Phase::ReadingOwn(owner.clone());
         effects.push(Effect::ReadOwn(owner));
     }
 
     /// None before the network's configuration is known.
     fn owner(&self) -> Option<Owner> {
-        let network = self.network.as_ref()?;
+        let network = self.membership.network()?;
         let pools: Vec<_> = network.config.pools().collect();
         let mut networks: Vec<_> = pools.iter().map(|p| p.network).collect();
-        let earlier =
-            self.remembered.iter().flat_map(|env| Family::ALL.into_iter().filter_map(|f| env.network(f)));
+        let earlier = self
+            .publication
+            .remembered()
+            .into_iter()
+            .flat_map(|env| Family::ALL.into_iter().filter_map(|f| env.network(f)));
         networks.extend(earlier.filter(|net| !pools.iter().any(|p| p.network == *net)));
         Some(Owner {
             network: self.settings.network.clone(),
             networks,
             names: network.backends.links(),
-            external: self.external.as_ref().map(|e| e.link),
+            external: self.underlay.external().map(|e| e.link),
             pools,
-            pods: self.pods(),
-            first_pass: !self.last.swept,
+            pods: self.underlay.pods(self.publication.own()),
+            first_pass: !self.pass.last.swept,
         })
     }
 
-    /// Links of others with an address of our subnets.
-    pub(super) fn pods(&self) -> Vec<IfName> {
-        let (Some(facts), Some(own)) = (&self.facts, &self.own) else { return Vec::new() };
-        facts.links_within(&own.iter().collect::<Vec<_>>())
-    }
-
     pub(super) fn dumped(&mut self, now: Tick, own: Result<Own, KernelError>, effects: &mut Vec<Effect>) {
-        let Phase::ReadingOwn(owner) = std::mem::replace(&mut self.phase, Phase::Idle) else { return };
+        if let Ok(own) = &own {
+            self.listen_to_gates(own, effects);
+        }
+        let Phase::ReadingOwn(owner) = std::mem::replace(&mut self.pass.phase, Phase::Idle) else { return };
         // We got our subnets while it was read: what hangs on them was not looked at, and would seem to be missing.
         if self.owner().is_some_and(|wider| wider.pods != owner.pods) {
             return self.read_own(now, effects);
@@ -177,41 +252,43 @@ impl NodeCore {
             Err(error) => return self.could_not_read("our own objects", &error, now, effects),
         };
         self.note_devices(&own);
-        self.report_refused();
+        self.membership.report_refused();
         if let Err(sentence) = self.choose_renderer(&own.firewall) {
             return self.end(Exit::Unsupported, sentence, effects);
         }
         let Some((node, wish)) = self.wish(&own.firewall) else {
-            return self.pace.finished(now, self.host_stale);
+            return self.pass.pace.finished(now, self.underlay.is_stale());
         };
         let Wish { objects, planes, mut conflicts } = wish;
         let want: KernelState = objects.into_iter().collect();
         self.planes.wish(planes, effects);
         self.pace_audits(&want);
         debug!(?node.subnets, want = want.len(), have = own.state.len(), "pass");
-        conflicts.extend(self.facts.iter().flat_map(|f| backends::conflicts(&want, &own.state, &owner, f)));
+        conflicts.extend(
+            self.underlay.facts().into_iter().flat_map(|f| backends::conflicts(&want, &own.state, &owner, f)),
+        );
         conflicts.extend(self.host_notices(&node));
         self.host_settings.wish(&want);
         let mut plan = diff(&want, &own.state, &owner);
         if own.interrupted {
             plan.ops.retain(|op| !matches!(op, Op::Delete(_)));
         }
-        if self.memories.in_use {
+        if self.memories.in_use() {
             // What is remembered may be older than what the kernel has: what is there stays as it is.
             plan.ops.retain(|op| matches!(op, Op::Put { have: None, .. }));
         }
         self.log_adopted(&plan, &own);
-        self.fights.wish(&want);
-        self.fights.hold(now, self.passes, &mut plan, !own.interrupted && own.unreadable == 0);
+        self.pass.fights.wish(&want);
+        self.pass.fights.hold(now, self.pass.begun, &mut plan, !own.interrupted && own.unreadable == 0);
         self.report_conflicts(conflicts);
-        self.last.counts = plan.counts();
-        self.last.unswept = own.interrupted;
+        self.pass.last.counts = plan.counts();
+        self.pass.last.unswept = own.interrupted;
         if plan.is_empty() {
             return self.complete(now, Vec::new(), effects);
         }
         // Shared, not copied: the plan of a cold start is the largest thing a node ever holds.
         let plan = Arc::new(plan);
-        self.phase = Phase::Applying(plan.clone());
+        self.pass.phase = Phase::Applying(plan.clone());
         effects.push(Effect::Apply(plan));
     }
 
@@ -227,18 +304,18 @@ impl NodeCore {
     }
 
     pub(super) fn applied(&mut self, now: Tick, results: &[Result<(), OpError>], effects: &mut Vec<Effect>) {
-        let Phase::Applying(plan) = std::mem::replace(&mut self.phase, Phase::Idle) else { return };
+        let Phase::Applying(plan) = std::mem::replace(&mut self.pass.phase, Phase::Idle) else { return };
         let failures = plan.ops.iter().zip(results).filter_map(|(op, r)| Some((op, r.as_ref().err()?)));
         let failures: Vec<_> = failures.collect();
         self.note_settings(now, &plan, results);
-        self.last.failures = failure_kinds(&failures);
-        report_failures(&self.last.failures);
+        self.pass.last.failures = failure_kinds(&failures);
+        report_failures(&self.pass.last.failures);
         self.log_pass(now, failures.len());
         let hopeless = failures.iter().find_map(|(op, e)| self.hopeless(op, e));
         if let Some((exit, way_out)) = hopeless {
             return self.end(exit, way_out, effects);
         }
-        self.last.unswept |= failures.iter().any(|(op, _)| matches!(op, Op::Delete(_)));
+        self.pass.last.unswept |= failures.iter().any(|(op, _)| matches!(op, Op::Delete(_)));
         let failures = failures.into_iter().map(|(op, e)| (op.object().clone(), e.to_string())).collect();
         self.complete(now, failures, effects);
     }
@@ -252,46 +329,49 @@ impl NodeCore {
             (KernelClass::Unsupported, Object::Table(_)) => Feature::NfTables,
             _ => return None,
         };
-        (!self.last.complete).then(|| (Exit::Unsupported, self.without(feature)))
+        (!self.pass.last.complete).then(|| (Exit::Unsupported, self.without(feature)))
     }
 
     /// The end of a pass that had all it needs.
     fn complete(&mut self, now: Tick, failures: Vec<(Object, String)>, effects: &mut Vec<Effect>) {
-        self.phase = Phase::Idle;
-        self.last.failed = failures.len();
+        self.pass.phase = Phase::Idle;
+        self.pass.last.failed = failures.len();
         if failures.is_empty() {
-            self.last.failures.clear();
+            self.pass.last.failures.clear();
         }
         let report = self.pass_report(now);
-        self.last.times.add(report.took_us);
-        self.last.report = Some((self.last.began, report));
-        self.fights.settle(failures.iter().map(|(object, _)| object));
-        self.last.own_failure = failures.iter().find(|(o, _)| is_own_end(o)).map(|(o, why)| {
+        self.pass.last.times.add(report.took_us);
+        self.pass.last.report = Some((self.pass.last.began, report));
+        self.pass.fights.settle(failures.iter().map(|(object, _)| object));
+        self.pass.last.own_failure = failures.iter().find(|(o, _)| is_own_end(o)).map(|(o, why)| {
             let line = Op::Put { want: o.clone(), have: None }.to_string();
             format!("{}: {why}", line.lines().next().unwrap_or_default())
         });
-        let held = self.fights.own_end();
-        self.last.own_failure = self
+        let held = self.pass.fights.own_end();
+        self.pass.last.own_failure = self
+            .pass
             .last
             .own_failure
             .take()
             .or_else(|| held.map(|line| format!("{line}: somebody keeps undoing it")));
-        self.last.complete = true;
-        self.last.swept |= !self.last.unswept;
-        self.pace.finished(now, self.last.unswept || self.host_stale || !failures.is_empty());
+        self.pass.last.complete = true;
+        self.pass.last.swept |= !self.pass.last.unswept;
+        self.pass
+            .pace
+            .finished(now, self.pass.last.unswept || self.underlay.is_stale() || !failures.is_empty());
         self.publish(effects);
     }
 
     /// Everything that should be there for us; none before the gate is open.
     fn wish(&self, firewall: &Firewall) -> Option<(LocalNode, Wish)> {
-        let (network, facts) = (self.network.as_ref()?, self.facts.as_ref()?);
-        let (peers, subnets) = (self.peers.as_ref()?, self.own?);
+        let (network, facts) = (self.membership.network()?, self.underlay.facts()?);
+        let (peers, subnets) = (self.membership.peers()?, self.publication.own()?);
         let node = LocalNode {
             id: self.settings.network.clone(),
             network: network.config.clone(),
-            external: self.external.clone()?,
+            external: self.underlay.external()?.clone(),
             subnets,
-            identities: self.identities.clone()?,
+            identities: self.publication.identities()?.to_vec(),
             tx_checksum: self.settings.tx_checksum,
         };
         let mut wish = network.backends.desired(&node, peers, facts);
@@ -307,15 +387,15 @@ impl NodeCore {
 
     /// subnet.env follows the first pass that made our own end; a failing peer does not hold it back.
     pub(super) fn publish(&mut self, effects: &mut Vec<Effect>) {
-        if self.last.complete && self.last.own_failure.is_none() {
+        if self.pass.last.complete && self.pass.last.own_failure.is_none() {
             effects.extend(self.subnet_env().map(Effect::Publish));
         }
     }
 
     fn subnet_env(&self) -> Option<SubnetEnv> {
-        let (network, external) = (self.network.as_ref()?, self.external.as_ref()?);
+        let (network, external) = (self.membership.network()?, self.underlay.external()?);
         let mtu = network.backends.mtu(&network.config, external);
-        Some(SubnetEnv::new(&network.config, &self.own?, mtu, self.settings.ip_masq))
+        Some(SubnetEnv::new(&network.config, &self.publication.own()?, mtu, self.settings.rules.masquerade))
     }
 
     fn could_not_read(&mut self, what: &str, error: &KernelError, now: Tick, effects: &mut Vec<Effect>) {
@@ -323,26 +403,26 @@ impl NodeCore {
         if error.class() == KernelClass::Fatal {
             self.end(Exit::Permission, NO_PERMISSION.to_owned(), effects);
         }
-        self.phase = Phase::Idle;
-        self.pace.finished(now, true);
+        self.pass.phase = Phase::Idle;
+        self.pass.pace.finished(now, true);
     }
 
     fn report_conflicts(&mut self, conflicts: Vec<String>) {
-        for conflict in conflicts.iter().filter(|c| !self.last.conflicts.contains(c)) {
+        for conflict in conflicts.iter().filter(|c| !self.pass.last.conflicts.contains(c)) {
             warn!("{conflict}");
         }
-        self.last.conflicts = conflicts;
+        self.pass.last.conflicts = conflicts;
     }
 
     fn log_pass(&self, now: Tick, failed: usize) {
-        let (added, changed, removed) = self.last.counts;
-        let took = now.saturating_sub(self.last.began);
+        let (added, changed, removed) = self.pass.last.counts;
+        let took = now.saturating_sub(self.pass.last.began);
         info!(added, changed, removed, failed, ?took, "pass");
     }
 
     fn pass_report(&self, now: Tick) -> PassReport {
-        let ((added, changed, removed), failed) = (self.last.counts, self.last.failed);
-        let took = now.saturating_sub(self.last.began);
+        let ((added, changed, removed), failed) = (self.pass.last.counts, self.pass.last.failed);
+        let took = now.saturating_sub(self.pass.last.began);
         PassReport { ago_ms: 0, added, changed, removed, failed, took_us: micros(took) }
     }
 }

@@ -11,6 +11,7 @@ use super::{Effect, NodeCore, saved};
 
 /// Where the planes stand.
 #[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Planes {
     #[serde(with = "saved::shared")]
     wished: Arc<Vec<PlaneWish>>,

@@ -33,9 +33,9 @@ impl NodeCore {
     }
 
     fn underlay_facts(&self) -> Vec<Fact> {
-        let Some(external) = &self.external else { return Vec::new() };
+        let Some(external) = self.underlay.external() else { return Vec::new() };
         let index = format!("{} (index {})", external.link, external.index);
-        let mut facts = vec![fact("underlay", index, &self.external_why)];
+        let mut facts = vec![fact("underlay", index, self.underlay.why())];
         for family in Family::ALL {
             let (Some(local), Some(public)) = (external.local.family(family), external.public.family(family))
             else {
@@ -55,7 +55,9 @@ impl NodeCore {
     }
 
     fn mtu_facts(&self) -> Vec<Fact> {
-        let (Some(network), Some(external)) = (&self.network, &self.external) else { return Vec::new() };
+        let (Some(network), Some(external)) = (self.membership.network(), self.underlay.external()) else {
+            return Vec::new();
+        };
         let mut facts = vec![fact(format!("MTU of {}", external.link), external.mtu, "the kernel")];
         let devices = network.backends.mtus(&network.config, external);
         facts.extend(devices.iter().map(|(link, mtu, from)| fact(format!("MTU of {link}"), mtu, from)));
@@ -71,8 +73,12 @@ impl NodeCore {
 
     /// How many peers are reached over the wire itself.
     fn routing_facts(&self) -> Vec<Fact> {
-        let (Some(network), Some(facts)) = (&self.network, &self.facts) else { return Vec::new() };
-        let (Some(external), Some(peers)) = (&self.external, &self.peers) else { return Vec::new() };
+        let (Some(network), Some(facts)) = (self.membership.network(), self.underlay.facts()) else {
+            return Vec::new();
+        };
+        let (Some(external), Some(peers)) = (self.underlay.external(), self.membership.peers()) else {
+            return Vec::new();
+        };
         if !network.backends.routes_directly() {
             return Vec::new();
         }
@@ -82,7 +88,7 @@ impl NodeCore {
                 (on + usize::from(facts.on_link(external.index, public)), all + 1)
             })
         };
-        let families = network.config.pools().map(|pool| pool.family());
+        let families = network.families().into_iter();
         let one = |family: Family| {
             let (on, all) = on_wire(family);
             let prefixes =
@@ -95,7 +101,7 @@ impl NodeCore {
     }
 
     fn kernel_facts(&self) -> Vec<Fact> {
-        let Some(facts) = &self.facts else { return Vec::new() };
+        let Some(facts) = self.underlay.facts() else { return Vec::new() };
         let system = &facts.system;
         if system.release.is_empty() {
             return Vec::new();
@@ -111,14 +117,14 @@ impl NodeCore {
             (None, true) => ("by software", "this kernel gets them wrong behind source NAT (before 5.7)"),
             (None, false) => ("as the kernel has it", "this kernel gets them right (5.7 and later)"),
         };
-        if self.network.as_ref().is_some_and(|n| !n.backends.links().is_empty()) {
+        if self.membership.network().is_some_and(|n| !n.backends.links().is_empty()) {
             told.push(fact("tunnel checksums", checksum.0, checksum.1));
         }
         told
     }
 
     fn setting_facts(&self) -> Vec<Fact> {
-        let ours = self.network.as_ref().map(|n| n.backends.links()).unwrap_or_default();
+        let ours = self.membership.network().map(|n| n.backends.links()).unwrap_or_default();
         let one = |(link, name, value): &(IfName, Sysctl, i32)| {
             let from = match self.host_settings.before(*link, *name) {
                 _ if ours.contains(link) => "wanted of our device".to_owned(),

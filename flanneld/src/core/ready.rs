@@ -21,7 +21,7 @@ const VANISHED: &str =
 const UNDONE: &str = "somebody keeps undoing what we set up";
 
 impl NodeCore {
-    /// Tells when the answer changed.
+    /// Announces the answer when it changed.
     pub(super) fn announce(&mut self, effects: &mut Vec<Effect>) {
         let now = self.judge();
         if now != self.ready {
@@ -32,33 +32,39 @@ impl NodeCore {
 
     pub(super) fn judge(&self) -> Readiness {
         let mut blocking = Vec::new();
-        let mut told = Vec::new();
+        let mut notices = Vec::new();
+        let last = self.pass.last();
+        let stale = self.membership.stale().map(|(reason, _)| reason);
         let mut wait = |what: &str, because: Option<&String>| {
             blocking.push(because.map_or_else(|| format!("waiting for {what}"), Clone::clone));
         };
-        if self.network.is_none() {
-            wait("the network's configuration in the store", self.store_problem.as_ref());
-        } else if self.external.is_none() {
-            wait("an interface to the other hosts", self.external_problem.as_ref());
-        } else if self.peers.is_none() {
-            wait("the first snapshot of the store", self.store_problem.as_ref());
-        } else if self.own.is_none() {
-            wait("a lease", self.claim.problem.as_ref());
-        } else if !self.last.complete {
+        if self.membership.network().is_none() {
+            wait("the network's configuration in the store", self.membership.fault().or(stale));
+        } else if self.underlay.external().is_none() {
+            wait("an interface to the other hosts", self.underlay.problem());
+        } else if self.membership.peers().is_none() {
+            wait("the first snapshot of the store", stale);
+        } else if self.publication.own().is_none() {
+            wait("a lease", self.publication.problem());
+        } else if !last.complete {
             wait("the first pass over the kernel", None);
         } else {
-            blocking.extend(self.last.own_failure.clone());
-            blocking.extend(self.external_problem.clone());
-            blocking.extend(self.vanished.is_held().then(|| VANISHED.to_owned()));
-            told.extend(self.store_problem.as_ref().map(|p| format!("stale: {p}")));
-            told.extend(self.unapplied.clone());
-            told.extend((self.last.failed > 0).then(|| format!("{} steps failed", self.last.failed)));
-            told.extend(self.fights.is_fighting().then(|| UNDONE.to_owned()));
-            told.extend(self.last.conflicts.iter().cloned());
-            told.extend(self.planes.problems());
+            blocking.extend(last.own_failure.clone());
+            blocking.extend(self.underlay.problem().cloned());
+            blocking.extend(self.membership.is_held().then(|| VANISHED.to_owned()));
+            notices.extend(self.publication.contest().cloned());
+            notices.extend(stale.map(|p| format!("stale: {p}")));
+            notices.extend((last.failed > 0).then(|| format!("{} steps failed", last.failed)));
+            notices.extend(self.pass.fights().is_fighting().then(|| UNDONE.to_owned()));
+            notices.extend(last.conflicts.iter().cloned());
+            notices.extend(self.planes.problems());
+        }
+        // Also while something else is awaited: what is wrong with the configuration is wrong until it changes.
+        if self.membership.network().is_some() {
+            notices.extend(self.membership.fault().or(self.membership.unapplied()).cloned());
         }
         let ready = blocking.is_empty();
-        blocking.extend(told);
+        blocking.extend(notices);
         Readiness { ready, reasons: blocking }
     }
 }

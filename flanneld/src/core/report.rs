@@ -59,7 +59,7 @@ impl PassTimes {
 impl NodeCore {
     /// The admitted peers, ordered by their subnets, and no more than so many.
     pub fn peer_reports(&self, most: usize) -> Vec<PeerReport> {
-        let leases = self.peers.iter().flat_map(|peers| peers.leases()).take(most);
+        let leases = self.peers().into_iter().flat_map(|peers| peers.leases()).take(most);
         let report = |lease: subnet_lease::Lease| {
             let subnets: Vec<_> = lease.subnets.iter().map(|subnet| subnet.to_string()).collect();
             let public = Family::ALL.into_iter().filter_map(|family| lease.public.family(family));
@@ -68,7 +68,7 @@ impl NodeCore {
                 subnets.iter().any(|subnet| conflict.starts_with(&format!("{subnet}: ")))
             };
             PeerReport {
-                problem: self.last.conflicts.iter().find(begins).cloned(),
+                problem: self.pass.last().conflicts.iter().find(begins).cloned(),
                 public: public.map(|address| address.to_string()).collect(),
                 node: lease.node,
                 subnets,
@@ -79,9 +79,9 @@ impl NodeCore {
 
     /// None before a lease is held.
     pub(super) fn lease_report(&self, now: Tick) -> Option<LeaseReport> {
-        self.own?;
+        self.own_subnets()?;
         let left = |at: Tick| millis(at.saturating_sub(now));
-        let ends = self.claim.ends();
+        let ends = self.publication.ends();
         let renewal = ends.map(|at| at.saturating_sub(self.settings.renew_margin));
         Some(LeaseReport { left_ms: ends.map(left), renewal_ms: renewal.map(left) })
     }

@@ -10,6 +10,7 @@ use super::NodeCore;
 
 /// How the rules are made.
 #[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Rules {
     renderer: Option<Renderer>,
     /// Why so; or why there are none.
@@ -17,8 +18,13 @@ pub(super) struct Rules {
 }
 
 impl Rules {
+    /// How the rules are made, once chosen.
+    pub(super) fn renderer(&self) -> Option<Renderer> {
+        self.renderer
+    }
+
     /// Both in words, for people.
-    pub(super) fn told(&self) -> Option<String> {
+    pub(super) fn text(&self) -> Option<String> {
         let name = match self.renderer? {
             Renderer::Nftables => "nftables".to_owned(),
             Renderer::Iptables(flavour) => flavour.to_string(),
@@ -34,14 +40,20 @@ impl NodeCore {
     /// # Errors
     /// One sentence, where rules are wished for and nothing here can make them.
     pub(super) fn choose_renderer(&mut self, firewall: &Firewall) -> Result<(), String> {
-        let Some(network) = self.network.as_ref().filter(|_| self.rules.renderer.is_none()) else {
+        let Some(network) = self.membership.network().filter(|_| self.rules.renderer.is_none()) else {
             return Ok(());
         };
-        let nothing_wished = !self.settings.ip_masq && !self.settings.forward_rules;
-        match rules::choose_renderer(self.settings.traffic_rules, network.config.enable_nftables, firewall) {
+        if let Some((renderer, other)) = self.membership.renderer_of_others() {
+            let why = format!("as network {other} of this host has it");
+            self.rules = Rules { renderer: Some(renderer), why };
+            return Ok(());
+        }
+        let settings = &self.settings.rules;
+        let nothing_wished = !settings.masquerade && !settings.forward_rules;
+        match rules::choose_renderer(settings.program, network.config.enable_nftables, firewall) {
             Ok((renderer, why)) => {
                 self.rules = Rules { renderer: Some(renderer), why: why.to_owned() };
-                info!("traffic rules by {}", self.rules.told().unwrap_or_default());
+                info!("traffic rules by {}", self.rules.text().unwrap_or_default());
             }
             Err(sentence) if !nothing_wished => return Err(sentence),
             Err(_) => {}
@@ -63,7 +75,7 @@ impl NodeCore {
     /// iptables tells nobody of changes: where rules of ours are in there, they are looked at as often as flannel does.
     pub(super) fn pace_audits(&mut self, want: &KernelState) {
         if want.iter().any(|rules| matches!(rules, Object::Iptables(_))) {
-            self.pace.audit_every(self.settings.iptables_resync);
+            self.pass.audit_every(self.settings.iptables_resync);
         }
     }
 
@@ -71,10 +83,7 @@ impl NodeCore {
         let pair = |f| Some((node.network.network(f)?.network, node.subnets.family(f)?));
         RuleInput {
             networks: Family::ALL.into_iter().filter_map(pair).collect(),
-            masquerade: self.settings.ip_masq,
-            fully_random: self.settings.fully_random,
-            forward_rules: self.settings.forward_rules,
-            no_masquerade: self.settings.no_masquerade.clone(),
+            settings: self.settings.rules.clone(),
         }
     }
 }

@@ -32,7 +32,7 @@ pub struct Status {
     /// Our own subnets.
     pub subnets: Vec<String>,
     /// The underlay.
-    pub external: Option<Underlay>,
+    pub external: Option<UnderlayReport>,
     /// The MTU for pods, in bytes.
     pub mtu: Option<u32>,
     /// By what the traffic rules are made, and why.
@@ -87,7 +87,7 @@ pub struct Status {
 
 /// The interface between the hosts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Underlay {
+pub struct UnderlayReport {
     /// Its name.
     pub link: String,
     /// Its MTU in bytes.
@@ -168,50 +168,57 @@ impl NodeCore {
     /// Where the node stands now.
     pub fn status(&self, now: Tick) -> Status {
         let Readiness { ready, reasons } = self.judge();
-        let (network, external) = (self.network.as_ref(), self.external.as_ref());
-        let refused = self.peers.iter().flat_map(|peers| peers.refused());
+        let (network, external) = (self.membership.network(), self.underlay.external());
+        let (peers, last, fights) = (self.membership.peers(), self.pass.last(), self.pass.fights());
+        let refused = peers.into_iter().flat_map(|peers| peers.refused());
         Status {
             ready,
             reasons,
             node: self.settings.node.clone(),
             networks: network.iter().flat_map(|n| n.config.pools()).map(|p| p.network.to_string()).collect(),
-            subnets: self.own.iter().flat_map(|own| own.iter()).map(|net| net.to_string()).collect(),
-            external: external.map(|e| Underlay {
+            subnets: self
+                .publication
+                .own()
+                .iter()
+                .flat_map(|own| own.iter())
+                .map(|net| net.to_string())
+                .collect(),
+            external: external.map(|e| UnderlayReport {
                 link: e.link.to_string(),
                 mtu: e.mtu,
                 local: e.local.to_string(),
                 public: e.public.to_string(),
-                why: self.external_why.clone(),
+                why: self.underlay.why().to_owned(),
             }),
             mtu: network.zip(external).map(|(n, e)| n.backends.mtu(&n.config, e)),
-            traffic_rules: self.rules.told(),
+            traffic_rules: self.rules.text(),
             facts: self.known_facts(),
             backend: network.map(|n| n.config.backend.name().to_owned()),
             lease: self.lease_report(now),
             // Made by whoever asks for them.
             listed_peers: Vec::new(),
-            peers: self.peers.as_ref().map_or(0, |peers| peers.len()),
-            vanished: self.peers.as_ref().map_or(0, |peers| peers.vanished()),
+            peers: peers.map_or(0, |peers| peers.len()),
+            vanished: peers.map_or(0, |peers| peers.vanished()),
             refused: refused.take(LISTED).map(|(lease, reason)| Refused { lease, reason }).collect(),
-            refused_count: self.peers.iter().map(|peers| peers.refused().count()).sum(),
-            stale: self
-                .store_problem
-                .clone()
-                .map(|reason| Stale { for_ms: millis(now.saturating_sub(self.stale_since)), reason }),
-            passes: self.passes,
-            last_pass: self.last.report.as_ref().map(|(began, report)| PassReport {
+            refused_count: peers.map_or(0, |peers| peers.refused().count()),
+            stale: self.membership.stale().map(|(reason, since)| Stale {
+                for_ms: millis(now.saturating_sub(since)),
+                reason: reason.clone(),
+            }),
+            passes: self.pass.begun(),
+            last_pass: last.report.as_ref().map(|(began, report)| PassReport {
                 ago_ms: millis(now.saturating_sub(*began)),
                 ..report.clone()
             }),
-            failures: self.last.failures.clone(),
-            drift: self.fights.drift.counts().map(|(kind, count)| (kind.to_owned(), count)).collect(),
-            contended_count: self.fights.contended(now),
-            contended: self.fights.reports(now),
-            conflicts: self.last.conflicts.iter().take(LISTED).cloned().collect(),
+            failures: last.failures.clone(),
+            drift: fights.drift.counts().map(|(kind, count)| (kind.to_owned(), count)).collect(),
+            contended_count: fights.contended(now),
+            contended: fights.reports(now),
+            conflicts: last.conflicts.iter().take(LISTED).cloned().collect(),
             // The shell counts what it could not read, and knows what it could not write.
             unreadable: 0,
             unremembered: None,
-            pass_times: self.last.times,
+            pass_times: last.times,
             rival_conflists: Vec::new(),
         }
     }

@@ -28,7 +28,7 @@ pub struct IfaceWish {
     /// `--iface`, in order.
     pub names: Vec<Named>,
     /// `--iface-regex`, in order.
-    #[serde(with = "crate::core::saved::regexes")]
+    #[serde(with = "regexes")]
     pub regexes: Vec<Regex>,
     /// `--iface-can-reach`.
     pub can_reach: Option<IpAddr>,
@@ -127,7 +127,7 @@ impl Search<'_> {
                 let why = format!("--iface={address}");
                 let link =
                     self.bearer(address).ok_or_else(|| format!("{why}: no interface has this address"))?;
-                self.take(link, &[address], why)
+                self.asked(link, &[address], why)
             }
             Named::Link(name) => {
                 let why = format!("--iface={name}");
@@ -135,7 +135,7 @@ impl Search<'_> {
                     .facts
                     .link_named(name)
                     .ok_or_else(|| format!("{why}: there is no such interface"))?;
-                self.take(link, &[], why.clone()).or_else(|miss| self.whole(link, &why).unwrap_or(Err(miss)))
+                self.asked(link, &[], why.clone()).or_else(|miss| self.whole(link, &why).unwrap_or(Err(miss)))
             }
         }
     }
@@ -170,7 +170,7 @@ impl Search<'_> {
     fn reaching(&self, target: IpAddr) -> Attempt {
         let why = format!("--iface-can-reach={target}");
         if let Some(link) = self.bearer(target) {
-            return self.take(link, &[target], why);
+            return self.asked(link, &[target], why);
         }
         let leads = |route: &&HostRoute| route.dst.contains(target);
         let by_table =
@@ -189,21 +189,14 @@ impl Search<'_> {
         let link = self.bearer(address).ok_or_else(|| {
             format!("{why}: not an address of this host (for one behind NAT say --iface as well)")
         })?;
-        self.take(link, &[address], why)
+        self.asked(link, &[address], why)
     }
 
-    /// The best default route of the first family, where the other family's leads the same way if any does.
+    /// The best default route, with the source addresses that it names.
     fn default_route(&self) -> Attempt {
-        let defaults = |family: &Family| self.facts.defaults(*family);
-        let lacking = |route: &HostRoute| {
-            self.families.iter().filter(|f| !defaults(f).iter().any(|other| other.link == route.link)).count()
-        };
-        let mut routes: Vec<_> = self.families.iter().flat_map(defaults).collect();
-        routes.sort_by_key(lacking);
         let mut miss = None;
-        for route in routes {
-            let Some(link) = self.underlay().find(|link| link.index == route.link) else { continue };
-            match self.take(link, &[], self.best_default(&route)) {
+        for (route, link) in self.ways_out() {
+            match self.take(link, &self.sources(link), self.best_default(&route)) {
                 Ok(choice) => return Ok(choice),
                 Err(why) => _ = miss.get_or_insert(why),
             }
@@ -211,6 +204,42 @@ impl Search<'_> {
         Err(miss.unwrap_or_else(|| {
             format!("there is no default route ({}); --iface names an interface", self.wanted())
         }))
+    }
+
+    /// Default routes, those of the first family first, but before them those over a link by which the other family leaves
+    /// as well.
+    fn ways_out(&self) -> Vec<(HostRoute, &HostLink)> {
+        let defaults = |family: &Family| self.facts.defaults(*family);
+        let lacking = |route: &HostRoute| {
+            self.families.iter().filter(|f| !defaults(f).iter().any(|other| other.link == route.link)).count()
+        };
+        let mut routes: Vec<_> = self.families.iter().flat_map(defaults).collect();
+        routes.sort_by_key(lacking);
+        let over = |route: HostRoute| {
+            let link = self.underlay().find(|link| link.index == route.link)?;
+            Some((route, link))
+        };
+        routes.into_iter().filter_map(over).collect()
+    }
+
+    /// The source addresses of a link's default routes. On a routed host they are on loopback.
+    fn sources(&self, link: &HostLink) -> Vec<IpAddr> {
+        let of_family = |family: &Family| {
+            let routes = self.facts.defaults(*family).into_iter().filter(|route| route.link == link.index);
+            routes.filter_map(|route| route.source).find(|source| self.facts.has_address(*source))
+        };
+        self.families.iter().filter_map(of_family).collect()
+    }
+
+    /// A link that was asked for. No packet leaves by loopback: there its addresses count, and the link of the best default
+    /// route carries the packets and gives the MTU.
+    fn asked(&self, link: &HostLink, given: &[IpAddr], why: String) -> Attempt {
+        let ways_out = if link.loopback { self.ways_out() } else { Vec::new() };
+        let Some((_, out)) = ways_out.first() else { return self.take(link, given, why) };
+        let choice = self.take(link, given, format!("{why}, by the default route over {}", out.name))?;
+        let External { local, public, .. } = choice.external;
+        let external = External { link: out.name, index: out.index, mtu: out.mtu, local, public };
+        Ok(Choice { external, ..choice })
     }
 
     /// The route, and that there are others where that is so.
@@ -339,6 +368,22 @@ fn listing(facts: &Facts) -> String {
         0 => "no interface but loopback".to_owned(),
         n if n > LISTED => format!("{} and {} more", links[..LISTED].join(", "), n - LISTED),
         _ => links.join(", "),
+    }
+}
+
+/// Expressions as their texts.
+mod regexes {
+    use regex_lite::Regex;
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(regexes: &[Regex], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(regexes.iter().map(Regex::as_str))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Regex>, D::Error> {
+        let texts = Vec::<String>::deserialize(from)?;
+        texts.iter().map(|text| Regex::new(text).map_err(D::Error::custom)).collect()
     }
 }
 

@@ -42,12 +42,14 @@ pub struct PlanNote {
 impl Did {
     /// What these effects say.
     pub fn all(effects: &[Effect]) -> Vec<Self> {
-        effects.iter().map(Self::of).collect()
+        effects.iter().filter_map(Self::of).collect()
     }
 
-    fn of(effect: &Effect) -> Self {
+    /// None for what follows from the input alone.
+    fn of(effect: &Effect) -> Option<Self> {
         let text = match effect {
-            Effect::Apply(plan) => return Self::Plan(PlanNote::of(plan)),
+            Effect::Listen(_) | Effect::Share(_) => return None,
+            Effect::Apply(plan) => return Some(Self::Plan(PlanNote::of(plan))),
             Effect::ReadHost => "read the host".to_owned(),
             Effect::ReadOwn(_) => "read our own".to_owned(),
             Effect::Claim(claim) => claimed(claim),
@@ -60,7 +62,7 @@ impl Did {
             Effect::Announce(readiness) => announced(readiness),
             Effect::Exit(code) => format!("exit {}", code.code()),
         };
-        Self::Text(bounded(text))
+        Some(Self::Text(bounded(text)))
     }
 }
 

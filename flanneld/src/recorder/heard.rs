@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use subnet_lease::{Lease, OwnLease, StoreError, StoreEvent, SubnetEnv, Subnets};
 
 use super::delta::{Base, Delta};
-use super::{did, without_secrets};
-use crate::core::{Changed, Input, Memory, NodeCore};
+use super::did;
+use crate::core::{Changed, Hold, Input, Memory, NodeCore, Share, without_secrets};
 
 /// Failed steps that are written down as lines too.
 const LINES: usize = 10;
@@ -35,6 +35,9 @@ pub enum Heard<'a> {
         /// Settings that an earlier run changed.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         settings: Vec<Changed>,
+        /// The hold that was on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        hold: Option<Hold>,
         /// The host did not start since.
         warm: bool,
     },
@@ -64,6 +67,8 @@ pub enum Heard<'a> {
     Kernel(KernelEvent),
     /// [`Input::Touched`].
     Touched(Cow<'a, [Touch]>),
+    /// [`Input::Shared`].
+    Shared(Cow<'a, [Share]>),
     /// [`Input::File`].
     File,
     /// [`Input::Host`], as the difference to the last.
@@ -158,11 +163,13 @@ impl<'a> Heard<'a> {
                 own: Cow::Borrowed(&memory.own),
                 peers: Delta::to(&memory.peers, &mut bases.leases),
                 settings: memory.settings.clone(),
+                hold: memory.hold.clone(),
                 warm: *warm,
             },
             Some(Input::Store(event)) => Self::of_store(event, bases),
             Some(Input::Kernel(event)) => Self::Kernel(*event),
             Some(Input::Touched(touches)) => Self::Touched(touches.into()),
+            Some(Input::Shared(others)) => Self::Shared(others.into()),
             Some(Input::File) => Self::File,
             Some(Input::Host(Ok(facts))) => Self::of_host(facts, bases),
             Some(Input::Host(Err(error))) => Self::HostFailed(Cow::Borrowed(error)),
@@ -233,11 +240,11 @@ impl Heard<'static> {
         Ok(Some(match self {
             Self::Tick => return Ok(None),
             Self::Remembered(env) => Input::Remembered(env),
-            Self::Recalled { config, own, peers, settings, warm } => {
+            Self::Recalled { config, own, peers, settings, hold, warm } => {
                 peers.apply(&mut known.leases)?;
                 let (own, peers) = (own.into_owned(), known.leases.clone());
                 let config = config.into_bytes();
-                Input::Recalled(Box::new(Memory { config, own, peers, settings }), warm)
+                Input::Recalled(Box::new(Memory { config, own, peers, settings, hold }), warm)
             }
             Self::Config(text) => Input::Store(StoreEvent::Config(text.into_bytes())),
             Self::Snapshot { leases, unreadable, foreign } => {
@@ -255,6 +262,7 @@ impl Heard<'static> {
             Self::Stale(reason) => Input::Store(StoreEvent::Stale(reason.into_owned())),
             Self::Kernel(event) => Input::Kernel(event),
             Self::Touched(touches) => Input::Touched(touches.into_owned()),
+            Self::Shared(others) => Input::Shared(others.into_owned()),
             Self::File => Input::File,
             Self::Host { links, addresses, routes, reach, ipv6, system, interrupted } => {
                 let facts = &mut known.facts;
@@ -343,6 +351,7 @@ pub(super) fn name(input: Option<&Input>) -> &'static str {
         Some(Input::Store(_)) => "store",
         Some(Input::Kernel(_)) => "kernel",
         Some(Input::Touched(_)) => "touched",
+        Some(Input::Shared(_)) => "shared",
         Some(Input::File) => "file",
         Some(Input::Host(_)) => "host",
         Some(Input::Own(_)) => "own",

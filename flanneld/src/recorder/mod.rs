@@ -18,10 +18,8 @@ mod delta;
 mod did;
 mod heard;
 mod line;
-mod netconf;
 mod reader;
 mod replay;
-mod tap;
 mod tape;
 pub mod told;
 
@@ -32,10 +30,8 @@ use serde::{Deserialize, Serialize};
 
 pub use did::{Did, PlanNote};
 pub use heard::{Applied, Heard, Known};
-pub use netconf::without_secrets;
 pub use reader::{Entry, Origin, Reader};
 pub use replay::{Replay, Step, Verdict};
-pub use tap::Tap;
 pub use tape::{FILE_BYTES, Ring, Tape, older};
 
 use crate::core::{Effect, Input, NodeCore, Settings, Tick};
@@ -116,8 +112,9 @@ impl<T: Tape> Recorder<T> {
             Some(input) => core.handle(now, input),
             None => core.tick(now),
         };
-        if self.failed.is_none() && !effects.is_empty() {
-            let did = line::write(&mut self.tape, &Record::<()>::Did(Did::all(&effects)), 0);
+        let did = if self.failed.is_none() { Did::all(&effects) } else { Vec::new() };
+        if !did.is_empty() {
+            let did = line::write(&mut self.tape, &Record::<()>::Did(did), 0);
             self.note(did.map(drop));
         }
         effects

@@ -43,6 +43,7 @@ impl fmt::Display for Heard<'_> {
             Self::Stale(why) => write!(f, "store: {why}"),
             Self::Kernel(event) => write!(f, "kernel: changed: {event:?}"),
             Self::Touched(touches) => touched(touches, f),
+            Self::Shared(others) => write!(f, "other networks of this host: {}", others.len()),
             Self::File => f.write_str("subnet.env was touched"),
             Self::Host { links, addresses, routes, interrupted, .. } => {
                 let rest = if *interrupted { " (interrupted)" } else { "" };

@@ -66,7 +66,14 @@ pub async fn dry_run(
                 Effect::Exit(exit) => {
                     return Err(Failure::new(exit, core.ending().unwrap_or("a daemon would end here")));
                 }
-                _ => {}
+                // A second claim has the same answer. Nothing is written, and nobody listens or asks for the readiness.
+                Effect::Claim(_)
+                | Effect::Listen(_)
+                | Effect::Plane(_)
+                | Effect::Share(_)
+                | Effect::Remember(_)
+                | Effect::Withdraw(_)
+                | Effect::Announce(_) => {}
             }
         }
         let next = async {

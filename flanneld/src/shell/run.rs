@@ -8,21 +8,26 @@
 //!                                           └──────────────── Host, Own, Applied, Claimed ───────┘
 //! ```
 
+use std::cell::RefCell;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use backends::kernel::real::{EventFilter, Events, Heard};
 use futures::StreamExt;
-use subnet_lease::{Claim, Lease, Store};
+use futures::stream::FuturesUnordered;
+use subnet_lease::{Claim, Lease, NetworkId, Store};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
-use crate::core::{Effect, Input, NodeCore, Readiness, Settings, Status, StatusRequest, Tick};
+use super::tap::Tap;
+use crate::core::{
+    Arbiter, Effect, Input, Listen, NodeCore, Readiness, Settings, Status, StatusRequest, Tick,
+};
 use crate::exit::Exit;
 use crate::host::conflists;
-use crate::recorder::Tap;
 use crate::shell::clock;
 use crate::shell::kernel_thread::{self, Ask, KernelThread};
 use crate::shell::plane_tasks::PlaneTasks;
@@ -49,18 +54,31 @@ pub struct Shell {
     pub release_on_exit: bool,
     /// Where to record what the core hears and decides.
     pub record_file: Option<PathBuf>,
-    /// Who asks whether the node is ready.
-    pub readiness: watch::Sender<Readiness>,
+    /// What is the host's, shared by all networks of this daemon.
+    pub host: Rc<RefCell<Host>>,
     /// Who asks where the node stands. Nobody asks any more once the other end is gone.
     pub status: mpsc::Receiver<StatusRequest>,
 }
 
+/// What is the host's and not one network's.
+pub struct Host {
+    /// Who has what of it.
+    pub arbiter: Arbiter,
+    /// Who asks whether the host is ready.
+    pub readiness: watch::Sender<Readiness>,
+    /// systemd was notified.
+    pub notified: bool,
+}
+
 struct Running {
+    network: NetworkId,
+    host: Rc<RefCell<Host>>,
+    /// The arbiter's version that the core knows.
+    seen: u64,
     store: Arc<dyn Store>,
     subnet_file: PathBuf,
     state: StateFile,
     release_on_exit: bool,
-    readiness: watch::Sender<Readiness>,
     kernel: KernelThread,
     inbox: mpsc::Sender<Input>,
     filter: EventFilter,
@@ -68,7 +86,6 @@ struct Running {
     planes: PlaneTasks,
     tap: Tap,
     exit: Option<Exit>,
-    notified: bool,
 }
 
 /// Runs the daemon until it is told to stop or must.
@@ -80,6 +97,17 @@ pub async fn run(shell: Shell) -> Exit {
             Exit::Permission
         }
     }
+}
+
+/// Runs a daemon of several networks until it is stopped, or one of them must end.
+pub async fn run_all(shells: Vec<Shell>) -> Exit {
+    let mut running: FuturesUnordered<_> = shells.into_iter().map(run).collect();
+    while let Some(exit) = running.next().await {
+        if exit != Exit::Done {
+            return exit;
+        }
+    }
+    Exit::Done
 }
 
 type Subscriptions = [Subscription; 2];
@@ -106,13 +134,17 @@ fn start(shell: Shell) -> Result<Started, String> {
     publish::watch(&shell.subnet_file, inbox.clone());
     conflist_watch::watch();
     let state = StateFile::open(&shell.state_dir, &shell.settings.network);
+    let network = shell.settings.network.clone();
+    shell.host.borrow_mut().arbiter.expect(&network);
     let core = NodeCore::new(shell.settings);
     let running = Running {
+        network,
+        host: shell.host,
+        seen: 0,
         store: shell.store,
         subnet_file: shell.subnet_file,
         state,
         release_on_exit: shell.release_on_exit,
-        readiness: shell.readiness,
         filter: EventFilter { ours: kernel.ports.clone(), ..EventFilter::default() },
         kernel,
         planes: PlaneTasks::new(inbox.clone()),
@@ -120,7 +152,6 @@ fn start(shell: Shell) -> Result<Started, String> {
         status: shell.status,
         tap: Tap::open(shell.record_file.as_deref(), clock::boot(), &core),
         exit: None,
-        notified: false,
     };
     Ok((running, core, inputs, [route, netfilter]))
 }
@@ -177,13 +208,11 @@ impl Running {
 
     /// Every input goes through here, and what follows from it; none is a tick.
     fn step(&mut self, core: &mut NodeCore, input: Option<Input>) {
-        match &input {
-            Some(Input::Own(Ok(own))) => self.filter.gates = own.firewall.gates(),
-            Some(Input::Host(Ok(facts))) => self.filter.known.clone_from(&facts.links),
-            _ => {}
+        let news = self.host.borrow().arbiter.news(&self.network, &mut self.seen);
+        for input in news.map(Input::Shared).map(Some).into_iter().chain([input]) {
+            let effects = self.tap.handle(core, clock::boot(), input);
+            self.perform(effects);
         }
-        let effects = self.tap.handle(core, clock::boot(), input);
-        self.perform(effects);
     }
 
     fn hear(&mut self, core: &mut NodeCore, Heard { event, touches }: Heard) {
@@ -198,17 +227,10 @@ impl Running {
     fn perform(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::ReadHost => {
-                    // What changes until the answer is here may not be in it.
-                    self.filter.known.clear();
-                    self.ask(Ask::Host);
-                }
-                Effect::ReadOwn(owner) => {
-                    self.filter.networks.clone_from(&owner.networks);
-                    self.filter.links.clone_from(&owner.names);
-                    self.filter.external = owner.external;
-                    self.ask(Ask::Own(owner));
-                }
+                Effect::Share(share) => self.host.borrow_mut().arbiter.share(share),
+                Effect::Listen(listen) => self.listen(*listen),
+                Effect::ReadHost => self.ask(Ask::Host),
+                Effect::ReadOwn(owner) => self.ask(Ask::Own(owner)),
                 Effect::Apply(plan) => {
                     debug!("plan:\n{plan}");
                     self.ask(Ask::Apply(plan));
@@ -226,6 +248,12 @@ impl Running {
                 Effect::Exit(code) => self.exit = Some(code),
             }
         }
+    }
+
+    fn listen(&mut self, listen: Listen) {
+        let Listen { networks, links, external, known, gates } = listen;
+        let ours = std::mem::take(&mut self.filter.ours);
+        self.filter = EventFilter { networks, links, external, ours, known, gates };
     }
 
     fn ask(&mut self, ask: Ask) {
@@ -255,13 +283,15 @@ impl Running {
         }
     }
 
-    fn announce(&mut self, readiness: Readiness) {
-        info!("{}", announcement(self.readiness.borrow().ready, self.notified, &readiness));
-        if readiness.ready && !self.notified {
+    fn announce(&self, readiness: Readiness) {
+        let mut host = self.host.borrow_mut();
+        let readiness = host.arbiter.judge(&self.network, readiness);
+        info!("{}", announcement(host.readiness.borrow().ready, host.notified, &readiness));
+        if readiness.ready && !host.notified {
             publish::notify_ready();
-            self.notified = true;
+            host.notified = true;
         }
-        self.readiness.send_replace(readiness);
+        host.readiness.send_replace(readiness);
     }
 }
 

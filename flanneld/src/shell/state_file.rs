@@ -23,11 +23,11 @@ use subnet_lease::{Lease, NetworkId, RecordError};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use crate::core::{Changed, Memory};
+use crate::core::{Changed, Hold, Memory};
 
 /// In the state directory.
 const NAME: &str = "state";
-/// The version is in the first word but one: who reads another one reads nothing.
+/// The third word is the version; files of other versions are ignored.
 const HEAD: &str = "selvage state 1 ";
 /// No file is larger, in bytes: fifty thousand peers.
 const LARGEST: u64 = 16 << 20;
@@ -44,6 +44,8 @@ struct Body<L, P> {
     peers: P,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     settings: Vec<Changed>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hold: Option<Hold>,
 }
 
 /// A lease as the store has it: key, epoch, value. One at a time, since ten thousand as text are megabytes.
@@ -202,7 +204,8 @@ fn read(path: &Path, network: &NetworkId, boot: &str) -> Result<(Memory, bool), 
     let own = body.own.0.map_err(|error| wrong(&error))?;
     let peers = body.peers.into_iter().filter_map(|peer| peer.0.ok()).collect();
     let warm = !boot.is_empty() && body.boot == boot;
-    Ok((Memory { config: body.config.into_bytes(), own, peers, settings: body.settings }, warm))
+    let Body { config, settings, hold, .. } = body;
+    Ok((Memory { config: config.into_bytes(), own, peers, settings, hold }, warm))
 }
 
 /// Whole or not at all: a file beside it, synced and renamed; and not what it says already, by the sum of the `last`. Gone
@@ -221,6 +224,7 @@ fn write(
         own: ToWrite(&memory.own),
         peers: AllToWrite(&memory.peers),
         settings: memory.settings.clone(),
+        hold: memory.hold.clone(),
     };
     let mut sum = Fnv64::default();
     serde_json::to_writer(&mut sum, &body)?;

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::judge::{Judgement, judge};
 use super::known::{Known, Peer};
-use crate::model::lease::{FiledBy, Lease, PublicAddrs};
+use crate::attrs::PeerData;
+use crate::model::lease::{BackendAttrs, FiledBy, Lease, PublicAddrs};
 use crate::model::net::Subnets;
 use crate::model::netconf::NetworkConfig;
 
@@ -142,6 +143,11 @@ impl PeerTable {
         }
     }
 
+    /// Those that are kept although the store does not show them.
+    pub fn kept(&self) -> impl Iterator<Item = Subnets> + '_ {
+        self.known.iter().filter(|(_, known)| known.vanished).map(|(key, _)| *key)
+    }
+
     /// How many are kept that the store does not show.
     pub fn vanished(&self) -> usize {
         self.known.values().filter(|known| known.vanished).count()
@@ -224,6 +230,37 @@ impl PeerTable {
         let others = self.known.values().filter(|known| self.own != Some(known.key) && !known.vanished);
         let twins = others.filter(|known| self.own_public.meets(&known.public));
         twins.map(|known| (known.key, known.node.as_deref()))
+    }
+
+    /// The holder, with another name than `us`, of a lease from before `epoch` with an id in it that only one host may have
+    /// and that is in these attributes: of a machine that was cloned, the earlier one.
+    pub fn earlier_twin(
+        &self,
+        attrs: &BackendAttrs,
+        us: Option<&str>,
+        epoch: u64,
+    ) -> Option<(Subnets, &str, PublicAddrs)> {
+        let backend = &self.network.backend;
+        let ours = attrs.of(|kind| backend.is_named(kind))?;
+        let ours = ours.map(|json| backend.data(json).ok().flatten());
+        let ours = ours.each_ref().map(|data| data.as_ref().and_then(PeerData::id));
+        if ours == [None; 2] {
+            return None;
+        }
+        let same = |known: &&Known| {
+            let theirs = known.data.each_ref().map(|data| data.as_ref().and_then(PeerData::id));
+            theirs.into_iter().zip(ours).any(|(theirs, ours)| ours.is_some() && theirs == ours)
+        };
+        let others = self.known.values().filter(|known| !known.vanished && known.epoch < epoch);
+        others.filter(same).find_map(|known| {
+            let name = known.node.as_deref().filter(|name| us.is_some_and(|us| us != *name))?;
+            Some((known.key, name, known.public))
+        })
+    }
+
+    /// Where the store shows the holder of these subnets.
+    pub fn public_of(&self, subnets: &Subnets) -> Option<PublicAddrs> {
+        self.known.get(subnets).filter(|known| !known.vanished).map(|known| known.public)
     }
 
     /// How many peers are admitted.

@@ -1,7 +1,7 @@
 //! Laws about links: 1, 4, 5, 8, 13, 15, 17.
 
 use backends::kernel::{KernelEvent, OpError};
-use backends::rules::{RuleInput, rules};
+use backends::rules::{RuleInput, RuleSettings, rules};
 use backends::{LinkKind, Object, Op, diff};
 use nix::errno::Errno;
 
@@ -269,7 +269,10 @@ fn reads_back(lab: &mut dyn Lab) {
         }
     }
     let networks = vec![(net("10.244.0.0/16"), subnet(V4, 1)), (net("fd00:244::/48"), subnet(V6, 1))];
-    let input = RuleInput { networks, masquerade: true, forward_rules: true, ..RuleInput::default() };
+    let input = RuleInput {
+        networks,
+        settings: RuleSettings { masquerade: true, forward_rules: true, ..RuleSettings::default() },
+    };
     want.extend(rules(&input).into_iter().map(|t| Object::Table(Box::new(t))));
     let want: KernelState = want.into_iter().collect();
 

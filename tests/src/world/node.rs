@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use backends::kernel::Kernel;
 use backends::kernel::fake::{FakeKernel, Rng};
+use backends::rules::RuleSettings;
 use backends::{Object, Owner};
 use flanneld::core::{Effect, Input, Memory, NodeCore, Readiness, Settings, Tick};
-use flanneld::host::iface::IfaceWish;
 use flanneld::recorder::{Recorder, Ring};
-use subnet_lease::{NetworkId, SubnetEnv, Subnets};
+use subnet_lease::{SubnetEnv, Subnets};
 
 use super::hand::Fight;
 use super::{Site, What, World};
+use crate::solo::settings;
 
 /// A node and its host, which outlives it.
 pub struct Node {
@@ -120,22 +121,11 @@ impl World {
         (node.reasons, node.started, node.undone) = (0, now, false);
         node.kernel.events();
         let settings = Settings {
-            store_addresses: Vec::new(),
-            network: NetworkId::default(),
-            iface: IfaceWish::default(),
-            ip_masq: true,
-            fully_random: false,
-            forward_rules: true,
-            no_masquerade: Vec::new(),
-            traffic_rules: Default::default(),
-            iptables_resync: Duration::from_secs(5),
+            rules: RuleSettings { masquerade: true, forward_rules: true, ..RuleSettings::default() },
             blackhole_route: six,
-            renew_margin: Duration::from_secs(3600),
-            iface_wait: None,
-            tx_checksum: None,
-            vanish_hold: Duration::from_secs(60),
             node: Some(format!("node-{n}")),
             seed: node.seed.wrapping_add(u64::from(node.life) << 32),
+            ..settings()
         };
         let core = node.core.insert(NodeCore::new(settings));
         if let Some(recorder) = &mut node.recorder {
@@ -236,7 +226,7 @@ impl World {
                 }
                 Effect::Publish(env) => self.publish_env(n, env),
                 Effect::Remember(memory) => self.nodes[n].memory = Some(*memory),
-                Effect::Announce(_) => {}
+                Effect::Announce(_) | Effect::Listen(_) | Effect::Share(_) => {}
                 Effect::Plane(wishes) => self.fail("plane", Some(n), format!("{wishes:?}")),
                 Effect::Withdraw(why) => self.fail("withdraw", Some(n), why),
                 Effect::Exit(code) => self.fail("exit", Some(n), format!("{code:?}")),

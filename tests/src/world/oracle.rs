@@ -137,7 +137,14 @@ impl World {
                 }
                 Effect::Apply(plan) => wrong.push(format!("is not as wished:\n{plan}")),
                 Effect::Claim(claim) => wrong.push(format!("claims again: {claim:?}")),
-                _ => {}
+                Effect::Listen(_)
+                | Effect::Plane(_)
+                | Effect::Share(_)
+                | Effect::Publish(_)
+                | Effect::Remember(_)
+                | Effect::Withdraw(_)
+                | Effect::Announce(_) => {}
+                Effect::Exit(code) => wrong.push(format!("ends: {code:?}")),
             }
         }
         if !looked {

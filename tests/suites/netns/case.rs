@@ -107,11 +107,20 @@ pub(crate) fn run(args: &Arguments, cases: Vec<Case>) -> ExitCode {
     code
 }
 
-/// Our programs.
+/// Our programs. The daemon has the capabilities of the shipped unit and no other: what ships is what is tested.
 pub(crate) fn products() -> Result<Products> {
     let dir =
         std::env::var_os("SELVAGE_PRODUCTS").context("SELVAGE_PRODUCTS is not set: run `tests/run netns`")?;
-    Products::in_dir(&PathBuf::from(dir))
+    let products = Products::in_dir(&PathBuf::from(dir))?;
+    Ok(Products { capabilities: Some(capabilities()?), ..products })
+}
+
+/// What the unit says, as `setpriv` wants it.
+pub(crate) fn capabilities() -> Result<String> {
+    let unit = include_str!("../../../flanneld/dist/flanneld.service");
+    let set = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    let names = set.context("the unit has a bounding set")?.split_whitespace();
+    Ok(names.map(|name| name.trim_start_matches("CAP_").to_lowercase()).collect::<Vec<_>>().join(","))
 }
 
 /// One of the real programs to test against.

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use backends::local::daemon::{DAEMONS, USUAL_NETWORK, file_of};
 use netns_harness::flannel::{StoreKind, subnet_env};
 use netns_harness::{Cni, Family, Host, Pod, Process, Program, Spec, eventually};
 
@@ -131,9 +132,9 @@ fn powerless(cni: &Cni, pod: &Pod) -> Program {
 
 /// The answer of the daemon's socket.
 fn ask(host: &Host, question: &str) -> Result<String> {
-    let name = SocketAddr::from_abstract_name("selvage//coreos.com/network")?;
     host.run(|| -> Result<String> {
-        let mut stream = UnixStream::connect_addr(&name)?;
+        let file = file_of(Path::new(DAEMONS), USUAL_NETWORK)?;
+        let mut stream = UnixStream::connect(file.with_extension("sock"))?;
         stream.set_read_timeout(Some(SOON))?;
         stream.write_all(question.as_bytes())?;
         let mut answer = String::new();

@@ -24,6 +24,7 @@ mod lease;
 mod life;
 mod matrix;
 mod networkd;
+mod networks;
 mod node;
 mod record;
 mod repair;
@@ -38,6 +39,9 @@ use std::process::ExitCode;
 use libtest_mimic::Arguments;
 
 fn main() -> ExitCode {
+    if let Some(ended) = networks::daemon_if_asked() {
+        return ended;
+    }
     if let Err(error) = netns_harness::enter() {
         println!("{error:#}");
         return ExitCode::FAILURE;
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
         fights::cases(),
         chaos::cases(),
         networkd::cases(),
+        networks::cases(),
         host::cases(),
         record::cases(),
         store::cases(),

@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use netns_harness::disturb::{Picture, outage};
 use netns_harness::flannel::{Products, subnet_env, wait_for_subnet};
 use netns_harness::{Cluster, Family, Host, Process, Program, Spec, eventually};
 use nix::sys::signal::Signal;
 
-use crate::case::{Case, case, cluster, peer, products, spec};
+use crate::case::{Case, capabilities, case, cluster, peer, products, spec};
 
 const SOON: Duration = Duration::from_secs(10);
 /// The documented codes.
@@ -21,7 +21,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case("a_second_daemon_of_ours_is_refused_by_pid_and_writes_nothing", || refused(false)),
         case("a_daemon_beside_a_go_flannel_is_refused_by_pid_and_writes_nothing", || refused(true))
             .with_peers(),
-        case("a_daemon_beside_k3s_is_refused_unless_k3s_runs_without_flannel", beside_k3s),
+        case("a_daemon_beside_k3s_is_refused_and_beside_what_is_only_called_so_it_runs", beside_k3s),
         case("two_networks_on_one_host_are_allowed", || two_networks(false)),
         case("another_network_beside_a_go_flannel_is_allowed", || two_networks(true)).with_peers(),
         case("status_shows_the_state_of_the_node", status),
@@ -105,13 +105,31 @@ fn beside_k3s() -> Result<()> {
     let cluster = cluster(Spec { hosts: 2, ..spec(Family::V4) })?;
     let host = cluster.net.host(0);
     cluster.daemons[0].stop()?;
-    let k3s = host.spawn(&Program::new("sleep").called("k3s-server").arg("infinity"))?;
     let daemon = products()?.daemon(&cluster.store);
+    // Other programs of that name, and other users' processes, keep nobody from starting.
+    let other = ["-c", "exec -a k3s-server sleep infinity"];
+    let other = host.spawn(&Program::new("bash").args(other).bounded(&capabilities()?))?;
+    let file = host.path("/run/k3s");
+    let program = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .map(|folder| folder.join("sleep"))
+        .find(|file| file.exists())
+        .context("sleep is in PATH")?;
+    std::fs::copy(program, file)?;
+    let user = ["--reuid=65534", "--clear-groups", "bash", "-c", "exec -a 'k3s server' /run/k3s infinity"];
+    let user = host.spawn(&Program::new("setpriv").args(user).named("user"))?;
+    let first = host.spawn(&daemon.clone().named("first"))?;
+    is_ready(&first)?;
+    first.stop()?;
+    ensure!(other.status().is_none() && user.status().is_none(), "they ended: {}", user.log());
+    let k3s = Program::new("/run/k3s").called("k3s-server").arg("infinity");
+    let k3s = host.spawn(&k3s)?;
     let (status, said) = ends(host, &daemon.clone().named("second"))?;
     ensure!(
         status == Some(RIVAL) && said.contains(&format!("k3s with its own flannel (pid {})", k3s.pid())),
         "{said}"
     );
+    // The daemon has the unit's capabilities, and k3s has all.
+    ensure!(said.contains("may be at work") && said.contains("can't be read"), "{said}");
     // An agent without flannel has no configuration for it.
     std::fs::create_dir_all(host.path("/var/lib/rancher/k3s/agent/etc"))?;
     is_ready(&host.spawn(&daemon.named("third"))?)
@@ -170,11 +188,15 @@ fn status() -> Result<()> {
     for part in ["left, renewed in", "PEER", "used"] {
         ensure!(said.contains(part), "{part} is not in:\n{said}");
     }
-    // Other users get no answer.
-    let nobody = host.output(&Program::new("setpriv").args(["--reuid=65534", "--clear-groups"]).args(
-        ["python3", "-c", "import socket; s = socket.socket(socket.AF_UNIX); s.connect('\\0selvage//coreos.com/network'); s.sendall(b'status\\n'); print(s.recv(9))"],
-    ))?;
-    ensure!(!String::from_utf8_lossy(&nobody.stdout).contains('{'), "a stranger is answered");
+    // Nobody else is answered: not another user, and not a root that sees another /run and has no capability.
+    let control = [products()?.flanneld.display().to_string(), "status".to_owned()];
+    let user = ["--reuid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"];
+    let user = Program::new("setpriv").args(user).args(["bash", "-c", "exec -a flannelctl \"$@\"", "-"]);
+    let said = host.output(&user.args(control))?;
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    ensure!(said.contains("it answers root only"), "another user is answered: {said}");
+    let list = host.exec(&Program::new("cat").arg("/proc/net/unix"))?;
+    ensure!(!list.contains('@'), "an abstract socket, which every process of the namespace reaches: {list}");
     cluster.daemons[0].stop()?;
     let output = host.output(&ask)?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use backends::kernel::fake::FakeKernel;
-use flanneld::core::{Effect, Input, NodeCore, Settings, Tick};
+use flanneld::core::{Effect, Input, Memory, NodeCore, Settings, Tick};
 use subnet_lease::{Claim, Lease, StoreEvent, Subnets};
 use tests::lines::type_line;
 use tests::solo::{Solo, settings};
@@ -116,4 +116,113 @@ fn routes_of_an_earlier_flannel_are_deleted_after_an_interrupted_first_dump() {
     }));
     solo.wait(Duration::from_secs(5));
     assert!(!solo.kernel.to_string().contains("10.244.9.0"), "{}", solo.kernel);
+}
+
+fn shown(leases: Vec<Lease>) -> Input {
+    Input::Store(StoreEvent::Snapshot { leases, unreadable: Vec::new(), foreign: false })
+}
+
+fn memory(own: Lease) -> Box<Memory> {
+    let config = NETWORK.to_vec();
+    Box::new(Memory { config, own, peers: Vec::new(), settings: Vec::new(), hold: None })
+}
+
+/// A daemon of node "us" at 172.16.0.1 that another one may be a clone of, or that is a clone itself.
+fn contested(first: &Lease) -> Solo {
+    let own = record("10.244.1.0-24", "172.16.0.1", 1, Some("us"));
+    let mut solo = Solo::new(named("us"), host(&[]), own.clone());
+    solo.hear(Input::Recalled(memory(Lease { public: first.public, ..own }), false));
+    solo.hear(Input::Store(StoreEvent::Config(NETWORK.to_vec())));
+    solo.hear(shown(vec![first.clone()]));
+    solo.wait(Duration::from_secs(11));
+    assert!(solo.status().ready, "{:?}", solo.status());
+    solo
+}
+
+/// The other host claims, and we hear of it; so many times, as fast as we claim.
+fn flip(solo: &mut Solo, theirs: &Lease, times: usize) {
+    for _ in 0..times {
+        solo.hear(Input::Store(StoreEvent::Upsert(theirs.clone())));
+        solo.wait(Duration::from_secs(1));
+        let ours = solo.own.clone();
+        solo.hear(Input::Store(StoreEvent::Upsert(ours)));
+    }
+}
+
+#[test]
+fn a_clone_under_the_same_name_leaves_the_lease_to_the_one_that_was_there_first() {
+    let theirs = record("10.244.1.0-24", "172.16.0.99", 1, Some("us"));
+    let mut solo = contested(&theirs);
+    flip(&mut solo, &theirs, 2);
+    assert!(solo.withdrawn.is_none());
+    let mac = solo.claim.as_ref().unwrap().attrs.clone();
+    solo.own = record("10.244.7.0-24", "172.16.0.1", 7, Some("us"));
+    solo.hear(Input::Store(StoreEvent::Upsert(theirs)));
+    solo.wait(Duration::from_secs(1));
+    let claim = solo.claim.unwrap();
+    assert_eq!(claim.previous, None, "it asks for another subnet");
+    assert_ne!(claim.attrs, mac, "with another MAC address");
+    let why = solo.withdrawn.expect("subnet.env is withdrawn");
+    for part in ["172.16.0.99", "172.16.0.1", "--node-id", "state file", "now holds 10.244.7.0-24"] {
+        assert!(why.contains(part), "{part} is not in: {why}");
+    }
+}
+
+#[test]
+fn the_one_that_was_there_first_keeps_its_lease_names_both_and_does_not_storm() {
+    let ours = record("10.244.1.0-24", "172.16.0.1", 1, Some("us"));
+    let theirs = record("10.244.1.0-24", "172.16.0.99", 1, Some("us"));
+    let mut solo = contested(&ours);
+    let claims = solo.claims;
+    flip(&mut solo, &theirs, 4);
+    assert!(solo.withdrawn.is_none() && solo.claims - claims <= 4, "{}", solo.claims);
+    let reasons = solo.status().reasons.join("\n");
+    for part in ["172.16.0.99", "172.16.0.1", "10.244.1.0-24", "--node-id", "being there first"] {
+        assert!(reasons.contains(part), "{part} is not in: {reasons}");
+    }
+    assert!(solo.status().ready);
+    solo.wait(Duration::from_secs(120));
+    assert_eq!(solo.status().reasons, [""; 0], "it is over");
+}
+
+#[test]
+fn late_news_of_an_address_that_we_had_is_no_other_host() {
+    let mut solo = contested(&record("10.244.1.0-24", "172.16.0.1", 1, Some("us")));
+    type_line(&mut solo.kernel.net, "ip address add 172.16.0.50/24 dev eth0").unwrap();
+    type_line(&mut solo.kernel.net, "ip address delete 172.16.0.1/24 dev eth0").unwrap();
+    solo.notice();
+    solo.wait(Duration::from_secs(12));
+    assert_eq!(solo.own.public.to_string(), "172.16.0.50");
+    flip(&mut solo, &record("10.244.1.0-24", "172.16.0.1", 1, Some("us")), 5);
+    assert_eq!((solo.status().reasons, solo.withdrawn), (Vec::new(), None));
+}
+
+#[test]
+fn a_clone_with_another_name_and_address_makes_a_mac_address_of_its_own() {
+    let original = record("10.244.5.0-24", "172.16.0.99", 5, Some("them"));
+    let own = record("10.244.1.0-24", "172.16.0.1", 1, Some("us"));
+    let mut solo = Solo::new(named("us"), host(&[]), own);
+    solo.hear(Input::Recalled(memory(original.clone()), false));
+    solo.start(NETWORK, vec![original.clone()]);
+    solo.wait(Duration::from_secs(2));
+    let claim = solo.claim.clone().unwrap();
+    assert_ne!(claim.attrs, original.attrs);
+    assert!(solo.status().ready, "{:?}", solo.status());
+    assert_eq!(solo.status().peers, 1, "the original is a peer");
+}
+
+#[test]
+fn of_two_hosts_with_one_mac_address_the_later_takes_another_at_once() {
+    let ours = Lease { epoch: 9, ..record("10.244.1.0-24", "172.16.0.1", 5, Some("us")) };
+    let earlier = Lease { epoch: 3, ..record("10.244.5.0-24", "172.16.0.99", 5, Some("them")) };
+    for (other, changes) in [(Lease { epoch: 12, ..earlier.clone() }, false), (earlier, true)] {
+        let mut solo = Solo::new(named("us"), host(&[]), ours.clone());
+        solo.start(NETWORK, vec![ours.clone()]);
+        solo.wait(Duration::from_secs(2));
+        assert_eq!(solo.claim.as_ref().unwrap().attrs, ours.attrs, "as the lease shows it");
+        solo.hear(Input::Store(StoreEvent::Upsert(other)));
+        solo.wait(Duration::from_secs(2));
+        assert_eq!(solo.claim.as_ref().unwrap().attrs != ours.attrs, changes);
+        assert_eq!(solo.status().peers, usize::from(changes));
+    }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use backends::kernel::KernelEvent;
 use backends::kernel::fake::FakeKernel;
+use backends::rules::RuleSettings;
 use flanneld::core::{Input, Settings};
 use nix::errno::Errno;
 use serde::Deserialize;
@@ -76,7 +77,8 @@ fn type_all(kernel: &mut FakeKernel, lines: &[String]) {
 impl Case {
     fn settings(&self) -> Settings {
         let on = self.masquerade;
-        Settings { ip_masq: on, forward_rules: on, blackhole_route: self.blackhole, ..settings() }
+        let rules = RuleSettings { masquerade: on, forward_rules: on, ..RuleSettings::default() };
+        Settings { rules, blackhole_route: self.blackhole, ..settings() }
     }
 
     /// A daemon started on this host.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use backends::kernel::fake::FakeKernel;
+use backends::rules::RuleSettings;
 use backends::{Feature, System};
 use flanneld::core::{Effect, Input, NodeCore, Settings, Status, Tick};
 use flanneld::exit::Exit;
@@ -101,7 +102,8 @@ fn a_missing_kernel_feature_ends_the_daemon_at_its_start_and_is_named() {
     for (forward_rules, expected) in [(true, Some(Exit::Unsupported)), (false, None)] {
         let mut kernel = host(&[]);
         kernel.net.firewall.nf_tables = false;
-        let settings = Settings { forward_rules, ..settings() };
+        let settings =
+            Settings { rules: RuleSettings { forward_rules, ..RuleSettings::default() }, ..settings() };
         let (core, exit) = ending(settings, kernel, NETWORK, Duration::from_secs(1));
         assert_eq!(exit, expected);
         assert_eq!(core.ending().is_some_and(|said| said.contains("modprobe nf_tables")), forward_rules);
@@ -116,7 +118,8 @@ fn a_notification_during_the_read_of_the_host_causes_another_read() {
     let mut solo = running(settings(), host(&[]), NETWORK, &[2]);
     let now = Duration::from_secs(1);
     let effects = solo.core.handle(now, Input::Kernel(KernelEvent::Host));
-    assert!(matches!(effects[..], [Effect::ReadHost]), "{effects:?}");
+    let [Effect::Listen(listen), Effect::ReadHost] = &effects[..] else { panic!("{effects:?}") };
+    assert!(listen.known.is_empty(), "any link's notification counts until the host is read");
     let before = solo.kernel.host();
     for line in ["ip address add 172.16.0.77/24 dev eth0", "ip address delete 172.16.0.1/24 dev eth0"] {
         type_line(&mut solo.kernel.net, line).unwrap();
@@ -362,4 +365,46 @@ fn former_settings_are_remembered_until_the_host_restarts() {
         solo.wait(Duration::from_secs(1));
         assert_eq!(fact(&solo.status(), "net/ipv4/ip_forward").1, expected, "{warm}");
     }
+}
+
+const BROKEN: &[u8] = br#"{"Network": "10.244.0.0/16", "SubnetLen": 99, "Backend": {"Type": "vxlan"}}"#;
+
+fn config(text: &[u8]) -> Input {
+    Input::Store(StoreEvent::Config(text.to_vec()))
+}
+
+#[test]
+fn what_is_wrong_with_the_configuration_is_shown_until_the_configuration_changes() {
+    let own = record("10.244.1.0-24", "172.16.0.1", 1, None);
+    let mut solo = Solo::new(settings(), host(&[]), own.clone());
+    solo.hear(config(BROKEN));
+    let leases = vec![own.clone(), record("10.244.2.0-24", "172.16.0.2", 2, None)];
+    solo.hear(Input::Store(StoreEvent::Snapshot { leases, unreadable: Vec::new(), foreign: false }));
+    solo.hear(Input::Store(StoreEvent::Upsert(record("10.244.3.0-24", "172.16.0.3", 3, None))));
+    let status = solo.status();
+    assert!(status.reasons.iter().any(|r| r.contains("SubnetLen")), "{:?}", status.reasons);
+    assert!(!status.ready && status.stale.is_none(), "the store can be followed: {status:?}");
+    solo.hear(config(NETWORK));
+    solo.wait(Duration::from_secs(2));
+    assert_eq!((solo.status().ready, solo.status().reasons), (true, Vec::new()));
+}
+
+#[test]
+fn a_configuration_that_goes_wrong_at_run_time_is_no_stale_store_and_stops_nothing() {
+    let own = record("10.244.1.0-24", "172.16.0.1", 1, None);
+    let mut solo = Solo::new(settings(), host(&[]), own.clone());
+    solo.start(NETWORK, vec![own]);
+    solo.wait(Duration::from_secs(2));
+    solo.hear(config(BROKEN));
+    solo.hear(Input::Store(StoreEvent::Upsert(record("10.244.3.0-24", "172.16.0.3", 3, None))));
+    solo.wait(Duration::from_secs(2));
+    let status = solo.status();
+    assert!(status.ready && status.stale.is_none(), "{status:?}");
+    assert!(status.reasons.iter().any(|r| r.contains("SubnetLen")), "{:?}", status.reasons);
+    // A store that can't be followed is another fact: neither hides the other.
+    solo.hear(Input::Store(StoreEvent::Stale("no store answers".to_owned())));
+    let reasons = solo.status().reasons.join("\n");
+    assert!(reasons.contains("SubnetLen") && reasons.contains("no store answers"), "{reasons}");
+    solo.hear(config(NETWORK));
+    assert_eq!(solo.status().reasons, [""; 0]);
 }

@@ -10,6 +10,7 @@ mod fights;
 mod fuzz;
 mod golden;
 mod host;
+mod networks;
 mod properties;
 mod record;
 mod strangers;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use flanneld::core::{Input, Memory};
+use flanneld::core::{Input, Memory, Settings};
 use subnet_lease::{Lease, StoreEvent};
 use tests::solo::{Solo, settings};
 use tests::world::{Scenario, Shape, Trouble, seeds};
@@ -126,8 +126,7 @@ fn peers_missing_in_another_history_are_kept() {
 
 #[test]
 fn with_a_hold_of_zero_vanished_peers_are_removed_at_once() {
-    let mut solo =
-        Solo::new(flanneld::core::Settings { vanish_hold: Duration::ZERO, ..settings() }, host(&[]), own());
+    let mut solo = Solo::new(Settings { vanish_hold: Duration::ZERO, ..settings() }, host(&[]), own());
     solo.start(NETWORK, (1..=6).map(peer).collect());
     solo.wait(seconds(2));
     solo.hear(removed(&[2, 3, 4, 5, 6].map(peer)));
@@ -166,17 +165,76 @@ fn a_new_lease_wins_over_a_vanished_one_with_the_same_subnet() {
 }
 
 #[test]
-fn the_state_is_saved_after_a_while_but_not_while_it_is_doubtful() {
+fn the_state_is_saved_after_a_while_and_a_hold_at_once() {
     let mut solo = ready(5);
     let memory = solo.memory.take().expect("remembered");
     assert_eq!((memory.own.subnets, memory.peers.len()), (own().subnets, 5));
     assert_eq!(memory.config, NETWORK);
     assert_eq!(memory.peers[0], peer(2), "a peer's lease as the store had it");
     solo.hear(removed(&[2, 3, 4, 5].map(peer)));
-    solo.wait(seconds(50));
-    assert_eq!(solo.memory, None);
-    solo.wait(seconds(20));
-    assert_eq!(solo.memory.as_ref().map(|memory| memory.peers.len()), Some(1));
+    let memory = solo.memory.take().expect("remembered at once");
+    assert_eq!((memory.peers.len(), memory.hold.map(|hold| hold.vanished.len())), (5, Some(4)));
+    solo.wait(seconds(70));
+    let memory = solo.memory.take().expect("remembered");
+    assert_eq!((memory.peers.len(), memory.hold), (1, None));
+}
+
+/// Restarts a daemon in the middle of a hold, `after` its begin; most peers and its own lease are back by then.
+fn restarted_in_a_hold(after: u64, again: Settings) -> Solo {
+    let mut solo = ready(5);
+    let everyone: Vec<_> = [own()].into_iter().chain((2..=6).map(peer)).collect();
+    solo.hear(removed(&everyone));
+    for n in 2..=5 {
+        solo.hear(Input::Store(StoreEvent::Upsert(peer(n))));
+    }
+    solo.wait(seconds(after));
+    assert_eq!(stands(&solo), (1, 5, false));
+    let memory = solo.memory.take().unwrap();
+    solo.restart(again);
+    solo.hear(Input::Recalled(Box::new(memory), true));
+    solo
+}
+
+fn all_but_the_last() -> Vec<Lease> {
+    [own()].into_iter().chain((2..=5).map(peer)).collect()
+}
+
+#[test]
+fn a_hold_survives_a_restart_and_ends_when_it_would_have_ended() {
+    let mut solo = restarted_in_a_hold(20, settings());
+    solo.start(NETWORK, all_but_the_last());
+    assert_eq!(stands(&solo), (1, 5, false));
+    solo.wait(seconds(39));
+    assert_eq!(stands(&solo), (1, 5, false));
+    assert!(solo.take_plans().is_empty(), "the kernel was not touched");
+    solo.wait(seconds(2));
+    assert_eq!(stands(&solo), (0, 4, true));
+}
+
+#[test]
+fn a_hold_survives_a_restart_before_its_first_second_is_over() {
+    let mut solo = restarted_in_a_hold(0, settings());
+    solo.start(NETWORK, all_but_the_last());
+    assert_eq!(stands(&solo), (1, 5, false));
+    solo.hear(Input::Store(StoreEvent::Upsert(peer(6))));
+    assert_eq!(stands(&solo), (0, 5, true));
+    assert!(solo.take_plans().is_empty(), "the kernel was not touched");
+}
+
+#[test]
+fn a_hold_survives_a_restart_without_the_store() {
+    let mut solo = restarted_in_a_hold(20, settings());
+    solo.hear(away());
+    solo.start(NETWORK, all_but_the_last());
+    assert_eq!(stands(&solo), (1, 5, false));
+    assert!(solo.take_plans().is_empty(), "the kernel was not touched");
+}
+
+#[test]
+fn a_hold_is_not_resumed_where_nothing_is_to_be_kept() {
+    let mut solo = restarted_in_a_hold(20, Settings { vanish_hold: Duration::ZERO, ..settings() });
+    solo.start(NETWORK, all_but_the_last());
+    assert_eq!(stands(&solo), (0, 4, true));
 }
 
 fn remembered() -> Box<Memory> {
@@ -185,6 +243,7 @@ fn remembered() -> Box<Memory> {
         own: own(),
         peers: (2..=6).map(peer).collect(),
         settings: Vec::new(),
+        hold: None,
     })
 }
 
@@ -284,9 +343,14 @@ fn a_world_whose_store_loses_everything_loses_no_packet_and_no_subnet() {
         for notified in [true, false] {
             let troubles = [
                 (6000, 0, Trouble::Wipe(notified)),
-                // The daemon ends before it has its lease back. Its lease is missing together with the
-                // others, so it knows that the store lost data.
+                // Before they heard of it, before and after their own leases are back, and when only one is missing.
                 (6000, 3, Trouble::Restart(300)),
+                (6010, 9, Trouble::Restart(300)),
+                (6060, 11, Trouble::Restart(300)),
+                (6200, 13, Trouble::Restart(2000)),
+                (7000, 15, Trouble::Restart(1)),
+                (8000, 17, Trouble::Restart(500)),
+                (8700, 17, Trouble::Restart(500)),
                 (6005, 5, Trouble::Partition(5000)),
                 (6005, 7, Trouble::Reboot(700)),
             ];

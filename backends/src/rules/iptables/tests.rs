@@ -7,8 +7,10 @@ const GOLDEN: &str = include_str!("../golden.iptables");
 const APPENDED: Gate<'_> = Gate { chain: "FORWARD", end: 0 };
 
 fn whole(input: &RuleInput, family: Family) -> Option<IptablesRules> {
-    let parts =
-        Parts { masquerade: input.masquerade.then_some(0), forward: input.forward_rules.then_some(APPENDED) };
+    let parts = Parts {
+        masquerade: input.settings.masquerade.then_some(0),
+        forward: input.settings.forward_rules.then_some(APPENDED),
+    };
     rules(input, Flavour::Nft, family, parts)
 }
 
@@ -58,7 +60,8 @@ fn saved(rules: &IptablesRules, forward: &[&str]) -> String {
 fn what_was_written_is_read_as_the_wish() {
     for family in Family::ALL {
         for (heading, mut input) in combinations(&[family]) {
-            input.no_masquerade = vec![net("192.0.2.0/24"), net("2001:db8::7/128"), net("0.0.0.0/0")];
+            input.settings.no_masquerade =
+                vec![net("192.0.2.0/24"), net("2001:db8::7/128"), net("0.0.0.0/0")];
             let Some(want) = whole(&input, family) else { continue };
             let others = ["-j KUBE-FORWARD", "-i docker0 -j ACCEPT"];
             let have = read(Flavour::Nft, family, &saved(&want, &others));

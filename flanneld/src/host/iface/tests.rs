@@ -84,7 +84,7 @@ fn chosen(facts: &str, flags: &str, families: &str) -> Result<Choice, IfaceError
     let config = NodeConfig::understand(&raw, "host").unwrap();
     let families: Vec<_> =
         Family::ALL.into_iter().filter(|f| families.contains(&f.to_string()[3..])).collect();
-    choose(&host(facts), &config.iface, &families)
+    choose(&host(facts), &config.core.iface, &families)
 }
 
 /// The link, its own addresses, and `as` the ones told to others where they differ.
@@ -118,10 +118,43 @@ fn an_interface_is_found_by_name_or_by_an_address_on_it_and_the_first_that_fits_
             ("--iface=fd01::1", "v4v6", "eth1 192.168.1.1 fd01::1"),
             ("--iface=eth9 --iface=eth1 --iface=eth0", "v4", "eth1 192.168.1.1"),
             ("--iface=eth2 --iface=eth0", "v4", "eth0 10.0.0.1"),
-            ("--iface=lo", "v4", "lo 10.255.0.1"),
+            ("--iface=lo", "v4", "eth0 10.255.0.1"),
+            ("--iface=10.255.0.1", "v4", "eth0 10.255.0.1"),
+            ("--public-ip=10.255.0.1", "v4", "eth0 10.255.0.1"),
             ("--iface=eth9 --iface-regex=eth1", "v4", "eth1 192.168.1.1"),
         ],
     );
+}
+
+/// Addresses on loopback, and routes by IPv6 with these as their source: BGP down to the host.
+const ROUTED: &str = "
+    link lo loopback
+    addr lo 127.0.0.1/8 host
+    addr lo 10.255.0.7/32
+    addr lo fd00::7/128
+    link eth0 mtu 9000
+    addr eth0 fe80::1/64 link
+    link eth1
+    addr eth1 fe80::2/64 link
+    route 0.0.0.0/0 eth0 metric 20 src 10.255.0.7
+    route ::/0 eth0 via fe80::ffff metric 20 src fd00::7
+    route ::/0 eth1 via fe80::ffff metric 30 src fd00::7
+";
+
+#[test]
+fn a_routed_host_has_the_source_of_its_default_route_and_the_mtu_of_the_way_out() {
+    check(
+        ROUTED,
+        &[
+            ("", "v4", "eth0 10.255.0.7"),
+            ("", "v6", "eth0 fd00::7"),
+            ("", "v4v6", "eth0 10.255.0.7 fd00::7"),
+            ("--iface=lo", "v4v6", "eth0 10.255.0.7 fd00::7"),
+            ("--iface=10.255.0.7", "v4", "eth0 10.255.0.7"),
+        ],
+    );
+    let chosen = chosen(ROUTED, "--iface=lo", "v4").unwrap();
+    assert_eq!((chosen.external.mtu, &*chosen.why), (9000, "--iface=lo, by the default route over eth0"));
 }
 
 #[test]

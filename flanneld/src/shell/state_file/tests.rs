@@ -14,7 +14,13 @@ fn lease_of(n: u8) -> Lease {
 
 fn memory() -> Memory {
     let config = br#"{"Network":"10.5.0.0/16"}"#.to_vec();
-    Memory { config, own: lease_of(1), peers: vec![lease_of(2), lease_of(3)], settings: Vec::new() }
+    Memory {
+        config,
+        own: lease_of(1),
+        peers: vec![lease_of(2), lease_of(3)],
+        settings: Vec::new(),
+        hold: None,
+    }
 }
 
 fn written() -> (tempfile::TempDir, PathBuf) {
@@ -58,6 +64,25 @@ fn a_file_of_another_version_or_network_or_a_damaged_one_is_refused_with_the_rea
     fs::write(&path, &whole).unwrap();
     let other = read(&path, &NetworkId::new("/other"), BOOT);
     assert!(matches!(&other, Err(Unread::Wrong(why)) if why.contains("another network")), "{other:?}");
+}
+
+#[test]
+fn a_hold_is_written_and_a_file_of_before_there_were_holds_is_read() {
+    let (_directory, path) = written();
+    assert!(!fs::read_to_string(&path).unwrap().contains("hold"));
+    let hold = Hold { until: std::time::Duration::from_secs(70), vanished: vec![lease_of(3).subnets] };
+    let held = Memory { hold: Some(hold), ..memory() };
+    write(&path, &NetworkId::default(), BOOT, &held, None).unwrap();
+    assert_eq!(read(&path, &NetworkId::default(), BOOT), Ok((held, true)));
+}
+
+#[test]
+fn fields_of_a_later_version_are_passed_over() {
+    let (_directory, path) = written();
+    let whole = fs::read_to_string(&path).unwrap();
+    let body = whole.split_once('\n').unwrap().1.replacen('{', r#"{"later":{"a":[1]},"#, 1);
+    fs::write(&path, format!("{HEAD}{}\n{body}", Fnv64::of(body.as_bytes()))).unwrap();
+    assert_eq!(read(&path, &NetworkId::default(), BOOT), Ok((memory(), true)));
 }
 
 #[test]

@@ -2,7 +2,7 @@ use ipnetwork::IpNetwork;
 
 use super::*;
 use crate::netlink::Messages;
-use crate::rules::{End, Match, Rule, RuleInput, Verdict, rules};
+use crate::rules::{End, Match, Rule, RuleInput, RuleSettings, Verdict, rules};
 
 /// The message that makes a rule of ours.
 fn written(rule: &Rule, family: Family) -> Vec<u8> {
@@ -35,10 +35,13 @@ fn every_rule() -> Vec<(Family, Rule)> {
         networks: [("10.244.0.0/16", "10.244.3.0/24"), ("fd00:10:244::/56", "fd00:10:244:3::/64")]
             .map(|(c, p)| (c.parse().unwrap(), p.parse().unwrap()))
             .to_vec(),
-        masquerade: true,
-        fully_random,
-        forward_rules: true,
-        no_masquerade: vec!["0.0.0.0/0".parse().unwrap(), "172.16.0.0/12".parse().unwrap()],
+        settings: RuleSettings {
+            masquerade: true,
+            fully_random,
+            forward_rules: true,
+            no_masquerade: vec!["0.0.0.0/0".parse().unwrap(), "172.16.0.0/12".parse().unwrap()],
+            ..RuleSettings::default()
+        },
     };
     let tables = [true, false].into_iter().flat_map(|random| rules(&input(random)));
     tables

@@ -1,13 +1,16 @@
-//! Programs that may be at work on the same kernel objects as we: a Go flannel on the host or in a pod, or the one that
-//! is built into k3s. Ours are found by their [socket](crate::serve::socket).
+//! Programs that may be at work on the same kernel objects as we: a Go flannel on the host or in a pod, the one that is built
+//! into k3s, or one of ours that sees another `/run`. Ours with the same `/run` are found by their
+//! [lock](crate::serve::socket).
 //!
-//! A process counts when it runs in our network namespace and is
+//! A process counts when it is root's (or our own user's), runs in our network namespace, and its executable is
 //!
 //! - a `flanneld` with our etcd prefix, or with leases in Kubernetes. That one's network has no name to compare, and its
-//!   devices are called as ours are: in doubt it is one.
+//!   devices have the names of ours: in doubt it is one.
 //! - a k3s that does not say that it runs no flannel.
 //!
-//! What can't be read is left out: a process of a hidden namespace can't be found.
+//! The kernel shows the executable and the environment of a process only to readers with all its capabilities. Under the
+//! shipped unit's few, those of a root's process with more can't be read. Then the name that it was called by is taken for
+//! its executable, and the message says that this is in doubt.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -16,6 +19,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::geteuid;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use subnet_lease::NetworkId;
 use tokio::io::unix::AsyncFd;
@@ -37,6 +41,8 @@ pub(crate) struct Rival {
     pub(crate) what: String,
     /// How an operator ends it.
     pub(crate) stop: String,
+    /// Its executable can't be read: it may be another program of that name.
+    pub(crate) in_doubt: bool,
 }
 
 impl fmt::Display for Rival {
@@ -48,26 +54,32 @@ impl fmt::Display for Rival {
     }
 }
 
+/// The file that a process executes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Executable {
+    /// Its name.
+    Known(String),
+    /// We may not know.
+    Hidden,
+}
+
 /// What is read of a process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Process {
-    /// The name of what was executed, cut at 15 bytes.
-    comm: String,
-    /// The file's name, where it may be read.
-    exe: String,
+    executable: Executable,
     arguments: Vec<String>,
     environment: Environment,
     /// Of a k3s: whether its agent has a configuration for flannel; none where no agent was ever.
     agent_has_flannel: Option<bool>,
 }
 
-/// The first program that is in the way of a daemon of this network.
-pub(crate) fn find(network: &NetworkId) -> Option<Rival> {
+/// The first program that is in the way of a daemon of this network; `daemons` is our folder of locks.
+pub(crate) fn find(network: &NetworkId, daemons: &Path) -> Option<Rival> {
     let numbers = fs::read_dir("/proc").into_iter().flatten().flatten();
     let mut pids: Vec<u32> = numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     // A child that is about to become another program looks like its parent, which is the one to name.
     pids.sort_unstable();
-    pids.into_iter().find_map(|pid| look(pid, network))
+    pids.into_iter().find_map(|pid| look(pid, network, daemons))
 }
 
 /// The settings of a daemon that runs, and what is wrong with its settings file. The kernel decides whether we may read them.
@@ -76,26 +88,26 @@ pub(crate) fn settings(pid: u32) -> io::Result<(RawConfig, Option<String>)> {
     let file = dir.join("environ");
     // A refusal is an error here; what is read below is then empty.
     bounded(&file)?;
-    let process = Process::without_environment(&dir).with_environment(&dir);
+    let gone = || io::Error::from(io::ErrorKind::NotFound);
+    let process = Process::without_environment(&dir).ok_or_else(gone)?.with_environment(&dir);
     let given = flags(process.arguments.get(1..).unwrap_or_default()).unwrap_or_default();
     let (raw, wrong) = RawConfig::gather_of_process(&given, &process.environment);
     Ok((raw, (!wrong.is_empty()).then(|| wrong.join("; "))))
 }
 
 impl Rival {
-    /// A daemon of ours, which holds the socket.
+    /// A daemon of ours, which holds the lock.
     pub(crate) fn of_ours(pid: Option<u32>, network: &NetworkId) -> Self {
         let what = format!("flanneld of network {network}");
-        let Some(number) = pid else { return Self { pid, what, stop: "where it was started".to_owned() } };
-        Self {
-            pid,
-            what,
-            stop: Process::default().way_to_stop(number, Path::new(&format!("/proc/{number}"))),
-        }
+        let stop = pid.map_or_else(
+            || "where it was started".to_owned(),
+            |pid| way_to_stop(false, pid, Path::new(&format!("/proc/{pid}"))),
+        );
+        Self { pid, what, stop, in_doubt: false }
     }
 
     /// Completes when it has ended; what it is then must be looked at again, since its number may be another's.
-    pub(crate) async fn gone(&self, network: &NetworkId) -> io::Result<()> {
+    pub(crate) async fn gone(&self, network: &NetworkId, daemons: &Path) -> io::Result<()> {
         let Some(pid) = self.pid else { return Ok(()) };
         let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
         let process = match pidfd_open(number, PidfdFlags::NONBLOCK) {
@@ -104,7 +116,7 @@ impl Rival {
             Err(error) => return Err(error.into()),
         };
         // It ended, and its number went to another, before we held it.
-        if look(pid, network).is_none() {
+        if look(pid, network, daemons).is_none() {
             return Ok(());
         }
         process.readable().await.map(drop)
@@ -119,50 +131,69 @@ fn pollable(process: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::new(process)
 }
 
-fn look(pid: u32, network: &NetworkId) -> Option<Rival> {
+fn look(pid: u32, network: &NetworkId, daemons: &Path) -> Option<Rival> {
     let dir = PathBuf::from(format!("/proc/{pid}"));
-    let same = |file: &str, ours: &str| {
-        let identity = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
-        identity(&dir.join(file)).is_some_and(|theirs| Some(theirs) == identity(Path::new(ours)))
-    };
-    // Another one of this very program answers at the socket, or is about to find ours.
-    if pid == std::process::id()
-        || !same("ns/net", "/proc/thread-self/ns/net")
-        || same("exe", "/proc/self/exe")
-    {
+    if pid == std::process::id() || !is_of_root_or_us(&dir) || !shares_our_network(&dir) {
+        return None;
+    }
+    // Another one of this very program that sees our folder holds its lock, or is about to find ours.
+    let inside = dir.join("root").join(daemons.strip_prefix("/").unwrap_or(daemons));
+    if same(&dir.join("exe"), Path::new("/proc/self/exe")) && same(&inside, daemons) {
         return None;
     }
     let process = Process::read(&dir)?;
     let what = process.rivals(network)?;
-    Some(Rival { pid: Some(pid), stop: process.way_to_stop(pid, &dir), what })
+    let in_doubt = process.executable == Executable::Hidden;
+    Some(Rival { pid: Some(pid), stop: way_to_stop(process.is_k3s(), pid, &dir), what, in_doubt })
+}
+
+/// Whether both are there and the same file.
+fn same(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    identity(one).is_some_and(|one| Some(one) == identity(other))
+}
+
+/// By the effective user, as our user namespace has it: root of another one is an ordinary user here.
+fn is_of_root_or_us(dir: &Path) -> bool {
+    let status = bounded(&dir.join("status")).unwrap_or_default();
+    let user =
+        status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().nth(1)?.parse().ok());
+    user.is_some_and(|user: u32| user == 0 || user == geteuid().as_raw())
+}
+
+/// Each network namespace has files of its own below `net`, and any process may ask which. `ns/net` takes more rights.
+fn shares_our_network(dir: &Path) -> bool {
+    same(&dir.join("net/dev"), Path::new("/proc/thread-self/net/dev"))
 }
 
 impl Process {
-    /// None for a zombie and for a thread of the kernel, which have no command line, and for programs of other names.
+    /// None for a zombie and for a thread of the kernel, which have no command line, and for other programs.
     fn read(dir: &Path) -> Option<Self> {
-        let process = Self::without_environment(dir);
+        let process = Self::without_environment(dir)?;
         if process.is_flanneld() {
             return Some(process.with_environment(dir));
         }
         if !process.is_k3s() {
             return None;
         }
-        let agent = dir.join("root/var/lib/rancher/k3s/agent");
+        // Where its files can't be seen they are most likely the same as ours.
+        let root = dir.join("root");
+        let root = if root.join("proc").exists() { root } else { PathBuf::from("/") };
+        let agent = root.join("var/lib/rancher/k3s/agent");
         let agent_has_flannel = agent.exists().then(|| agent.join("etc/flannel/net-conf.json").exists());
         Some(Self { agent_has_flannel, ..process })
     }
 
-    fn without_environment(dir: &Path) -> Self {
+    /// None where there is no such process any more, and for a thread of the kernel, which has no executable.
+    fn without_environment(dir: &Path) -> Option<Self> {
+        let executable = match fs::read_link(dir.join("exe")) {
+            Ok(path) => Executable::Known(base(&path.to_string_lossy()).to_owned()),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Executable::Hidden,
+            Err(_) => return None,
+        };
         let mut arguments = words(&dir.join("cmdline"));
         arguments.truncate(ARGUMENTS_MAX);
-        Self {
-            comm: bounded(&dir.join("comm")).unwrap_or_default().trim_end().to_owned(),
-            arguments,
-            exe: fs::read_link(dir.join("exe"))
-                .map(|path| base(&path.to_string_lossy()).to_owned())
-                .unwrap_or_default(),
-            ..Self::default()
-        }
+        Some(Self { executable, arguments, environment: Environment::new(), agent_has_flannel: None })
     }
 
     fn with_environment(self, dir: &Path) -> Self {
@@ -172,20 +203,29 @@ impl Process {
         Self { environment, ..self }
     }
 
-    /// By the name it was called, or by its file's. A script of that name is none; nor is flannelctl.
+    /// Whether the executable has a name that fits, or what can't be read was called by one.
+    fn is_called(&self, fits: impl Fn(&str) -> bool) -> bool {
+        let Some(first) = self.arguments.first() else { return false };
+        let called = first.split_whitespace().next().map(base).unwrap_or_default();
+        match &self.executable {
+            Executable::Known(name) => fits(name),
+            Executable::Hidden => fits(called),
+        }
+    }
+
+    /// A script of that name is none; nor is our own program as flannelctl.
     fn is_flanneld(&self) -> bool {
-        let is = |name: &str| name == "flanneld" || name.starts_with("flanneld-");
-        let called = self.arguments.first().map(|first| base(first));
-        called.is_some_and(|called| is(called) || is(&self.comm) && is(&self.exe))
+        let control = self.arguments.first().is_some_and(|first| base(first) == "flannelctl");
+        !control && self.is_called(|name| name == "flanneld" || name.starts_with("flanneld-"))
     }
 
     /// k3s rewrites its command line to the program and one word, so that nobody reads secrets there.
     fn is_k3s(&self) -> bool {
         let mut words = self.arguments.iter().flat_map(|word| word.split_whitespace());
-        let called = words.next().map(base);
-        let role = words.next();
-        matches!(called, Some("k3s-server" | "k3s-agent"))
-            || called == Some("k3s") && matches!(role, Some("server" | "agent"))
+        let called = words.next().map(base).unwrap_or_default();
+        let role = words.next().unwrap_or_default();
+        let serves = matches!(role, "server" | "agent") || matches!(called, "k3s-server" | "k3s-agent");
+        serves && self.is_called(|name| matches!(name, "k3s" | "k3s-server" | "k3s-agent"))
     }
 
     /// What it is, if it is in the way of a daemon of this network.
@@ -215,18 +255,18 @@ impl Process {
         let runs = !says_none && self.agent_has_flannel.unwrap_or(true);
         runs.then(|| "k3s with its own flannel".to_owned())
     }
+}
 
-    fn way_to_stop(&self, pid: u32, dir: &Path) -> String {
-        let groups = bounded(&dir.join("cgroup")).unwrap_or_default();
-        let group = groups.lines().next_back().unwrap_or_default();
-        let plain = |unit: &&str| unit.chars().all(|c| c.is_ascii_alphanumeric() || "-_.@:".contains(c));
-        let unit = group.rsplit('/').next().filter(|unit| unit.ends_with(".service")).filter(plain);
-        match unit {
-            _ if self.is_k3s() => "start k3s with --flannel-backend=none".to_owned(),
-            _ if group.contains("kubepods") => "delete the DaemonSet that its pod belongs to".to_owned(),
-            Some(unit) => format!("systemctl stop {unit}"),
-            None => format!("kill {pid}"),
-        }
+fn way_to_stop(is_k3s: bool, pid: u32, dir: &Path) -> String {
+    let groups = bounded(&dir.join("cgroup")).unwrap_or_default();
+    let group = groups.lines().next_back().unwrap_or_default();
+    let plain = |unit: &&str| unit.chars().all(|c| c.is_ascii_alphanumeric() || "-_.@:".contains(c));
+    let unit = group.rsplit('/').next().filter(|unit| unit.ends_with(".service")).filter(plain);
+    match unit {
+        _ if is_k3s => "start k3s with --flannel-backend=none".to_owned(),
+        _ if group.contains("kubepods") => "delete the DaemonSet that its pod belongs to".to_owned(),
+        Some(unit) => format!("systemctl stop {unit}"),
+        None => format!("kill {pid}"),
     }
 }
 
@@ -262,11 +302,16 @@ fn bounded(file: &Path) -> io::Result<String> {
 mod tests {
     use super::*;
 
+    /// A process whose executable has the name by which it was called.
     fn process(line: &str, variables: &[(&str, &str)]) -> Process {
         let arguments: Vec<String> = line.split(' ').map(str::to_owned).collect();
-        let comm = base(&arguments[0]).to_owned();
+        let executable = Executable::Known(base(&arguments[0]).to_owned());
         let environment = variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        Process { exe: comm.clone(), comm, arguments, environment, agent_has_flannel: None }
+        Process { executable, arguments, environment, agent_has_flannel: None }
+    }
+
+    fn executing(name: &str, line: &str) -> Process {
+        Process { executable: Executable::Known(name.to_owned()), ..process(line, &[]) }
     }
 
     fn rivals(line: &str, variables: &[(&str, &str)]) -> bool {
@@ -311,11 +356,23 @@ mod tests {
         ] {
             assert!(!rivals(line, &[]), "{line}");
         }
-        let script = Process { comm: "flanneld".to_owned(), ..process("/bin/sh /bin/flanneld", &[]) };
-        let renamed =
-            Process { comm: "flanneld".to_owned(), exe: "flanneld".to_owned(), ..process("network", &[]) };
-        assert!(!script.is_flanneld() && renamed.is_flanneld());
-        assert!(!Process { comm: "flanneld".to_owned(), ..Process::default() }.is_flanneld(), "a zombie");
+    }
+
+    #[test]
+    fn the_executable_decides_and_where_it_is_hidden_the_name() {
+        assert!(
+            !executing("sleep", "flanneld --ip-masq").is_flanneld(),
+            "any user's process can be called so"
+        );
+        assert!(!executing("sh", "/bin/sh /bin/flanneld").is_flanneld(), "a script");
+        assert!(executing("flanneld", "network").is_flanneld(), "renamed");
+        assert!(!executing("flanneld", "flannelctl status").is_flanneld());
+        assert!(!executing("sleep", "k3s-server infinity").is_k3s());
+        let hidden = |line| Process { executable: Executable::Hidden, ..process(line, &[]) };
+        assert!(hidden("/opt/bin/flanneld --ip-masq").is_flanneld());
+        assert!(hidden("/usr/local/bin/k3s server").is_k3s());
+        assert!(!hidden("vi flanneld").is_flanneld());
+        assert!(!Process { arguments: Vec::new(), ..hidden("flanneld") }.is_flanneld(), "a zombie");
     }
 
     #[test]
@@ -337,7 +394,7 @@ mod tests {
         let titled = |agent_has_flannel| Process {
             arguments: vec!["/usr/local/bin/k3s server".to_owned()],
             agent_has_flannel,
-            ..Process::default()
+            ..executing("k3s", "k3s")
         };
         let network = NetworkId::new("/coreos.com/network");
         for (has, rivals) in [(None, true), (Some(true), true), (Some(false), false)] {

@@ -4,16 +4,16 @@ use std::path::Path;
 
 use tracing::{info, warn};
 
-use super::{Recorder, Ring};
+use super::clock;
 use crate::core::{Effect, Input, NodeCore, Tick};
-use crate::shell::clock;
+use crate::recorder::{Recorder, Ring};
 
 /// Stands between the shell and the core. What can't be recorded is said once, and the daemon goes on.
-pub struct Tap(Option<Recorder<Ring>>);
+pub(crate) struct Tap(Option<Recorder<Ring>>);
 
 impl Tap {
     /// Opens the file, if there is to be one, for a daemon that starts now.
-    pub fn open(path: Option<&Path>, now: Tick, core: &NodeCore) -> Self {
+    pub(crate) fn open(path: Option<&Path>, now: Tick, core: &NodeCore) -> Self {
         let Some(path) = path else { return Self(None) };
         match Ring::open(path) {
             Ok(ring) => {
@@ -30,7 +30,7 @@ impl Tap {
     }
 
     /// Hands an input to the core; no input is a tick.
-    pub fn handle(&mut self, core: &mut NodeCore, now: Tick, input: Option<Input>) -> Vec<Effect> {
+    pub(crate) fn handle(&mut self, core: &mut NodeCore, now: Tick, input: Option<Input>) -> Vec<Effect> {
         let Some(recorder) = &mut self.0 else {
             return match input {
                 Some(input) => core.handle(now, input),
