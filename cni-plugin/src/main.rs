@@ -1,4 +1,4 @@
-//! The CNI plugin: one program, and the name under which it is called says what it does.
+//! The CNI plugin: one program. The name under which it is called selects the plugin.
 //!
 //! ```text
 //!   argv[0]    ──▶ Plugin ─┐
@@ -27,7 +27,7 @@ use std::io::{self, Write};
 
 use contract::Version;
 use contract::json::Object;
-use plugin::{Plugin, bandwidth, bridge, firewall, flannel, ipam, loopback, portmap, tuning};
+use plugin::{Plugin, REFERENCE, bandwidth, bridge, firewall, flannel, ipam, loopback, portmap, tuning};
 
 /// Every name by which the program is called.
 const PLUGINS: &[Plugin] = &[
@@ -70,7 +70,7 @@ fn run(program: &str, argument: &str) -> bool {
 fn about(plugin: Option<&Plugin>) {
     let own = env!("CARGO_PKG_VERSION");
     match plugin {
-        Some(Plugin { name, level, .. }) => eprintln!("CNI {name} plugin {level} (selvage {own})"),
+        Some(Plugin { name, .. }) => eprintln!("CNI {name} plugin {REFERENCE} (selvage {own})"),
         None => eprintln!("CNI plugins {} (selvage {own}): call it by one of these names", names()),
     }
     eprintln!("CNI protocol versions supported: {}", Version::list());

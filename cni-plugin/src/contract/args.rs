@@ -1,4 +1,4 @@
-//! `CNI_ARGS`: `K=V;K=V`, for what a runtime has no other place for.
+//! `CNI_ARGS`: `K=V;K=V`, for requests that have no other place.
 
 use std::net::IpAddr;
 

@@ -210,7 +210,7 @@ impl Address {
 }
 
 impl Route {
-    /// A route that says no more than where to.
+    /// A route with a destination and nothing else.
     pub(crate) fn to(dst: IpNetwork) -> Self {
         Self { dst, gateway: None, mtu: 0, advmss: 0, priority: 0, table: 0, scope: None }
     }

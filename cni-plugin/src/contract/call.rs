@@ -48,7 +48,7 @@ impl Verb {
         }
     }
 
-    /// The variables it cannot do without. What a verb does not use is not looked at: libraries fill it with `dummy`.
+    /// The variables that it needs. Others are ignored: libraries fill them with `dummy`.
     fn required(self) -> &'static [&'static str] {
         match self {
             Self::Add | Self::Check => &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"],
@@ -131,8 +131,8 @@ impl Call {
         Ok(Self { version, network, conf, ..self.clone() })
     }
 
-    /// What the plugins before made: `prevResult`. A chained plugin's ADD cannot do without; a DEL may have none, and
-    /// one that is not understood is the same as none to it.
+    /// What the plugins before made: `prevResult`. A chained plugin's ADD needs it. A DEL may have none, and treats one
+    /// that it cannot parse as none.
     pub(crate) fn previous(&self) -> Result<Option<Attachment>, Failure> {
         match self.conf.object("prevResult").and_then(|found| found.map(Attachment::parse).transpose()) {
             Err(_) if self.verb == Verb::Del => Ok(None),
@@ -140,7 +140,7 @@ impl Call {
         }
     }
 
-    /// The attachments that GC is to keep. Without the list nothing is known to be left over, so it is asked for.
+    /// The attachments that GC keeps. A GC without the list is refused: it would remove everything.
     pub(crate) fn valid(&self) -> Result<BTreeSet<Key>, Failure> {
         let keys = ["cni.dev/valid-attachments", "cni.dev/attachments"];
         let Some(key) = keys.into_iter().find(|key| self.conf.get(key).is_some()) else {

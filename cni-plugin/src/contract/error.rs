@@ -5,7 +5,7 @@ use std::fmt;
 use super::Version;
 use crate::contract::json::{Object, object};
 
-/// What went wrong, and who does what next.
+/// What kind of failure it is; its number decides what the runtime does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Code {
     /// The configuration's version, or this verb in that version, is not supported.
@@ -22,7 +22,7 @@ pub(crate) enum Code {
     Config,
     /// The namespace is the host's own.
     Namespace,
-    /// It may go right later.
+    /// The runtime may try again later.
     TryAgain,
     /// STATUS: an ADD would fail.
     NotAvailable,
@@ -35,7 +35,7 @@ pub(crate) enum Code {
     Check,
     /// The attachment exists already.
     Exists,
-    /// What another program answered.
+    /// The code that another plugin returned.
     Delegate(u32),
 }
 
@@ -74,13 +74,13 @@ impl Failure {
         Self { code, msg: msg.into(), details: String::new() }
     }
 
-    /// Adds what lies behind it.
+    /// Adds the cause or the remedy.
     pub(crate) fn details(mut self, details: impl fmt::Display) -> Self {
         self.details = details.to_string();
         self
     }
 
-    /// The same as an answer to STATUS: whatever would fail an ADD makes the network not available.
+    /// The same as an answer to STATUS: what would make an ADD fail makes the network unavailable.
     pub(crate) fn into_status(self) -> Self {
         let code = if self.code == Code::Limited { self.code } else { Code::NotAvailable };
         Self { code, ..self }
@@ -114,7 +114,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Names what was done when the kernel or the file system refused.
+/// Names the step in which the kernel or the file system returned an error.
 pub(crate) trait During<T> {
     fn during(self, code: Code, what: impl FnOnce() -> String) -> Result<T, Failure>;
 }

@@ -1,4 +1,4 @@
-//! What plugins that come after another have in common: the result before them, and whose what they make is.
+//! What all chained plugins need: the result of the plugins before them, and the owner of each object that they make.
 
 use std::net::IpAddr;
 
@@ -26,7 +26,7 @@ pub(crate) fn pod_address(result: &Attachment, ifname: IfName, family: Family) -
     ips.find(|ip| ip.interface.is_none_or(of_pod)).map(|ip| ip.net)
 }
 
-/// Whose an object of the kernel is: `network/container/interface`, as it stands in its comment.
+/// The owner of a kernel object: `network/container/interface`, which is its comment.
 pub(crate) fn owner(network: &str, container: &str, ifname: &str) -> String {
     format!("{}{}/{ifname}", owner_network(network), short(container, CONTAINER))
 }

@@ -1,4 +1,4 @@
-//! Other plugins: those of this program are called, those that it does not have are run as the specification says.
+//! Other plugins: those of this program are called; others are run by the rules of the specification.
 //!
 //! ```text
 //!   delegate.type, ipam.type ──▶ a row of our table ──▶ called in this process

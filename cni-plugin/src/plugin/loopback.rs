@@ -12,7 +12,7 @@ use crate::sys::netns::{Namespace, NoEntry};
 
 /// The row of the table.
 pub(crate) const PLUGIN: Plugin =
-    Plugin { name: "loopback", level: "v1.9.1", add, del, check, status: |_| Ok(()), gc: |_| Ok(()) };
+    Plugin { name: "loopback", add, del, check, status: |_| Ok(()), gc: |_| Ok(()) };
 
 fn add(call: &Call) -> Result<Attachment, Failure> {
     let previous = call.previous()?;

@@ -16,15 +16,16 @@ use std::io;
 use crate::contract::json::{Json, Object, object};
 use crate::contract::{Attachment, Call, Code, Failure, Verb, Version};
 
+/// The release of the reference plugins whose behaviour ours have.
+pub(crate) const REFERENCE: &str = "v1.9.1";
+
 /// A plugin: a name by which the program is called, and what each verb does under it.
 pub(crate) struct Plugin {
     pub(crate) name: &'static str,
-    /// The release of the reference plugin whose behaviour it matches.
-    pub(crate) level: &'static str,
     /// Makes the attachment, or what a chained plugin adds to the one in `prevResult`, and yields the whole of it.
     /// Undoes what it did when it fails.
     pub(crate) add: fn(&Call) -> Result<Attachment, Failure>,
-    /// Takes away what ADD made; what is not there is no failure.
+    /// Removes what ADD made; what is already gone is not an error.
     pub(crate) del: fn(&Call) -> Result<(), Failure>,
     /// Whether all that ADD made is there.
     pub(crate) check: fn(&Call) -> Result<(), Failure>,

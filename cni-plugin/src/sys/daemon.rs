@@ -1,4 +1,4 @@
-//! The network daemon of this host, where one of ours runs: asked why there is no subnet, and given links to delete.
+//! The client of this host's daemon: asks why there is no subnet, and asks it to delete links.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -12,7 +12,7 @@ use nix::unistd::geteuid;
 
 use crate::contract::json::Object;
 
-/// It answers between two inputs of its core.
+/// The longest wait for an answer; the daemon answers between two inputs of its core.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A sentence about why the daemon has no subnet yet, for the details of a failure.
@@ -36,7 +36,7 @@ impl Daemon {
         usual().map(Self)
     }
 
-    /// Hands a link of this namespace over for deletion. One that does not know the word says so: then it is not taken.
+    /// Asks the daemon to delete a link of this namespace; whether it does. A daemon that does not know the request does not.
     pub(crate) fn unlink(mut self, index: u32) -> bool {
         let mut answer = [0];
         let asked = self.0.write_all(Request::Unlink(index).to_string().as_bytes());

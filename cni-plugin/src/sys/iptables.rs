@@ -55,7 +55,7 @@ pub(crate) struct Plan(Vec<String>);
 
 /// Beside the lock that iptables of the old interface has.
 const LOCK: &str = "/run/selvage-iptables.lock";
-/// Looks at the lock, so far apart: ten seconds.
+/// How often the lock is tried, every five milliseconds: ten seconds.
 const LOOKS: u32 = 2000;
 const LOOK_MS: u8 = 5;
 /// Times that a plan is made anew because something else changed the table meanwhile.
@@ -114,7 +114,7 @@ pub(crate) struct Turn {
 }
 
 impl Turn {
-    /// Waits for those before us, as long as they may take; none when they take longer, or the file cannot be made.
+    /// Waits for its turn, ten seconds at most; none after that, or when the file cannot be made.
     pub(crate) fn take() -> Option<Self> {
         let mut file = OpenOptions::new();
         let mut file = file.write(true).create(true).truncate(false).mode(0o600).open(LOCK).ok()?;
@@ -157,7 +157,7 @@ impl Saved {
         self.rules.iter().filter(move |rule| rule.chain == chain)
     }
 
-    /// Whether a chain has a rule of these words; in what order they are printed is the program's affair.
+    /// Whether a chain has a rule of these words, in any order.
     pub(crate) fn has(&self, chain: &str, words: &[&str]) -> bool {
         self.rules(chain).any(|rule| rule.is(words))
     }
@@ -185,7 +185,7 @@ impl Plan {
         self.0.first().map(String::as_str)
     }
 
-    /// Makes a chain that is missing. Made by somebody else in between, it fails the whole, and all is planned anew.
+    /// Makes a chain that is missing. If another process makes it meanwhile, the whole change fails and is planned anew.
     pub(crate) fn chain(&mut self, saved: &Saved, chain: &str) {
         if !saved.has_chain(chain) {
             self.0.push(format!("-N {chain}"));

@@ -1,4 +1,4 @@
-//! Ethernet addresses that nobody else has.
+//! Random Ethernet addresses.
 
 use backends::Mac;
 use backends::local::random;

@@ -14,7 +14,7 @@ const SMALL: usize = 8192;
 /// The largest file that is read whole (bytes); a stored configuration can hold some hundred kilobytes of annotations.
 const LARGEST: u64 = 4 << 20;
 
-/// The file, closed at exec. The standard library's way is musl's `open`, which says so in a second system call.
+/// The file, closed at exec. The standard library uses musl's `open`, which needs a second system call for that.
 pub(crate) fn open(path: &Path, flags: OFlag, mode: u32) -> io::Result<File> {
     Ok(openat(AT_FDCWD, path, flags | OFlag::O_CLOEXEC, Mode::from_bits_truncate(mode))?.into())
 }
@@ -48,8 +48,7 @@ pub(crate) fn read_whole(path: &Path) -> io::Result<String> {
 /// Opening a FIFO or a device to read does not wait.
 const READING: OFlag = OFlag::O_RDONLY.union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY);
 
-/// The text; bytes that are not UTF-8 are replaced, since whoever parses it refuses them anyway. A FIFO without a writer
-/// has no text.
+/// The text; bytes that are not UTF-8 are replaced, and the parser refuses them. A FIFO without a writer has no text.
 pub(crate) fn read(path: &Path) -> io::Result<String> {
     let mut bytes = [0; SMALL];
     let mut file = open(path, READING, 0)?;

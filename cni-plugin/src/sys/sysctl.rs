@@ -12,7 +12,7 @@ pub(crate) fn set(key: &str, value: &str) -> Result<(), Failure> {
     small_file::write(path.as_ref(), value).during(Code::Io, || format!("cannot set net/{key} to {value}"))
 }
 
-/// Sets a value of an interface that is not vital, or whose family this kernel does not have.
+/// Sets a value; an error is ignored, since the value is not vital or this kernel lacks the family.
 pub(crate) fn try_set(key: &str, value: &str) {
     let _ = small_file::write(format!("/proc/sys/net/{key}").as_ref(), value);
 }

@@ -24,7 +24,7 @@ pub(super) struct Limit {
 const KEYS: [&str; 4] = ["ingressRate", "ingressBurst", "egressRate", "egressBurst"];
 
 impl Bandwidth {
-    /// What stands at the top level counts, all of it; else what the runtime says.
+    /// The limits at the top level, if there is one; else those of the runtime.
     pub(super) fn read(call: &Call) -> Result<Self, Failure> {
         refuse_unsupported(&call.conf)?;
         if KEYS.iter().any(|key| call.conf.get(key).is_some()) {

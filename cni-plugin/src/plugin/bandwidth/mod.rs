@@ -28,7 +28,7 @@ use crate::sys::netns::Namespace;
 use crate::sys::{hash, small_file};
 
 /// The row of the table.
-pub(crate) const PLUGIN: Plugin = Plugin { name: "bandwidth", level: "v1.9.1", add, del, check, status, gc };
+pub(crate) const PLUGIN: Plugin = Plugin { name: "bandwidth", add, del, check, status, gc };
 
 /// A link of the host.
 #[derive(Debug, Clone)]
@@ -134,7 +134,7 @@ fn del(call: &Call) -> Result<(), Failure> {
     remove(&mut route()?, call)
 }
 
-/// Removes the intermediate device, whoever made it, unless it says that it is another interface's.
+/// Removes the intermediate device, ours or the reference plugin's, unless its alias names another attachment.
 fn remove(socket: &mut Socket, call: &Call) -> Result<(), Failure> {
     let own = own_name(call);
     for name in names(call) {

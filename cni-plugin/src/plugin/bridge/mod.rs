@@ -42,7 +42,7 @@ use crate::plugin::ipam::{self, Grant, Lease};
 use crate::sys::netns::Namespace;
 
 /// The row of the table.
-pub(crate) const PLUGIN: Plugin = Plugin { name: "bridge", level: "v1.9.1", add, del, check, status, gc };
+pub(crate) const PLUGIN: Plugin = Plugin { name: "bridge", add, del, check, status, gc };
 
 /// ADD.
 pub(crate) fn add(call: &Call) -> Result<Attachment, Failure> {

@@ -14,7 +14,7 @@ pub(super) struct Firewall {
     pub(super) admin: String,
     pub(super) zone: String,
     pub(super) ingress: Ingress,
-    /// Where it is written whose an address is.
+    /// The folder of records: which attachment has an address.
     pub(super) folder: PathBuf,
 }
 
@@ -29,9 +29,9 @@ pub(super) enum Backend {
 pub(super) enum Ingress {
     /// Everybody.
     Open,
-    /// Not who is on another bridge.
+    /// Everybody but containers of other bridges.
     SameBridge,
-    /// Not who is on any bridge.
+    /// Everybody but containers of any bridge.
     Isolated,
 }
 

@@ -25,7 +25,7 @@ use crate::plugin::Plugin;
 use crate::plugin::chained::{self, owner, owner_network};
 
 /// The row of the table.
-pub(crate) const PLUGIN: Plugin = Plugin { name: "firewall", level: "v1.9.1", add, del, check, status, gc };
+pub(crate) const PLUGIN: Plugin = Plugin { name: "firewall", add, del, check, status, gc };
 
 fn add(call: &Call) -> Result<Attachment, Failure> {
     let result = chained::previous(call)?;
@@ -71,7 +71,7 @@ fn del(call: &Call) -> Result<(), Failure> {
     remove(&conf, &found, &own)
 }
 
-/// Removes the rules of addresses that are nobody else's by now.
+/// Removes the rules of addresses that no other attachment has by now.
 fn remove(conf: &Firewall, addresses: &[IpAddr], own: &str) -> Result<(), Failure> {
     let held = |ip: &IpAddr| record::owner(&conf.folder, *ip).is_some_and(|owner| owner != own);
     let free: Vec<_> = addresses.iter().copied().filter(|ip| !held(ip)).collect();

@@ -40,8 +40,8 @@ impl Gate {
     }
 }
 
-/// Records that these addresses are an attachment's now, whoever had them before. Where that cannot be written, as on a
-/// host with a read-only `/run/cni`, the rules work all the same; the loss is named.
+/// Records that these addresses belong to an attachment now. Where the record cannot be written, as on a host with a
+/// read-only `/run/cni`, the rules work all the same; the error is printed.
 pub(super) fn write(folder: &Path, addresses: &[IpAddr], owner: &str, gate: &Gate) {
     let text = format!("{owner}\n{}", gate.text());
     let one = |ip: &IpAddr| {

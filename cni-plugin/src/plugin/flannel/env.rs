@@ -15,7 +15,7 @@ use subnet_lease::SubnetEnvLines;
 use crate::contract::{Code, Failure};
 use crate::sys::{daemon, small_file};
 
-/// What the daemon says about this node.
+/// What the daemon published about this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Env {
     /// The cluster's networks, IPv4 first.
@@ -79,7 +79,7 @@ fn watch<T>(
     read: impl Fn() -> Result<T, Failure>,
 ) -> Option<Result<T, Failure>> {
     let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).ok()?;
-    // The folder may not be there yet either: then the nearest that is says when it comes.
+    // The folder may be missing too: then the nearest existing one is watched until it appears.
     let folder = path.ancestors().skip(1).find(|folder| folder.is_dir())?;
     let happens = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_CREATE;
     inotify.add_watch(folder, happens).ok()?;

@@ -24,7 +24,7 @@ use crate::plugin::delegate;
 use crate::sys::daemon;
 
 /// The row of the table.
-pub(crate) const PLUGIN: Plugin = Plugin { name: "flannel", level: "v1.9.1", add, del, check, status, gc };
+pub(crate) const PLUGIN: Plugin = Plugin { name: "flannel", add, del, check, status, gc };
 
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 const DATA_DIR: &str = "/var/lib/cni/flannel";
@@ -69,7 +69,7 @@ pub(crate) fn del(call: &Call) -> Result<(), Failure> {
             None
         }
     };
-    // Cut short by a power failure: what the network's configuration says today is the next best.
+    // A file that was cut short by a power failure: today's configuration of the network replaces it.
     let stored = text.as_ref().and_then(|text| stored(call, text).ok());
     let delegated = stored.map_or_else(|| call.with(without_env(&call.conf)?), Ok)?;
     delegate::run(&delegated, kind(&delegated.conf)?, Verb::Del)?;

@@ -61,14 +61,14 @@ impl State {
         }
     }
 
-    /// Forgets it, and what an ADD that was killed had half written. The shared file goes as well where it says the
-    /// same; another interface's stays.
+    /// Removes the file, and the draft of an ADD that was killed. The shared file goes as well when its text is the same;
+    /// that of another interface stays.
     pub(super) fn remove(&self, text: Option<&str>) -> Result<(), Failure> {
         if text.is_some() && self.read(&self.shared).ok().flatten().as_deref() == text {
             self.unlink(&self.shared)?;
         }
         self.unlink(&self.temporary())?;
-        // Last: whoever is killed before it finds all that is left by it.
+        // Last: a call that is killed before this line leaves the file, by which the next DEL finds the rest.
         self.unlink(&self.own)
     }
 

@@ -5,7 +5,7 @@
 //!                                     /<container>@<interface>  its addresses
 //! ```
 //!
-//! The index is believed only while the folder's modification time is the one that we gave it: whoever else makes or
+//! The index is valid only while the folder's modification time is the one that we gave it: another program that makes or
 //! removes a file in it, a Go host-local, changes that. The time that we give has nanoseconds, the kernel's own is
 //! of its last tick, so that not even a change within the same tick goes unnoticed. A file system that cuts our
 //! nanoseconds off makes every look a mismatch: slower, never wrong.
@@ -108,7 +108,7 @@ impl Index {
         self.replace(&self.0.join(pool_stamp::NAME), &stamp.to_string()).ok()
     }
 
-    /// A link in one step: whoever reads sees the old text or the new one.
+    /// A link in one step: a reader sees the old text or the new one.
     fn link(&self, name: &str, text: &str) -> std::io::Result<()> {
         let path = self.0.join(name);
         match symlink(text, &path) {
@@ -120,7 +120,7 @@ impl Index {
     fn replace(&self, path: &Path, text: &str) -> std::io::Result<()> {
         let temporary = self.0.join(".new");
         if symlink(text, &temporary).is_err() {
-            // Of a call that was killed; under the lock it is nobody's.
+            // Left by a call that was killed; under the lock no process uses it.
             let _ = fs::remove_file(&temporary);
             symlink(text, &temporary)?;
         }

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!   ipam section ──▶ Source ─┬─ Own: HostLocal { range sets } ──reserve──▶ one Lease for every set, in the Store
-//!                            └─ Program: another plugin of CNI_PATH, run as the specification says
+//!                            └─ Program: another plugin of CNI_PATH, run by the rules of the specification
 //!
-//!   Store ── who holds what, host-local's folder ◀── Index ── on tmpfs, so that nobody reads a folder of thousands
+//!   Store ── holders of addresses, host-local's folder ◀── Index ── on tmpfs, so that no call reads thousands of files
 //! ```
 
 mod conf;
@@ -31,7 +31,7 @@ use crate::plugin::Plugin;
 use crate::sys::alive;
 
 /// The row of the table.
-pub(crate) const PLUGIN: Plugin = Plugin { name: "host-local", level: "v1.9.1", add, del, check, status, gc };
+pub(crate) const PLUGIN: Plugin = Plugin { name: "host-local", add, del, check, status, gc };
 
 /// The address management of a network as its configuration has it.
 #[derive(Debug)]

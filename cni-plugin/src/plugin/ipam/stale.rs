@@ -1,4 +1,4 @@
-//! Reservations that a boot before this one left: its containers are gone, and nobody sends a DEL for them.
+//! Reservations of an earlier boot: their containers are gone, and no runtime sends a DEL for them.
 
 use std::collections::BTreeSet;
 use std::fs;

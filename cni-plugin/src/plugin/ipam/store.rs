@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A reservation is made by one exclusive create and one short write, so what a crash leaves is an empty file at most
-//! (or, after a power failure, zeros); under the lock nobody is in between, hence such a file holds nothing.
+//! (or, after a power failure, zeros). Under the lock no other process is writing, so such a file holds nothing.
 //!
 //! What an attachment holds is asked of the [`Index`] while that is of this folder as it is now; otherwise the folder
 //! is read once, whole, and the index made anew.
@@ -46,7 +46,7 @@ pub(crate) struct Place {
 pub(crate) struct Store {
     folder: PathBuf,
     index: Index,
-    /// What the index says of the folder, where that is true.
+    /// The stamp of the index, where the index is valid.
     stamp: Option<Stamp>,
     /// Something was changed since.
     touched: bool,
@@ -121,7 +121,7 @@ impl Store {
         }
         let mut held = Vec::new();
         for ip in self.index.addresses(holder) {
-            // The file is the truth; the index only says which one to read.
+            // The file decides; the index only names the one to read.
             match self.read(ip) {
                 Entry::Held(found) if holder.owns(&found) => held.push(ip),
                 _ => {}
@@ -208,7 +208,7 @@ impl Store {
         }
     }
 
-    /// Reserves an address, unless somebody has it: whether it did. A file that holds nothing is replaced.
+    /// Reserves an address, unless it is held; whether it did. A file that holds nothing is replaced.
     pub(crate) fn reserve(&mut self, ip: IpAddr, holder: &Holder) -> Result<bool, Failure> {
         let path = self.path(ip);
         let what = || format!("cannot reserve {}", path.display());
@@ -240,12 +240,12 @@ impl Store {
         remove(&self.path(ip)).during(Code::Io, || format!("cannot free {ip}"))
     }
 
-    /// Notes what an attachment holds now, and what the network's use is, for whoever comes next.
+    /// Records in the index what an attachment holds now, and how much of the network is used.
     pub(crate) fn settle(mut self, holder: &Holder, held: &[IpAddr], change: impl FnOnce(Usage) -> Usage) {
         if !self.touched {
             return;
         }
-        // Without the index everything works, only slower: failures of it are nobody's affair.
+        // Without the index everything works, only slower, so its failures are ignored.
         let Some(mut stamp) = self.stamp.take() else { return };
         stamp.usage = change(stamp.usage);
         self.index.set(holder, held);

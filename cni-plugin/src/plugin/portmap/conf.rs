@@ -20,7 +20,7 @@ pub(crate) struct PortMap {
     pub(crate) masquerade_all: bool,
     /// The packet mark by which iptables knows what to masquerade.
     pub(crate) mark: u32,
-    /// A chain of somebody else's that sets that mark.
+    /// A chain of another program that sets that mark.
     pub(crate) mark_chain: Option<String>,
     /// Further conditions for IPv4 and for IPv6, in the words of the backend.
     pub(crate) conditions: [Vec<String>; 2],
@@ -138,7 +138,7 @@ impl Protocol {
 }
 
 /// The backend that is asked for, or else the one whose words the configuration uses. Options of the other one are an
-/// error, as in the reference plugin, since nobody would act on them.
+/// error, as in the reference plugin, since nothing would act on them.
 fn backend(conf: &Object, mark_chain: bool, conditions: &[Vec<String>; 2]) -> Result<Backend, Failure> {
     let of_iptables = |words: &&Vec<String>| words[0].starts_with(['-', '!']);
     let given: Vec<_> = conditions.iter().filter(|words| !words.is_empty()).collect();

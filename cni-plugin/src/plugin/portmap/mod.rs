@@ -35,7 +35,7 @@ use crate::sys::iptables::Turn;
 use crate::sys::sysctl;
 
 /// The row of the table.
-pub(crate) const PLUGIN: Plugin = Plugin { name: "portmap", level: "v1.9.1", add, del, check, status, gc };
+pub(crate) const PLUGIN: Plugin = Plugin { name: "portmap", add, del, check, status, gc };
 
 fn add(call: &Call) -> Result<Attachment, Failure> {
     let result = chained::previous(call)?;
@@ -193,7 +193,7 @@ fn forget_removed(socket: &mut Socket, removed: &[Removed]) {
     }
 }
 
-/// Forgets the connections that went through another backend's forwards, as far as the configuration still tells.
+/// Forgets the connections that went through another backend's forwards, as far as the configuration still shows them.
 fn forget_mapped(call: &Call, socket: &mut Socket) {
     let (Ok(conf), Ok(Some(result))) = (PortMap::read(call), call.previous()) else { return };
     let udp: Vec<_> = conf.mappings.iter().filter(|m| m.protocol == Protocol::Udp).collect();

@@ -83,7 +83,7 @@ pub(super) fn write(call: &Call, conf: &Tuning, state: &State) -> Result<(), Fai
     written().during(Code::Io, what)
 }
 
-/// Sets back what the file says, as far as it can be; the interface is there. Then the file has served.
+/// Restores the values in the file as far as possible, and removes the file. The interface exists.
 pub(super) fn restore(call: &Call, conf: &Tuning, socket: &mut Socket) {
     let text = small_file::read(&path(call, conf)).unwrap_or_default();
     let old = Object::parse("the backup", text.as_bytes());

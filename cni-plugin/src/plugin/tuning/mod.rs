@@ -20,7 +20,7 @@ use crate::sys::small_file;
 
 /// The row of the table. What ADD leaves behind is a file that names no network, so GC has nothing to go by.
 pub(crate) const PLUGIN: Plugin =
-    Plugin { name: "tuning", level: "v1.9.1", add, del, check, status, gc: |call| call.valid().map(|_| ()) };
+    Plugin { name: "tuning", add, del, check, status, gc: |call| call.valid().map(|_| ()) };
 
 fn add(call: &Call) -> Result<Attachment, Failure> {
     let mut result = chained::previous(call)?;
