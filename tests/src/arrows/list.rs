@@ -58,8 +58,8 @@ const FLANNELD: &[Folder] = &[
     ("core", &["exit", "host", "backends", "subnet-lease"]),
     ("config", &["exit", "cli", "host", "core", "backends", "subnet-lease"]),
     ("recorder", &["core", "backends", "subnet-lease"]),
-    ("shell", &["exit", "cli", "config", "core", "recorder", "backends", "subnet-lease"]),
-    ("serve", &["exit", "host", "core", "backends", "subnet-lease"]),
+    ("shell", &["exit", "cli", "config", "host", "core", "recorder", "backends", "subnet-lease"]),
+    ("serve", &["exit", "host", "core", "shell", "backends", "subnet-lease"]),
     ("daemon", &["exit", "cli", "config", "host", "core", "shell", "serve", "backends", "subnet-lease"]),
     (
         "admin",
