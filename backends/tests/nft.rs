@@ -9,7 +9,7 @@ use std::thread;
 use backends::kernel::KernelEvent;
 use backends::kernel::real::{EventFilter, Events, nft};
 use backends::netlink::{NetlinkError, Socket};
-use backends::rules::{Chain, ChainKind, Hook, Policy, RuleInput, RuleTable, rules};
+use backends::rules::{Chain, ChainKind, Hook, Policy, RuleInput, RuleSettings, RuleTable, rules};
 use nix::sched::{CloneFlags, unshare};
 use subnet_lease::Family;
 
@@ -32,12 +32,15 @@ fn wish(masquerade: bool, fully_random: bool, forward_rules: bool) -> Vec<RuleTa
     let pairs = [("10.244.0.0/14", "10.244.3.0/24"), ("fd00:10:244::/56", "fd00:10:244:3::/64")];
     rules(&RuleInput {
         networks: pairs.map(|(c, p)| (c.parse().unwrap(), p.parse().unwrap())).to_vec(),
-        masquerade,
-        fully_random,
-        forward_rules,
-        no_masquerade: ["172.16.0.0/12", "192.0.2.7/32", "2001:db8::/33", "2001:db8::7/128"]
-            .map(|net| net.parse().unwrap())
-            .to_vec(),
+        settings: RuleSettings {
+            masquerade,
+            fully_random,
+            forward_rules,
+            no_masquerade: ["172.16.0.0/12", "192.0.2.7/32", "2001:db8::/33", "2001:db8::7/128"]
+                .map(|net| net.parse().unwrap())
+                .to_vec(),
+            ..RuleSettings::default()
+        },
     })
 }
 
@@ -227,9 +230,7 @@ fn with_exemptions(count: u32) -> RuleTable {
     let nets = (0..count).map(|n| format!("192.{}.{}.0/24", n / 256, n % 256).parse().unwrap());
     let input = RuleInput {
         networks: vec![("10.244.0.0/16".parse().unwrap(), "10.244.3.0/24".parse().unwrap())],
-        masquerade: true,
-        no_masquerade: nets.collect(),
-        ..RuleInput::default()
+        settings: RuleSettings { masquerade: true, no_masquerade: nets.collect(), ..RuleSettings::default() },
     };
     rules(&input).remove(0)
 }

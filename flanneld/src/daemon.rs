@@ -63,7 +63,7 @@ pub fn networks(given: &[&[Given]]) -> Result<Exit, Failure> {
         let (mut shells, mut for_metrics) = (Vec::new(), None);
         for config in &configs {
             let (asks, mut status) = mpsc::channel(1);
-            for_metrics.get_or_insert(asks.clone());
+            for_metrics.get_or_insert_with(|| asks.clone());
             tokio::select! {
                 alone = alone(config, asks, &mut status) => alone?,
                 () = signals::stop(), if config.takeover => return Ok(Exit::Done),

@@ -19,8 +19,8 @@ use crate::config::NodeConfig;
 use crate::core::Changed;
 use crate::daemon::block_on;
 use crate::exit::{Exit, Failure};
-use crate::shell::rival::{self, Rival};
 use crate::serve::socket;
+use crate::shell::rival::{self, Rival};
 use crate::shell::state_file::StateFile;
 
 #[derive(Debug, clap::Args)]
@@ -93,8 +93,10 @@ fn answer(dry_run: bool, steps: &[String], notes: &[String]) -> Answer {
 
 /// The daemon of this network that runs here: ours, or one whose kernel objects would be taken for what ours left.
 fn at_work(config: &NodeConfig) -> Option<Rival> {
-    let held = block_on(async { Ok(socket::holder(&config.daemons, &config.core.network).await) }).ok().flatten();
-    held.map(|pid| Rival::of_ours(pid, &config.core.network)).or_else(|| rival::find(&config.core.network, &config.daemons))
+    let held =
+        block_on(async { Ok(socket::holder(&config.daemons, &config.core.network).await) }).ok().flatten();
+    held.map(|pid| Rival::of_ours(pid, &config.core.network))
+        .or_else(|| rival::find(&config.core.network, &config.daemons))
 }
 
 fn beside(rival: &Rival) -> Failure {

@@ -12,8 +12,8 @@ use crate::core::Status;
 use crate::daemon::block_on;
 use crate::exit::{Exit, Failure};
 use crate::host::pool::{self, Pool};
-use crate::shell::rival::{self, Rival};
 use crate::serve::socket::{self, NoStatus};
+use crate::shell::rival::{self, Rival};
 
 /// Why packets are lost, or may be.
 #[derive(Debug, PartialEq, Eq, Serialize)]

@@ -17,8 +17,8 @@ use subnet_lease::NetworkId;
 use crate::cli::Given;
 use crate::config::{Environment, RawConfig, Source, environment_file};
 use crate::daemon::block_on;
-use crate::shell::rival;
 use crate::serve::socket;
+use crate::shell::rival;
 
 /// The environment file of the unit that comes with this program.
 pub(super) const UNIT_FILE: &str = "/etc/default/flanneld";

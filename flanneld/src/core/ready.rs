@@ -61,7 +61,7 @@ impl NodeCore {
         }
         // Also while something else is awaited: what is wrong with the configuration is wrong until it changes.
         if self.membership.network().is_some() {
-            notices.extend(self.membership.fault().or(self.membership.unapplied()).cloned());
+            notices.extend(self.membership.fault().or_else(|| self.membership.unapplied()).cloned());
         }
         let ready = blocking.is_empty();
         blocking.extend(notices);

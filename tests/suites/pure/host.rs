@@ -378,7 +378,7 @@ fn what_is_wrong_with_the_configuration_is_shown_until_the_configuration_changes
     let own = record("10.244.1.0-24", "172.16.0.1", 1, None);
     let mut solo = Solo::new(settings(), host(&[]), own.clone());
     solo.hear(config(BROKEN));
-    let leases = vec![own.clone(), record("10.244.2.0-24", "172.16.0.2", 2, None)];
+    let leases = vec![own, record("10.244.2.0-24", "172.16.0.2", 2, None)];
     solo.hear(Input::Store(StoreEvent::Snapshot { leases, unreadable: Vec::new(), foreign: false }));
     solo.hear(Input::Store(StoreEvent::Upsert(record("10.244.3.0-24", "172.16.0.3", 3, None))));
     let status = solo.status();
