@@ -151,12 +151,12 @@ mod tests {
         let folder = &Folder::new("files").0;
         let files = ["/a/b", "/a-b"].map(|id| file_of(folder, id).unwrap());
         assert_ne!(files[0], files[1]);
-        let mut sockets = files.map(|file| file.with_extension("sock"));
-        sockets.sort();
-        for name in [&sockets[0], &sockets[1], &files[0].with_extension("lock"), &folder.join("7-0.sock")] {
+        let mut expected = files.clone().map(|file| file.with_extension("sock"));
+        expected.sort();
+        for name in [&expected[0], &expected[1], &files[0].with_extension("lock"), &folder.join("7-0.sock")] {
             fs::write(name, "").unwrap();
         }
-        assert_eq!(sockets(folder).unwrap(), sockets);
+        assert_eq!(sockets(folder).unwrap(), expected);
     }
 
     #[test]

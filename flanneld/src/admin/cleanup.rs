@@ -23,7 +23,7 @@ use crate::serve::socket;
 use crate::shell::rival::{self, Rival};
 use crate::shell::state_file::StateFile;
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(super) struct Arguments {
     /// Print what would be done. Nothing is changed.
     #[arg(long)]

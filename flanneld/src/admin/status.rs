@@ -17,7 +17,7 @@ use crate::shell::rival;
 pub(super) struct Arguments {
     /// Wait until the node is ready, for so many seconds at most.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "60")]
-    wait: Option<u64>,
+    pub(super) wait: Option<u64>,
 }
 
 #[derive(Debug, clap::Args)]

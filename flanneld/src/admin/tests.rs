@@ -192,50 +192,55 @@ fn daemon(config: &NodeConfig, status: &Status) -> oneshot::Sender<()> {
     stop
 }
 
-#[test]
-fn status_is_what_the_daemon_of_this_network_says_and_so_is_the_exit_code() {
+/// A node whose daemons' folder and subnet file are a test's own.
+fn node() -> (tempfile::TempDir, NodeConfig) {
     let outer = tempfile::tempdir().unwrap();
-    let daemons = outer.path().join("daemons");
+    let raw = RawConfig::gather(&[], &Environment::new());
+    let (daemons, subnet_file) = (outer.path().join("daemons"), outer.path().join("subnet.env"));
     std::fs::create_dir(&daemons).unwrap();
     std::fs::set_permissions(&daemons, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
-    let raw = RawConfig::gather(&[], &Environment::new());
-    let config = NodeConfig { daemons, ..NodeConfig::understand(&raw, "h").unwrap() };
-    let ask = |output| status::run(Output { output }, &config);
-    let refused = ask(Form::Table).unwrap_err();
+    let config = NodeConfig { daemons, subnet_file, ..NodeConfig::understand(&raw, "h").unwrap() };
+    (outer, config)
+}
+
+#[test]
+fn status_is_what_the_daemon_of_this_network_says_and_so_is_the_exit_code() {
+    let (_outer, config) = node();
+    let ask = || status::run(&status::Arguments { wait: None }, &config);
+    let refused = ask().unwrap_err();
     assert_eq!(refused.exit, Exit::NotReady);
     assert!(refused.message.starts_with("no flanneld of network /coreos.com/network runs here"), "{refused}");
     let red = Status { reasons: vec!["waiting for a lease".to_owned()], ..Status::default() };
     let _daemon = daemon(&config, &red);
-    let (said, ended) = ask(Form::Table).unwrap();
+    let (answer, ended) = ask().unwrap();
     assert_eq!(ended, Exit::NotReady);
+    let said = answer.print(Form::Text, None);
     assert!(said.contains("waiting for a lease"), "{said}");
-    let (said, ended) = ask(Form::Json).unwrap();
-    assert_eq!(ended, Exit::NotReady);
-    assert_eq!(serde_json::from_str::<Status>(&said).unwrap(), red);
+    assert_eq!(serde_json::from_str::<Status>(&answer.print(Form::Json, None)).unwrap(), red);
 }
 
 #[test]
 fn status_waits_until_the_node_is_ready() {
-    let prefix = format!("/test-{}-wait", std::process::id());
-    let asked = flannelctl(&format!("status --etcd-prefix={prefix} --wait=0")).0;
+    let (_outer, config) = node();
+    let asked = status::run(&status::Arguments { wait: Some(0) }, &config);
     assert_eq!(asked.unwrap_err().exit, Exit::NotReady);
     let later = std::thread::spawn({
-        let prefix = prefix.clone();
-        move || flannelctl(&format!("status --etcd-prefix={prefix} --wait"))
+        let config = config.clone();
+        move || status::run(&status::Arguments { wait: Some(60) }, &config)
     });
-    let _daemon = daemon(&prefix, &Status { ready: true, ..Status::default() });
-    let (ended, said) = later.join().unwrap();
+    let _daemon = daemon(&config, &Status { ready: true, ..Status::default() });
+    let (answer, ended) = later.join().unwrap().unwrap();
+    let said = answer.print(Form::Text, None);
     let first: Vec<_> = said.lines().next().unwrap_or_default().split_whitespace().collect();
-    assert_eq!((ended, &first[..]), (Ok(Exit::Done), &["READY", "yes"][..]), "{said}");
+    assert_eq!((ended, &first[..]), (Exit::Done, &["READY", "yes"][..]), "{said}");
 }
 
 #[test]
 fn cleanup_is_refused_beside_a_daemon_that_runs() {
-    let prefix = format!("/test-{}-cleanup", std::process::id());
-    let _daemon = daemon(&prefix, &Status::default());
-    let (ended, said) = flannelctl(&format!("cleanup --etcd-prefix={prefix}"));
-    let Failure { exit, message } = ended.unwrap_err();
-    assert_eq!((exit, said.as_str()), (Exit::Rival, ""));
+    let (_outer, config) = node();
+    let _daemon = daemon(&config, &Status::default());
+    let Failure { exit, message } = cleanup::run(&cleanup::Arguments::default(), &config).unwrap_err();
+    assert_eq!(exit, Exit::Rival);
     assert!(message.contains(&format!("(pid {})", std::process::id())), "{message}");
 }
 
