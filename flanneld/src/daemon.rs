@@ -52,10 +52,12 @@ fn daemon(given: &[Given]) -> Result<Exit, Failure> {
 pub fn networks(given: &[&[Given]]) -> Result<Exit, Failure> {
     let raws: Vec<_> = given.iter().map(|given| RawConfig::gather(given, &environment())).collect();
     let configs = raws.iter().map(|raw| NodeConfig::understand(raw, &host_name()));
-    let configs: Vec<_> = configs.collect::<Result<_, _>>()?;
-    let Some(first) = configs.first() else { return Ok(Exit::Done) };
-    log::start(first.verbosity);
+    let mut configs: Vec<_> = configs.collect::<Result<_, _>>()?;
+    let Some(verbosity) = configs.first().map(|config| config.verbosity) else { return Ok(Exit::Done) };
+    log::start(verbosity);
     raws.iter().for_each(log_settings);
+    configs.iter_mut().try_for_each(store::ask_for_node)?;
+    let first = &configs[0];
     let (tell, readiness) = watch::channel(Readiness::default());
     let host = Host { arbiter: Arbiter::default(), readiness: tell, notified: false };
     let host = Rc::new(RefCell::new(host));

@@ -76,7 +76,9 @@ pub use model::netconf::{FamilyFile, NetConfError, NetConfFile, NetworkConfig};
 pub use model::pool::NetworkPool;
 #[cfg(feature = "etcd")]
 pub use store::etcd;
+#[cfg(feature = "kube")]
+pub use store::kube;
 pub use store::{
-    Allocation, Answer, Class, Entry, Listed, MemoryStore, Shown, Store, StoreConfig, StoreError, StoreEvent,
-    StoredConfig, Subscription, Version, open,
+    Allocation, Answer, Class, DataPath, Entry, Listed, MemoryStore, Shown, Store, StoreConfig, StoreError,
+    StoreEvent, StoredConfig, Subscription, Version, open,
 };

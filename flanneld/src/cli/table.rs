@@ -2,8 +2,6 @@
 
 use super::{Flag, Kind, Status};
 
-const KUBE: Status = Status::NotYet("the Kubernetes store does not exist yet; use etcd");
-
 /// Every setting, in the groups of the help.
 pub const TABLE: &[(&str, &[Flag])] = &[
     (
@@ -43,6 +41,44 @@ pub const TABLE: &[(&str, &[Flag])] = &[
                 "false",
                 "give the lease back when the daemon stops; pods of this host lose their network",
             ),
+        ],
+    ),
+    (
+        "Kubernetes",
+        &[
+            switch(
+                "kube-subnet-mgr",
+                "false",
+                "keep leases in Kubernetes, as annotations of its Nodes, instead of etcd",
+            ),
+            text(
+                "kube-api-url",
+                "",
+                "address of the API server; default: the kubeconfig's, else that of the pod",
+            ),
+            text(
+                "kubeconfig-file",
+                "",
+                "kubeconfig with server and credentials; default: the pod's own credentials",
+            ),
+            text(
+                "kube-annotation-prefix",
+                "flannel.alpha.coreos.com",
+                "what the names of our annotations begin with",
+            ),
+            text(
+                "net-config-path",
+                "/etc/kube-flannel/net-conf.json",
+                "file with the network's configuration; read again when it changes",
+            ),
+            switch(
+                "set-node-network-unavailable",
+                "true",
+                "keep the Node's condition NetworkUnavailable: False while the data path works",
+            ),
+            variable("EVENT_QUEUE_DEPTH", "length of flannel's queue of Nodes").no_effect(NO_QUEUE),
+            variable("CONT_WHEN_CACHE_NOT_READY", "whether flannel goes on when the list of Nodes is late")
+                .no_effect(NO_QUEUE),
         ],
     ),
     (
@@ -167,24 +203,13 @@ pub const TABLE: &[(&str, &[Flag])] = &[
                 "wait for the end of another flanneld of this network on this host, and go on in its place",
             ),
             variable("NODE_NAME", "name of this node where --node-id does not set it"),
-            variable("POD_NAME", "pod of this daemon").status(KUBE),
-            variable("POD_NAMESPACE", "namespace of that pod").status(KUBE),
+            variable("POD_NAME", "pod of this daemon; names the Node where NODE_NAME does not"),
+            variable("POD_NAMESPACE", "namespace of that pod"),
         ],
     ),
     (
         "Not here yet",
         &[
-            switch("kube-subnet-mgr", "false", "keep leases in Kubernetes instead of etcd").status(KUBE),
-            text("kube-api-url", "", "address of the Kubernetes API server").status(KUBE),
-            text("kubeconfig-file", "", "kubeconfig file").status(KUBE),
-            text("kube-annotation-prefix", "flannel.alpha.coreos.com", "prefix of the node's annotations")
-                .status(KUBE),
-            text("net-config-path", "/etc/kube-flannel/net-conf.json", "the network configuration")
-                .status(KUBE),
-            switch("set-node-network-unavailable", "true", "set the node's NetworkUnavailable condition")
-                .status(KUBE),
-            variable("EVENT_QUEUE_DEPTH", "length of the queue of node events").status(KUBE),
-            variable("CONT_WHEN_CACHE_NOT_READY", "continue when the node list is late").status(KUBE),
             variable("WIREGUARD_KEY_FILE", "file of the WireGuard private key")
                 .status(Status::NotYet("the wireguard backend does not exist yet")),
             variable("ACCESS_KEY_ID", "credentials for tencent-vpc").status(CLOUD),
@@ -192,6 +217,8 @@ pub const TABLE: &[(&str, &[Flag])] = &[
         ],
     ),
 ];
+
+const NO_QUEUE: &str = "there is no such queue: any number of Nodes is read as it comes";
 
 const CLOUD: Status = Status::NotYet("cloud backends do not exist yet");
 

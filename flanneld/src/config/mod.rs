@@ -5,6 +5,7 @@
 //! ```
 
 mod etcd;
+mod kube;
 mod node;
 mod raw;
 

@@ -14,7 +14,7 @@ use regex_lite::Regex;
 use subnet_lease::etcd::EtcdConfig;
 use subnet_lease::{PublicAddrs, StoreConfig};
 
-use super::{ConfigError, ConfigErrors, RawConfig, Source, etcd};
+use super::{ConfigError, ConfigErrors, RawConfig, Source, etcd, kube};
 use crate::cli;
 use crate::core::Settings;
 use crate::host::iface::IfaceWish;
@@ -67,7 +67,10 @@ impl NodeConfig {
         let subnet_file = read.one("subnet-file", path);
         let state_dir = read.state_dir(&subnet_file);
         let embedded = read.embedded(&state_dir, &mut etcd.endpoints);
-        let store = StoreConfig::Etcd(etcd);
+        let store = match kube::read(&mut read) {
+            Some(kube) => StoreConfig::Kube(kube),
+            None => StoreConfig::Etcd(etcd),
+        };
         let core = read.core(&store, host_name);
         let config = Self {
             store,
@@ -159,7 +162,7 @@ impl Reader<'_> {
         }
     }
 
-    fn note(&mut self, name: &str, why: impl Into<String>) {
+    pub(super) fn note(&mut self, name: &str, why: impl Into<String>) {
         self.errors.push(ConfigError::invalid(self.raw.written(name), why.into()));
     }
 
@@ -167,7 +170,7 @@ impl Reader<'_> {
         understood.map_err(|why| self.note(name, why)).ok()
     }
 
-    fn bool(&mut self, name: &str) -> bool {
+    pub(super) fn bool(&mut self, name: &str) -> bool {
         self.one(name, |text| cli::parse_bool(text).ok_or_else(|| "neither true nor false".to_owned()))
     }
 

@@ -297,7 +297,8 @@ impl RawConfig {
     }
 
     fn without_effect(&self) -> Vec<String> {
-        let made = cli::rows().filter(|flag| self.made.contains_key(flag.name));
+        // Manifests written for flannel set variables that have no flag.
+        let made = cli::rows().filter(|flag| self.made.contains_key(flag.name) && !flag.is_variable_only());
         let notice = |flag: &Flag| match flag.status {
             Status::NoEffect(why) => Some(format!("{}: no effect: {why}", self.written(flag.name))),
             _ => None,

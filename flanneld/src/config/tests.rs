@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use subnet_lease::StoreConfig;
 use subnet_lease::etcd::EtcdConfig;
+use subnet_lease::kube::NodeName;
 
 use super::*;
 use crate::cli::{self, Command};
@@ -175,21 +176,27 @@ fn a_settings_file_that_is_missing_broken_or_has_unknown_keys_is_named() {
 }
 
 #[test]
-fn what_flannel_has_and_we_have_not_is_refused_in_one_sentence_with_its_own_code() {
-    let refused = config("--kube-subnet-mgr", &[]).unwrap_err();
-    let sentence =
-        "--kube-subnet-mgr=\"true\": the Kubernetes store is not built in yet: keep the network in etcd";
-    assert_eq!(refused.to_string(), sentence);
-    assert_eq!(Failure::from(refused).exit, Exit::Unsupported);
-    let variable = config("", &[("FLANNELD_KUBE_SUBNET_MGR", "true")]).unwrap_err();
-    assert_eq!(Failure::from(variable).exit, Exit::Unsupported);
+fn kubernetes_is_the_store_where_that_is_asked_and_the_node_is_known() {
+    let pod = [("POD_NAME", "flannel-x"), ("POD_NAMESPACE", "kube-flannel")];
+    let kube = |flags, variables: &[(&str, &str)]| match config(flags, variables).unwrap().store {
+        StoreConfig::Kube(kube) => Some(kube),
+        _ => None,
+    };
+    assert_eq!(kube("", &pod), None);
+    let stock = kube("--kube-subnet-mgr --ip-masq", &pod).unwrap();
+    let node = NodeName::Pod { namespace: "kube-flannel".into(), name: "flannel-x".into() };
+    assert_eq!((&stock.node, stock.kubeconfig, stock.set_condition), (&node, None, true));
+    assert_eq!(stock.net_conf.to_str(), Some("/etc/kube-flannel/net-conf.json"));
+    let named = [pod[0], pod[1], ("NODE_NAME", "a")];
+    let flags = "--kube-subnet-mgr --kubeconfig-file=/k --kube-api-url=http://a:1 --set-node-network-unavailable=false";
+    let named = kube(flags, &named).unwrap();
+    assert_eq!((named.node, named.set_condition), (NodeName::Name("a".into()), false));
+    assert_eq!(named.api_url.as_deref(), Some("http://a:1"));
+    let nameless = errors("--kube-subnet-mgr", &[("POD_NAME", "flannel-x")]);
     assert!(
-        config("--kube-subnet-mgr=false --set-node-network-unavailable=T", &[]).is_ok(),
-        "as the default says"
+        nameless.ends_with("which Node is this? Set NODE_NAME, or POD_NAME and POD_NAMESPACE"),
+        "{nameless}"
     );
-    let both = config("--kube-subnet-mgr --config=/nowhere --healthz-port=70000", &[]).unwrap_err();
-    assert_eq!(both.to_string().lines().count(), 3, "{both}");
-    assert_eq!(Failure::from(both).exit, Exit::Invalid);
 }
 
 #[test]

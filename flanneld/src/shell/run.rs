@@ -17,7 +17,7 @@ use std::time::Duration;
 use backends::kernel::real::{EventFilter, Events, Heard};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use subnet_lease::{Claim, Lease, NetworkId, Store};
+use subnet_lease::{Claim, DataPath, Lease, NetworkId, Store};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
@@ -284,6 +284,10 @@ impl Running {
     }
 
     fn announce(&self, readiness: Readiness) {
+        self.store.set_data_path(match readiness.ready {
+            true => DataPath::Works,
+            false => DataPath::Fails(readiness.reasons.join("; ")),
+        });
         let mut host = self.host.borrow_mut();
         let readiness = host.arbiter.judge(&self.network, readiness);
         info!("{}", announcement(host.readiness.borrow().ready, host.notified, &readiness));

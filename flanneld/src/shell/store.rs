@@ -7,15 +7,20 @@ use std::time::Duration;
 
 use backends::local::processes::{self, Limits, RunError};
 use clap::Parser;
+use subnet_lease::kube::{self, KubeConfig, NodeName};
 use subnet_lease::server::{Server, ServerConfig, ServerError, TlsFiles, check_file};
+use subnet_lease::{Class, PublicAddrs, StoreConfig};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::config::{NodeConfig, loopback};
 use crate::daemon::{block_on, refuse};
 use crate::exit::{Exit, Failure};
 use crate::shell::{log, publish, signals};
+
+/// Between two questions for the name of our Node. Ours.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// The embedded store: the etcd API (v3) on one file, in one process, without a quorum; for labs and small clusters.
 #[derive(Debug, Parser)]
@@ -126,6 +131,41 @@ impl Within {
         // An error of either means that it has ended already.
         let _ = self.stop.send(());
         let _ = self.task.await;
+    }
+}
+
+/// In Kubernetes: which Node is ours, and which addresses its annotations choose. Everything else needs the name, so it is
+/// looked up until the API server answers; the addresses are not waited for, since with the API server away a node goes by
+/// what it remembers.
+pub(crate) fn ask_for_node(config: &mut NodeConfig) -> Result<(), Failure> {
+    let StoreConfig::Kube(kube) = &mut config.store else { return Ok(()) };
+    block_on(async {
+        let name = find_node(kube).await?;
+        config.core.node = Some(name.clone());
+        kube.node = NodeName::Name(name);
+        let chosen = kube::chosen_addresses(kube).await.unwrap_or_else(|error| {
+            warn!("addresses that the Node's annotations choose are not known: {error}");
+            PublicAddrs::default()
+        });
+        let public = &mut config.core.iface.public;
+        *public = PublicAddrs { v4: chosen.v4.or(public.v4), v6: chosen.v6.or(public.v6) };
+        Ok(())
+    })
+}
+
+async fn find_node(config: &KubeConfig) -> Result<String, Failure> {
+    let mut warned = None;
+    loop {
+        let error = match kube::find_node(config).await {
+            Ok(name) => return Ok(name),
+            Err(error) if error.class() == Class::Fatal => return Err(error.into()),
+            Err(error) => error.to_string(),
+        };
+        if warned.as_ref() != Some(&error) {
+            warn!("waiting for the name of this host's Node: {error}");
+        }
+        warned = Some(error);
+        tokio::time::sleep(AGAIN).await;
     }
 }
 

@@ -15,12 +15,18 @@ use crate::admit::claim::Claim;
 use crate::model::lease::{Lease, OwnLease};
 use crate::model::net::Subnets;
 
+mod data_path;
 #[cfg(feature = "etcd")]
 pub mod etcd;
+#[cfg(feature = "kube")]
+pub mod kube;
 mod memory;
 mod open;
+#[cfg(feature = "kube")]
+mod pause;
 mod shown;
 
+pub use data_path::DataPath;
 pub use memory::{MemoryStore, Subscription};
 pub use open::{StoreConfig, open};
 pub use shown::{Allocation, Entry, Listed, Shown, StoredConfig, Version};
@@ -47,6 +53,9 @@ pub trait Store: Send + Sync {
     /// `Config`, then a `Snapshot`; sends another `Snapshot` after every gap. After a `Stale` any other event means that the
     /// store is being followed again (where there was no gap, a repeated `Config`). Never ends.
     fn watch(&self) -> BoxStream<'static, StoreEvent>;
+
+    /// Whether pods here reach the others: a store that passes it on does so while it is watched.
+    fn set_data_path(&self, _path: DataPath) {}
 
     /// Which network this is, as a sentence names it: in etcd what its keys begin with.
     fn name(&self) -> String;

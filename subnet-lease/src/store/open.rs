@@ -6,6 +6,8 @@ use std::time::Duration;
 
 #[cfg(feature = "etcd")]
 use super::etcd::{EtcdConfig, EtcdStore};
+#[cfg(feature = "kube")]
+use super::kube::{KubeConfig, KubeStore};
 use super::{MemoryStore, Store, StoreError};
 use crate::model::lease::NetworkId;
 
@@ -15,6 +17,9 @@ pub enum StoreConfig {
     /// An etcd, or the embedded store.
     #[cfg(feature = "etcd")]
     Etcd(EtcdConfig),
+    /// A Kubernetes cluster.
+    #[cfg(feature = "kube")]
+    Kube(KubeConfig),
     /// In this process, for tests.
     Memory(MemoryStore),
 }
@@ -24,6 +29,8 @@ pub fn open(config: &StoreConfig) -> Result<Arc<dyn Store>, StoreError> {
     Ok(match config {
         #[cfg(feature = "etcd")]
         StoreConfig::Etcd(config) => Arc::new(EtcdStore::connect(config.clone())?),
+        #[cfg(feature = "kube")]
+        StoreConfig::Kube(config) => Arc::new(KubeStore::connect(config.clone())?),
         StoreConfig::Memory(store) => Arc::new(store.clone()),
     })
 }
@@ -34,6 +41,9 @@ impl StoreConfig {
         match self {
             #[cfg(feature = "etcd")]
             Self::Etcd(config) => config.renew_margin,
+            // Nothing ends there.
+            #[cfg(feature = "kube")]
+            Self::Kube(_) => Duration::ZERO,
             Self::Memory(_) => Duration::from_secs(60 * 60),
         }
     }
@@ -43,6 +53,8 @@ impl StoreConfig {
         match self {
             #[cfg(feature = "etcd")]
             Self::Etcd(config) => &config.endpoints,
+            #[cfg(feature = "kube")]
+            Self::Kube(_) => &[],
             Self::Memory(_) => &[],
         }
     }
@@ -63,6 +75,8 @@ impl StoreConfig {
         match self {
             #[cfg(feature = "etcd")]
             Self::Etcd(config) => NetworkId::new(&*config.prefix),
+            #[cfg(feature = "kube")]
+            Self::Kube(config) => NetworkId::new(format!("kubernetes/{}", config.annotation_prefix)),
             Self::Memory(_) => NetworkId::default(),
         }
     }
