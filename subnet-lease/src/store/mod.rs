@@ -22,7 +22,7 @@ pub mod etcd;
 pub mod kube;
 mod memory;
 mod open;
-#[cfg(feature = "kube")]
+#[cfg(any(feature = "etcd", feature = "kube"))]
 mod pause;
 mod shown;
 

@@ -15,3 +15,17 @@ pub(super) fn pause(failures: u32, seed: u64) -> Duration {
     let random = hasher.finish() % 512;
     whole.mul_f64(0.5 + f64::from(u32::try_from(random).unwrap_or(0)) / 1024.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_from_a_tenth_of_a_second_to_five_and_differ_between_hosts() {
+        for (failures, whole) in [(1, 100), (2, 200), (5, 1600), (7, 5000), (u32::MAX, 5000)] {
+            let pauses: Vec<_> = (0..50).map(|seed| pause(failures, seed).as_millis()).collect();
+            assert!(pauses.iter().all(|ms| (whole / 2..=whole).contains(ms)), "{failures}: {pauses:?}");
+            assert!(pauses.windows(2).any(|two| two[0] != two[1]));
+        }
+    }
+}

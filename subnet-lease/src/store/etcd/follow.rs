@@ -1,9 +1,7 @@
 //! The watch: one list, then changes from the next revision on, and back to the list after a gap.
 
 use std::collections::{HashSet, VecDeque};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::time::Duration;
 
 use etcd_client::{GetOptions, KeyValue, WatchOptions, WatchResponse, WatchStream};
 use futures::stream::{self, StreamExt};
@@ -15,11 +13,8 @@ use super::listing::{self, Listing};
 use super::session::{Dialer, Session};
 use crate::model::lease::PublicAddrs;
 use crate::model::net::Subnets;
+use crate::store::pause::pause;
 use crate::store::{StoreError, StoreEvent};
-
-/// Pauses between attempts to reconnect: doubled from the first to the last, flannel's figures.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LAST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Never ends. Does nothing while it is not polled.
 pub(super) fn follow(dialer: Arc<Dialer>) -> BoxStream<'static, StoreEvent> {
@@ -399,27 +394,4 @@ async fn open_watch(session: &mut Session, place: Position) -> Result<WatchStrea
     let leases = from(place.next[LEASES]).with_range(keys.subnets_end()).with_fragment();
     stream.watch(keys.subnets(), Some(leases)).await.map_err(|error| session.told(&error))?;
     Ok(stream)
-}
-
-/// Between half and the whole of the doubled pause, so that a cluster's hosts do not come back in one moment.
-fn pause(failures: u32, seed: u64) -> Duration {
-    let whole = FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LAST_PAUSE);
-    let mut hasher = DefaultHasher::new();
-    (failures, seed).hash(&mut hasher);
-    let random = hasher.finish() % 512;
-    whole.mul_f64(0.5 + f64::from(u32::try_from(random).unwrap_or(0)) / 1024.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_from_a_tenth_of_a_second_to_five_and_differ_between_hosts() {
-        for (failures, whole) in [(1, 100), (2, 200), (5, 1600), (7, 5000), (u32::MAX, 5000)] {
-            let pauses: Vec<_> = (0..50).map(|seed| pause(failures, seed).as_millis()).collect();
-            assert!(pauses.iter().all(|ms| (whole / 2..=whole).contains(ms)), "{failures}: {pauses:?}");
-            assert!(pauses.windows(2).any(|two| two[0] != two[1]));
-        }
-    }
 }
