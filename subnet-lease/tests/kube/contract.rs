@@ -92,7 +92,7 @@ async fn a_host_publishes_flannels_annotations_and_others_see_it_come_change_and
 }
 
 #[tokio::test]
-async fn an_api_server_that_is_killed_is_followed_again_and_what_happened_meanwhile_is_told() {
+async fn an_api_server_that_is_killed_is_followed_again_and_what_happened_meanwhile_is_seen() {
     let mut cluster = Cluster::start();
     cluster.add_node("a", &["10.244.1.0/24"]);
     cluster.add_node("b", &["10.244.2.0/24"]);

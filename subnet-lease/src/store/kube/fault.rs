@@ -57,14 +57,14 @@ impl Answer {
         struct Status {
             message: String,
         }
-        let told = match object(body) {
+        let found = match object(body) {
             Ok(("Status", fields)) => {
                 let message = fields.flatten().find(|(number, _)| *number == 3);
                 message.and_then(|(_, value)| value.text().ok()).map(str::to_owned)
             }
             _ => serde_json::from_slice::<Status>(body).ok().map(|status| status.message),
         };
-        let text = told.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
+        let text = found.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
         let line = text.lines().next().unwrap_or_default();
         let message = line.chars().filter(|c| !c.is_control()).take(300).collect();
         Self { code, message, retry_after }

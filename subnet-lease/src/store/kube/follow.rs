@@ -44,7 +44,7 @@ struct Follower {
     shared: Arc<Shared>,
     events: VecDeque<StoreEvent>,
     config: Option<Vec<u8>>,
-    /// The version up to which everything was told.
+    /// The version up to which every change was sent.
     place: Option<String>,
     /// Where we were when the history broke off.
     lost: Option<String>,
@@ -243,7 +243,7 @@ impl Follower {
         self.table.rival(self.shared.name()).map(str::to_owned)
     }
 
-    /// What was heard so far is still told; then comes a snapshot.
+    /// What was read so far is still sent; then comes a snapshot.
     fn list_again(&mut self) {
         self.lost = self.place.take().or_else(|| self.lost.take());
         self.frames = None;

@@ -126,7 +126,7 @@ fn no_cidr(name: &str, network: &NetworkConfig) -> String {
     )
 }
 
-/// The Node's subnets must be those of this network, before anybody hears of them.
+/// The Node's subnets must be those of this network, before they are published.
 fn fits(name: &str, subnets: &Subnets, network: &NetworkConfig) -> Result<(), String> {
     for pool in network.pools() {
         let (family, whole) = (pool.family(), pool.network);

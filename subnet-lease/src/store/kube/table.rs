@@ -7,7 +7,7 @@ use crate::model::lease::Lease;
 use crate::model::net::Subnets;
 use crate::store::StoreEvent;
 
-/// All Nodes that were told, by name; of each only what is needed to see a change.
+/// All Nodes, by name; of each only what is needed to see a change.
 #[derive(Default)]
 pub(super) struct Table {
     nodes: HashMap<Box<str>, Entry>,
@@ -29,7 +29,7 @@ enum State {
     Holds(Subnets),
     /// It has the subnets of an older Node, and waits.
     Second(Subnets),
-    /// What is wrong was told; its peers keep what it held, as far as that is known.
+    /// What is wrong was reported; its peers keep what it held, as far as that is known.
     Unreadable(Option<Subnets>),
 }
 
@@ -145,7 +145,7 @@ impl Table {
             {
                 return Some(None);
             }
-            // Told anew by the name of the Node.
+            // Reported anew by the name of the Node.
             (State::Second(_) | State::Unreadable(None), State::Nothing) => return None,
             (State::Second(_) | State::Unreadable(None), _) => return Some(None),
             (State::Holds(held) | State::Unreadable(Some(held)), _) => *held,
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_heartbeat_is_nothing_and_a_change_is_told() {
+    fn a_heartbeat_is_nothing_and_a_change_is_an_event() {
         let (mut table, ..) = table(&[("a", A, 5, "1.1.1.1")]);
         assert_eq!(there(&mut table, "a", A, 5, "1.1.1.1"), Change::Nothing);
         let Change::Events(events) = there(&mut table, "a", A, 5, "1.1.1.2") else { panic!() };
