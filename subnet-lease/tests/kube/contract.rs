@@ -24,6 +24,7 @@ fn claim(n: u8) -> Claim {
         previous: None,
         network: network.into(),
         node: None,
+        avoid: Default::default(),
     }
 }
 
