@@ -1,5 +1,4 @@
 use std::ffi::OsString;
-use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -109,11 +108,8 @@ impl Cluster {
             "-H",
             &format!("Content-Type: {kind}"),
         ]);
-        command.args(["--data-binary", "@-"]).arg(format!("https://127.0.0.1:{}{path}", self.ports[2]));
-        let mut running =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("curl");
-        running.stdin.take()?.write_all(body.as_bytes()).ok()?;
-        let output = running.wait_with_output().ok()?;
+        command.args(["--data-binary", body]).arg(format!("https://127.0.0.1:{}{path}", self.ports[2]));
+        let output = command.stdin(Stdio::null()).output().expect("curl");
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
