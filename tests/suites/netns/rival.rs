@@ -257,8 +257,8 @@ fn cleanup_beside_a_daemon() -> Result<()> {
         ensure!(said.contains(part), "{part} is not in: {said}");
     }
     ensure!(Picture::of(host)? == picture, "it changed the host");
-    let told = host.exec(&bare("cleanup --dry-run")?)?;
-    ensure!(told.contains("ip link delete flannel.1") && told.contains(&pid), "{told}");
+    let printed = host.exec(&bare("cleanup --dry-run")?)?;
+    ensure!(printed.contains("ip link delete flannel.1") && printed.contains(&pid), "{printed}");
     ensure!(Picture::of(host)? == picture, "a dry run changed the host");
     Ok(())
 }
@@ -294,10 +294,10 @@ fn release_lease() -> Result<()> {
         |words: &str| host.exec(&products()?.control_on_host(&cluster.store).args(words.split(' ')));
     let before = cluster.store.list("subnets/")?.len();
     cluster.daemons[0].stop()?;
-    let told = control("cleanup --release-lease --dry-run")?;
-    ensure!(told.contains("flannelctl lease release --force 10.42."), "{told}");
+    let printed = control("cleanup --release-lease --dry-run")?;
+    ensure!(printed.contains("flannelctl lease release --force 10.42."), "{printed}");
     ensure!(cluster.store.list("subnets/")?.len() == before, "a dry run released it");
-    ensure!(control("cleanup --release-lease")? == told, "a real run prints the same lines");
+    ensure!(control("cleanup --release-lease")? == printed, "a real run prints the same lines");
     ensure!(cluster.store.list("subnets/")?.len() == before - 1, "it is still there");
     ensure!(
         control("cleanup --release-lease")?.contains("the store has no lease of this node"),
