@@ -217,9 +217,10 @@ impl Lease {
         (FORMER.to_owned(), RawJson::trusted(format!("\"{lost}\"")))
     }
 
-    /// Whether it is a reservation that its host has not claimed yet: it never ends, and no backend published anything.
+    /// Whether it is a reservation that its host has not claimed yet: it names the host, never ends, and no backend published
+    /// anything.
     pub fn is_unclaimed(&self) -> bool {
-        self.ttl.is_none() && self.attrs == BackendAttrs::default()
+        self.public != PublicAddrs::default() && self.ttl.is_none() && self.attrs == BackendAttrs::default()
     }
 
     /// Whether both name the same holder.

@@ -266,7 +266,7 @@ fn cleanup_beside_a_daemon() -> Result<()> {
 fn rival_configuration() -> Result<()> {
     let cluster = cluster(Spec { hosts: 2, ..spec(Family::V4) })?;
     let (host, daemon) = (cluster.net.host(0), &cluster.daemons[0]);
-    let folder = host.path("/etc/cni/net.d");
+    let folder = host.path("/var/lib/rancher/k3s/agent/etc/cni/net.d");
     std::fs::create_dir_all(&folder)?;
     std::fs::write(folder.join("10-flannel.conflist"), "{}")?;
     std::fs::write(folder.join("05-other.conflist"), "{}")?;

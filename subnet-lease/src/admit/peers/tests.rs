@@ -126,8 +126,10 @@ fn a_reservation_that_nobody_claimed_is_no_peer_and_no_refusal() {
     assert_eq!((table.len(), table.refused().count()), (0, 0));
     table.upsert(lease("10.5.2.0-24", &["192.168.0.2"], 2));
     assert_eq!((table.len(), table.refused().count()), (1, 0), "its host claimed it");
-    table.upsert(Lease { ttl: Some(std::time::Duration::from_secs(60)), ..reserved });
+    table.upsert(Lease { ttl: Some(std::time::Duration::from_secs(60)), ..reserved.clone() });
     assert_eq!(table.refused().count(), 1, "a lease that ends is no reservation");
+    table.upsert(Lease { public: PublicAddrs::default(), ..reserved });
+    assert_eq!(table.refused().count(), 1, "nor is a record that names no host");
 }
 
 #[test]
