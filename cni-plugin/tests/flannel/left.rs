@@ -252,8 +252,10 @@ fn daemon(host: &Host, answer: &'static [u8]) -> thread::JoinHandle<String> {
     let listener = host.net.run(|| {
         let folder = Path::new(DAEMONS);
         DirBuilder::new().recursive(true).mode(0o700).create(folder).unwrap();
-        let file = file_of(folder, USUAL_NETWORK).unwrap();
-        UnixListener::bind(file.with_extension("sock")).unwrap()
+        let socket = file_of(folder, USUAL_NETWORK).unwrap().with_extension("sock");
+        // The kernel may give the number of a namespace that is gone to the next one.
+        let _ = fs::remove_file(&socket);
+        UnixListener::bind(socket).unwrap()
     });
     thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();

@@ -41,7 +41,8 @@ pub(crate) fn daemon_if_asked() -> Option<ExitCode> {
 
 fn start(cluster: &Cluster, host: &Host, name: &str) -> Result<Process> {
     let both = [format!("--etcd-endpoints={}", cluster.store.endpoint()), "--iface=eth0".to_owned()];
-    let one = ["--subnet-file=/run/flannel/subnet.env", "--ip-masq", AND];
+    // Rules are not yet kept by network, so neither asks for any.
+    let one = ["--subnet-file=/run/flannel/subnet.env", "--iptables-forward-rules=false", AND];
     let two =
         ["--etcd-prefix=/other", "--subnet-file=/run/other/subnet.env", "--iptables-forward-rules=false"];
     let program = Program::new(std::env::current_exe()?).env(DAEMON, "1").args(both.clone());
