@@ -1,5 +1,5 @@
 //! Our tables in nf_tables: reading one as data, replacing it whole in one transaction, deleting it. What others filter
-//! beside them is in [`survey`].
+//! beside them is in `survey.rs`.
 //!
 //! ```text
 //!   RuleTable ──▶ make, delete, make, chains, rules ──▶ one transaction: all or nothing
