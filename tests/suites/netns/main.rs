@@ -19,7 +19,6 @@ mod fights;
 mod flannel;
 mod handover;
 mod host;
-mod kube;
 mod laws;
 mod lease;
 mod life;
@@ -62,7 +61,6 @@ fn main() -> ExitCode {
         host::cases(),
         record::cases(),
         store::cases(),
-        kube::cases(),
         lease::cases(),
         room::cases(),
         storms::cases(),
