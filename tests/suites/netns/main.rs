@@ -19,6 +19,7 @@ mod fights;
 mod flannel;
 mod handover;
 mod host;
+mod kube;
 mod laws;
 mod lease;
 mod life;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         host::cases(),
         record::cases(),
         store::cases(),
+        kube::cases(),
         lease::cases(),
         room::cases(),
         storms::cases(),
