@@ -164,7 +164,7 @@ fn an_unknown_word_a_missing_verb_and_a_wrong_setting_have_the_daemon_s_codes() 
     assert_eq!(flannelctl("config --bogus").0, Ok(Exit::Invalid));
     assert_eq!(flannelctl("config --help").0, Ok(Exit::Done));
     assert_eq!(flannelctl("config --healthz-port=x").0.unwrap_err().exit, Exit::Invalid);
-    assert_eq!(flannelctl("config --kube-subnet-mgr").0.unwrap_err().exit, Exit::Unsupported);
+    assert_eq!(flannelctl("config --kube-subnet-mgr").0.unwrap_err().exit, Exit::Invalid);
     assert_eq!(flannelctl("network check /nowhere").0.unwrap_err().exit, Exit::Invalid);
 }
 
