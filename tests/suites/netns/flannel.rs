@@ -101,13 +101,23 @@ fn with_go_host(backend: Backend, direct: bool) -> Result<Cluster> {
     Ok(cluster)
 }
 
+/// Subnets that the network gives out and no host has: a flannel can have had routes to them.
+fn free_subnets(cluster: &Cluster) -> Result<[u8; 2]> {
+    let leased = cluster.store.list("subnets/")?;
+    let is_free = |n: &u8| !leased.iter().any(|(key, _)| key.contains(&format!("10.42.{n}.")));
+    let free: Vec<u8> = (180..190).filter(is_free).take(2).collect();
+    free.try_into().map_err(|free| anyhow::anyhow!("only {free:?} are free"))
+}
+
 /// A peer that the Go daemon has written leaves while no daemon runs.
 fn sweep(backend: Backend, direct: bool) -> Result<()> {
     let cluster = with_go_host(backend, direct)?;
     let host = cluster.net.host(2);
     // One peer on the underlay's own network, and one behind a router, which host-gw cannot reach.
-    let near = ("10.42.240.0-24", "172.30.0.240", "02:00:00:00:00:f0");
-    let far = ("10.42.241.0-24", "192.0.2.241", "02:00:00:00:00:f1");
+    let [one, other] = free_subnets(&cluster)?;
+    let (near, far) = (format!("10.42.{one}.0-24"), format!("10.42.{other}.0-24"));
+    let near = (near.as_str(), "172.30.0.240", "02:00:00:00:00:f0");
+    let far = (far.as_str(), "192.0.2.241", "02:00:00:00:00:f1");
     let peers = if backend == Backend::HostGw { vec![near] } else { vec![near, far] };
     let record = |(subnet, public, mac): (&str, &str, &str)| {
         let mut record = json!({"PublicIP": public, "PublicIPv6": null, "BackendType": backend.to_string()});
@@ -121,7 +131,8 @@ fn sweep(backend: Backend, direct: bool) -> Result<()> {
         let script = "ip route; ip neigh show nud permanent; bridge fdb show";
         let said = host.exec(&Program::new("sh").args(["-c", script]))?;
         let marked = |line: &&str| {
-            ["10.42.240.", "10.42.241.", ":00:f0", ":00:f1"].iter().any(|mark| line.contains(mark))
+            let subnets = [near.0, far.0].map(|key| key.trim_end_matches("0-24"));
+            subnets.iter().chain(&[":00:f0", ":00:f1"]).any(|mark| line.contains(mark))
         };
         Ok(said.lines().filter(marked).count())
     };
@@ -164,12 +175,13 @@ fn plan(backend: Backend, direct: bool) -> Result<()> {
         ensure!(healthy.lines().filter(about).count() == 0, "on a healthy node:\n{healthy}");
     }
 
+    let [free, _] = free_subnets(&cluster)?;
     let (harm, expected) = match backend {
         Backend::HostGw => (
             "ip route del 10.42.0.0/16 via 172.30.0.1 2>/dev/null
              peer=$(ip route | grep -m1 '10.42.*via' | cut -d' ' -f1); ip route del $peer
-             ip route add 10.42.250.0/24 via 172.30.0.250 onlink dev eth0",
-            ["# missing", "# stale"].as_slice(),
+             ip route add 10.42.FREE.0/24 via 172.30.0.250 onlink dev eth0",
+            ["# missing", "ip route delete 10.42.FREE.0/24"].as_slice(),
         ),
         Backend::Vxlan => (
             "ip link set flannel.1 mtu 1280
@@ -179,9 +191,11 @@ fn plan(backend: Backend, direct: bool) -> Result<()> {
             ["# missing", "# stale", "# wrong: mtu 1280"].as_slice(),
         ),
     };
-    sh(&["-s"], harm)?;
+    let fill = |text: &str| text.replace("FREE", &free.to_string());
+    sh(&["-s"], &fill(harm))?;
     let broken = host.exec(&ask)?;
     for reason in expected {
+        let reason = &fill(reason);
         ensure!(broken.contains(reason), "{reason} is not in:\n{broken}");
     }
     sh(&["-e", "-s"], &broken).with_context(|| broken.clone())?;
