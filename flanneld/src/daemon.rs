@@ -18,7 +18,7 @@ use crate::config::{NodeConfig, RawConfig, Source, environment};
 use crate::core::{Arbiter, Readiness, Status, StatusRequest};
 use crate::exit::{Exit, Failure};
 use crate::serve::http;
-use crate::serve::socket::{self, Place};
+use crate::serve::socket::{self, Taken};
 use crate::shell::rival::{self, Rival};
 use crate::shell::run::{Host, Shell, run_all};
 use crate::shell::{log, signals, store};
@@ -32,7 +32,7 @@ const LAST_WORK: Duration = Duration::from_millis(500);
 /// The version, and what it takes the place of.
 pub const RELEASE: &str = concat!(env!("CARGO_PKG_VERSION"), " (selvage, compatible with flannel 0.28)");
 
-/// Does what the command line says. Help and version go to standard error, as flannel's do.
+/// Runs the command line. Help and version go to standard error, as flannel's do.
 pub fn main(arguments: &[String]) -> Result<Exit, Failure> {
     match cli::parse(arguments)? {
         Command::Help => eprint!("{}", cli::usage(cli::terminal_width(io::stderr()))),
@@ -58,8 +58,8 @@ pub fn networks(given: &[&[Given]]) -> Result<Exit, Failure> {
     raws.iter().for_each(log_settings);
     configs.iter_mut().try_for_each(store::ask_for_node)?;
     let first = &configs[0];
-    let (tell, readiness) = watch::channel(Readiness::default());
-    let host = Host { arbiter: Arbiter::default(), readiness: tell, notified: false };
+    let (sender, readiness) = watch::channel(Readiness::default());
+    let host = Host { arbiter: Arbiter::default(), readiness: sender, notified: false };
     let host = Rc::new(RefCell::new(host));
     block_on(async {
         let (mut shells, mut for_metrics) = (Vec::new(), None);
@@ -114,15 +114,16 @@ async fn alone(
     asks: mpsc::Sender<StatusRequest>,
     asked: &mut mpsc::Receiver<StatusRequest>,
 ) -> Result<(), Failure> {
-    let failed =
-        |error: io::Error| Failure::new(Exit::Failed, format!("can't tell whether another runs: {error}"));
+    let failed = |error: io::Error| {
+        Failure::new(Exit::Failed, format!("can't find out whether another runs: {error}"))
+    };
     let network = &config.core.network;
     let mut waited = false;
     loop {
         match socket::take(&config.daemons, network).await {
-            Place::Ours(listener) => break drop(tokio::spawn(socket::serve(listener, asks))),
-            Place::Blocked(why) => break warn!("no status socket: {why}"),
-            Place::Held(holder) => {
+            Taken::Ours(listener) => break drop(tokio::spawn(socket::serve(listener, asks))),
+            Taken::Blocked(why) => break warn!("no status socket: {why}"),
+            Taken::Held(holder) => {
                 let rival = Rival::of_ours(holder.pid, network);
                 if !config.takeover {
                     return Err(in_the_way(&rival));
@@ -216,9 +217,9 @@ impl From<StoreError> for Failure {
     }
 }
 
-/// Lets clap say what is wrong with a command line, or what was asked for; and which code that is.
+/// Prints clap's message, which is an error or the help that was asked for. Returns the exit code.
 pub(crate) fn refuse(error: &clap::Error) -> Exit {
-    // Where nobody reads, there is nobody to tell.
+    // Nobody may read standard error.
     let _ = error.print();
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Done,

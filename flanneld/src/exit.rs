@@ -23,7 +23,7 @@ pub enum Exit {
     Store = 7,
     /// Another flanneld of this network runs on this host.
     Rival = 8,
-    /// The node is not ready, or no daemon runs to say so.
+    /// The node is not ready, or no daemon runs.
     NotReady = 9,
     /// No interface fits what was asked for.
     Interface = 10,
@@ -33,7 +33,7 @@ impl Exit {
     /// Every code with its meaning, as the documentation has it.
     pub const ALL: [(Self, &'static str); 11] = [
         (Self::Done, "stopped by TERM or INT, or did what was asked; help and version"),
-        (Self::Failed, "failed in a way that has no code of its own; the last line says how"),
+        (Self::Failed, "failed in a way that has no code of its own; the last line is the reason"),
         (
             Self::Invalid,
             "a flag, variable, settings file or network configuration is wrong; all errors are listed",

@@ -111,8 +111,8 @@ pub fn run(cluster: &mut Cluster, time: Duration, seed: u64, only: &[String]) ->
     result.with_context(|| {
         let done: String = marks.iter().map(|it| format!("  {it}\n")).collect();
         let daemon = marks.last().and_then(|last| cluster.daemons.get(last.host));
-        let said = daemon.map(|daemon| last_lines(&daemon.log(), 15)).unwrap_or_default();
-        format!("CHAOS_SEED={seed}, after\n{done}the daemon's log ends with\n{said}\n")
+        let log = daemon.map(|daemon| last_lines(&daemon.log(), 15)).unwrap_or_default();
+        format!("CHAOS_SEED={seed}, after\n{done}the daemon's log ends with\n{log}\n")
     })
 }
 

@@ -156,9 +156,9 @@ impl Host {
         let output = self.output(program)?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if !output.status.success() {
-            let said = text(if output.stderr.is_empty() { &output.stdout } else { &output.stderr });
-            let said: Vec<&str> = said.trim().lines().take(12).collect();
-            bail!("{} on {}: {}: {}", program.name(), self.name(), output.status, said.join("\n"));
+            let message = text(if output.stderr.is_empty() { &output.stdout } else { &output.stderr });
+            let message: Vec<&str> = message.trim().lines().take(12).collect();
+            bail!("{} on {}: {}: {}", program.name(), self.name(), output.status, message.join("\n"));
         }
         Ok(text(&output.stdout))
     }

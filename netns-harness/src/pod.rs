@@ -100,9 +100,9 @@ impl Pod {
         let answer = host.output(&pod.call("ADD"))?;
         pod.result = serde_json::from_slice(&answer.stdout).unwrap_or(Value::Null);
         if !answer.status.success() {
-            let said = String::from_utf8_lossy(&answer.stdout).into_owned()
+            let message = String::from_utf8_lossy(&answer.stdout).into_owned()
                 + &String::from_utf8_lossy(&answer.stderr);
-            bail!("CNI ADD of {}: {}: {}", pod.name(), answer.status, said.trim());
+            bail!("CNI ADD of {}: {}: {}", pod.name(), answer.status, message.trim());
         }
         pod.addresses =
             addresses(&pod.result).with_context(|| format!("CNI ADD of {}: {}", pod.name(), pod.result))?;

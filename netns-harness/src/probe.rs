@@ -12,7 +12,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 use crate::namespace::Namespace;
 
-/// Sends one echo request and waits for the answer. The error says that no answer came within `patience`.
+/// Sends one echo request and waits for the answer. An error means that no answer came within `patience`.
 pub fn ping(from: &Namespace, to: IpAddr, patience: Duration) -> Result<Duration> {
     ping_sized(from, to, 16, patience)
 }

@@ -193,8 +193,8 @@ fn bytes<const N: usize>(file: &[u8], at: usize) -> Option<[u8; N]> {
 
 fn cargo(root: &Path, args: &[&str]) -> anyhow::Result<String> {
     let output = Command::new("cargo").args(args).current_dir(root).output().context("cargo")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "cargo {}: {}", args.join(" "), said.trim());
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "cargo {}: {}", args.join(" "), text.trim());
     String::from_utf8(output.stdout).context("cargo's answer")
 }
 

@@ -111,9 +111,6 @@ pub enum KernelError {
         /// Its words.
         said: String,
     },
-    /// The kernel could not be asked at all.
-    #[error("{0}")]
-    Unavailable(String),
 }
 
 /// What the caller should do about an error.
@@ -135,7 +132,7 @@ impl KernelError {
         let errno = match self {
             Self::Netlink(error) => error.errno(),
             Self::Sysctl { errno, .. } => *errno,
-            Self::Program { .. } | Self::Unavailable(_) => return KernelClass::Transient,
+            Self::Program { .. } => return KernelClass::Transient,
         };
         match errno {
             // Read-only or masked in a container; everything else may work, and the setting may be right one day.

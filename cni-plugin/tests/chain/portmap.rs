@@ -175,7 +175,7 @@ fn a_flow_of_udp_goes_to_the_new_container_with_its_next_packet() {
         client.connect(target).unwrap();
         let _ = client.send(b"before there is a forward, and remembered as such");
         let first = host.add(Whose::Ours, "net", &pods[0], &chain).ok();
-        // The host said that nobody listens.
+        // The host answered that nobody listens.
         let _ = client.send(b"");
         let _ = client.recv(&mut [0; 8]);
         while servers[0].recv(&mut [0; 64]).is_ok() {}

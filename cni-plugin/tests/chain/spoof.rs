@@ -117,8 +117,8 @@ fn a_check_finds_each_rule_that_is_gone_or_altered() {
         let conf = bridge(&host, "net");
         let result = host.add(Whose::Ours, "net", &pod, slice::from_ref(&conf)).ok();
         host.check(Whose::Ours, "net", &pod, &conf, &result).ok();
-        let (well, said) = host.net.try_tool("nft -f -", &broken);
-        assert!(well, "{said}");
+        let (well, text) = host.net.try_tool("nft -f -", &broken);
+        assert!(well, "{text}");
         let lost = host.check(Whose::Ours, "net", &pod, &conf, &result);
         assert!(lost.code() == 101 && lost.msg().ends_with(named), "{broken} {}", lost.msg());
         host.del(Whose::Ours, "net", &pod, slice::from_ref(&conf), &result);

@@ -109,7 +109,7 @@ fn an_add_waits_for_the_daemons_file_and_no_longer_than_it_is_told() {
     (conf["subnetFile"], conf["subnetFileWait"]) = (file.to_str().unwrap().into(), 30_000.into());
     thread::scope(|scope| {
         let add = scope.spawn(|| host.flannel("ADD", "c1", &pod.path(), &conf));
-        // Nothing tells that it waits; whichever comes first, the answer is the same.
+        // Nothing shows that it waits. Whichever comes first, the answer is the same.
         fs::create_dir(host.path("run")).unwrap();
         fs::write(host.path("run/.new"), DUAL).unwrap();
         fs::rename(host.path("run/.new"), &file).unwrap();

@@ -296,15 +296,15 @@ fn as_long_as_there_is_no_subnet_status_says_what_the_daemon_waits_for() {
     fs::remove_file(host.path("subnet.env")).unwrap();
     let mut conf = host.conf();
     conf["cniVersion"] = "1.1.0".into();
-    let said = |host: &Host| {
+    let text = |host: &Host| {
         let answer = host.flannel("STATUS", "", "", &conf);
         (answer.code(), answer.document["details"].as_str().unwrap().to_owned())
     };
-    let (code, details) = said(&host);
+    let (code, details) = text(&host);
     assert!(code == 50 && details.contains("is it running"), "{details}");
     let daemon =
         daemon(&host, b"{\"ready\":false,\"reasons\":[\"the store at 192.0.2.9 does not answer\"]}\n");
-    let (code, details) = said(&host);
+    let (code, details) = text(&host);
     assert_eq!((code, &*details), (50, "flanneld says: the store at 192.0.2.9 does not answer"));
     assert_eq!(daemon.join().unwrap(), "status\n");
 }

@@ -55,7 +55,7 @@ impl Namespace {
         text
     }
 
-    /// Runs a program in it with this input; whether it ended well, and what it said.
+    /// Runs a program in it with this input; whether it ended well, and its output.
     pub(crate) fn try_tool(&self, line: &str, input: &str) -> (bool, String) {
         let mut words = line.split_whitespace();
         let mut command = Command::new(words.next().unwrap());

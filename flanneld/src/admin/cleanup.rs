@@ -224,9 +224,9 @@ mod tests {
         ] {
             let links = links.into_iter().cloned().collect();
             let facts = Facts { links, addresses, ..Facts::default() };
-            let said = still_forwarding(&facts, &[ours]);
-            assert_eq!(said.is_some(), expected.is_some(), "{said:?}");
-            assert!(said.unwrap_or_default().contains(expected.unwrap_or_default()));
+            let output = still_forwarding(&facts, &[ours]);
+            assert_eq!(output.is_some(), expected.is_some(), "{output:?}");
+            assert!(output.unwrap_or_default().contains(expected.unwrap_or_default()));
         }
     }
 

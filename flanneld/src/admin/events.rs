@@ -9,8 +9,8 @@ use serde_json::json;
 use super::Form;
 use crate::config::NodeConfig;
 use crate::exit::{Exit, Failure};
-use crate::recorder::told::{below, line, since, time};
-use crate::recorder::{Did, Entry, Heard, Reader};
+use crate::recorder::text::{below, line, since, time};
+use crate::recorder::{Did, Entry, InputRecord, Reader};
 use crate::shell::clock;
 
 #[derive(Debug, clap::Args)]
@@ -82,31 +82,31 @@ impl Page<'_> {
             // Whoever follows sees it now.
             self.out.flush()?;
         }
-        self.tell_quiet()?;
+        self.print_quiet()?;
         self.out.flush()
     }
 
     fn as_lines(&mut self, entry: &Entry) -> io::Result<()> {
         match entry {
-            Entry::Start { wall, .. } | Entry::Heard { wall, .. } if *wall < self.from => Ok(()),
+            Entry::Start { wall, .. } | Entry::Input { wall, .. } if *wall < self.from => Ok(()),
             Entry::Start { wall, program, from } => {
-                self.tell_quiet()?;
+                self.print_quiet()?;
                 let word = if entry.is_new_run() { "starts" } else { "goes on in a new file" };
                 write!(self.out, "{}", line(*wall, &format!("flanneld {program} {word}")))?;
                 from.as_ref()
                     .err()
                     .map_or(Ok(()), |why| write!(self.out, "{}", below(&format!("no replay: {why}"))))
             }
-            Entry::Heard { wall, heard, did, .. } => {
+            Entry::Input { wall, received, did, .. } => {
                 let did = did.as_deref().unwrap_or_default();
-                if heard.is_quiet() && did.iter().all(Did::is_quiet) {
-                    let looks = usize::from(matches!(**heard, Heard::Own { .. }));
+                if received.is_quiet() && did.iter().all(Did::is_quiet) {
+                    let looks = usize::from(matches!(**received, InputRecord::Own { .. }));
                     self.quiet = Some((*wall, self.quiet.map_or(0, |(_, before)| before) + looks));
                     return Ok(());
                 }
-                self.tell_quiet()?;
-                write!(self.out, "{}", line(*wall, &heard.to_string()))?;
-                let failures = heard.failures().iter().map(|failure| format!("failed: {failure}"));
+                self.print_quiet()?;
+                write!(self.out, "{}", line(*wall, &received.to_string()))?;
+                let failures = received.failures().iter().map(|failure| format!("failed: {failure}"));
                 let did =
                     did.iter().filter(|did| !matches!(did, Did::Text(text) if text.starts_with("read ")));
                 for text in failures.chain(did.map(ToString::to_string)) {
@@ -118,7 +118,7 @@ impl Page<'_> {
         }
     }
 
-    fn tell_quiet(&mut self) -> io::Result<()> {
+    fn print_quiet(&mut self) -> io::Result<()> {
         match self.quiet.take() {
             None | Some((_, 0)) => Ok(()),
             Some((wall, 1)) => write!(self.out, "{}", line(wall, "a look that found nothing to do")),
@@ -134,12 +134,12 @@ impl Page<'_> {
 
     fn as_json(&mut self, entry: &Entry) -> io::Result<()> {
         let value = match entry {
-            Entry::Start { wall, .. } | Entry::Heard { wall, .. } if *wall < self.from => return Ok(()),
+            Entry::Start { wall, .. } | Entry::Input { wall, .. } if *wall < self.from => return Ok(()),
             Entry::Start { wall, program, from } => json!({
                 "time": time(*wall), "program": program, "starts": entry.is_new_run(), "problem": from.as_ref().err(),
             }),
-            Entry::Heard { wall, at, heard, did } => json!({
-                "time": time(*wall), "tick": at.as_secs_f64(), "heard": heard.to_string(), "input": heard, "did": did,
+            Entry::Input { wall, at, received, did } => json!({
+                "time": time(*wall), "tick": at.as_secs_f64(), "heard": received.to_string(), "input": received, "did": did,
             }),
             Entry::Damaged(lines) => json!({ "damaged": lines }),
         };

@@ -364,9 +364,9 @@ mod tests {
     fn a_healthy_way_has_all_its_steps() {
         let found = explain("10.5.7.9", &run(world(), vec![]), taken());
         assert_eq!(names(&found), [("lease", true), ("route", true), ("neighbour", true), ("FDB", true)]);
-        let said = text("10.5.7.9".parse().unwrap(), &found);
-        assert!(said.contains("10.5.7.0-24 of node h7 at 192.0.2.7"), "{said}");
-        assert!(said.ends_with("nothing is wrong as far as this host sees\n"), "{said}");
+        let output = text("10.5.7.9".parse().unwrap(), &found);
+        assert!(output.contains("10.5.7.0-24 of node h7 at 192.0.2.7"), "{output}");
+        assert!(output.ends_with("nothing is wrong as far as this host sees\n"), "{output}");
     }
 
     #[test]
@@ -376,9 +376,9 @@ mod tests {
         let put = Op::Put { want: entry, have: None };
         let found = explain("10.5.7.9", &run(have, vec![put]), taken());
         assert_eq!(names(&found), [("lease", true), ("route", true), ("neighbour", true), ("FDB", false)]);
-        let said = text("10.5.7.9".parse().unwrap(), &found);
+        let output = text("10.5.7.9".parse().unwrap(), &found);
         for part in ["> FDB", "WRONG: it is missing", "bridge fdb", "the first wrong step is the FDB"] {
-            assert!(said.contains(part), "{part} is not in:\n{said}");
+            assert!(output.contains(part), "{part} is not in:\n{output}");
         }
     }
 

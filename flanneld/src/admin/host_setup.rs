@@ -83,19 +83,19 @@ enum Found {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<Answer, Failure> {
-    let (mut said, mut foreign, mut then) = (String::new(), Vec::new(), Vec::new());
+    let (mut text, mut foreign, mut then) = (String::new(), Vec::new(), Vec::new());
     let mut written: Vec<Value> = Vec::new();
     for file in &FILES {
         let path = arguments.root.join(file.path);
         if !arguments.root.join(file.program).is_dir() {
-            line(&mut said, &format!("# {}: no {} here", path.display(), file.program));
+            line(&mut text, &format!("# {}: no {} here", path.display(), file.program));
             continue;
         }
         match find(&path)? {
-            Found::Ours(text) if text == file.text => continue,
+            Found::Ours(there) if there == file.text => continue,
             Found::Foreign => foreign.push(path.display().to_string()),
             Found::Nothing | Found::Ours(_) => {
-                line(&mut said, &format!("cat > {} <<'END'\n{}END", path.display(), file.text));
+                line(&mut text, &format!("cat > {} <<'END'\n{}END", path.display(), file.text));
                 written.push(
                     json!({ "file": path.display().to_string(), "text": file.text, "then": file.then }),
                 );
@@ -107,14 +107,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<Answer, Failure> {
         }
     }
     then.dedup();
-    then.iter().for_each(|then| line(&mut said, &format!("# to apply it before the next boot: {then}")));
+    then.iter().for_each(|then| line(&mut text, &format!("# to apply it before the next boot: {then}")));
     if foreign.is_empty() {
         let json = json!({ "dry_run": arguments.dry_run, "files": written, "then": then });
-        return Ok(Answer::new(json).text(if said.is_empty() { "nothing to do\n".to_owned() } else { said }));
+        return Ok(Answer::new(json).text(if text.is_empty() { "nothing to do\n".to_owned() } else { text }));
     }
     let sentence =
         format!("{}: exists already and is not from host-setup; left unchanged", foreign.join(", "));
-    Err(Failure::new(Exit::Failed, said + &sentence))
+    Err(Failure::new(Exit::Failed, text + &sentence))
 }
 
 /// Removes files that are [ours](ours), whatever else somebody wrote into them.
@@ -153,9 +153,9 @@ fn failure(path: &Path, error: &io::Error) -> Failure {
     Failure::new(exit, format!("{}: {error}", path.display()))
 }
 
-fn line(said: &mut String, text: &str) {
+fn line(text: &mut String, line: &str) {
     // Writing to a string does not fail.
-    let _ = writeln!(said, "{text}");
+    let _ = writeln!(text, "{line}");
 }
 
 #[cfg(test)]
@@ -185,16 +185,16 @@ mod tests {
     }
 
     #[test]
-    fn a_dry_run_tells_all_and_writes_nothing_and_cleanup_takes_away_what_was_written() {
+    fn a_dry_run_prints_all_and_writes_nothing_and_cleanup_takes_away_what_was_written() {
         let root = host(&ALL);
-        let told = setup(root.path(), true).unwrap();
+        let printed = setup(root.path(), true).unwrap();
         for word in
             ["ManageForeignRoutes=no", "Unmanaged=yes", "MACAddressPolicy=none", "br_netfilter", "ip_forward"]
         {
-            assert!(told.contains(word), "{word} in:\n{told}");
+            assert!(printed.contains(word), "{word} in:\n{printed}");
         }
         assert!(ours(root.path()).is_empty(), "a dry run wrote something");
-        assert_eq!(setup(root.path(), false).unwrap(), told);
+        assert_eq!(setup(root.path(), false).unwrap(), printed);
         assert_eq!(ours(root.path()).len(), FILES.len());
         assert_eq!(setup(root.path(), false).unwrap(), "nothing to do\n");
         remove(&ours(root.path())).unwrap();
@@ -219,8 +219,8 @@ mod tests {
     #[test]
     fn a_host_without_a_program_gets_no_file_for_it() {
         let root = host(&ALL[2..]);
-        let told = setup(root.path(), false).unwrap();
-        assert!(told.contains("no etc/NetworkManager here"), "{told}");
+        let printed = setup(root.path(), false).unwrap();
+        assert!(printed.contains("no etc/NetworkManager here"), "{printed}");
         assert_eq!(ours(root.path()).len(), 2);
         assert!(!root.path().join("etc/systemd").exists());
     }

@@ -1,4 +1,4 @@
-//! `flannelctl lease`: who has which subnets, as the store says.
+//! `flannelctl lease`: who has which subnets, as the store has it.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -268,7 +268,7 @@ async fn reserve(store: &dyn Store, lease: Lease) -> Result<Answer, Failure> {
     };
     match shown {
         None => store.reserve(&lease, None).await?,
-        // What it says stays; only its end goes.
+        // Its content stays; only its end is removed.
         Some(shown) if same(&shown) => store.reserve(&shown.lease, Some(&shown)).await?,
         Some(shown) => {
             let who = holder(&shown.lease);
@@ -346,7 +346,7 @@ fn lease_as_json(lease: &Lease, left: Option<Duration>) -> Value {
     })
 }
 
-/// Leases of `alloc` and `udp` do not say which.
+/// Leases of `alloc` and `udp` do not contain which.
 fn backend(lease: &Lease) -> &str {
     if lease.attrs.kind.is_empty() { "-" } else { &lease.attrs.kind }
 }

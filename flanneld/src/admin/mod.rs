@@ -109,7 +109,7 @@ impl Verb {
         }
     }
 
-    /// Whether it says whose settings it uses. The others say so in their answers, or use the network's name alone.
+    /// Whether it prints whose settings it uses. The others have that in their answers, or use the network's name alone.
     fn says_whose_settings(&self) -> bool {
         !matches!(self, Self::Config | Self::Status(_) | Self::Peers(_) | Self::Doctor)
     }

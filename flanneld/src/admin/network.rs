@@ -183,7 +183,7 @@ fn large(count: u128) -> String {
 mod tests {
     use super::*;
 
-    fn said(json: &str) -> Result<String, Failure> {
+    fn output(json: &str) -> Result<String, Failure> {
         check(json.as_bytes()).map(|network| room(&network))
     }
 
@@ -193,12 +193,12 @@ mod tests {
         let expected = "10.5.0.0/16: 255 subnets (/24) of 254 addresses\n\
                         fc00::/48: 65535 subnets (/64) of about 2^64 addresses\n\
                         room for 255 hosts, backend vxlan\n";
-        assert_eq!(said(dual).as_deref(), Ok(expected));
+        assert_eq!(output(dual).as_deref(), Ok(expected));
     }
 
     #[test]
     fn every_fault_of_a_net_conf_is_a_line_and_the_code_is_that_of_a_wrong_setting() {
-        let refused = said(
+        let refused = output(
             r#"{"Network": "10.5.0.0/16", "SubnetLen": 31, "SubnetMin": "10.6.0.0", "Backend": {"Type": "vxlan"}}"#,
         );
         let Failure { exit, message } = refused.unwrap_err();

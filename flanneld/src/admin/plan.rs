@@ -1,5 +1,5 @@
 //! `flannelctl plan`: what the next pass would do, as lines for a shell, each with its reason. Nothing is written, and no
-//! daemon of ours is needed: on a node of a Go flannel it says what is missing, stale, wrong, or different by design.
+//! daemon of ours is needed: on a node of a Go flannel it shows what is missing, stale, wrong, or different by design.
 
 use backends::{Link, Object, Op, Route};
 use serde_json::{Value, json};

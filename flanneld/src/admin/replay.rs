@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::Form;
 use super::events::{open, written};
 use crate::exit::{Exit, Failure};
-use crate::recorder::told::{below, line, time};
-use crate::recorder::{Did, Replay, Step, Verdict};
+use crate::recorder::text::{below, line, time};
+use crate::recorder::{Comparison, Did, Replay, Step};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -65,7 +65,7 @@ fn print(
 ) -> io::Result<()> {
     while let Some(step) = replay.step()? {
         tally.count(&step);
-        let differs = matches!(step, Step::Heard { verdict: Verdict::Differs { .. }, .. });
+        let differs = matches!(step, Step::Input { comparison: Comparison::Differs { .. }, .. });
         if !brief || differs {
             match form {
                 Form::Json => writeln!(out, "{}", as_json(&step))?,
@@ -81,9 +81,9 @@ impl Tally {
         let (replayed, differ, impossible, damaged) = match step {
             Step::Start { .. } => (0, 0, 0, 0),
             Step::Damaged(lines) => (0, 0, 0, *lines),
-            Step::Heard { verdict: Verdict::Impossible(_), .. } => (0, 0, 1, 0),
-            Step::Heard { verdict: Verdict::Differs { .. }, .. } => (1, 1, 0, 0),
-            Step::Heard { .. } => (1, 0, 0, 0),
+            Step::Input { comparison: Comparison::Impossible(_), .. } => (0, 0, 1, 0),
+            Step::Input { comparison: Comparison::Differs { .. }, .. } => (1, 1, 0, 0),
+            Step::Input { .. } => (1, 0, 0, 0),
         };
         self.replayed += replayed;
         self.differ += differ;
@@ -100,16 +100,17 @@ fn as_json(step: &Step) -> Value {
             json!({ "time": time(*wall), "program": program, "starts": new, "problem": problem })
         }
         Step::Damaged(lines) => json!({ "damaged": lines }),
-        Step::Heard { wall, heard, failures, verdict, .. } => {
+        Step::Input { wall, received, failures, comparison, .. } => {
             let failures: Vec<_> = failures.iter().map(ToString::to_string).collect();
-            let mut object = json!({ "time": time(*wall), "heard": heard.to_string(), "failures": failures });
-            match verdict {
-                Verdict::Same(did) => object["did"] = texts(did).into(),
-                Verdict::Unknown(did) => object["now"] = texts(did).into(),
-                Verdict::Differs { now, then } => {
+            let mut object =
+                json!({ "time": time(*wall), "heard": received.to_string(), "failures": failures });
+            match comparison {
+                Comparison::Same(did) => object["did"] = texts(did).into(),
+                Comparison::Unknown(did) => object["now"] = texts(did).into(),
+                Comparison::Differs { now, then } => {
                     (object["then"], object["now"]) = (texts(then).into(), texts(now).into());
                 }
-                Verdict::Impossible(why) => object["impossible"] = why.to_string().into(),
+                Comparison::Impossible(why) => object["impossible"] = why.to_string().into(),
             }
             object
         }
@@ -124,22 +125,22 @@ fn as_lines(step: &Step) -> String {
             line(*wall, &format!("flanneld {program} {word}")) + &problem.collect::<String>()
         }
         Step::Damaged(lines) => format!("    ({lines} damaged lines)\n"),
-        Step::Heard { wall, heard, failures, verdict, .. } => {
+        Step::Input { wall, received, failures, comparison, .. } => {
             let failures = failures.iter().map(|failure| below(&format!("failed: {failure}")));
-            line(*wall, heard) + &failures.collect::<String>() + &judged(verdict)
+            line(*wall, received) + &failures.collect::<String>() + &judged(comparison)
         }
     }
 }
 
-fn judged(verdict: &Verdict) -> String {
+fn judged(comparison: &Comparison) -> String {
     let all = |did: &[Did]| did.iter().map(|did| below(&did.to_string())).collect::<String>();
-    match verdict {
-        Verdict::Same(did) => all(did),
-        Verdict::Unknown(did) => all(did) + &below("(what it decided then is not on file)"),
-        Verdict::Differs { now, then } => {
+    match comparison {
+        Comparison::Same(did) => all(did),
+        Comparison::Unknown(did) => all(did) + &below("(what it decided then is not on file)"),
+        Comparison::Differs { now, then } => {
             let some = |did: &[Did]| if did.is_empty() { below("nothing") } else { all(did) };
             format!("  decided then:\n{}  decides now:\n{}", some(then), some(now))
         }
-        Verdict::Impossible(why) => below(&format!("(no replay: {why})")),
+        Comparison::Impossible(why) => below(&format!("(no replay: {why})")),
     }
 }

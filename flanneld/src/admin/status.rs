@@ -260,7 +260,7 @@ fn one_column(lines: &[String]) -> Vec<Vec<String>> {
     lines.iter().map(|line| vec![clean(line)]).collect()
 }
 
-/// A span as people say it.
+/// A span as people write it.
 fn span(milliseconds: u64) -> String {
     let seconds = milliseconds / 1000;
     match seconds {

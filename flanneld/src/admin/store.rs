@@ -123,18 +123,18 @@ fn read(mut input: impl BufRead) -> Result<Vec<Entry>, String> {
         if bytes.is_empty() {
             break;
         }
-        let told = |why: String| format!("line {number}: {why}");
+        let wrong = |why: String| format!("line {number}: {why}");
         if head.is_none() {
             let first: Head = serde_json::from_slice(&bytes)
-                .map_err(|_| told("not what `flannelctl store export` writes".to_owned()))?;
+                .map_err(|_| wrong("not what `flannelctl store export` writes".to_owned()))?;
             if first.format != FORMAT {
-                return Err(told(format!("format {}, and this version reads {FORMAT}", first.format)));
+                return Err(wrong(format!("format {}, and this version reads {FORMAT}", first.format)));
             }
             head = Some(first);
             continue;
         }
-        let line: Line = serde_json::from_slice(&bytes).map_err(|e| told(e.to_string()))?;
-        entries.push(line.entry().map_err(told)?);
+        let line: Line = serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))?;
+        entries.push(line.entry().map_err(wrong)?);
     }
     match head {
         Some(head) if head.keys == entries.len() => Ok(entries),

@@ -49,7 +49,7 @@ pub(super) fn on_node(given: &[Given], around: &Surroundings<'_>) -> (RawConfig,
     (combined(own, &base, &place, &mut notices), notices)
 }
 
-/// Adds to what was given here what the node says. Credentials go to the servers that they were written for, and nowhere else.
+/// Adds the node's settings to those given here. Credentials go only to the servers that they were written for.
 fn combined(own: RawConfig, base: &RawConfig, place: &str, notices: &mut Vec<String>) -> RawConfig {
     let is_own = |name: &str| own.setting(name).source != Source::Default;
     let servers = |raw: &RawConfig| -> Vec<String> {

@@ -9,7 +9,7 @@ use super::*;
 use crate::config::{Environment, RawConfig};
 use crate::core::{Status, StatusRequest};
 use crate::daemon::block_on;
-use crate::serve::socket::{self, Place};
+use crate::serve::socket::{self, Taken};
 
 /// An embedded store on loopback, in a thread; stopped and removed at the end.
 struct Embedded {
@@ -22,7 +22,7 @@ struct Embedded {
 impl Embedded {
     fn start(name: &str) -> Self {
         let directory = std::env::temp_dir().join(format!("selvage-admin-{}-{name}", std::process::id()));
-        let (tell, told) = std::sync::mpsc::channel();
+        let (sender, receiver) = std::sync::mpsc::channel();
         let (stop, stopped) = oneshot::channel::<()>();
         let config = ServerConfig {
             data_dir: directory.clone(),
@@ -32,12 +32,12 @@ impl Embedded {
         };
         let serve = async move {
             let server = Server::bind(config).await.unwrap();
-            tell.send(server.addrs()[0]).unwrap();
+            sender.send(server.addrs()[0]).unwrap();
             server.run(async { _ = stopped.await }).await.unwrap();
             Ok(())
         };
         let thread = std::thread::spawn(move || block_on(serve).unwrap());
-        Self { address: told.recv().unwrap(), directory, stop: Some(stop), thread: Some(thread) }
+        Self { address: receiver.recv().unwrap(), directory, stop: Some(stop), thread: Some(thread) }
     }
 
     fn run(&self, arguments: &str) -> (Result<Exit, Failure>, String) {
@@ -80,13 +80,13 @@ fn a_network_is_checked_then_written_then_shown() {
 
     let json = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#;
     std::fs::write(&file, format!("{json}\n")).unwrap();
-    let (ended, said) = store.run(&format!("network set {}", file.display()));
+    let (ended, printed) = store.run(&format!("network set {}", file.display()));
     assert_eq!(ended, Ok(Exit::Done));
-    assert!(said.starts_with("/coreos.com/network/config: written (revision "), "{said}");
-    assert!(said.ends_with("room for 255 hosts, backend vxlan\n"), "{said}");
+    assert!(printed.starts_with("/coreos.com/network/config: written (revision "), "{printed}");
+    assert!(printed.ends_with("room for 255 hosts, backend vxlan\n"), "{printed}");
     assert_eq!(store.run("network show"), (Ok(Exit::Done), format!("{json}\n")));
-    let (_, said) = store.run(&format!("network set {}", file.display()));
-    assert!(said.starts_with("/coreos.com/network/config: unchanged\n"), "{said}");
+    let (_, printed) = store.run(&format!("network set {}", file.display()));
+    assert!(printed.starts_with("/coreos.com/network/config: unchanged\n"), "{printed}");
 }
 
 #[test]
@@ -107,21 +107,21 @@ fn leases_are_listed_as_the_store_has_them() {
     let raw = RawConfig::gather(&[given], &Environment::new());
     let client = subnet_lease::open(&NodeConfig::understand(&raw, "h").unwrap().store).unwrap();
     block_on(async { Ok(client.claim(&claim).await?) }).unwrap();
-    let (ended, said) = store.run("lease list");
+    let (ended, printed) = store.run("lease list");
     assert_eq!(ended, Ok(Exit::Done));
-    let words: Vec<_> = said.lines().last().unwrap().split_whitespace().collect();
-    assert_eq!(words[..4], ["10.5.7.0/24", "192.168.0.7", "node-7", "host-gw"], "{said}");
-    let (_, said) = store.run("lease list --output json");
-    let listed: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let words: Vec<_> = printed.lines().last().unwrap().split_whitespace().collect();
+    assert_eq!(words[..4], ["10.5.7.0/24", "192.168.0.7", "node-7", "host-gw"], "{printed}");
+    let (_, printed) = store.run("lease list --output json");
+    let listed: serde_json::Value = serde_json::from_str(&printed).unwrap();
     assert_eq!(listed["leases"][0]["node"], "node-7");
     for word in ["node-7", "192.168.0.7", "10.5.7.9", "10.5.7.0/24"] {
-        let (ended, said) = store.run(&format!("lease show {word}"));
-        assert!(ended == Ok(Exit::Done) && said.contains("host-gw"), "{word}: {said}");
+        let (ended, printed) = store.run(&format!("lease show {word}"));
+        assert!(ended == Ok(Exit::Done) && printed.contains("host-gw"), "{word}: {printed}");
     }
     let (ended, _) = store.run("lease show node-8");
     assert!(ended.unwrap_err().message.starts_with("node-8: no lease has this node"));
-    let (ended, said) = store.run("lease release node-7 --force -o json");
-    let released: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let (ended, printed) = store.run("lease release node-7 --force -o json");
+    let released: serde_json::Value = serde_json::from_str(&printed).unwrap();
     assert_eq!((ended, &released["done"]), (Ok(Exit::Done), &"released".into()));
 }
 
@@ -130,8 +130,8 @@ fn a_store_that_is_not_there_has_its_own_exit_code() {
     let store = Embedded::start("gone");
     let address = store.address;
     drop(store);
-    let (ended, said) = flannelctl(&format!("lease list --etcd-endpoints=http://{address}"));
-    assert_eq!((ended.unwrap_err().exit, said.as_str()), (Exit::Store, ""));
+    let (ended, printed) = flannelctl(&format!("lease list --etcd-endpoints=http://{address}"));
+    assert_eq!((ended.unwrap_err().exit, printed.as_str()), (Exit::Store, ""));
 }
 
 #[test]
@@ -139,10 +139,10 @@ fn config_shows_what_a_daemon_with_the_same_flags_and_variables_would_use() {
     let environment = [("FLANNELD_ETCD_PASSWORD", "hunter2"), ("FLANNELD_ETCD_USERNAME", "root")];
     let environment =
         environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    let (ended, said) = with("config --iface eth1 --iface=eth0 --ip-masq --healthz-port -1", &environment);
+    let (ended, printed) = with("config --iface eth1 --iface=eth0 --ip-masq --healthz-port -1", &environment);
     assert_eq!(ended, Ok(Exit::Done));
     let line = |name: &str| {
-        let line = said.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
+        let line = printed.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
         line.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")
     };
     assert_eq!(line("iface"), "eth1, eth0 flag");
@@ -150,10 +150,10 @@ fn config_shows_what_a_daemon_with_the_same_flags_and_variables_would_use() {
     assert_eq!(line("healthz-port"), "-1 flag");
     assert_eq!(line("etcd-password"), "*** FLANNELD_ETCD_PASSWORD");
     assert_eq!(line("etcd-prefix"), "/coreos.com/network default");
-    let (_, said) = with("config -o json --etcd-prefix=/a", &environment);
-    let listed: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let (_, printed) = with("config -o json --etcd-prefix=/a", &environment);
+    let listed: serde_json::Value = serde_json::from_str(&printed).unwrap();
     let prefix = serde_json::json!({ "name": "etcd-prefix", "value": "/a", "source": "flag" });
-    assert!(listed.as_array().unwrap().contains(&prefix), "{said}");
+    assert!(listed.as_array().unwrap().contains(&prefix), "{printed}");
 }
 
 #[test]
@@ -171,15 +171,15 @@ fn an_unknown_word_a_missing_verb_and_a_wrong_setting_have_the_daemon_s_codes() 
 /// Answers questions about a network's node in a thread, until the sender is dropped.
 fn daemon(config: &NodeConfig, status: &Status) -> oneshot::Sender<()> {
     let (config, status) = (config.clone(), status.clone());
-    let (tell, told) = std::sync::mpsc::channel();
+    let (sender, receiver) = std::sync::mpsc::channel();
     let (stop, mut stopped) = oneshot::channel::<()>();
     let serve = async move {
-        let Place::Ours(listener) = socket::take(&config.daemons, &config.core.network).await else {
+        let Taken::Ours(listener) = socket::take(&config.daemons, &config.core.network).await else {
             panic!("{:?} is taken", config.daemons)
         };
         let (asks, mut asked) = mpsc::channel::<StatusRequest>(1);
         tokio::spawn(socket::serve(listener, asks));
-        tell.send(()).unwrap();
+        sender.send(()).unwrap();
         loop {
             tokio::select! {
                 Some(asker) = asked.recv() => asker.answer.send(status.clone()).unwrap(),
@@ -188,7 +188,7 @@ fn daemon(config: &NodeConfig, status: &Status) -> oneshot::Sender<()> {
         }
     };
     std::thread::spawn(move || block_on(serve).unwrap());
-    told.recv().unwrap();
+    receiver.recv().unwrap();
     stop
 }
 
@@ -214,8 +214,8 @@ fn status_is_what_the_daemon_of_this_network_says_and_so_is_the_exit_code() {
     let _daemon = daemon(&config, &red);
     let (answer, ended) = ask().unwrap();
     assert_eq!(ended, Exit::NotReady);
-    let said = answer.print(Form::Text, None);
-    assert!(said.contains("waiting for a lease"), "{said}");
+    let printed = answer.print(Form::Text, None);
+    assert!(printed.contains("waiting for a lease"), "{printed}");
     assert_eq!(serde_json::from_str::<Status>(&answer.print(Form::Json, None)).unwrap(), red);
 }
 
@@ -230,9 +230,9 @@ fn status_waits_until_the_node_is_ready() {
     });
     let _daemon = daemon(&config, &Status { ready: true, ..Status::default() });
     let (answer, ended) = later.join().unwrap().unwrap();
-    let said = answer.print(Form::Text, None);
-    let first: Vec<_> = said.lines().next().unwrap_or_default().split_whitespace().collect();
-    assert_eq!((ended, &first[..]), (Exit::Done, &["READY", "yes"][..]), "{said}");
+    let printed = answer.print(Form::Text, None);
+    let first: Vec<_> = printed.lines().next().unwrap_or_default().split_whitespace().collect();
+    assert_eq!((ended, &first[..]), (Exit::Done, &["READY", "yes"][..]), "{printed}");
 }
 
 #[test]

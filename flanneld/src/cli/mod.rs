@@ -51,7 +51,7 @@ pub enum Kind {
 pub enum Status {
     /// It works.
     Supported,
-    /// flannel has it, this daemon not yet: refused unless it says what the default says. The reason is a sentence.
+    /// flannel has it, this daemon not yet: refused unless its value is the default. The reason is a sentence.
     NotYet(&'static str),
     /// Accepted, so that command lines written for flannel work, and without effect. The reason is a sentence.
     NoEffect(&'static str),

@@ -25,7 +25,7 @@ pub struct Given {
     pub value: String,
 }
 
-/// Why a command line was refused. Nothing after the place is looked at: it can't be told what it means.
+/// Why a command line was refused. Nothing after the place is read, because its meaning is unknown.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BadArgument {
     /// `---x`, `-=x`.

@@ -144,7 +144,7 @@ pub const TABLE: &[(&str, &[Flag])] = &[
                 "traffic-rules",
                 "auto",
                 "how rules are made: nftables, iptables, iptables-nft, iptables-legacy; auto: as EnableNFTables of the \
-                 net-conf says, else nftables where the kernel has it",
+                 net-conf is set, else nftables where the kernel has it",
             ),
             int("iptables-resync", "5", "seconds between two audits of iptables rules, where some are ours"),
         ],

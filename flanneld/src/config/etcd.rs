@@ -2,13 +2,13 @@
 
 use subnet_lease::etcd::EtcdConfig;
 
-use super::node::{Reader, path};
+use super::node::{ConfigReader, path};
 
 /// The longest prefix, in bytes: it is in the alias of every link, which the kernel cuts at 256.
 const PREFIX_MAX: usize = 200;
 
 /// Reads the `etcd-…` settings, without opening the files that they name.
-pub(super) fn read(read: &mut Reader<'_>) -> EtcdConfig {
+pub(super) fn read(read: &mut ConfigReader<'_>) -> EtcdConfig {
     let key_file = read.optional("etcd-keyfile", path);
     let cert_file = read.optional("etcd-certfile", path);
     let ca_file = read.optional("etcd-cafile", path);

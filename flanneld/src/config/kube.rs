@@ -2,10 +2,10 @@
 
 use subnet_lease::kube::{KubeConfig, NodeName};
 
-use super::node::{Reader, path};
+use super::node::{ConfigReader, path};
 
 /// Reads the `kube-…` settings, without opening the files that they name; none where the network is in etcd.
-pub(super) fn read(read: &mut Reader<'_>) -> Option<KubeConfig> {
+pub(super) fn read(read: &mut ConfigReader<'_>) -> Option<KubeConfig> {
     let wanted = read.bool("kube-subnet-mgr");
     let config = KubeConfig {
         api_url: read.optional("kube-api-url", |text| Ok(text.to_owned())),
@@ -22,8 +22,8 @@ pub(super) fn read(read: &mut Reader<'_>) -> Option<KubeConfig> {
     wanted.then_some(config)
 }
 
-/// NODE_NAME, as in flannel, else what the pod's own record says.
-fn node(read: &mut Reader<'_>) -> NodeName {
+/// NODE_NAME, as in flannel, else the node name of the pod's own record.
+fn node(read: &mut ConfigReader<'_>) -> NodeName {
     let mut variable = |name| read.one(name, |text| Ok(text.to_owned()));
     let (node, name, namespace) = (variable("NODE_NAME"), variable("POD_NAME"), variable("POD_NAMESPACE"));
     match node.is_empty() && !name.is_empty() && !namespace.is_empty() {

@@ -1,4 +1,4 @@
-//! What the daemon was told: settings as written ([`RawConfig`]) and as meant ([`NodeConfig`]).
+//! The daemon's settings: as written ([`RawConfig`]) and as meant ([`NodeConfig`]).
 //!
 //! ```text
 //!   default < file (--config) < variable < flag ─▶ RawConfig ─▶ NodeConfig, or every error at once

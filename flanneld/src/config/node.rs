@@ -40,7 +40,7 @@ pub struct NodeConfig {
     pub embedded: Option<PathBuf>,
     /// What the core needs. The network's id is the store's prefix; the seed is still 0.
     pub core: Settings,
-    /// Give the lease back when told to stop.
+    /// Whether a daemon that is stopped gives its lease back.
     pub release_on_exit: bool,
     /// Wait for another daemon of this network to end, and go on in its place.
     pub takeover: bool,
@@ -48,7 +48,7 @@ pub struct NodeConfig {
     pub subnet_file: PathBuf,
     /// The directory of our own memory.
     pub state_dir: PathBuf,
-    /// What the daemon heard and did is recorded here.
+    /// The recorder's file.
     pub record_file: Option<PathBuf>,
     /// The folder of this host's daemons, with their locks and sockets. No flag changes it: they must find each other.
     pub daemons: PathBuf,
@@ -59,9 +59,9 @@ pub struct NodeConfig {
 }
 
 impl NodeConfig {
-    /// Understands the settings. The host name is the node's name where nothing else says it.
+    /// Reads the settings. The host name is the node's name where no setting has one.
     pub fn understand(raw: &RawConfig, host_name: &str) -> Result<Self, ConfigErrors> {
-        let mut read = Reader { raw, errors: raw.errors().to_vec() };
+        let mut read = ConfigReader { raw, errors: raw.errors().to_vec() };
         let (ttl, renew_margin) = read.lease_times();
         let mut etcd = EtcdConfig { ttl, renew_margin, ..etcd::read(&mut read) };
         let subnet_file = read.one("subnet-file", path);
@@ -100,12 +100,12 @@ pub(crate) fn loopback(endpoint: &str) -> Option<SocketAddr> {
 }
 
 /// Reads settings and collects what is wrong with them.
-pub(super) struct Reader<'a> {
+pub(super) struct ConfigReader<'a> {
     raw: &'a RawConfig,
     errors: Vec<ConfigError>,
 }
 
-impl Reader<'_> {
+impl ConfigReader<'_> {
     fn core(&mut self, store: &StoreConfig, host_name: &str) -> Settings {
         Settings {
             network: store.network_id(),
@@ -289,13 +289,13 @@ impl Reader<'_> {
     }
 
     fn node_id(&mut self, host_name: &str) -> String {
-        let said = ["node-id", "NODE_NAME"].into_iter().find(|name| !self.raw.one(name).is_empty());
-        let name = said.map_or(host_name, |name| self.raw.one(name));
+        let flag = ["node-id", "NODE_NAME"].into_iter().find(|name| !self.raw.one(name).is_empty());
+        let name = flag.map_or(host_name, |name| self.raw.one(name));
         let fits =
             !name.is_empty() && name.len() <= NODE_ID_MAX && name.chars().all(|c| c.is_ascii_graphic());
         if !fits {
             let place =
-                said.map_or_else(|| format!("host name {host_name:?}"), |name| self.raw.written(name));
+                flag.map_or_else(|| format!("host name {host_name:?}"), |name| self.raw.written(name));
             let why =
                 format!("not a node name (1 to {NODE_ID_MAX} visible ASCII characters); --node-id sets one");
             self.errors.push(ConfigError::invalid(place, why));
@@ -303,19 +303,20 @@ impl Reader<'_> {
         name.to_owned()
     }
 
-    /// What is beside flannel's subnet file is gone after a restart of the host. Any other subnet file has the memory beside
-    /// it: daemons of several network namespaces on one machine have a subnet file each, and so a memory each.
+    /// The folder of flannel's subnet file is empty after a restart of the host, so the state file of that network is elsewhere.
+    /// Any other subnet file has the state file beside it: daemons in several network namespaces of one machine have a subnet
+    /// file each, and so a state file each.
     fn state_dir(&mut self, subnet_file: &Path) -> PathBuf {
         let usual = cli::lookup("subnet-file").is_some_and(|flag| Path::new(flag.default) == subnet_file);
-        let unsaid = || if usual { PathBuf::from(STATE_DIR) } else { folder(subnet_file) };
-        self.optional("state-dir", path).unwrap_or_else(unsaid)
+        let default = || if usual { PathBuf::from(STATE_DIR) } else { folder(subnet_file) };
+        self.optional("state-dir", path).unwrap_or_else(default)
     }
 
     /// Beside the subnet file, which is in memory: the daemon's repairs must not wait for a disk.
     fn record_file(&mut self, subnet_file: &Path) -> Option<PathBuf> {
-        let said =
+        let file =
             self.optional("record-file", |text| if text == "off" { Ok(None) } else { path(text).map(Some) });
-        said.unwrap_or_else(|| Some(folder(subnet_file).join("events")))
+        file.unwrap_or_else(|| Some(folder(subnet_file).join("events")))
     }
 }
 
@@ -331,7 +332,7 @@ fn traffic_rules(text: &str) -> Result<Asked, String> {
     })
 }
 
-/// Errors of the expressions' library have a drawing of several lines; its last one says what is wrong.
+/// The regex library reports an error as a drawing of several lines; the last line is the reason.
 fn expression(text: &str) -> Result<Regex, String> {
     let why = |error: regex_lite::Error| {
         let error = error.to_string();

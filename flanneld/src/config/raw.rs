@@ -29,7 +29,7 @@ pub struct RawConfig {
 pub struct Setting {
     /// One text; of a list, one or more.
     pub values: Vec<String>,
-    /// Who said so.
+    /// Where it was written.
     pub source: Source,
 }
 
@@ -125,7 +125,7 @@ impl RawConfig {
         (raw, wrong.iter().map(ToString::to_string).collect())
     }
 
-    /// Of another process: what its file would say is not read, nor is anything judged.
+    /// The settings of another process: its settings file is not read, and nothing is checked.
     pub(crate) fn gather_without_file(given: &[Given], environment: &Environment) -> Self {
         let mut raw = Self::default();
         raw.take_flags(given);
@@ -315,7 +315,7 @@ fn shown(name: &str, values: &[String]) -> String {
     values.iter().map(|text| without_password(text)).collect::<Vec<_>>().join(", ")
 }
 
-/// The user part of addresses (`http://user:password@host`) is refused, and not repeated while that is said.
+/// The user part of addresses (`http://user:password@host`) is refused, and the error does not repeat it.
 fn without_password(text: &str) -> String {
     let part = |part: &str| match part.rsplit_once('@') {
         Some((_, host)) if part.contains("://") => format!("{MASK}@{host}"),

@@ -109,7 +109,7 @@ fn every_wrong_setting_is_reported_at_once_each_with_its_source() {
         "{} --public-ip=fd00::1 --subnet-lease-renew-margin=1440 --iface-regex=[ --iface=a/b",
         file.flag()
     );
-    let said = errors(&flags, &[("FLANNELD_HEALTHZ_PORT", "x"), ("FLANNELD_ETCD_KEYFILE", "/k")]);
+    let message = errors(&flags, &[("FLANNELD_HEALTHZ_PORT", "x"), ("FLANNELD_ETCD_KEYFILE", "/k")]);
     let place = file.0.display();
     let expected = [
         "--subnet-lease-renew-margin=\"1440\": not less than a lease lasts (--subnet-lease-ttl: 1440 minutes)".to_owned(),
@@ -121,8 +121,8 @@ fn every_wrong_setting_is_reported_at_once_each_with_its_source() {
         format!("{place}: \"iptables-resync\": \"0\": not a number of seconds (1 to 86400)"),
         "FLANNELD_HEALTHZ_PORT=\"x\": not a port (0 to 65535)".to_owned(),
     ];
-    let lines: Vec<_> = said.lines().collect();
-    assert_eq!(lines.len(), expected.len(), "{said}");
+    let lines: Vec<_> = message.lines().collect();
+    assert_eq!(lines.len(), expected.len(), "{message}");
     for (line, expected) in lines.iter().zip(&expected) {
         assert!(line.starts_with(expected), "{line}\n{expected}");
     }
@@ -130,7 +130,7 @@ fn every_wrong_setting_is_reported_at_once_each_with_its_source() {
 
 #[test]
 fn an_address_or_expression_that_can_never_serve_is_one_sentence_each_all_at_once() {
-    let said = errors(
+    let message = errors(
         "--iface=127.0.0.1 --iface=:: --iface=a-name-longer-than-any --iface-regex=eth(0 --iface-regex=^eth \
          --iface-can-reach=224.0.0.1 --public-ip=255.255.255.255 --public-ipv6=::ffff:10.0.0.1 \
          --tunnel-checksum=maybe --iface-wait=-1",
@@ -147,11 +147,11 @@ fn an_address_or_expression_that_can_never_serve_is_one_sentence_each_all_at_onc
         "--iface-wait=\"-1\": not a number of seconds (0 to 86400)",
         "--tunnel-checksum=\"maybe\": neither auto, on nor off",
     ];
-    let lines: Vec<_> = said.lines().collect();
+    let lines: Vec<_> = message.lines().collect();
     for (line, expected) in lines.iter().zip(&expected) {
         assert!(line.starts_with(expected), "{line}\n{expected}");
     }
-    assert_eq!(lines.len(), expected.len(), "{said}");
+    assert_eq!(lines.len(), expected.len(), "{message}");
 }
 
 #[test]
@@ -168,8 +168,8 @@ fn a_settings_file_that_is_missing_broken_or_has_unknown_keys_is_named() {
         (r#"{"iface": [{}]}"#, "\"iface\": not a text, number, true or false"),
     ] {
         let file = File::new("broken", text);
-        let said = errors(&file.flag(), &[]);
-        assert!(said.contains(expected), "{text}: {said}");
+        let message = errors(&file.flag(), &[]);
+        assert!(message.contains(expected), "{text}: {message}");
     }
     let file = File::new("list", r#"{"iface": ["eth1", "10.0.0.1"]}"#);
     assert_eq!(config(&file.flag(), &[]).unwrap().core.iface.names.len(), 2);
@@ -248,12 +248,12 @@ fn the_store_within_the_daemon_listens_where_this_host_alone_reaches_it() {
     let own = config("--store=embedded", &[]).unwrap();
     assert_eq!(own.embedded.as_deref(), Some(Path::new("/var/lib/flannel/store")));
     assert_eq!(etcd(&own).endpoints, ["http://127.0.0.1:2379"]);
-    let told = config("--store=embedded --store-dir=/x --etcd-endpoints=http://[::1]:4001", &[]).unwrap();
-    assert_eq!(told.embedded.as_deref(), Some(Path::new("/x")));
-    assert_eq!(etcd(&told).endpoints, ["http://[::1]:4001"]);
+    let parsed = config("--store=embedded --store-dir=/x --etcd-endpoints=http://[::1]:4001", &[]).unwrap();
+    assert_eq!(parsed.embedded.as_deref(), Some(Path::new("/x")));
+    assert_eq!(etcd(&parsed).endpoints, ["http://[::1]:4001"]);
     assert_eq!(config("--store-dir=/x", &[]).unwrap().embedded, None);
-    let said = errors("--store=embedded --etcd-endpoints=http://10.0.0.1:2379", &[]);
-    assert!(said.contains("with --store=embedded http://127.0.0.1:PORT"), "{said}");
+    let message = errors("--store=embedded --etcd-endpoints=http://10.0.0.1:2379", &[]);
+    assert!(message.contains("with --store=embedded http://127.0.0.1:PORT"), "{message}");
     assert!(errors("--store=redis", &[]).contains("not etcd or embedded"));
 }
 
@@ -274,10 +274,10 @@ fn networks_that_see_pods_come_as_lists_and_one_by_one_and_rules_are_made_by_a_k
     assert_eq!(nets, ["192.0.2.0/24", "2001:db8::/32", "198.51.100.7/32"]);
     assert_eq!(config.core.rules.program, backends::rules::Asked::Iptables);
 
-    let said = errors("--no-masq-cidrs=192.0.2.0/33 --traffic-rules=ipchains", &[]);
-    assert!(said.contains("\"192.0.2.0/33\" is not a network"), "{said}");
-    assert!(said.contains("not auto, nftables, iptables, iptables-nft or iptables-legacy"), "{said}");
+    let message = errors("--no-masq-cidrs=192.0.2.0/33 --traffic-rules=ipchains", &[]);
+    assert!(message.contains("\"192.0.2.0/33\" is not a network"), "{message}");
+    assert!(message.contains("not auto, nftables, iptables, iptables-nft or iptables-legacy"), "{message}");
     let many: Vec<_> = (0..257).map(|n| format!("10.{}.{}.0/24", n / 256, n % 256)).collect();
-    let said = errors(&format!("--no-masq-cidrs={}", many.join(",")), &[]);
-    assert!(said.contains("more than 256 networks"), "{said}");
+    let message = errors(&format!("--no-masq-cidrs={}", many.join(",")), &[]);
+    assert!(message.contains("more than 256 networks"), "{message}");
 }

@@ -20,8 +20,9 @@ const KINDS: [&str; 8] =
 #[serde(default)]
 pub(super) struct Drift {
     all: [u64; KINDS.len()],
-    told: [u64; KINDS.len()],
-    told_at: Option<Tick>,
+    /// The counts that were logged last.
+    logged: [u64; KINDS.len()],
+    logged_at: Option<Tick>,
 }
 
 impl Drift {
@@ -34,15 +35,16 @@ impl Drift {
         KINDS.into_iter().zip(self.all).filter(|(_, count)| *count > 0)
     }
 
-    /// Says what is new, unless something was said a moment ago.
+    /// Logs what is new, unless something was logged a moment ago.
     pub(super) fn report(&mut self, now: Tick) {
-        if self.all == self.told || self.told_at.is_some_and(|at| at + OFTEN > now) {
+        if self.all == self.logged || self.logged_at.is_some_and(|at| at + OFTEN > now) {
             return;
         }
-        let new = KINDS.into_iter().zip(self.all.into_iter().zip(self.told).map(|(all, told)| all - told));
+        let new =
+            KINDS.into_iter().zip(self.all.into_iter().zip(self.logged).map(|(all, logged)| all - logged));
         let new: Vec<_> = new.filter(|(_, n)| *n > 0).map(|(kind, n)| format!("{kind}={n}")).collect();
         info!("found changed by others and put right: {}", new.join(" "));
-        (self.told, self.told_at) = (self.all, Some(now));
+        (self.logged, self.logged_at) = (self.all, Some(now));
     }
 }
 

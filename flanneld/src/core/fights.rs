@@ -1,4 +1,4 @@
-//! When somebody keeps undoing us.
+//! Holds back steps for objects that somebody else keeps changing back.
 //!
 //! ```text
 //!   plan ─▶ repairs among it ─▶ counted per key: five in ten seconds ─▶ contended: held until a moment
@@ -9,9 +9,9 @@
 //! A repair is a step for something that an earlier pass of this run had put right and that is wished for as before; a
 //! deletion as well as a creation. What the kernel takes along with a link (law 4, 5, 17) is not counted: the link is.
 //!
-//! A pause is a quarter of the time that the fight has lasted, a minute at most. It grows as a doubling one does, and what was
-//! disturbed for a while is right again within a quarter of that while, or a second. A storm over a link is
-//! told by the kernel even while we hold still, so its end is told, too: silence after it ends the hold.
+//! A pause is a quarter of the time that the fight has lasted, a minute at most. So it grows exponentially, and what was
+//! disturbed for a while is right again within a quarter of that time, or a second. The kernel notifies changes of a link even
+//! while we hold still, so silence on a link shows that the storm over it has ended, and ends the hold.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -27,9 +27,9 @@ use super::drift::Drift;
 use super::pace::mix;
 use super::status::{ContendedReport, LISTED, millis};
 
-/// So many repairs of one object ...
+/// This many repairs of one object ...
 const REPAIRS: u32 = 5;
-/// ... within so long are a fight; and a fight is forgotten when nothing happened for so long after a pause.
+/// ... within this time are a fight. A fight is forgotten when nothing happened for this time after a pause.
 const WINDOW: Duration = Duration::from_secs(10);
 /// The first pause. With jitter and [`GRID`] it stays below a second.
 const FIRST: Duration = Duration::from_millis(700);
@@ -37,9 +37,9 @@ const FIRST: Duration = Duration::from_millis(700);
 const LAST: Duration = Duration::from_secs(60);
 /// Pauses end on multiples of this: ten thousand held objects are not ten thousand passes.
 const GRID: u64 = 200;
-/// A link that was stirred while we held still is left alone after so much silence.
+/// After this much silence a link that was changed while we held still counts as left alone.
 const SILENCE: Duration = Duration::from_millis(500);
-/// A setting that was set back stays as it is for so long after it was last seen so.
+/// A setting that was set back stays as it is for this time after it was last seen so.
 const YIELDED: Duration = Duration::from_secs(3600);
 /// How many touches are remembered.
 const TOUCHES: usize = 64;
@@ -62,7 +62,7 @@ struct Fight {
     pass: u64,
 }
 
-/// What a person is told of one.
+/// What status and log show of one.
 #[derive(Debug, Serialize, Deserialize)]
 struct Named {
     key: Key,
@@ -101,7 +101,7 @@ impl Fights {
         self.wished.sort_unstable();
     }
 
-    /// Takes out of the plan what is held. On a dump that lacks things nothing is counted.
+    /// Removes from the plan the steps that are held. Nothing is counted on an incomplete dump.
     pub(super) fn hold(&mut self, now: Tick, pass: u64, plan: &mut Plan, whole: bool) {
         self.forget(now);
         (self.release, self.own_end) = (None, None);
@@ -147,7 +147,7 @@ impl Fights {
         self.failed = keys;
     }
 
-    /// Somebody was seen.
+    /// Notifications named who touched what.
     pub(super) fn touched(&mut self, now: Tick, touches: Vec<Touch>) {
         if self.release.is_some() && touches.iter().any(|t| matches!(t.what, Key::Link(_))) {
             self.stirred = Some(now);
@@ -166,7 +166,7 @@ impl Fights {
         }
     }
 
-    /// When [`due`](Self::due) has something to say.
+    /// When [`due`](Self::due) must be called next.
     pub(super) fn next(&self) -> Tick {
         let silence = self.stirred.map(|at| at + SILENCE);
         self.release.into_iter().chain(silence).min().unwrap_or(Tick::MAX)
@@ -271,7 +271,7 @@ impl Watch<'_> {
         let (now, key) = (self.now, op.object().key());
         let (at, wish) = (digest(&key), wish(op));
         let all = &mut *self.fights;
-        // A route and its twin are two steps for one key, with one verdict.
+        // A route and its twin are two steps for one key, with one decision.
         if let Some(fight) = all.fights.get(&at).filter(|fight| fight.pass == self.pass) {
             return fight.held.is_some();
         }
@@ -328,7 +328,7 @@ impl Fights {
         let settled = |object| self.settled.binary_search(&digest::<Object>(object)).is_ok();
         let undone = match op {
             Op::Put { want, .. } => settled(want),
-            // What was wished for goes because it is wished for no longer; before the first pass all is old.
+            // An object that was wished for goes because the wish changed. Before the first pass every object is old.
             Op::Delete(have) => !self.settled.is_empty() && !settled(have),
         };
         undone && self.failed.binary_search(&key).is_err()
@@ -348,7 +348,7 @@ fn pause_end(now: Tick, age: Duration, seed: u64) -> Tick {
     Duration::from_millis(millis(now + span).div_ceil(GRID) * GRID)
 }
 
-/// What is set once for the whole host and hurts others: whoever sets it back has decided.
+/// Settings of the whole host that can hurt others. Who sets one back wants it so, and it stays.
 fn yields(key: &Key) -> bool {
     matches!(key, Key::Sysctl(_, Sysctl::BridgeCall(_)))
 }
@@ -372,7 +372,7 @@ fn wish(op: &Op) -> u64 {
     if let Op::Put { want, .. } = op { digest(want).max(1) } else { 0 }
 }
 
-/// Whether a touch of the one can have undone the other. A route stands in another's way whatever its metric.
+/// Whether a change of `touched` can have undone `key`. Routes to one destination conflict whatever their metrics are.
 fn concerns(touched: &Key, key: &Key) -> bool {
     match (touched, key) {
         (Key::Route(touched, _), Key::Route(dst, _)) => touched == dst,
@@ -393,7 +393,7 @@ fn line(op: &Op) -> String {
 }
 
 fn by(who: Option<&Who>) -> String {
-    who.map_or_else(|| "somebody the kernel does not tell".to_owned(), Who::to_string)
+    who.map_or_else(|| "somebody unknown".to_owned(), Who::to_string)
 }
 
 fn more(count: usize) -> String {

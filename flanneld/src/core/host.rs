@@ -101,7 +101,7 @@ impl NodeCore {
     pub(super) fn note_settings(&mut self, now: Tick, plan: &Plan, results: &[Result<(), OpError>]) {
         let ours = self.membership.network().map(|n| n.backends.links()).unwrap_or_default();
         if self.host_settings.note(plan, results, &ours) {
-            // Soon is too late: nobody can tell afterwards what it was.
+            // Written at once: afterwards nobody can find out what it was.
             self.memories.remember_now(now);
         }
     }

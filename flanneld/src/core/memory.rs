@@ -1,5 +1,5 @@
 //! What a node knew, for its next start: with it the network goes up while the store can't be asked, and a store that lost its
-//! data is told apart from a cluster that left.
+//! data is distinguished from a cluster that left.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ const AFTER: Duration = Duration::from_secs(5);
 /// A store that sends nothing at all is waited for so long: etcd elects a leader in a second or two.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Shown until the store is heard.
+/// Shown until the store has answered.
 const UNHEARD: &str = "the store has not answered yet: going by what was known before the start";
 
 /// What is remembered.
@@ -50,7 +50,7 @@ pub struct Hold {
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Memories {
-    /// Of an earlier run, until the store was heard or it came to be used.
+    /// Of an earlier run, until the store has answered or it is used.
     earlier: Option<Earlier>,
     /// Our lease as it was last granted, in this run or an earlier one.
     own: Option<Lease>,
@@ -86,7 +86,7 @@ impl Memories {
     }
 
     /// The store shows something: nothing goes by memory any more.
-    pub(super) fn heard(&mut self) {
+    pub(super) fn answered(&mut self) {
         self.in_use = false;
     }
 
@@ -126,7 +126,7 @@ fn with_own(memory: Memory) -> Vec<Lease> {
 }
 
 impl NodeCore {
-    /// What an earlier run knew; comes before the store is heard, if at all.
+    /// What an earlier run knew; comes before the store's first answer, if at all.
     pub(super) fn recall(&mut self, now: Tick, memory: Memory, warm: bool) {
         if warm {
             self.host_settings.changed.clone_from(&memory.settings);

@@ -96,7 +96,7 @@ pub struct Settings {
     /// Whether tunnel devices leave checksums to the hardware; none is what the kernel does well.
     #[serde(default)]
     pub tx_checksum: Option<bool>,
-    /// Where the store is, as far as addresses say it; no peer's subnet may have one of them in it.
+    /// The addresses of the store, where it is given by address; no peer's subnet may have one of them in it.
     #[serde(default)]
     pub store_addresses: Vec<IpAddr>,
     /// Time for which peers are kept that vanished from the store in a doubtful way; zero keeps none.
@@ -112,13 +112,13 @@ pub struct Settings {
 pub enum Input {
     /// What an earlier run left in subnet.env. A hint; comes first, if at all.
     Remembered(SubnetEnv),
-    /// What an earlier run knew, and whether the host has been up since. Comes before the store is heard, if at all.
+    /// What an earlier run knew, and whether the host has been up since. Comes before the store's first answer, if at all.
     Recalled(Box<Memory>, bool),
-    /// The store says something.
+    /// An event of the store.
     Store(StoreEvent),
-    /// The kernel says that something changed.
+    /// The kernel notifies that something changed.
     Kernel(KernelEvent),
-    /// Who touched what; a hint, before the event that says that something changed.
+    /// Who touched what: a hint that comes before the event that something changed.
     Touched(Vec<Touch>),
     /// What the other networks of this host have; comes before any input that it may matter to.
     Shared(Vec<Share>),
@@ -149,17 +149,17 @@ pub enum Effect {
     ReadOwn(Owner),
     /// Perform these steps.
     Apply(Arc<Plan>),
-    /// Make the store say this about us.
+    /// Publish our lease in the store.
     Claim(Box<Claim>),
     /// Make what is not kernel state like this, each plane at its own pace; all that is not among these goes.
     Plane(Arc<Vec<PlaneWish>>),
-    /// Write subnet.env, if it says anything else.
+    /// Write subnet.env, if its content differs.
     Publish(SubnetEnv),
     /// Keep this for the next start.
     Remember(Box<Memory>),
     /// Our subnet is someone else's now: new pods must not get addresses from it.
     Withdraw(String),
-    /// Tell who asks whether the node is ready.
+    /// Publish whether the node is ready.
     Announce(Readiness),
     /// End with this code; the kernel's state stays.
     Exit(Exit),
@@ -205,7 +205,7 @@ impl NodeCore {
         }
     }
 
-    /// Takes one input and says what to do about it.
+    /// Takes one input and returns what to do about it.
     pub fn handle(&mut self, now: Tick, input: Input) -> Vec<Effect> {
         let mut effects = Vec::new();
         match input {
@@ -290,7 +290,7 @@ impl NodeCore {
         self.pass.mark_fresh();
         self.memories.remember_soon(now);
         let stale = if let StoreEvent::Stale(reason) = &event { Some(reason.clone()) } else { None };
-        self.membership.heard(now, stale);
+        self.membership.answered(now, stale);
         match event {
             StoreEvent::Config(written) => {
                 if self.membership.configure(written) == Configured::InForce {
@@ -299,7 +299,7 @@ impl NodeCore {
                 }
             }
             StoreEvent::Snapshot { leases, unreadable, foreign } => {
-                self.memories.heard();
+                self.memories.answered();
                 self.membership.wait((leases, unreadable, foreign));
                 self.snapshot(now);
                 self.look_for_twin(now);

@@ -73,7 +73,7 @@ impl Pace {
         self.failures = 0;
     }
 
-    /// Audit so often, where nothing tells of changes: no more seldom than usual.
+    /// Audit this often where nothing notifies changes, and no more seldom than usual.
     pub(super) fn audit_every(&mut self, period: Duration) {
         self.audits = period.min(AUDIT);
     }

@@ -49,7 +49,7 @@ impl NodeCore {
             let flag = if family == Family::V4 { "--public-ip" } else { "--public-ipv6" };
             let asked = self.settings.iface.public.family(family).is_some();
             let from = if asked { flag } else { "the tunnel source" };
-            facts.push(fact(format!("{family} told to peers"), public, from));
+            facts.push(fact(format!("{family} published to peers"), public, from));
         }
         facts
     }
@@ -108,7 +108,7 @@ impl NodeCore {
         }
         let there = |feature: &Feature| if system.lacks.contains(feature) { "missing" } else { "there" };
         let features: Vec<_> = Feature::ALL.iter().map(|f| format!("{f} {}", there(f))).collect();
-        let mut told = vec![
+        let mut found = vec![
             fact("kernel", &system.release, "uname"),
             fact("kernel features", features.join(", "), "asked of the kernel"),
         ];
@@ -118,9 +118,9 @@ impl NodeCore {
             (None, false) => ("as the kernel has it", "this kernel gets them right (5.7 and later)"),
         };
         if self.membership.network().is_some_and(|n| !n.backends.links().is_empty()) {
-            told.push(fact("tunnel checksums", checksum.0, checksum.1));
+            found.push(fact("tunnel checksums", checksum.0, checksum.1));
         }
-        told
+        found
     }
 
     fn setting_facts(&self) -> Vec<Fact> {

@@ -27,7 +27,7 @@ const FLIPS: u32 = 3;
 /// What is known of a cloned machine is shown for so long after the last of it.
 const SHOWN: Duration = Duration::from_secs(60);
 
-/// Our lease, and what it says about us.
+/// Our lease, and what it publishes about us.
 #[derive(Debug, Default)]
 pub(super) struct Publication {
     /// What an earlier run left in subnet.env.

@@ -72,7 +72,7 @@ impl NodeCore {
         (tables.chain(iptables).chain(trusted).collect(), in_the_way)
     }
 
-    /// iptables tells nobody of changes: where rules of ours are in there, they are looked at as often as flannel does.
+    /// iptables has no notifications. Where rules of ours are in iptables they are read as often as flannel reads them.
     pub(super) fn pace_audits(&mut self, want: &KernelState) {
         if want.iter().any(|rules| matches!(rules, Object::Iptables(_))) {
             self.pass.audit_every(self.settings.iptables_resync);

@@ -68,7 +68,7 @@ impl Arbiter {
         Readiness { ready, reasons: self.readiness.iter().flat_map(named).collect() }
     }
 
-    /// A network that has said nothing yet is not ready.
+    /// A network that has reported nothing yet is not ready.
     pub fn expect(&mut self, network: &NetworkId) {
         self.readiness.entry(network.clone()).or_default();
     }

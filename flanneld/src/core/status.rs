@@ -1,4 +1,4 @@
-//! What the node says about itself: one value, the whole answer of `flannelctl status`.
+//! What the node reports about itself: one value, the whole answer of `flannelctl status`.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub struct StatusRequest {
 }
 
 /// Where the node stands. Spans of time are in milliseconds and end now; a list that could be as long as the cluster
-/// is cut at [`LISTED`], and a number beside it says how many there are.
+/// is cut at [`LISTED`], and a number beside it is the whole count.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// Whether pods can start here and reach the others.
@@ -94,7 +94,7 @@ pub struct UnderlayReport {
     pub mtu: u32,
     /// Its addresses that count.
     pub local: String,
-    /// The addresses told to the peers.
+    /// The addresses published to the peers.
     pub public: String,
     /// Why this one.
     pub why: String,
@@ -157,11 +157,11 @@ pub struct ContendedReport {
     pub repairs: u64,
     /// When we try again; zero when it stands as we want it.
     pub again_ms: u64,
-    /// Who did it last, as far as the kernel tells.
+    /// Who did it last, as far as the kernel reports.
     pub by: Option<String>,
 }
 
-/// How many entries of a list are told. Ours: what a person reads, and what fits one answer.
+/// How many entries of a list are shown. Ours: what a person reads, and what fits one answer.
 pub const LISTED: usize = 100;
 
 impl NodeCore {

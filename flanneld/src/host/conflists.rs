@@ -49,9 +49,9 @@ mod tests {
         for name in ["05-other.conflist", "00-notes.txt", "20-later.conf"] {
             fs::write(folder.path().join(name), "{}").unwrap();
         }
-        let said = before(folder.path()).unwrap();
-        assert!(said.contains("05-other.conflist comes before 10-flannel.conflist"), "{said}");
-        assert!(!said.contains("notes") && !said.contains("20-later"), "{said}");
+        let text = before(folder.path()).unwrap();
+        assert!(text.contains("05-other.conflist comes before 10-flannel.conflist"), "{text}");
+        assert!(!text.contains("notes") && !text.contains("20-later"), "{text}");
         assert_eq!(before(Path::new("/nowhere")), None);
     }
 }

@@ -44,7 +44,7 @@ impl IfaceWish {
     }
 }
 
-/// An interface, said by its name or by an address on it.
+/// An interface, named by its name or by an address on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Named {
     /// By address.
@@ -187,7 +187,7 @@ impl Search<'_> {
         let flag = if address.is_ipv4() { "--public-ip" } else { "--public-ipv6" };
         let why = format!("{flag}={address}");
         let link = self.bearer(address).ok_or_else(|| {
-            format!("{why}: not an address of this host (for one behind NAT say --iface as well)")
+            format!("{why}: not an address of this host (for one behind NAT set --iface as well)")
         })?;
         self.asked(link, &[address], why)
     }

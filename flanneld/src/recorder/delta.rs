@@ -8,7 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
 
-/// What to do to a sequence so that it becomes the next one: an empty one says that nothing changed.
+/// What turns a sequence into the next one. An empty difference means that nothing changed.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(bound(serialize = "T: Clone + Serialize", deserialize = "T: Clone + Deserialize<'de>"))]
 pub struct Delta<'a, T: Clone> {
@@ -27,7 +27,7 @@ pub struct Delta<'a, T: Clone> {
 pub(super) type Base = Option<Vec<u64>>;
 
 impl<'a, T: Clone + Hash> Delta<'a, T> {
-    /// From what is remembered to `items`, which are remembered from now on.
+    /// The difference from the remembered sequence to `items`; `items` are remembered from now on.
     pub(super) fn to(items: &'a [T], base: &mut Base) -> Self {
         let prints: Vec<u64> = items.iter().map(print).collect();
         let delta = base.as_ref().and_then(|old| Self::between(old, &prints, items));
@@ -36,7 +36,7 @@ impl<'a, T: Clone + Hash> Delta<'a, T> {
         delta.unwrap_or_else(|| Self { whole: true, out: Vec::new(), put: whole() })
     }
 
-    /// None where what stayed changed its order: that is written anew.
+    /// None where the items that stay changed their order: then the sequence is written as a whole.
     fn between(old: &[u64], new: &[u64], items: &'a [T]) -> Option<Self> {
         if old == new {
             return Some(Self { whole: false, out: Vec::new(), put: Vec::new() });
@@ -57,7 +57,7 @@ impl<'a, T: Clone + Hash> Delta<'a, T> {
     }
 }
 
-/// The runs of what is not among the others.
+/// The runs of items that are not among the others.
 fn runs(prints: &[u64], others: &[u64]) -> Vec<(usize, usize)> {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     for (at, _) in prints.iter().enumerate().filter(|(_, p)| others.binary_search(p).is_err()) {
@@ -69,7 +69,7 @@ fn runs(prints: &[u64], others: &[u64]) -> Vec<(usize, usize)> {
     runs
 }
 
-/// Of one process only: never written.
+/// Valid in one process only, so it is never written to a file.
 fn print<T: Hash>(item: &T) -> u64 {
     let mut hasher = DefaultHasher::new();
     item.hash(&mut hasher);
@@ -77,7 +77,7 @@ fn print<T: Hash>(item: &T) -> u64 {
 }
 
 impl<T: Clone> Delta<'_, T> {
-    /// Makes the next sequence of `items`. An error when it does not fit them.
+    /// Turns `items` into the next sequence. An error when the difference does not fit them.
     pub(super) fn apply(self, items: &mut Vec<T>) -> Result<(), &'static str> {
         const UNFIT: &str = "a difference to what is not on file";
         let old = std::mem::take(items);

@@ -1,5 +1,5 @@
-//! Records as lines: JSON, a tab, a checksum. A line that was cut short or damaged is known as such, and the next one
-//! is found.
+//! Records as lines: JSON, a tab, a checksum. The checksum shows a line that is cut short or damaged; reading goes on at the
+//! next line.
 
 use std::io::{self, BufRead, Read, Write};
 
@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use super::tape::{FILE_BYTES, Tape};
 
-/// Writes a record and leaves room for so many bytes. False, and nothing is left of it, when there is not so much.
+/// Writes a record and leaves `spare` bytes of room behind it. Where there is not so much room, nothing is written and the
+/// answer is false.
 pub(super) fn write(tape: &mut impl Tape, record: &impl Serialize, spare: u64) -> io::Result<bool> {
     let (before, room) = (tape.length(), tape.room().saturating_sub(spare));
     let mut line = Line { tape, sum: Fnv32::default(), left: room.saturating_sub(TAIL) };
@@ -48,7 +49,7 @@ impl<T: Tape> Write for Line<'_, T> {
 
 /// The next line.
 pub(super) enum Next<T> {
-    /// Whole, and this is in it.
+    /// A whole line with this content.
     Line(T),
     /// Damaged, cut short or too long.
     Damaged,
@@ -56,7 +57,7 @@ pub(super) enum Next<T> {
     End,
 }
 
-/// Reads the JSON of a line, of which no more than a file's worth is ever held.
+/// Reads the JSON of a line. At most a file's worth of bytes is held.
 pub(super) fn read(file: &mut impl BufRead) -> io::Result<Next<Vec<u8>>> {
     let mut line = Vec::new();
     if file.by_ref().take(FILE_BYTES).read_until(b'\n', &mut line)? == 0 {

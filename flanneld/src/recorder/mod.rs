@@ -1,27 +1,27 @@
-//! The recorder: everything the core hears and decides, on file as it happens, so that what went wrong can be looked at
-//! and run again later, on any machine, without a network.
+//! The recorder: every input of the core and every decision, written to a file as it happens. So a fault can be studied and
+//! run again later, on any machine, without a network.
 //!
 //! ```text
-//!   Input ──▶ Heard ─ a line ─▶ Tape ──▶ events ── full ──▶ events.1
-//!     │        (differences)     ▲          │
-//!     ▼                          │          ├─▶ flannelctl events   what happened, who did it, what was done
-//!   NodeCore ── Effects ──▶ Did ─┘          └─▶ flannelctl replay   the same inputs through the same core
+//!   Input ──▶ InputRecord ─ a line ─▶ Tape ──▶ events ── full ──▶ events.1
+//!     │         (differences)          ▲          │
+//!     ▼                                │          ├─▶ flannelctl events   what happened, who did it, what was done
+//!   NodeCore ── Effects ────────▶ Did ─┘          └─▶ flannelctl replay   the same inputs through the same core
 //! ```
 //!
-//! One line of JSON a record. What was heard is on file before the core sees it, hence also what it died of. A dump, the
-//! host's facts and a snapshot of the store are written as the difference to the one before. Each file begins with
-//! what a replay needs: the settings of a run, or the core itself as it was in the middle of one.
+//! A record is one line of JSON. An input is on file before the core handles it, so an input that kills the daemon is there,
+//! too. A dump, the host's facts and a snapshot of the store are written as the difference to the one before. Each file
+//! begins with what a replay needs: the settings of a run, or the core itself as it was in the middle of a run.
 //!
 //! Why, and what it costs: `docs/recorder.md`.
 
 mod delta;
 mod did;
-mod heard;
+mod input;
 mod line;
 mod reader;
 mod replay;
 mod tape;
-pub mod told;
+pub mod text;
 
 use std::io;
 use std::time::Duration;
@@ -29,13 +29,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use did::{Did, PlanNote};
-pub use heard::{Applied, Heard, Known};
+pub use input::{Applied, InputRecord, Known};
 pub use reader::{Entry, Origin, Reader};
-pub use replay::{Replay, Step, Verdict};
+pub use replay::{Comparison, Replay, Step};
 pub use tape::{FILE_BYTES, Ring, Tape, older};
 
 use crate::core::{Effect, Input, NodeCore, Settings, Tick};
-use heard::Bases;
+use input::{Bases, name};
 
 /// The version of the format; a reader refuses any other.
 const FORMAT: u32 = 1;
@@ -50,8 +50,9 @@ enum Record<'a, C> {
     Start(Start<C>),
     /// The clock was set: it showed so much at that tick.
     Clock(#[serde(with = "nanos")] Tick, #[serde(with = "nanos")] Duration),
-    Heard(#[serde(with = "nanos")] Tick, Heard<'a>),
-    /// What the core decided about what it heard last; absent when that was nothing.
+    #[serde(rename = "heard")]
+    Input(#[serde(with = "nanos")] Tick, InputRecord<'a>),
+    /// What the core decided about the last input; absent when that was nothing.
     Did(Vec<Did>),
 }
 
@@ -79,7 +80,7 @@ enum From<C> {
     Nothing,
 }
 
-/// Writes down what a core hears and decides.
+/// Records the inputs of a core and what it decides.
 pub struct Recorder<T> {
     tape: T,
     wall: fn() -> Duration,
@@ -90,7 +91,7 @@ pub struct Recorder<T> {
 }
 
 impl<T: Tape> Recorder<T> {
-    /// Writes on this tape; `wall` says the time since 1970.
+    /// Writes on this tape; `wall` returns the time since 1970.
     pub fn new(tape: T, wall: fn() -> Duration) -> Self {
         Self { tape, wall, bases: Bases::default(), boot: Duration::ZERO, failed: None }
     }
@@ -102,11 +103,11 @@ impl<T: Tape> Recorder<T> {
         self.note(started.map(drop));
     }
 
-    /// Hands an input to the core, and records both that and what the core makes of it; no input is a tick.
+    /// Hands an input to the core, and records both the input and the decision; no input is a tick.
     pub fn handle(&mut self, core: &mut NodeCore, now: Tick, input: Option<Input>) -> Vec<Effect> {
         if self.failed.is_none() {
-            let heard = self.hear(core, now, input.as_ref());
-            self.note(heard);
+            let recorded = self.record(core, now, input.as_ref());
+            self.note(recorded);
         }
         let effects = match input {
             Some(input) => core.handle(now, input),
@@ -125,7 +126,7 @@ impl<T: Tape> Recorder<T> {
         self.failed.as_ref()
     }
 
-    /// What was written on.
+    /// The tape.
     pub fn into_tape(self) -> T {
         self.tape
     }
@@ -134,30 +135,30 @@ impl<T: Tape> Recorder<T> {
         self.failed = result.and_then(|()| self.tape.flush()).err();
     }
 
-    fn hear(&mut self, core: &NodeCore, now: Tick, input: Option<&Input>) -> io::Result<()> {
+    fn record(&mut self, core: &NodeCore, now: Tick, input: Option<&Input>) -> io::Result<()> {
         let boot = (self.wall)().saturating_sub(now);
         if boot.abs_diff(self.boot) > CLOCK_SLACK {
             self.boot = boot;
             self.append(&Record::Clock(now, boot + now))?;
         }
-        // With the folder of subnet.env our file may have gone; nothing else is worth a look at the disk.
+        // Somebody may have deleted our file together with subnet.env. No other input is a reason to look at the disk.
         if matches!(input, Some(Input::File)) && self.tape.renew()? {
             self.go_on(now, core)?;
         }
         let before = self.tape.room();
-        if self.append_heard(core, now, input)? {
+        if self.append_input(core, now, input)? {
             return Ok(());
         }
-        // A file that is hardly used has no place for this one either; turning it over would cost what it holds.
+        // An input that does not fit into a file less than half full would not fit into a new one either.
         if before < FILE_BYTES / 2 {
             self.tape.turn()?;
             self.go_on(now, core)?;
-            if self.append_heard(core, now, input)? {
+            if self.append_input(core, now, input)? {
                 return Ok(());
             }
         }
         self.bases = Bases::default();
-        self.append(&Record::Heard(now, Heard::TooLarge(heard::name(input).to_owned()))).map(drop)
+        self.append(&Record::Input(now, InputRecord::TooLarge(name(input).to_owned()))).map(drop)
     }
 
     /// A new file begins in the middle of a run.
@@ -176,9 +177,9 @@ impl<T: Tape> Recorder<T> {
         self.append(&Record::Start(Start { format: FORMAT, program, at: now, wall, from }))
     }
 
-    fn append_heard(&mut self, core: &NodeCore, now: Tick, input: Option<&Input>) -> io::Result<bool> {
-        let heard = Heard::of(input, core, &mut self.bases);
-        self.append(&Record::Heard(now, heard))
+    fn append_input(&mut self, core: &NodeCore, now: Tick, input: Option<&Input>) -> io::Result<bool> {
+        let record = InputRecord::of(input, core, &mut self.bases);
+        self.append(&Record::Input(now, record))
     }
 
     /// Whether it fitted, with a decision about it.

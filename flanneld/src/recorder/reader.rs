@@ -9,10 +9,10 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde_json::value::RawValue;
 
 use super::line::{self, Next};
-use super::{Did, FILE_BYTES, FORMAT, From, Heard, Record, Start, older};
+use super::{Did, FILE_BYTES, FORMAT, From, InputRecord, Record, Start, older};
 use crate::core::{Settings, Tick};
 
-/// One thing that is on file.
+/// One entry of a file.
 #[derive(Debug)]
 pub enum Entry {
     /// A daemon started, or a file begins in the middle of a run.
@@ -24,15 +24,15 @@ pub enum Entry {
         /// Where a replay begins; why there is none from here.
         from: Result<Origin, String>,
     },
-    /// The core heard something.
-    Heard {
+    /// An input of the core.
+    Input {
         /// When, since 1970.
         wall: Duration,
         /// When, since boot.
         at: Tick,
         /// What.
-        heard: Box<Heard<'static>>,
-        /// What it decided; none when the file ends before that is known.
+        received: Box<InputRecord<'static>>,
+        /// What the core decided; none when the file ends before the decision.
         did: Option<Vec<Did>>,
     },
     /// So many lines in a row can't be read.
@@ -44,7 +44,7 @@ pub enum Entry {
 pub enum Origin {
     /// At a start.
     Settings(Box<Settings>),
-    /// In the middle of a run: a core that was written down.
+    /// In the middle of a run: a recorded core.
     Core(Box<RawValue>),
 }
 
@@ -60,7 +60,7 @@ type Line = Record<'static, Box<RawValue>>;
 /// Reads records.
 pub struct Reader {
     file: Box<dyn BufRead>,
-    /// Read already: the line after a [`Record::Heard`], unless that is its decision.
+    /// Read already: the line after a [`Record::Input`], unless that is its decision.
     ahead: Option<Next<Line>>,
     /// The clock at boot.
     boot: Duration,
@@ -83,7 +83,7 @@ impl Reader {
         Ok(Self::new(file))
     }
 
-    /// The same, and waits at the end for what is recorded later, also into a new file. Never ends by itself.
+    /// The same, and waits at the end for later records, also of a new file. It never ends by itself.
     pub fn follow(path: &Path, both: bool) -> io::Result<Self> {
         let newer = Follow::open(path)?;
         let before = both.then(|| regular(&older(path)).ok()).flatten();
@@ -123,8 +123,8 @@ impl Reader {
                 Next::Damaged => return self.damaged().map(Some),
                 Next::Line(Record::Start(start)) => return Ok(Some(self.start(start))),
                 Next::Line(Record::Clock(at, wall)) => self.boot = wall.saturating_sub(at),
-                Next::Line(Record::Heard(at, heard)) => return self.heard(at, heard).map(Some),
-                // What it decides on is damaged.
+                Next::Line(Record::Input(at, received)) => return self.received(at, received).map(Some),
+                // The input that it belongs to is damaged.
                 Next::Line(Record::Did(_)) => {}
             }
         }
@@ -154,19 +154,19 @@ impl Reader {
         Entry::Start { wall: start.wall, program: start.program, from }
     }
 
-    fn heard(&mut self, at: Tick, heard: Heard<'static>) -> io::Result<Entry> {
+    fn received(&mut self, at: Tick, received: InputRecord<'static>) -> io::Result<Entry> {
         let did = match self.line()? {
             Next::Line(Record::Did(did)) => Some(did),
             other => {
-                // A daemon that hears the next thing has decided nothing about this one.
-                let goes_on = matches!(other, Next::Line(Record::Heard(..) | Record::Clock(..)));
+                // When the next input follows at once, the core decided nothing about this one.
+                let goes_on = matches!(other, Next::Line(Record::Input(..) | Record::Clock(..)));
                 let goes_on = goes_on
                     || matches!(&other, Next::Line(Record::Start(s)) if !matches!(s.from, From::Settings(_)));
                 self.ahead = Some(other);
                 goes_on.then(Vec::new)
             }
         };
-        Ok(Entry::Heard { wall: self.boot.saturating_add(at), at, heard: Box::new(heard), did })
+        Ok(Entry::Input { wall: self.boot.saturating_add(at), at, received: Box::new(received), did })
     }
 }
 

@@ -1,9 +1,9 @@
-//! The recorded inputs through the same core, and what it decides now.
+//! Runs recorded inputs through the same core, and compares the decisions.
 
 use std::io;
 use std::time::Duration;
 
-use super::{Did, Entry, Heard, Known, Origin, Reader};
+use super::{Did, Entry, InputRecord, Known, Origin, Reader};
 use crate::core::{NodeCore, Tick};
 
 /// Replays a file.
@@ -31,18 +31,18 @@ pub enum Step {
         /// Why there is no replay from here, if there is none.
         problem: Option<String>,
     },
-    /// The core heard something and decided this.
-    Heard {
+    /// An input, and what the core decided.
+    Input {
         /// When, since 1970.
         wall: Duration,
         /// When, since boot.
         at: Tick,
-        /// What it heard, in a few words.
-        heard: String,
+        /// The input, in a few words.
+        received: String,
         /// Failed steps, as lines.
         failures: Vec<String>,
-        /// How that compares with what is on file.
-        verdict: Verdict,
+        /// The decision compared with the recorded one.
+        comparison: Comparison,
     },
     /// Lines that can't be read.
     Damaged(usize),
@@ -50,7 +50,7 @@ pub enum Step {
 
 /// A decision compared with the recorded one.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Comparison {
     /// The same.
     Same(Vec<Did>),
     /// Another one.
@@ -60,9 +60,9 @@ pub enum Verdict {
         /// What it decided then.
         then: Vec<Did>,
     },
-    /// What it decided then is not on file: the daemon was killed, or writes at this moment.
+    /// The decision of then is not on file: the daemon was killed, or writes it at this moment.
     Unknown(Vec<Did>),
-    /// Nothing can be replayed here, for this reason.
+    /// There is no replay here, for this reason.
     Impossible(String),
 }
 
@@ -85,7 +85,7 @@ impl Replay {
                 self.running = Err(format!("{lines} damaged lines before it"));
                 Step::Damaged(lines)
             }
-            Entry::Heard { wall, at, heard, did } => self.heard(wall, at, *heard, did),
+            Entry::Input { wall, at, received, did } => self.received(wall, at, *received, did),
         }))
     }
 
@@ -101,14 +101,20 @@ impl Replay {
         Step::Start { wall, program, new, problem: self.running.as_ref().err().cloned() }
     }
 
-    fn heard(&mut self, wall: Duration, at: Tick, heard: Heard<'static>, then: Option<Vec<Did>>) -> Step {
-        let (text, failures) = (heard.to_string(), heard.failures().to_vec());
-        let verdict = match &mut self.running {
-            Err(why) => Verdict::Impossible(why.clone()),
-            Ok(running) => match heard.input(&mut running.known) {
+    fn received(
+        &mut self,
+        wall: Duration,
+        at: Tick,
+        received: InputRecord<'static>,
+        then: Option<Vec<Did>>,
+    ) -> Step {
+        let (text, failures) = (received.to_string(), received.failures().to_vec());
+        let comparison = match &mut self.running {
+            Err(why) => Comparison::Impossible(why.clone()),
+            Ok(running) => match received.input(&mut running.known) {
                 Err(why) => {
                     self.running = Err(why.clone());
-                    Verdict::Impossible(why)
+                    Comparison::Impossible(why)
                 }
                 Ok(input) => {
                     let effects = match input {
@@ -117,13 +123,13 @@ impl Replay {
                     };
                     let now = Did::all(&effects);
                     match then {
-                        None => Verdict::Unknown(now),
-                        Some(then) if then == now => Verdict::Same(now),
-                        Some(then) => Verdict::Differs { now, then },
+                        None => Comparison::Unknown(now),
+                        Some(then) if then == now => Comparison::Same(now),
+                        Some(then) => Comparison::Differs { now, then },
                     }
                 }
             },
         };
-        Step::Heard { wall, at, heard: text, failures, verdict }
+        Step::Input { wall, at, received: text, failures, comparison }
     }
 }

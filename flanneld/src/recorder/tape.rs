@@ -1,4 +1,4 @@
-//! Where the lines go: two files in turn, or memory.
+//! Where lines are written: two files in turn, or memory.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -23,10 +23,10 @@ pub trait Tape: Write {
     /// Forgets everything after so many bytes.
     fn cut(&mut self, length: u64) -> io::Result<()>;
 
-    /// Puts what is written aside and begins anew.
+    /// Moves the written file aside and begins a new one.
     fn turn(&mut self) -> io::Result<()>;
 
-    /// Begins anew if somebody took away what was written; whether that was so.
+    /// Begins a new file if somebody removed the written one; whether that was so.
     fn renew(&mut self) -> io::Result<bool> {
         Ok(false)
     }
@@ -34,8 +34,8 @@ pub trait Tape: Write {
 
 /// A file that, when it is full, takes the place of the one before.
 ///
-/// A kill loses nothing that was written: the pages are the kernel's. Nothing is synced: a crash of the machine takes the
-/// kernel's network state along, and what was recorded of it.
+/// A killed daemon loses nothing that was written: the pages are the kernel's. Nothing is synced: a crash of the machine
+/// ends the kernel's network state, and the recording is about that state.
 pub struct Ring {
     path: PathBuf,
     file: File,
@@ -63,7 +63,7 @@ impl Ring {
             let mut last = [0];
             file.seek(SeekFrom::End(-1))?;
             file.read_exact(&mut last)?;
-            // The last line was cut short; the next one must not be part of it.
+            // The last line is cut short. The next one must begin on a line of its own.
             if last != *b"\n" {
                 file.write_all(b"\n")?;
                 written += 1;
@@ -73,7 +73,7 @@ impl Ring {
     }
 }
 
-/// For this daemon alone: no link is followed, no pipe waited for, no second writer let in.
+/// Opens the file for this daemon alone: it follows no symbolic link, waits for no pipe, and admits no second writer.
 fn open(path: &Path) -> io::Result<File> {
     let mut how = OpenOptions::new();
     how.read(true).append(true).create(true).mode(0o600).custom_flags(O_NOFOLLOW | O_NONBLOCK);
@@ -145,7 +145,7 @@ impl Tape for Ring {
     }
 }
 
-/// Without end, for tests and simulations.
+/// Memory without a limit, for tests and simulations.
 impl Tape for Vec<u8> {
     fn length(&self) -> u64 {
         self.len() as u64

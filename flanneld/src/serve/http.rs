@@ -1,6 +1,6 @@
 //! `/healthz` and `/readyz`, for probes, and `/metrics`.
 //!
-//! `/healthz` says that the process answers. `/readyz` says what the core judged last, and turns red and green with it.
+//! `/healthz` answers as long as the process runs. `/readyz` answers with the core's last judgement of readiness.
 //! `/metrics` asks the core where the node stands.
 
 use std::collections::VecDeque;
@@ -64,7 +64,7 @@ const BACKLOG: u32 = 64;
 /// Pause after a failed accept: mostly it means that no file descriptor is free. Ours.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Takes the address. `[::]` takes IPv4 as well, whatever `net.ipv6.bindv6only` says, and falls back to `0.0.0.0` on a
+/// Takes the address. `[::]` takes IPv4 as well, whatever `net.ipv6.bindv6only` is, and falls back to `0.0.0.0` on a
 /// kernel without IPv6.
 pub fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
     let fallback = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
@@ -226,7 +226,7 @@ mod tests {
         runtime().block_on(async {
             let listener = bind(LOOPBACK.parse().unwrap()).unwrap();
             let address = listener.local_addr().unwrap();
-            let (tell, readiness) = watch::channel(Readiness::default());
+            let (sender, readiness) = watch::channel(Readiness::default());
             tokio::spawn(serve(listener, readiness, nobody()));
             let red = ("HTTP/1.1 503 Service Unavailable", "flanneld is not ready yet\n");
             let green = ("HTTP/1.1 200 OK", "flanneld is ready\n");
@@ -241,7 +241,7 @@ mod tests {
                 (true, vec!["stale"], (green.0, "flanneld is ready\nstale\n")),
             ] {
                 let reasons = reasons.into_iter().map(str::to_owned).collect();
-                tell.send_replace(Readiness { ready, reasons });
+                sender.send_replace(Readiness { ready, reasons });
                 assert_eq!(get(address, "/readyz").await, (expected.0.to_owned(), expected.1.to_owned()));
                 let running = ("HTTP/1.1 200 OK".to_owned(), "flanneld is running\n".to_owned());
                 assert_eq!(get(address, "/healthz").await, running);

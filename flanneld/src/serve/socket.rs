@@ -43,19 +43,19 @@ use crate::core::{LISTED, Status, StatusRequest};
 const CLIENTS: usize = 8;
 /// Time for one client. Ours: the core answers between two inputs.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Between two tries to take a place whose holder does not listen: it is about to, or about to be gone. Ours.
+/// Between two tries to take a socket whose holder does not listen: it is about to listen, or about to end. Ours.
 const PAUSE: Duration = Duration::from_millis(10);
 /// So many tries.
 const TRIES: usize = 50;
 
-/// Who has the place of a network's daemon.
+/// Who has the socket of a network's daemon.
 #[derive(Debug)]
-pub enum Place {
-    /// We do, from now on until this process has ended.
+pub enum Taken {
+    /// This process, until it ends.
     Ours(UnixListener),
     /// Another daemon of ours.
     Held(Holder),
-    /// There is no place, for this reason: nothing keeps us from running, but there is no status.
+    /// There is no socket, for this reason. The daemon runs nevertheless, without a status.
     Blocked(String),
 }
 
@@ -67,15 +67,15 @@ pub struct Holder {
     stream: Option<UnixStream>,
 }
 
-/// Takes the place of this network's daemon in a folder, or returns who has it.
-pub async fn take(folder: &Path, network: &NetworkId) -> Place {
+/// Takes the socket of this network's daemon in a folder, or returns who has it.
+pub async fn take(folder: &Path, network: &NetworkId) -> Taken {
     match try_take(folder, network).await {
-        Ok(place) => place,
-        Err(error) => Place::Blocked(error.to_string()),
+        Ok(taken) => taken,
+        Err(error) => Taken::Blocked(error.to_string()),
     }
 }
 
-async fn try_take(folder: &Path, network: &NetworkId) -> io::Result<Place> {
+async fn try_take(folder: &Path, network: &NetworkId) -> io::Result<Taken> {
     if let Some(outer) = folder.parent() {
         DirBuilder::new().recursive(true).mode(0o755).create(outer)?;
     }
@@ -85,17 +85,17 @@ async fn try_take(folder: &Path, network: &NetworkId) -> io::Result<Place> {
     let socket = file.with_extension("sock");
     for _ in 0..TRIES {
         if lock(&file.with_extension("lock"))? {
-            return bind(&socket).map(Place::Ours);
+            return bind(&socket).map(Taken::Ours);
         }
         match connect(&socket).await {
-            // A program that it had just started, as it was killed, has not let go of its files yet.
+            // The daemon was killed. A program that it had just started still holds its files.
             Ok((_, peer)) if pid(&peer).is_some_and(is_dead) => {}
-            Ok((stream, peer)) => return Ok(Place::Held(Holder { pid: pid(&peer), stream: Some(stream) })),
+            Ok((stream, peer)) => return Ok(Taken::Held(Holder { pid: pid(&peer), stream: Some(stream) })),
             Err(error) => debug!("{}: {error}", socket.display()),
         }
         sleep(PAUSE).await;
     }
-    Ok(Place::Held(Holder { pid: None, stream: None }))
+    Ok(Taken::Held(Holder { pid: None, stream: None }))
 }
 
 /// Whether we hold the lock from now on, until this process has ended.
@@ -302,7 +302,7 @@ mod tests {
 
     async fn ours(folder: &Path, network: &NetworkId) -> UnixListener {
         match take(folder, network).await {
-            Place::Ours(listener) => listener,
+            Taken::Ours(listener) => listener,
             other => panic!("{network} is taken: {other:?}"),
         }
     }
@@ -317,7 +317,7 @@ mod tests {
         run(async {
             let ((_outer, folder), network) = (folder(), network("one"));
             start(ours(&folder, &network).await, true);
-            let Place::Held(holder) = take(&folder, &network).await else { panic!("taken twice") };
+            let Taken::Held(holder) = take(&folder, &network).await else { panic!("taken twice") };
             assert_eq!(holder.pid, Some(std::process::id()));
             ours(&folder, &self::network("two")).await;
         });
@@ -365,7 +365,7 @@ mod tests {
             fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
             let refused = ask(&folder, &network, false).await.unwrap_err().to_string();
             assert!(refused.contains("mode 0700"), "{refused}");
-            let Place::Blocked(why) = take(&folder, &self::network("two")).await else { panic!("taken") };
+            let Taken::Blocked(why) = take(&folder, &self::network("two")).await else { panic!("taken") };
             assert!(why.contains("mode 0700"), "{why}");
         });
     }

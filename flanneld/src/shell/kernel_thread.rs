@@ -40,7 +40,7 @@ impl KernelThread {
     }
 }
 
-/// Starts the thread in this thread's network namespace. The facts say which way leads to `reach`.
+/// Starts the thread in this thread's network namespace. The facts have the way to `reach`.
 pub(crate) fn start(inbox: mpsc::Sender<Input>, reach: Option<IpAddr>) -> Result<KernelThread, String> {
     let (asks, asked) = channel();
     let (opened, open) = channel();

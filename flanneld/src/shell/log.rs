@@ -5,14 +5,14 @@ use std::io::{IsTerminal, stderr};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt;
 
-/// Our crates; others are only heard when they warn.
+/// Our crates; of others only warnings are logged.
 const OURS: [&str; 3] = ["flanneld", "backends", "subnet_lease"];
 
-/// Starts logging to standard error. `RUST_LOG` says more than the `-v` of flannel does, and wins. Colour is for
-/// terminals, and the journal has a clock of its own.
+/// Starts logging to standard error. `RUST_LOG` can choose more than flannel's `-v`, and replaces it. Colour is for
+/// terminals only. The journal adds the time itself.
 pub fn start(verbosity: i64) {
-    let said = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
-    let filter = EnvFilter::builder().parse_lossy(said.unwrap_or_else(|| directives(verbosity)));
+    let chosen = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
+    let filter = EnvFilter::builder().parse_lossy(chosen.unwrap_or_else(|| directives(verbosity)));
     let terminal = stderr().is_terminal();
     let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let log = fmt().with_env_filter(filter).with_writer(stderr).with_ansi(colour).with_target(verbosity > 0);

@@ -1,4 +1,4 @@
-//! Tells the rest of the host: subnet.env for the CNI plugin, `READY=1` for systemd. And hears when somebody else
+//! Publishes to the rest of the host: subnet.env for the CNI plugin, `READY=1` for systemd. Notices when somebody else
 //! touches subnet.env.
 
 use std::ffi::OsStr;
@@ -32,7 +32,7 @@ const GONE: AddWatchFlags = AddWatchFlags::IN_DELETE_SELF.union(AddWatchFlags::I
 /// Wait until a directory that is gone is looked for again. Ours; the write that the loss asks for makes it at once.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// Writes subnet.env, unless it says the same already: bytes, not meaning, so that an edited one is put right.
+/// Writes subnet.env, unless it has the same bytes already. Bytes are compared, not values, so that an edited file is repaired.
 pub fn write(path: &Path, env: &SubnetEnv) -> Result<(), SubnetEnvError> {
     if fs::read(path).is_ok_and(|there| there == env.text().as_bytes()) {
         return Ok(());
@@ -42,8 +42,8 @@ pub fn write(path: &Path, env: &SubnetEnv) -> Result<(), SubnetEnvError> {
     Ok(())
 }
 
-/// Takes subnet.env away: no new pod gets an address from a subnet that is another host's. It stays beside as
-/// `subnet.env.lost`, by which the CNI plugin tells this from a daemon that has not started.
+/// Renames subnet.env to `subnet.env.lost`: no new pod gets an address from a subnet that is another host's. From the new name
+/// the CNI plugin knows that the subnet was lost, and that the daemon is not just starting.
 pub fn withdraw(path: &Path, why: &str) {
     let mut lost = path.as_os_str().to_owned();
     lost.push(".lost");
@@ -54,15 +54,15 @@ pub fn withdraw(path: &Path, why: &str) {
     }
 }
 
-/// Tells systemd, where it asked to be told.
+/// Notifies systemd, where it asks for that.
 pub fn notify_ready() {
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
-        warn!("systemd can't be told that we are ready: {error}");
+        warn!("can't notify systemd that the node is ready: {error}");
     }
 }
 
 /// Sends [`Input::File`] whenever the file may have changed, our own writes included, until nobody listens.
-/// Where it can't watch, it says so once; the file is then looked after in each pass that publishes.
+/// Where it can't watch, it logs that once; the file is then checked in each pass that publishes.
 pub fn watch(path: &Path, inbox: mpsc::Sender<Input>) {
     let path = path.to_owned();
     tokio::spawn(async move {

@@ -236,7 +236,7 @@ impl Process {
     fn flanneld(&self, network: &NetworkId) -> Option<String> {
         let given = flags(self.arguments.get(1..).unwrap_or_default())?;
         let raw = RawConfig::gather_without_file(&given, &self.environment);
-        // flannel has no settings file: this is one of ours, whose network only its socket tells.
+        // flannel has no settings file: this is one of ours, whose network is known from its socket only.
         if !raw.one("config").is_empty() {
             return None;
         }

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backends::kernel::real::{EventFilter, Events, Heard};
+use backends::kernel::real::{EventFilter, Events, Notice};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use subnet_lease::{Claim, DataPath, Lease, NetworkId, Store};
@@ -50,9 +50,9 @@ pub struct Shell {
     pub subnet_file: PathBuf,
     /// The directory of what is remembered for the next start.
     pub state_dir: PathBuf,
-    /// Give the lease back when told to stop.
+    /// Whether a daemon that is stopped gives its lease back.
     pub release_on_exit: bool,
-    /// Where to record what the core hears and decides.
+    /// The recorder's file.
     pub record_file: Option<PathBuf>,
     /// What is the host's, shared by all networks of this daemon.
     pub host: Rc<RefCell<Host>>,
@@ -88,7 +88,7 @@ struct Running {
     exit: Option<Exit>,
 }
 
-/// Runs the daemon until it is told to stop or must.
+/// Runs the daemon until it is stopped or must stop.
 pub async fn run(shell: Shell) -> Exit {
     match start(shell) {
         Ok((mut running, mut core, inputs, events)) => running.serve(&mut core, inputs, events).await,
@@ -115,7 +115,7 @@ type Started = (Running, NodeCore, mpsc::Receiver<Input>, Subscriptions);
 
 fn start(shell: Shell) -> Result<Started, String> {
     let (inbox, inputs) = mpsc::channel(INBOX);
-    // Subscribed before the first dump: what changes in between is told.
+    // Subscribed before the first dump: changes in between are notified.
     let route = Subscription::new("netlink notifications", Events::route);
     if !route.is_open() {
         return Err("no notifications of the kernel".to_owned());
@@ -198,8 +198,8 @@ impl Running {
                     let _ = asker.answer.send(status);
                 }
                 Some(input) = inputs.recv() => self.step(core, Some(input)),
-                heard = route.next(&self.filter) => self.hear(core, heard),
-                heard = netfilter.next(&self.filter) => self.hear(core, heard),
+                notice = route.next(&self.filter) => self.notice(core, notice),
+                notice = netfilter.next(&self.filter) => self.notice(core, notice),
                 () = sleep_until(deadline(core.next_deadline())) => self.step(core, None),
             }
         }
@@ -215,7 +215,7 @@ impl Running {
         }
     }
 
-    fn hear(&mut self, core: &mut NodeCore, Heard { event, touches }: Heard) {
+    fn notice(&mut self, core: &mut NodeCore, Notice { event, touches }: Notice) {
         if !touches.is_empty() {
             self.step(core, Some(Input::Touched(touches)));
         }
@@ -325,7 +325,7 @@ async fn last_apply(inputs: &mut mpsc::Receiver<Input>, again: impl Future<Outpu
         ended = timeout(STOP_WITHIN, applied) => if ended.is_err() {
             warn!("the kernel is busy for {STOP_WITHIN:?}; the next start takes up what is half done");
         },
-        () = again => warn!("told twice; stopping at once"),
+        () = again => warn!("stopped twice; ending at once"),
     }
 }
 

@@ -5,7 +5,7 @@
 //!   {"boot":"…","network":"…","config":"…","own":[key, epoch, record],"peers":[[key, epoch, record], …]}
 //! ```
 //!
-//! Records are the store's, byte for byte, and go the same way as those of the store: what a file says is judged again.
+//! Records are the store's, byte for byte, and are judged again like those of the store.
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File};
@@ -98,11 +98,11 @@ impl StateFile {
     /// The file of a network in a directory. Must be called within a runtime.
     pub(crate) fn open(directory: &Path, network: &NetworkId) -> Self {
         let newest = Arc::new(watch::Sender::new(None));
-        let (tell, problem) = watch::channel(None);
+        let (reporter, problem) = watch::channel(None);
         let boot = boot_id();
         let path = directory.join(NAME);
         let (file, changed) = (path.clone(), newest.subscribe());
-        tokio::spawn(keep(file, network.clone(), boot.clone(), newest.clone(), changed, tell));
+        tokio::spawn(keep(file, network.clone(), boot.clone(), newest.clone(), changed, reporter));
         Self { path, network: network.clone(), boot, newest, problem }
     }
 
@@ -152,7 +152,7 @@ async fn keep(
     boot: String,
     newest: Arc<watch::Sender<Option<Memory>>>,
     mut changed: watch::Receiver<Option<Memory>>,
-    tell: watch::Sender<Option<String>>,
+    reporter: watch::Sender<Option<String>>,
 ) {
     let mut last = None;
     while changed.changed().await.is_ok() {
@@ -174,10 +174,10 @@ async fn keep(
             Ok(Err(error)) => Some(format!("{}: can't be written: {error}", path.display())),
             Err(_) => break,
         };
-        if let Some(problem) = problem.as_ref().filter(|_| tell.borrow().is_none()) {
+        if let (Some(problem), None) = (&problem, &*reporter.borrow()) {
             warn!("{problem}; a start without the store would know nothing");
         }
-        tell.send_replace(problem);
+        reporter.send_replace(problem);
     }
 }
 
@@ -208,8 +208,8 @@ fn read(path: &Path, network: &NetworkId, boot: &str) -> Result<(Memory, bool), 
     Ok((Memory { config: config.into_bytes(), own, peers, settings, hold }, warm))
 }
 
-/// Whole or not at all: a file beside it, synced and renamed; and not what it says already, by the sum of the `last`. Gone
-/// through twice, since the sum comes first and the whole as text is as large as all else that the daemon knows.
+/// Replaces the file as a whole, synced, unless its content is that of `last` already. The memory is serialized twice, because
+/// the sum is first in the file, and the whole text in memory would be as large as everything else that the daemon knows.
 fn write(
     path: &Path,
     network: &NetworkId,

@@ -52,7 +52,7 @@ struct Arguments {
     verbose: bool,
 }
 
-/// Runs the store until it is told to stop.
+/// Runs the store until it is stopped.
 pub(crate) fn run(arguments: &[String]) -> Result<Exit, Failure> {
     let words = std::iter::once("flanneld store").chain(arguments.iter().map(String::as_str));
     let arguments = match Arguments::try_parse_from(words) {
@@ -110,7 +110,7 @@ pub(crate) struct Within {
     task: JoinHandle<()>,
 }
 
-/// Starts the store within the daemon, where the settings ask for it. One that ends is like an etcd that went away: said,
+/// Starts the store within the daemon, where the settings ask for it. One that ends is like an etcd that went away: logged,
 /// and waited for until somebody starts us again.
 pub(crate) async fn within(config: &NodeConfig) -> Result<Option<Within>, Failure> {
     let Some(data_dir) = config.embedded.clone() else { return Ok(None) };

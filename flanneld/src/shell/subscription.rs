@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use backends::kernel::KernelEvent;
-use backends::kernel::real::{EventFilter, Events, Heard};
+use backends::kernel::real::{EventFilter, Events, Notice};
 use backends::netlink::NetlinkError;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until};
@@ -20,12 +20,12 @@ const GULP: Duration = Duration::from_millis(100);
 
 /// What a subscription is to the shell.
 pub(crate) trait Source: AsRawFd {
-    fn drain(&mut self, filter: &EventFilter) -> Result<Heard, NetlinkError>;
+    fn drain(&mut self, filter: &EventFilter) -> Result<Notice, NetlinkError>;
     fn unreadable(&self) -> u64;
 }
 
 impl Source for Events {
-    fn drain(&mut self, filter: &EventFilter) -> Result<Heard, NetlinkError> {
+    fn drain(&mut self, filter: &EventFilter) -> Result<Notice, NetlinkError> {
         Self::drain(self, filter)
     }
 
@@ -78,9 +78,9 @@ impl<S: Source> Subscription<S> {
         self.unreadable + self.source.as_ref().map_or(0, |source| source.get_ref().unreadable())
     }
 
-    /// The next notifications that matter. What a lost socket did not tell counts as overrun, at once and when
-    /// another is open. May be dropped at any await.
-    pub(crate) async fn next(&mut self, filter: &EventFilter) -> Heard {
+    /// The next notifications that matter. A lost socket counts as an overrun twice: at once, and when another socket is open.
+    /// The future may be dropped at any await.
+    pub(crate) async fn next(&mut self, filter: &EventFilter) -> Notice {
         loop {
             sleep_until(self.not_before).await;
             let drained = match &mut self.source {
@@ -94,10 +94,10 @@ impl<S: Source> Subscription<S> {
                 },
             };
             match drained {
-                Ok(heard) => {
+                Ok(notice) => {
                     self.note_drain();
-                    if heard.event.is_some() || !heard.touches.is_empty() {
-                        return heard;
+                    if notice.event.is_some() || !notice.touches.is_empty() {
+                        return notice;
                     }
                 }
                 Err(error) if self.is_open() => {
@@ -131,7 +131,7 @@ impl<S: Source> Subscription<S> {
     }
 
     fn note_drain(&mut self) {
-        // One that opens and fails before anything was heard is no better than one that can't be opened.
+        // Not reset by opening: a socket that fails before the first notification is no better than one that can't be opened.
         self.failures = 0;
         let now = Instant::now();
         if now >= self.gulp + GULP {
@@ -142,15 +142,15 @@ impl<S: Source> Subscription<S> {
     }
 }
 
-async fn drain<S: Source>(source: &mut AsyncFd<S>, filter: &EventFilter) -> Result<Heard, NetlinkError> {
+async fn drain<S: Source>(source: &mut AsyncFd<S>, filter: &EventFilter) -> Result<Notice, NetlinkError> {
     let mut guard = source.readable_mut().await?;
     let drained = guard.get_inner_mut().drain(filter);
     guard.clear_ready();
     drained
 }
 
-fn overrun() -> Heard {
-    Heard { event: Some(KernelEvent::Overrun), ..Heard::default() }
+fn overrun() -> Notice {
+    Notice { event: Some(KernelEvent::Overrun), ..Notice::default() }
 }
 
 #[cfg(test)]

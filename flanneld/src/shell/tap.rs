@@ -8,7 +8,7 @@ use super::clock;
 use crate::core::{Effect, Input, NodeCore, Tick};
 use crate::recorder::{Recorder, Ring};
 
-/// Stands between the shell and the core. What can't be recorded is said once, and the daemon goes on.
+/// Records what passes between the shell and the core. A failure of the recorder is logged once, and the daemon goes on.
 pub(crate) struct Tap(Option<Recorder<Ring>>);
 
 impl Tap {

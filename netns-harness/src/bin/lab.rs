@@ -79,14 +79,14 @@ impl Wanted {
             bail!("--name={:?}: 1 to 32 letters, digits and hyphens", self.name);
         }
         let file = self.file.as_deref().map(SpecFile::read).transpose()?.unwrap_or_default();
-        let said = file.spec()?;
+        let spec = file.spec()?;
         Ok(Spec {
-            hosts: self.hosts.map_or(said.hosts, usize::from),
-            backend: self.backend.unwrap_or(said.backend),
-            store: self.store.unwrap_or(said.store),
-            family: self.family.unwrap_or(said.family),
-            network: said.network,
-            flags: said.flags,
+            hosts: self.hosts.map_or(spec.hosts, usize::from),
+            backend: self.backend.unwrap_or(spec.backend),
+            store: self.store.unwrap_or(spec.store),
+            family: self.family.unwrap_or(spec.family),
+            network: spec.network,
+            flags: spec.flags,
             name: Some(self.name.clone()),
         })
     }

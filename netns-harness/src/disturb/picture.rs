@@ -40,14 +40,14 @@ impl Picture {
     /// Takes a picture, in about 30 ms.
     pub fn of(host: &Host) -> Result<Self> {
         let script = LOOK.trim().lines().map(|line| format!("{{ {line}; }} 2>/dev/null; echo '# {line}'\n"));
-        let said = host.exec(&Program::new("sh").arg("-c").arg(script.collect::<String>()))?;
-        Ok(Self::read(&said))
+        let output = host.exec(&Program::new("sh").arg("-c").arg(script.collect::<String>()))?;
+        Ok(Self::read(&output))
     }
 
-    fn read(said: &str) -> Self {
+    fn read(output: &str) -> Self {
         let mut lines = BTreeMap::new();
         let mut part = Vec::new();
-        for line in said.lines() {
+        for line in output.lines() {
             let Some(asked) = line.strip_prefix("# ") else {
                 part.push(line);
                 continue;

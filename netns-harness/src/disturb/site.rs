@@ -156,9 +156,9 @@ fn own_end(host: &Host, family: Family, link: &str) -> Result<String> {
 
 fn list(host: &Host, line: &str) -> Result<Vec<Value>> {
     let mut words = line.split(' ');
-    let said = host.exec(&Program::new(words.next().unwrap_or_default()).args(words))?;
+    let output = host.exec(&Program::new(words.next().unwrap_or_default()).args(words))?;
     // Without any entry some versions print nothing.
-    if said.trim().is_empty() { Ok(Vec::new()) } else { Ok(serde_json::from_str(&said)?) }
+    if output.trim().is_empty() { Ok(Vec::new()) } else { Ok(serde_json::from_str(&output)?) }
 }
 
 fn text(of: &Value, key: &str) -> Result<String> {

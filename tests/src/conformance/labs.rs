@@ -47,7 +47,7 @@ impl Lab for FakeLab {
         }
     }
 
-    fn told(&mut self) -> Option<KernelEvent> {
+    fn notified(&mut self) -> Option<KernelEvent> {
         let weight = |event: &KernelEvent| match event {
             KernelEvent::Own => 1,
             KernelEvent::Host => 2,
@@ -143,7 +143,7 @@ impl Lab for RealLab {
         }
     }
 
-    fn told(&mut self) -> Option<KernelEvent> {
+    fn notified(&mut self) -> Option<KernelEvent> {
         let owner = owner();
         let filter = EventFilter { networks: owner.networks, links: owner.names, ..EventFilter::default() };
         self.events.drain(&filter).expect("notifications").event

@@ -20,7 +20,7 @@ pub(super) const LAWS: &[Law] = &[
     ("8: a second tunnel with the same VNI, port and family is refused", same_vni),
     ("8: what can change in place does, and the port does not", in_place),
     ("8: a tunnel may not be wider than its underlay allows", too_wide),
-    ("13: every direct change is told, settings are not", told),
+    ("13: every direct change is notified, settings are not", notified),
     ("15: an error inside a batch does not stop it", batch),
     ("17: a new MAC flushes the link's neighbours and nothing else", new_mac),
     ("23: a link that is up gets another name and loses nothing", renamed),
@@ -165,37 +165,37 @@ fn too_wide(lab: &mut dyn Lab) {
     assert!(has(lab, have));
 }
 
-fn told(lab: &mut dyn Lab) {
+fn notified(lab: &mut dyn Lab) {
     let mut have = tunnel_end(lab, V4);
     let owner = owner();
     lab.kernel().own(&owner).unwrap();
-    lab.told();
-    assert_eq!(lab.told(), None);
+    lab.notified();
+    assert_eq!(lab.notified(), None);
     put(lab, fdb(V4, 2)).unwrap();
-    assert_eq!(lab.told(), Some(KernelEvent::Own), "forwarding entry");
+    assert_eq!(lab.notified(), Some(KernelEvent::Own), "forwarding entry");
     put(lab, neigh(V4, 2)).unwrap();
-    assert_eq!(lab.told(), Some(KernelEvent::Own), "neighbour");
+    assert_eq!(lab.notified(), Some(KernelEvent::Own), "neighbour");
     put(lab, route(V4, 2)).unwrap();
-    assert_eq!(lab.told(), Some(KernelEvent::Own), "route");
+    assert_eq!(lab.notified(), Some(KernelEvent::Own), "route");
     put(lab, Object::Sysctl(have.name, Sysctl::AcceptRa, 0)).unwrap();
-    assert_eq!(lab.told(), None, "a setting");
+    assert_eq!(lab.notified(), None, "a setting");
     lab.hand(&Act::PutRoute(foreign(V4, 3), RoutePlace::Alone)).unwrap();
-    assert_eq!(lab.told(), Some(KernelEvent::Own), "a stranger's route inside the network");
+    assert_eq!(lab.notified(), Some(KernelEvent::Own), "a stranger's route inside the network");
     let outside = Route { dst: net("192.0.2.0/24"), ..foreign(V4, 3) };
     lab.hand(&Act::PutRoute(outside, RoutePlace::Alone)).unwrap();
-    assert_eq!(lab.told(), None, "a stranger's route elsewhere");
+    assert_eq!(lab.notified(), None, "a stranger's route elsewhere");
     delete(lab, route(V4, 2)).unwrap();
-    assert_eq!(lab.told(), Some(KernelEvent::Own), "a route goes");
+    assert_eq!(lab.notified(), Some(KernelEvent::Own), "a route goes");
     let narrow = Link { mtu: 1400, ..have.clone() };
     step(lab, Op::Put { want: narrow.clone().object(), have: Some(have.object()) }).unwrap();
     have = narrow;
-    assert_eq!(lab.told(), Some(KernelEvent::Host), "MTU");
+    assert_eq!(lab.notified(), Some(KernelEvent::Host), "MTU");
     lab.hand(&Act::SetUp(have.name, false)).unwrap();
-    assert_eq!(lab.told(), Some(KernelEvent::Host), "link down");
+    assert_eq!(lab.notified(), Some(KernelEvent::Host), "link down");
     lab.hand(&Act::DeleteAddress(have.name, address(V4).net)).unwrap();
-    assert_eq!(lab.told(), Some(KernelEvent::Host), "address");
+    assert_eq!(lab.notified(), Some(KernelEvent::Host), "address");
     delete(lab, have).unwrap();
-    assert_eq!(lab.told(), Some(KernelEvent::Host), "link");
+    assert_eq!(lab.notified(), Some(KernelEvent::Host), "link");
 }
 
 fn batch(lab: &mut dyn Lab) {

@@ -40,7 +40,7 @@ pub trait Lab {
     fn hand(&mut self, act: &Act) -> Result<(), Errno>;
 
     /// The gravest notification since the last call.
-    fn told(&mut self) -> Option<KernelEvent>;
+    fn notified(&mut self) -> Option<KernelEvent>;
 }
 
 /// What an operator's hand does.

@@ -6,9 +6,12 @@ use subnet_lease::Family;
 use super::*;
 
 pub(super) const LAWS: &[Law] = &[
-    ("21: forwarding is told, and ip_forward sets that of every link", forwarding),
+    ("21: forwarding is notified, and ip_forward sets that of every link", forwarding),
     ("21: advertisements are worth keeping only while the host does not forward", advertisements),
-    ("26: a device's checksums are switched by ethtool, which is told like a change of the link", checksums),
+    (
+        "26: a device's checksums are switched by ethtool, and the kernel notifies a change of the link",
+        checksums,
+    ),
     ("26: a link without IPv6 takes no IPv6 address", without_ipv6),
 ];
 
@@ -24,7 +27,7 @@ fn forwarding(lab: &mut dyn Lab) {
     tunnel_end(lab, V4);
     let host = Object::Sysctl(eth0(), Sysctl::HostForward(Family::V4), 1);
     put(lab, Object::Sysctl(eth0(), Sysctl::HostForward(Family::V4), 0)).unwrap();
-    lab.told();
+    lab.notified();
     for (set, link) in [(1, eth0()), (0, eth0()), (1, tunnel(V4)), (0, tunnel(V4))] {
         put(lab, Object::Sysctl(link, Sysctl::Forward, set)).unwrap();
         assert_eq!(value(lab, link, Sysctl::Forward), Some(set));
@@ -36,25 +39,25 @@ fn forwarding(lab: &mut dyn Lab) {
         assert_eq!(value(lab, link, Sysctl::Forward), Some(1));
     }
     put(lab, Object::Sysctl(eth0(), Sysctl::HostForward(Family::V6), 0)).unwrap();
-    lab.told();
+    lab.notified();
     put(lab, Object::Sysctl(eth0(), Sysctl::HostForward(Family::V6), 1)).unwrap();
     assert!(is_told(lab));
     assert_eq!(value(lab, eth0(), Sysctl::HostForward(Family::V6)), Some(1));
 }
 
-/// On the real kernel an address that a link makes for itself may be told of in the same moment, and is graver.
+/// On the real kernel an address that a link makes for itself may be notified in the same moment, and is graver.
 fn is_told(lab: &mut dyn Lab) -> bool {
-    matches!(lab.told(), Some(KernelEvent::Own | KernelEvent::Host))
+    matches!(lab.notified(), Some(KernelEvent::Own | KernelEvent::Host))
 }
 
 fn checksums(lab: &mut dyn Lab) {
     tunnel_end(lab, V4);
     assert_eq!(value(lab, tunnel(V4), Sysctl::TxChecksum), Some(1));
     for on in [0, 1] {
-        lab.told();
+        lab.notified();
         put(lab, Object::Sysctl(tunnel(V4), Sysctl::TxChecksum, on)).unwrap();
         assert_eq!(value(lab, tunnel(V4), Sysctl::TxChecksum), Some(on));
-        assert_eq!(lab.told(), Some(KernelEvent::Host));
+        assert_eq!(lab.notified(), Some(KernelEvent::Host));
     }
 }
 

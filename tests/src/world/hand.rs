@@ -1,4 +1,4 @@
-//! Hands on a kernel that are not ours: told, and counted as a disturbance of the node's pairs.
+//! Changes of a kernel by others: notified, and counted as a disturbance of the node's pairs.
 
 use backends::kernel::fake::{Alter, FakeKernel, RoutePlace};
 use backends::{Address, IfName, LinkKind, Object, Op, ROUTE_PROTOCOL, Route};
@@ -59,7 +59,7 @@ impl World {
             T::Readdress | T::ReaddressAway(_) => node.resettle(node.site.next_address(&self.shape)),
             _ => {}
         }
-        self.tell(n);
+        self.notify(n);
     }
 
     fn reboot(&mut self, n: usize, back: u64) {
@@ -74,7 +74,7 @@ impl World {
     fn storm(&mut self, n: usize) {
         let node = &mut self.nodes[n];
         let _ = node.kernel.net.set_mtu(eth0(), node.site.mtu);
-        self.tell(n);
+        self.notify(n);
     }
 
     fn flap_tunnels(&mut self, n: usize, times: u32, apart: u64) {
@@ -168,7 +168,7 @@ impl World {
         } else {
             self.send(ms(apart), n, What::Blow);
         }
-        self.tell(n);
+        self.notify(n);
     }
 
     /// Every repair of what is fought over is counted: it must not go on as fast as the fight.

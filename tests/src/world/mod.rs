@@ -90,7 +90,7 @@ pub struct World {
     pub(crate) broken: Option<fn(&Op) -> bool>,
     /// Prints what this node hears and does.
     pub(crate) trace: Option<usize>,
-    /// Something was changed of which no kernel tells: only an audit finds it.
+    /// A change without a notification: only an audit finds it.
     pub(crate) silent: bool,
     queue: BinaryHeap<Reverse<Due>>,
     sent: u64,
@@ -112,7 +112,7 @@ enum What {
     Input(Box<Input>),
     /// A dump is made when it arrives.
     Read(Box<Owner>),
-    Told,
+    Notified,
     Deliver,
     /// The next blow of a fight.
     Blow,
@@ -228,7 +228,7 @@ impl World {
             What::Tick => self.tick(due.node),
             What::Input(input) => self.input(due.node, *input),
             What::Read(owner) => self.read(due.node, &owner),
-            What::Told => self.told(due.node),
+            What::Notified => self.notified(due.node),
             What::Deliver => self.deliver(due.node),
         }
     }

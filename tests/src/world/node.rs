@@ -184,7 +184,7 @@ impl World {
     }
 
     /// A notification arrived.
-    pub(super) fn told(&mut self, n: usize) {
+    pub(super) fn notified(&mut self, n: usize) {
         use backends::kernel::KernelEvent::{Host, Overrun, Own};
         let weight = |event: &_| match event {
             Own => 1,
@@ -198,9 +198,9 @@ impl World {
     }
 
     /// Something changed in a kernel: its daemon will hear of it.
-    pub(super) fn tell(&mut self, n: usize) {
+    pub(super) fn notify(&mut self, n: usize) {
         let after = self.up_to_ms(n, KERNEL_MS);
-        self.send(after, n, What::Told);
+        self.send(after, n, What::Notified);
     }
 
     /// The shell's part.
@@ -244,7 +244,7 @@ impl World {
     fn publish_env(&mut self, n: usize, env: SubnetEnv) {
         if self.nodes[n].env.replace(env) != Some(env) {
             self.nodes[n].pods();
-            self.tell(n);
+            self.notify(n);
         }
     }
 
@@ -264,7 +264,7 @@ impl World {
             self.nodes[n].kernel.faults.heal();
             return self.start(n, self.nodes[n].back);
         }
-        self.tell(n);
+        self.notify(n);
         self.answer(n, Input::Applied(results));
     }
 

@@ -123,10 +123,7 @@ impl Search {
     }
 }
 
-#[allow(
-    clippy::disallowed_methods,
-    reason = "how long a person waits for a red test is told by the wall's clock"
-)]
+#[allow(clippy::disallowed_methods, reason = "how long a person waits for a red test is wall-clock time")]
 fn now() -> Instant {
     Instant::now()
 }

@@ -79,9 +79,9 @@ impl World {
     }
 
     /// The store loses all leases.
-    pub(super) fn wipe(&mut self, told: bool) {
+    pub(super) fn wipe(&mut self, notified: bool) {
         let gone = self.book.leases.wipe();
-        if told {
+        if notified {
             return self.publish(vec![gone]);
         }
         self.book.age += 1;
@@ -105,7 +105,7 @@ impl World {
         }
     }
 
-    /// What was told is told again, oldest first: for a moment this node is in the past.
+    /// The store sends old events again, oldest first: for a moment this node is in the past.
     pub(super) fn old_news(&mut self, n: usize, back: usize) {
         let node = &mut self.nodes[n];
         if node.read != usize::MAX {

@@ -61,7 +61,7 @@ pub enum Trouble {
     Beside,
     /// A stranger deletes or changes the same object of ours that often, so far apart.
     Fight(u32, u64),
-    /// So many notifications that tell nothing new.
+    /// This many notifications without anything new.
     Storm(u32),
     /// One of the next steps fails.
     Refuse(u64, Why),
@@ -77,13 +77,13 @@ pub enum Trouble {
     Overrun,
     /// No way to the store for a while.
     Partition(u64),
-    /// The store tells so much of its news again.
+    /// The store sends this many of its events again.
     OldNews(usize),
-    /// The store tells everything anew.
+    /// The store sends a new snapshot.
     Gap,
     /// An operator deletes the node's lease; the node claims again.
     Revoke,
-    /// The store loses every lease, and tells it as one step; or does not tell, and has another history afterwards.
+    /// The store loses every lease. It sends that as one step, or sends nothing and has another history afterwards.
     Wipe(bool),
     /// What ends a trouble that lasts.
     Heal,
@@ -177,7 +177,7 @@ impl World {
             }
             T::OldNews(back) => self.old_news(n, back),
             T::Gap => self.subscribe(n),
-            T::Wipe(told) => self.wipe(told),
+            T::Wipe(notified) => self.wipe(notified),
             T::Revoke => self.revoke_lease(n),
             hand => self.hand(n, &hand),
         }

@@ -59,10 +59,10 @@ fn namespace(name: &str, host: &Host, space: &Namespace, path: &str) -> Result<V
         "" => Program::new("sh").args(["-c", SCRIPT]),
         path => Program::new("nsenter").arg(format!("--net={path}")).args(["sh", "-c", SCRIPT]),
     };
-    let said = host.exec(&program)?;
-    let answers: Vec<&str> = said.split("===\n").collect();
+    let output = host.exec(&program)?;
+    let answers: Vec<&str> = output.split("===\n").collect();
     let [addresses, routes, qdiscs, filters, nft, iptables, _] = answers[..] else {
-        anyhow::bail!("{} answers instead of 7: {said}", answers.len());
+        anyhow::bail!("{} answers instead of 7: {output}", answers.len());
     };
     let addresses: Vec<Value> = serde_json::from_str(addresses).context("ip addr")?;
     let mut facts: Vec<String> = addresses.iter().flat_map(link).collect();

@@ -43,7 +43,7 @@ pub(crate) struct Configuration {
     /// CNI_ARGS.
     #[serde(default)]
     pub(crate) args: String,
-    /// Variables said otherwise than a runtime would.
+    /// Variables that differ from a runtime's.
     #[serde(default)]
     pub(crate) env: BTreeMap<String, String>,
     /// Standard input, instead of the network's own.

@@ -111,8 +111,8 @@ fn other_address() -> Result<()> {
 
 fn other_mtu() -> Result<()> {
     let (cluster, _daemon) = changed(|host| sh(host, &format!("ip link set {UPLINK} mtu 1400")))?;
-    let said = cluster.net.host(1).exec(&Program::new("ip").args(["link", "show", "flannel.1"]))?;
-    ensure!(said.contains("mtu 1350"), "{said}");
+    let text = cluster.net.host(1).exec(&Program::new("ip").args(["link", "show", "flannel.1"]))?;
+    ensure!(text.contains("mtu 1350"), "{text}");
     Ok(())
 }
 
@@ -127,8 +127,8 @@ fn other_link() -> Result<()> {
             ),
         )
     })?;
-    let said = cluster.net.host(1).exec(&Program::new("ip").args(["-d", "link", "show", "flannel.1"]))?;
-    ensure!(said.contains("dev br9"), "{said}");
+    let text = cluster.net.host(1).exec(&Program::new("ip").args(["-d", "link", "show", "flannel.1"]))?;
+    ensure!(text.contains("dev br9"), "{text}");
     Ok(())
 }
 

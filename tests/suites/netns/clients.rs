@@ -146,8 +146,8 @@ fn ocicni() -> Result<()> {
         let (bin, conf) = (format!("BIN_PATH={PLUGINS}"), "CONF_PATH=/etc/cni/net.d");
         node.exec(&[&bin, conf, &program, verb, "default", "pod", "c1", &sandbox])
     };
-    let said = call("add")?;
-    ensure!(said.contains("10.244.1.2/24"), "{said}");
+    let output = call("add")?;
+    ensure!(output.contains("10.244.1.2/24"), "{output}");
     // It calls CHECK, and the pod is unusable when CHECK fails.
     ensure!(call("status")?.contains("10.244.1.2/24"));
     call("del")?;
@@ -175,8 +175,8 @@ fn podman_on(network: &Value) -> Result<()> {
     }
     let asked =
         ["run", "--rm", "--ip", "10.244.1.77", "--mac-address", "02:00:00:00:00:77", "--rootfs", ROOT];
-    let said = podman(&[&asked[..], &["/bin/ip", "addr", "show", "eth0"]].concat())?;
-    ensure!(said.contains("10.244.1.77/24") && said.contains("02:00:00:00:00:77"), "{said}");
+    let output = podman(&[&asked[..], &["/bin/ip", "addr", "show", "eth0"]].concat())?;
+    ensure!(output.contains("10.244.1.77/24") && output.contains("02:00:00:00:00:77"), "{output}");
     podman(&["restart", "-t", "1", "web"])?;
     node.fetch("127.0.0.1:18080").context("after a restart")?;
     podman(&["rm", "-f", "-t", "1", "web"])?;
@@ -207,9 +207,9 @@ fn containerd() -> Result<()> {
     ensure!(status.contains("NetworkReady true"), "{status}");
     let limits =
         r#"ANNOTATIONS={"kubernetes.io/ingress-bandwidth":"80M","kubernetes.io/egress-bandwidth":"80M"}"#;
-    let said = node.exec(&[limits, &cri, SOCKET, "run", "web", "18080:80"])?;
-    let lines: Vec<&str> = said.lines().collect();
-    let [id, address] = lines[..] else { bail!("{said}") };
+    let output = node.exec(&[limits, &cri, SOCKET, "run", "web", "18080:80"])?;
+    let lines: Vec<&str> = output.lines().collect();
+    let [id, address] = lines[..] else { bail!("{output}") };
     ensure!(node.held()? == [address], "{:?}, and the sandbox has {address}", node.held()?);
     for at in [&*format!("{address}:80"), "127.0.0.1:18080", "10.244.1.1:18080"] {
         node.fetch(at).with_context(|| at.to_owned())?;
@@ -231,8 +231,8 @@ fn ctr() -> Result<()> {
         "ctr", "-a", SOCKET, "run", "--rm", "--cni", "--rootfs", ROOT, "c1", "/bin/ip", "addr", "show",
         "eth0",
     ];
-    let said = node.exec(&run)?;
-    ensure!(said.contains("10.244.1.2/24"), "{said}");
+    let output = node.exec(&run)?;
+    ensure!(output.contains("10.244.1.2/24"), "{output}");
     node.is_clean()
 }
 

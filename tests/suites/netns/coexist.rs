@@ -314,8 +314,8 @@ fn named() -> Result<()> {
     let ask = products()?.control_on_host(&cluster.store).args(["status", "--output=json"]);
     let mut lines = Vec::new();
     eventually(SOON, || {
-        let said = String::from_utf8_lossy(&host.output(&ask)?.stdout).into_owned();
-        let conflicts: serde_json::Value = serde_json::from_str(&said)?;
+        let text = String::from_utf8_lossy(&host.output(&ask)?.stdout).into_owned();
+        let conflicts: serde_json::Value = serde_json::from_str(&text)?;
         let conflicts = conflicts["conflicts"].to_string();
         lines = conflicts
             .split('`')
@@ -324,7 +324,7 @@ fn named() -> Result<()> {
             .map(str::to_owned)
             .filter(|l| l.starts_with("nft "))
             .collect();
-        ensure!(lines.len() == 1, "{said}");
+        ensure!(lines.len() == 1, "{text}");
         Ok(())
     })?;
     for line in &lines {
@@ -333,8 +333,8 @@ fn named() -> Result<()> {
     talk(&cluster)?;
     sh(host, "nft delete table inet site")?;
     eventually(SOON, || {
-        let said = String::from_utf8_lossy(&host.output(&ask)?.stdout).into_owned();
-        ensure!(!said.contains("site"), "{said}");
+        let text = String::from_utf8_lossy(&host.output(&ask)?.stdout).into_owned();
+        ensure!(!text.contains("site"), "{text}");
         Ok(())
     })
     .map(drop)
@@ -406,8 +406,8 @@ fn quiet(cluster: &Cluster, daemon: &Process) -> Result<()> {
     let host = cluster.net.host(0);
     let ask = products()?.control_on_host(&cluster.store).args(["status", "--output=json"]);
     let passes = || -> Result<u64> {
-        let said = host.output(&ask)?.stdout;
-        let status: serde_json::Value = serde_json::from_slice(&said)?;
+        let text = host.output(&ask)?.stdout;
+        let status: serde_json::Value = serde_json::from_slice(&text)?;
         status["passes"].as_u64().context("passes")
     };
     let after = |passed: u64| {

@@ -37,8 +37,8 @@ fn wait_for_conflict(cluster: &Cluster, host: &Host, wanted: impl Fn(&str) -> bo
     let mut conflicts = String::new();
     eventually(SOON, || {
         // The exit code shows whether the node is ready; it is not.
-        let said = String::from_utf8_lossy(&host.output(&ask)?.stdout).into_owned();
-        let status: serde_json::Value = serde_json::from_str(&said)?;
+        let text = String::from_utf8_lossy(&host.output(&ask)?.stdout).into_owned();
+        let status: serde_json::Value = serde_json::from_str(&text)?;
         conflicts = status["conflicts"].to_string();
         ensure!(wanted(&conflicts), "{conflicts}");
         Ok(())
@@ -66,13 +66,13 @@ fn called() -> Result<()> {
     // Neither its own name nor that of the dropping chain says that forwarded packets go there.
     sh(host, "nft add rule inet site ask counter drop")?;
     refused(&cluster)?;
-    let conflicts = wait_for_conflict(&cluster, host, |said| said.contains("guard"))?;
+    let conflicts = wait_for_conflict(&cluster, host, |text| text.contains("guard"))?;
     let lines = conflicts.split('`').skip(1).step_by(2).filter(|line| line.starts_with("nft "));
     for line in lines {
         sh(host, line)?;
     }
     cluster.wait_for_pings(SOON)?;
-    wait_for_conflict(&cluster, host, |said| !said.contains("guard")).map(drop)
+    wait_for_conflict(&cluster, host, |text| !text.contains("guard")).map(drop)
 }
 
 /// The way ufw refuses forwarded packets, with `reject` as its policy.
@@ -113,7 +113,7 @@ fn walled(flavour: &str) -> Result<()> {
     if flavour == "legacy" {
         anew(&mut cluster, 1)?;
     }
-    let conflicts = wait_for_conflict(&cluster, &host, |said| said.contains("table raw"))?;
+    let conflicts = wait_for_conflict(&cluster, &host, |text| text.contains("table raw"))?;
     for part in [&format!("the container {pod}"), "gateway_mode_ipv4=nat-unprotected", "allow-direct-routing"]
     {
         ensure!(conflicts.contains(part), "{part} in {conflicts}");
@@ -123,5 +123,5 @@ fn walled(flavour: &str) -> Result<()> {
     if flavour == "legacy" {
         anew(&mut cluster, 1)?;
     }
-    wait_for_conflict(&cluster, &host, |said| !said.contains("table raw")).map(drop)
+    wait_for_conflict(&cluster, &host, |text| !text.contains("table raw")).map(drop)
 }

@@ -29,7 +29,7 @@ struct Fight {
     undisturbed: (usize, usize),
 }
 
-const NOBODY: &str = "somebody the kernel does not tell";
+const NOBODY: &str = "somebody unknown";
 
 const FIGHTS: [Fight; 4] = [
     Fight {

@@ -129,12 +129,12 @@ fn sweep(backend: Backend, direct: bool) -> Result<()> {
     cluster.store.put(&peers.iter().map(|peer| record(*peer)).collect::<Vec<_>>())?;
     let marks = |host: &Host| -> Result<usize> {
         let script = "ip route; ip neigh show nud permanent; bridge fdb show";
-        let said = host.exec(&Program::new("sh").args(["-c", script]))?;
+        let text = host.exec(&Program::new("sh").args(["-c", script]))?;
         let marked = |line: &&str| {
             let subnets = [near.0, far.0].map(|key| key.trim_end_matches("0-24"));
             subnets.iter().chain(&[":00:f0", ":00:f1"]).any(|mark| line.contains(mark))
         };
-        Ok(said.lines().filter(marked).count())
+        Ok(text.lines().filter(marked).count())
     };
     eventually(SOON, || {
         ensure!(marks(host)? >= peers.len(), "Go flannel has not programmed them");

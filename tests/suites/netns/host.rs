@@ -99,7 +99,7 @@ fn followed() -> Result<()> {
     under_traffic(&cluster, "another name", &[Family::V4, Family::V6], |_| {
         sh(&host, "ip link set eth0 name lan0")?;
         eventually(SOON, || {
-            ensure!(cluster.daemons[1].log().contains("underlay: the same interface"), "it is not said");
+            ensure!(cluster.daemons[1].log().contains("underlay: the same interface"), "it is not logged");
             Ok(())
         })?;
         sh(&host, "ip link set lan0 name eth0").map(drop)
@@ -226,14 +226,14 @@ fn set_mtu() -> Result<()> {
     let cluster = cluster(Spec { network, ..spec(Family::Dual) })?;
     agree(&cluster, cluster.net.host(1), "1330", &[("flannel.1", "1350"), ("flannel-v6.1", "1330")])?;
     let status = products()?.control_on_host(&cluster.store).arg("status");
-    let said = cluster.net.host(1).exec(&status)?;
-    let words = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    let text = cluster.net.host(1).exec(&status)?;
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
     for part in [
         "MTU of flannel.1 1350 1400 of the network's configuration less 50",
         "kernel features",
-        "told to peers",
+        "published to peers",
     ] {
-        ensure!(words.contains(part), "{part} in:\n{said}");
+        ensure!(words.contains(part), "{part} in:\n{text}");
     }
     Ok(())
 }
@@ -288,9 +288,9 @@ fn settings() -> Result<()> {
     )?;
     ensure!(tunnel == "2\n2\n0\n", "{tunnel}");
     let control = |verb: &str| host.exec(&products()?.control_on_host(&cluster.store).args(verb.split(' ')));
-    let said = control("status")?;
-    let words = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    ensure!(words.contains("net/ipv4/ip_forward 1 set by us, was 0"), "{said}");
+    let text = control("status")?;
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    ensure!(words.contains("net/ipv4/ip_forward 1 set by us, was 0"), "{text}");
     cluster.daemons[0].stop()?;
     ensure!(
         control("cleanup --dry-run --keep-settings")?.lines().all(|line| !line.starts_with("echo ")),
@@ -323,8 +323,8 @@ fn checksums() -> Result<()> {
     let stand = |wanted: &str, why: &str| {
         eventually(SOON, || {
             for link in ["flannel.1", "flannel-v6.1"] {
-                let said = sh(&host, &format!("ethtool -k {link} | grep tx-checksum-ip-generic"))?;
-                ensure!(said.trim().ends_with(wanted), "{link}: {said}");
+                let text = sh(&host, &format!("ethtool -k {link} | grep tx-checksum-ip-generic"))?;
+                ensure!(text.trim().ends_with(wanted), "{link}: {text}");
             }
             Ok(())
         })
@@ -366,9 +366,9 @@ fn unfit() -> Result<()> {
     ensure!(cluster.store.list("subnets/")?.is_empty(), "no lease was taken");
     // A dry run ends with the same code as the daemon.
     let plan = products()?.control_on_host(&cluster.store).args(["plan", "--iface=lan9", "--iface-wait=0"]);
-    let said = host.output(&plan)?;
-    let sentence = String::from_utf8_lossy(&said.stderr);
-    ensure!(said.status.code() == Some(10), "{}: {sentence}", said.status);
+    let text = host.output(&plan)?;
+    let sentence = String::from_utf8_lossy(&text.stderr);
+    ensure!(text.status.code() == Some(10), "{}: {sentence}", text.status);
     ensure!(sentence.contains("--iface=lan9: there is no such interface"), "{sentence}");
     let wrong = ["--iface-regex=(", "--public-ip=fd00::1", "--iface-can-reach=0.0.0.0"];
     let process = host.spawn(&daemon.args(wrong).named("wrong"))?;

@@ -211,7 +211,7 @@ fn poison() -> Result<()> {
         let named = |key: &str, why: &str| {
             refused
                 .iter()
-                .any(|r| r["lease"] == key && r["reason"].as_str().is_some_and(|said| said.contains(why)))
+                .any(|r| r["lease"] == key && r["reason"].as_str().is_some_and(|text| text.contains(why)))
         };
         let unnamed = bad.iter().filter(|(key, _, why)| !named(key, why));
         Ok(unnamed.map(|(key, _, why)| format!("{key} ({why})")).collect())
@@ -353,8 +353,8 @@ fn slept() -> Result<()> {
     ensure!(!kept.is_empty() && kept.is_subset(&routes), "running pods keep their routes: {kept:?}");
     eventually(SOON, || {
         let log = cluster.daemons[2].log();
-        let said = format!("is ours, node {}, since that of node {} at", taker.name(), host.name());
-        ensure!(log.contains(&said), "{log}");
+        let text = format!("is ours, node {}, since that of node {} at", taker.name(), host.name());
+        ensure!(log.contains(&text), "{log}");
         Ok(())
     })?;
     cluster.restart_daemon(1)?;
@@ -378,9 +378,9 @@ fn one_address() -> Result<()> {
         let names = [me, other].map(|n| format!("node \"{}\"", cluster.net.host(n).name()));
         eventually(SOON, || {
             let log = cluster.daemons[me].log();
-            let said =
+            let text =
                 log.lines().any(|l| l.contains("refused") && names.iter().all(|name| l.contains(name)));
-            ensure!(said, "{names:?} in {log}");
+            ensure!(text, "{names:?} in {log}");
             Ok(())
         })?;
     }
@@ -415,12 +415,12 @@ fn by_hand() -> Result<()> {
         (&["lease", "release", &other], "--force"),
         (&["lease", "release", "10.42.78.0/24"], "no lease"),
     ] {
-        let said = refused(&cluster, words)?;
-        ensure!(said.contains(why), "{words:?}: {said}");
+        let text = refused(&cluster, words)?;
+        ensure!(text.contains(why), "{words:?}: {text}");
     }
     let before = holders(&cluster)?;
-    let said = control(&cluster, &host, &["lease", "release", &other, "--force"])?;
-    ensure!(said.contains("released"), "{said}");
+    let text = control(&cluster, &host, &["lease", "release", &other, "--force"])?;
+    ensure!(text.contains("released"), "{text}");
     eventually(SOON, || {
         ensure!(holders(&cluster)? == before, "a host that runs claims its own again");
         Ok(())

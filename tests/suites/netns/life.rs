@@ -135,8 +135,8 @@ fn metrics() -> Result<()> {
     let host = cluster.net.host(0);
     let (status, body) = http_get(host, "/metrics")?;
     ensure!(status == 200 && body.contains("flanneld_lease_expiry_timestamp_seconds "), "{status} {body}");
-    let said = host.exec(&Program::new("promtool").args(["check", "metrics"]).stdin(body))?;
-    ensure!(said.trim().is_empty(), "{said}");
+    let message = host.exec(&Program::new("promtool").args(["check", "metrics"]).stdin(body))?;
+    ensure!(message.trim().is_empty(), "{message}");
     Ok(())
 }
 
@@ -146,8 +146,8 @@ fn units() -> Result<()> {
         let file = format!("{}/../flanneld/dist/{unit}.service", env!("CARGO_MANIFEST_DIR"));
         let arguments = ["security", "--no-pager", "--offline=true", "--threshold", threshold, &file];
         let output = std::process::Command::new("systemd-analyze").args(arguments).output()?;
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        ensure!(output.status.success() && said.contains("Overall exposure level"), "{said}");
+        let message = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success() && message.contains("Overall exposure level"), "{message}");
     }
     Ok(())
 }
@@ -221,9 +221,9 @@ fn rootless_demo() -> Result<()> {
         .env_remove("XDG_RUNTIME_DIR")
         .env("TMPDIR", dir.path())
         .output()?;
-    let said = String::from_utf8_lossy(&demo.stdout).into_owned() + &String::from_utf8_lossy(&demo.stderr);
-    ensure!(demo.status.success(), "{}: {said}", demo.status);
-    ensure!(said.contains("done in"), "{said}");
+    let message = String::from_utf8_lossy(&demo.stdout).into_owned() + &String::from_utf8_lossy(&demo.stderr);
+    ensure!(demo.status.success(), "{}: {message}", demo.status);
+    ensure!(message.contains("done in"), "{message}");
     let ours = |e: &std::fs::DirEntry| e.file_name().to_string_lossy().starts_with("selvage-");
     let left = std::fs::read_dir(dir.path())?.filter(|e| e.as_ref().is_ok_and(ours)).count();
     ensure!(left == 0, "{left} directories are left");

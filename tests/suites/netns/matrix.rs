@@ -166,9 +166,9 @@ impl Ends<'_> {
     fn of_link(&self, host: &Host, link: &str) -> Result<IpAddr> {
         let six = if self.family == Family::V6 { "-6" } else { "-4" };
         let args = [six, "-o", "address", "show", "dev", link, "scope", "global"];
-        let said = host.exec(&Program::new("ip").args(args))?;
-        let address = said.split_whitespace().nth(3).and_then(|net| net.split('/').next());
-        address.context("no address")?.parse().with_context(|| said.clone())
+        let text = host.exec(&Program::new("ip").args(args))?;
+        let address = text.split_whitespace().nth(3).and_then(|net| net.split('/').next());
+        address.context("no address")?.parse().with_context(|| text.clone())
     }
 }
 
@@ -204,7 +204,7 @@ fn pods_mtu(cluster: &Cluster) -> Result<usize> {
 
 /// The path MTU to an address that ICMP reported.
 fn known_mtu(host: &Host, to: IpAddr) -> Result<Option<usize>> {
-    let said = host.exec(&Program::new("ip").args(["route", "get", &to.to_string()]))?;
-    let mut words = said.split_whitespace();
+    let text = host.exec(&Program::new("ip").args(["route", "get", &to.to_string()]))?;
+    let mut words = text.split_whitespace();
     words.find(|word| *word == "mtu").and_then(|_| words.next()).map(|mtu| Ok(mtu.parse()?)).transpose()
 }

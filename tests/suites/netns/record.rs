@@ -95,10 +95,13 @@ fn tampered(cluster: &Cluster, host: &Host) -> Result<()> {
     std::fs::write(&other, lines.join("\n"))?;
     let output =
         host.output(&products()?.control(&cluster.store).args(["replay", "--brief", "/run/flannel/other"]))?;
-    let said =
+    let message =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.code() == Some(1), "{}: {said}", output.status);
-    ensure!(said.contains("decided then:\n    nothing") && said.contains("decided differently"), "{said}");
+    ensure!(output.status.code() == Some(1), "{}: {message}", output.status);
+    ensure!(
+        message.contains("decided then:\n    nothing") && message.contains("decided differently"),
+        "{message}"
+    );
     Ok(())
 }
 

@@ -75,7 +75,7 @@ fn strangers_device() -> Result<()> {
     eventually(SOON, || {
         let log = cluster.daemons[1].log();
         let after = log.rsplit(" ready\n").next().unwrap_or_default();
-        ensure!(after.contains("not ready: ") && after.contains("flannel.1"), "it is not said: {log}");
+        ensure!(after.contains("not ready: ") && after.contains("flannel.1"), "it is not logged: {log}");
         Ok(())
     })?;
     ensure!(sh(host, "ip -d link show flannel.1")?.contains("bridge"), "the stranger's device is gone");

@@ -72,11 +72,11 @@ fn refused(go: bool) -> Result<()> {
     let picture = Picture::of(&host)?;
     let leases = cluster.store.list("subnets/")?;
     let daemon = products()?.daemon(&cluster.store).named("second");
-    let (status, said) = ends(&host, &daemon)?;
-    ensure!(status == Some(RIVAL), "{status:?}: {said}");
+    let (status, message) = ends(&host, &daemon)?;
+    ensure!(status == Some(RIVAL), "{status:?}: {message}");
     let pid = format!("(pid {})", running.pid());
     for part in [pid.as_str(), "--takeover", "kill "] {
-        ensure!(said.contains(part), "{part} is not in: {said}");
+        ensure!(message.contains(part), "{part} is not in: {message}");
     }
     ensure!(Picture::of(&host)? == picture, "it changed the host");
     ensure!(cluster.store.list("subnets/")? == leases, "it wrote to the store");
@@ -123,13 +123,13 @@ fn beside_k3s() -> Result<()> {
     ensure!(other.status().is_none() && user.status().is_none(), "they ended: {}", user.log());
     let k3s = Program::new("/run/k3s").called("k3s-server").arg("infinity");
     let k3s = host.spawn(&k3s)?;
-    let (status, said) = ends(host, &daemon.clone().named("second"))?;
+    let (status, message) = ends(host, &daemon.clone().named("second"))?;
     ensure!(
-        status == Some(RIVAL) && said.contains(&format!("k3s with its own flannel (pid {})", k3s.pid())),
-        "{said}"
+        status == Some(RIVAL) && message.contains(&format!("k3s with its own flannel (pid {})", k3s.pid())),
+        "{message}"
     );
     // The daemon has the unit's capabilities, and k3s has all.
-    ensure!(said.contains("may be at work") && said.contains("can't be read"), "{said}");
+    ensure!(message.contains("may be at work") && message.contains("can't be read"), "{message}");
     // An agent without flannel has no configuration for it.
     std::fs::create_dir_all(host.path("/var/lib/rancher/k3s/agent/etc"))?;
     is_ready(&host.spawn(&daemon.named("third"))?)
@@ -181,26 +181,29 @@ fn status() -> Result<()> {
     let cluster = cluster(Spec { hosts: 2, ..spec(Family::Dual) })?;
     let host = cluster.net.host(0);
     let ask = products()?.control_on_host(&cluster.store).arg("status");
-    let said = host.exec(&ask)?;
+    let message = host.exec(&ask)?;
     for part in ["READY", "yes", "10.42.0.0/16, fd42::/48, backend vxlan", "eth0, MTU", "1, refused 0"] {
-        ensure!(said.contains(part), "{part} is not in:\n{said}");
+        ensure!(message.contains(part), "{part} is not in:\n{message}");
     }
     for part in ["left, renewed in", "PEER", "used"] {
-        ensure!(said.contains(part), "{part} is not in:\n{said}");
+        ensure!(message.contains(part), "{part} is not in:\n{message}");
     }
     // Nobody else is answered: not another user, and not a root that sees another /run and has no capability.
     let control = [products()?.flanneld.display().to_string(), "status".to_owned()];
     let user = ["--reuid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"];
     let user = Program::new("setpriv").args(user).args(["bash", "-c", "exec -a flannelctl \"$@\"", "-"]);
-    let said = host.output(&user.args(control))?;
-    let said = String::from_utf8_lossy(&said.stderr).into_owned();
-    ensure!(said.contains("it answers root only"), "another user is answered: {said}");
+    let message = host.output(&user.args(control))?;
+    let message = String::from_utf8_lossy(&message.stderr).into_owned();
+    ensure!(message.contains("it answers root only"), "another user is answered: {message}");
     let list = host.exec(&Program::new("cat").arg("/proc/net/unix"))?;
     ensure!(!list.contains('@'), "an abstract socket, which every process of the namespace reaches: {list}");
     cluster.daemons[0].stop()?;
     let output = host.output(&ask)?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(output.status.code() == Some(NOT_READY) && said.contains("no flanneld of network"), "{said}");
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(
+        output.status.code() == Some(NOT_READY) && message.contains("no flanneld of network"),
+        "{message}"
+    );
     Ok(())
 }
 
@@ -250,11 +253,11 @@ fn cleanup_beside_a_daemon() -> Result<()> {
     let host = cluster.net.host(0);
     let picture = Picture::of(host)?;
     let output = host.output(&bare("cleanup")?)?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
     let pid = format!("(pid {})", cluster.daemons[0].pid());
-    ensure!(output.status.code() == Some(RIVAL), "{said}");
+    ensure!(output.status.code() == Some(RIVAL), "{message}");
     for part in [pid.as_str(), "stop it first", "--dry-run"] {
-        ensure!(said.contains(part), "{part} is not in: {said}");
+        ensure!(message.contains(part), "{part} is not in: {message}");
     }
     ensure!(Picture::of(host)? == picture, "it changed the host");
     let printed = host.exec(&bare("cleanup --dry-run")?)?;
@@ -271,8 +274,8 @@ fn rival_configuration() -> Result<()> {
     std::fs::write(folder.join("10-flannel.conflist"), "{}")?;
     std::fs::write(folder.join("05-other.conflist"), "{}")?;
     let named = "05-other.conflist comes before 10-flannel.conflist";
-    let said = host.exec(&bare("status")?)?;
-    ensure!(said.contains(named) && said.contains("warning"), "{said}");
+    let message = host.exec(&bare("status")?)?;
+    ensure!(message.contains(named) && message.contains("warning"), "{message}");
     // The folder is new: it is found at the next look, and watched from then on.
     eventually(Duration::from_secs(90), || {
         ensure!(daemon.log().contains(named), "{}", daemon.log());
@@ -310,10 +313,10 @@ fn explain() -> Result<()> {
     let cluster = cluster(Spec { hosts: 2, ..spec(Family::V4) })?;
     let host = cluster.net.host(0);
     let (here, there) = (cluster.pods[0].address(Family::V4)?, cluster.pods[1].address(Family::V4)?);
-    let said = host.exec(&bare(&format!("explain {here} {there}"))?)?;
-    ensure!(said.matches("nothing is wrong as far as this host sees").count() == 2, "{said}");
+    let message = host.exec(&bare(&format!("explain {here} {there}"))?)?;
+    ensure!(message.matches("nothing is wrong as far as this host sees").count() == 2, "{message}");
     for part in ["lease", "route", "neighbour", "FDB", "rules", "pod", "dev flannel.1", "container "] {
-        ensure!(said.contains(part), "{part} is not in:\n{said}");
+        ensure!(message.contains(part), "{part} is not in:\n{message}");
     }
     // While the daemon stands still nobody repairs it.
     cluster.daemons[0].signal(Signal::SIGSTOP);
@@ -321,11 +324,11 @@ fn explain() -> Result<()> {
         "-c",
         "for m in $(bridge fdb show dev flannel.1 | cut -d' ' -f1); do bridge fdb del $m dev flannel.1; done",
     ]));
-    let said = host.exec(&bare(&format!("explain {there}"))?);
+    let message = host.exec(&bare(&format!("explain {there}"))?);
     cluster.daemons[0].signal(Signal::SIGCONT);
-    let (_, said) = (flush?, said?);
+    let (_, message) = (flush?, message?);
     for part in ["> FDB", "WRONG: it is missing", "repaired by: the daemon's next pass"] {
-        ensure!(said.contains(part), "{part} is not in:\n{said}");
+        ensure!(message.contains(part), "{part} is not in:\n{message}");
     }
     Ok(())
 }

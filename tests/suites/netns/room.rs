@@ -43,12 +43,12 @@ fn growth() -> Result<()> {
     ensure!(report.lost() == 0, "{report:?}");
     let rules = host.exec(&Program::new("nft").args(["list", "ruleset"]))?;
     ensure!(rules.contains("10.42.0.0/16") && !rules.contains("10.42.0.0/20"), "{rules}");
-    let said = control(&cluster, &host, &["lease", "reserve", "10.42.200.0/24", "--for", "172.30.9.9"]);
-    said.context("a subnet of the larger network")?;
+    let text = control(&cluster, &host, &["lease", "reserve", "10.42.200.0/24", "--for", "172.30.9.9"]);
+    text.context("a subnet of the larger network")?;
     for (conf, why) in [(conf("10.42.0.0/20"), "10.42.200.0-24"), (conf("10.77.0.0/16"), "outside")] {
         write(&conf)?;
-        let said = refused(&cluster, &["network", "set", "/run/new.json"])?;
-        ensure!(said.contains(why), "{said}");
+        let text = refused(&cluster, &["network", "set", "/run/new.json"])?;
+        ensure!(text.contains(why), "{text}");
     }
     cluster.join()?;
     cluster.wait_for_pings(SOON).map(drop)
@@ -63,8 +63,8 @@ fn last_subnet() -> Result<()> {
     let daemon = host.spawn(&products()?.daemon(&cluster.store))?;
     eventually(SOON, || {
         let program = products()?.control_on_host(&cluster.store).arg("status");
-        let said = String::from_utf8(host.output(&program)?.stdout)?;
-        ensure!(said.contains("all 3 subnets of 10.42.0.0/22 are leased"), "{said}");
+        let text = String::from_utf8(host.output(&program)?.stdout)?;
+        ensure!(text.contains("all 3 subnets of 10.42.0.0/22 are leased"), "{text}");
         Ok(())
     })?;
     let free = own_key(cluster.net.host(2))?;

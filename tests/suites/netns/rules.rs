@@ -48,8 +48,8 @@ pub(crate) fn cases() -> Vec<Case> {
 /// The rules on a host, as the flags that make them.
 pub(crate) fn held_by(host: &Host) -> Result<Vec<&'static str>> {
     let ours = |script: &str| -> Result<bool> {
-        let said = host.exec(&Program::new("sh").args(["-c", script]))?;
-        Ok(said.to_lowercase().contains("flannel-"))
+        let text = host.exec(&Program::new("sh").args(["-c", script]))?;
+        Ok(text.to_lowercase().contains("flannel-"))
     };
     let mut held = Vec::new();
     // Rules of iptables in nf_tables are in tables of other names.

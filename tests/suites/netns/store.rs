@@ -113,12 +113,12 @@ fn daemon(words: &[&str]) -> Result<Program> {
 /// Runs `flannelctl` again until it succeeds.
 fn control(host: &Host, words: &[&str]) -> Result<String> {
     let program = Program::new(products()?.flanneld).called("flannelctl").args(words.iter().copied());
-    let mut said = String::new();
+    let mut text = String::new();
     eventually(LATER, || {
-        said = host.exec(&program)?;
+        text = host.exec(&program)?;
         Ok(())
     })?;
-    Ok(said)
+    Ok(text)
 }
 
 fn set_network(host: &Host, flags: &[&str]) -> Result<()> {
@@ -198,8 +198,8 @@ fn own_store() -> Result<()> {
     ensure!(subnet_env(host).as_ref() == Some(&had), "{:?}, had {had:?}", subnet_env(host));
     ensure!(host.path("/var/lib/flannel/store/store.redb").exists(), "it is in the state directory");
     let abroad = host.output(&daemon(&["--store=embedded", "--etcd-endpoints=http://0.0.0.0:2379"])?)?;
-    let said = String::from_utf8_lossy(&abroad.stderr).into_owned();
-    ensure!(abroad.status.code() == Some(2) && said.contains("127.0.0.1:PORT"), "{}: {said}", abroad.status);
+    let text = String::from_utf8_lossy(&abroad.stderr).into_owned();
+    ensure!(abroad.status.code() == Some(2) && text.contains("127.0.0.1:PORT"), "{}: {text}", abroad.status);
     Ok(())
 }
 

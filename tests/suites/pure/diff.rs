@@ -196,9 +196,9 @@ fn a_foreign_object_that_conflicts_with_ours_is_named_with_the_way_out() {
     let mut kernel = host(&["ip link add flannel.1", narrower]);
     let (facts, have) = (kernel.host().unwrap(), kernel.own(&owner(false)).unwrap().state);
     let want = state(&[&UP[..], &PEER].concat());
-    let said = backends::conflicts(&want, &have, &owner(false), &facts);
+    let output = backends::conflicts(&want, &have, &owner(false), &facts);
     assert_eq!(
-        said,
+        output,
         [
             "flannel.1 is a device, and our tunnel device needs the name: `ip link set flannel.1 name OTHER` or `ip link delete flannel.1`",
             "a route that is not ours takes a part of the traffic to peer 10.244.2.0/24: `ip route delete 10.244.2.128/25 via 172.16.0.9 dev eth0 proto 4` ends that",

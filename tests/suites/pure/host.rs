@@ -96,7 +96,11 @@ fn a_missing_kernel_feature_ends_the_daemon_at_its_start_and_is_named() {
         let (core, exit) = ending(settings(), kernel, network, Duration::from_secs(1));
         assert_eq!(exit, expected, "{lacks:?}");
         let module = format!("modprobe {}", lacks[0].module());
-        assert_eq!(core.ending().is_some_and(|said| said.contains(&module)), expected.is_some(), "{lacks:?}");
+        assert_eq!(
+            core.ending().is_some_and(|output| output.contains(&module)),
+            expected.is_some(),
+            "{lacks:?}"
+        );
     }
     // Rules are required, and nothing on this host can make them.
     for (forward_rules, expected) in [(true, Some(Exit::Unsupported)), (false, None)] {
@@ -106,7 +110,7 @@ fn a_missing_kernel_feature_ends_the_daemon_at_its_start_and_is_named() {
             Settings { rules: RuleSettings { forward_rules, ..RuleSettings::default() }, ..settings() };
         let (core, exit) = ending(settings, kernel, NETWORK, Duration::from_secs(1));
         assert_eq!(exit, expected);
-        assert_eq!(core.ending().is_some_and(|said| said.contains("modprobe nf_tables")), forward_rules);
+        assert_eq!(core.ending().is_some_and(|output| output.contains("modprobe nf_tables")), forward_rules);
     }
 }
 
@@ -143,10 +147,10 @@ fn a_named_interface_is_waited_for_and_no_other_is_chosen() {
             Settings { iface: asking_for("lan0"), iface_wait: wait.map(Duration::from_secs), ..settings() };
         let (core, exit) = ending(settings, host(&[]), NETWORK, Duration::from_secs(until));
         assert_eq!(exit, expected, "{wait:?} {until}");
-        let said = core.readiness().reasons.join("\n");
+        let output = core.readiness().reasons.join("\n");
         assert!(
-            said.contains("--iface=lan0: there is no such interface; this host has eth0 (172.16.0.1)"),
-            "{said}"
+            output.contains("--iface=lan0: there is no such interface; this host has eth0 (172.16.0.1)"),
+            "{output}"
         );
     }
     // Without a named interface the daemon waits for the default route without limit.
@@ -245,12 +249,12 @@ fn one_address_on_two_hosts_is_named_with_the_other_usable_interfaces() {
         Solo::new(Settings { node: Some("us".to_owned()), ..settings() }, host(&other), own.clone());
     solo.start(NETWORK, vec![own, twin]);
     solo.wait(Duration::from_secs(1));
-    let said = solo.status().conflicts.join("\n");
+    let output = solo.status().conflicts.join("\n");
     assert!(
-        said.contains("node \"them\" (10.244.5.0-24) publishes 172.16.0.1 as well, which is ours on eth0"),
-        "{said}"
+        output.contains("node \"them\" (10.244.5.0-24) publishes 172.16.0.1 as well, which is ours on eth0"),
+        "{output}"
     );
-    assert!(said.contains("; here are also eth1 (192.168.56.11): --iface chooses one"), "{said}");
+    assert!(output.contains("; here are also eth1 (192.168.56.11): --iface chooses one"), "{output}");
 }
 
 #[test]
@@ -268,8 +272,11 @@ fn the_address_that_every_virtual_machine_has_is_named_before_two_hosts_have_it(
         type_line(&mut kernel.net, line).unwrap();
     }
     let solo = running(settings(), kernel, NETWORK, &[]);
-    let said = solo.status().conflicts.join("\n");
-    assert!(said.contains("eth0 publishes 10.0.2.15") && said.contains("eth1 (192.168.56.11)"), "{said}");
+    let output = solo.status().conflicts.join("\n");
+    assert!(
+        output.contains("eth0 publishes 10.0.2.15") && output.contains("eth1 (192.168.56.11)"),
+        "{output}"
+    );
 }
 
 #[test]
@@ -285,20 +292,20 @@ fn an_underlay_mtu_too_small_for_pods_is_named_and_a_configured_mtu_too_large_is
     let mut solo = Solo::new(settings(), kernel, own);
     solo.start(six, Vec::new());
     solo.wait(Duration::from_secs(1));
-    let said = solo.status().conflicts.join("\n");
-    assert!(said.contains("the network's configuration says MTU 9000, and eth0 has 1500"), "{said}");
+    let output = solo.status().conflicts.join("\n");
+    assert!(output.contains("the network's configuration says MTU 9000, and eth0 has 1500"), "{output}");
     assert_eq!(fact(&solo.status(), "MTU of flannel-v6.1").0, "1430");
     assert_eq!(solo.env.unwrap().mtu, 1430);
     solo.kernel.net.set_mtu("eth0".parse().unwrap(), 1300).unwrap();
     solo.notice();
     solo.wait(Duration::from_secs(1));
-    let said = solo.status().conflicts.join("\n");
-    assert!(said.contains("eth0 has an MTU of 1300: IPv6 pods need 1350"), "{said}");
+    let output = solo.status().conflicts.join("\n");
+    assert!(output.contains("eth0 has an MTU of 1300: IPv6 pods need 1350"), "{output}");
 }
 
 #[test]
 fn checksum_offload_is_switched_off_on_kernels_before_5_7_and_on_request() {
-    for (release, said, expected) in [
+    for (release, output, expected) in [
         ("6.1.0", None, None),
         ("4.18.0", None, Some("off")),
         ("5.6.19", Some(true), Some("on")),
@@ -306,11 +313,11 @@ fn checksum_offload_is_switched_off_on_kernels_before_5_7_and_on_request() {
     ] {
         let mut kernel = host(&[]);
         kernel.net.set_system(system(release, Vec::new()));
-        let solo = running(Settings { tx_checksum: said, ..settings() }, kernel, NETWORK, &[2]);
+        let solo = running(Settings { tx_checksum: output, ..settings() }, kernel, NETWORK, &[2]);
         let plans: String = solo.plans.iter().map(|(plan, _)| plan.to_string()).collect();
         let line = plans.lines().find(|line| line.starts_with("ethtool"));
         let wanted = expected.map(|word| format!("ethtool -K flannel.1 tx-checksum-ip-generic {word}"));
-        assert_eq!(line, wanted.as_deref(), "{release} {said:?}");
+        assert_eq!(line, wanted.as_deref(), "{release} {output:?}");
         assert_ne!(fact(&solo.status(), "tunnel checksums").0, "");
     }
 }

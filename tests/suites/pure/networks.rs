@@ -250,8 +250,8 @@ fn rules_are_made_alike_for_all_networks_of_a_host() {
         Settings { rules: RuleSettings { program, ..RuleSettings::default() }, ..settings }
     });
     cluster.start([ONE, TWO]);
-    let said = cluster.hosts[0].cores[1].status(cluster.now).traffic_rules;
-    assert_eq!(said.as_deref(), Some("nftables: as network /one of this host has it"));
+    let output = cluster.hosts[0].cores[1].status(cluster.now).traffic_rules;
+    assert_eq!(output.as_deref(), Some("nftables: as network /one of this host has it"));
 }
 
 #[test]

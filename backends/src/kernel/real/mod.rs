@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 
-pub use events::{EventFilter, Events, Heard};
+pub use events::{EventFilter, Events, Notice};
 pub use host::HostReader;
 use iptables::Iptables;
 use links::Links;
@@ -328,6 +328,6 @@ fn errno(error: &KernelError) -> Errno {
     match error {
         KernelError::Netlink(error) => error.errno(),
         KernelError::Sysctl { errno, .. } => *errno,
-        KernelError::Program { .. } | KernelError::Unavailable(_) => Errno::EIO,
+        KernelError::Program { .. } => Errno::EIO,
     }
 }

@@ -179,7 +179,7 @@ pub(super) fn missing(call: &Call, port: IfName, mac: Mac) -> Result<Option<Stri
     Ok(lost)
 }
 
-/// Removes the chains of attachments that are not valid any more. The names of the chains do not tell their network. So only
+/// Removes the chains of attachments that are not valid any more. The names of the chains do not contain their network. So only
 /// those are removed whose port is gone, or is another attachment's by now, whose packets they would drop.
 pub(super) fn collect(call: &Call) -> Result<(), Failure> {
     let what = || "cannot read the rules of macspoofchk".to_owned();

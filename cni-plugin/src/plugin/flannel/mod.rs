@@ -28,7 +28,7 @@ pub(crate) const PLUGIN: Plugin = Plugin { name: "flannel", add, del, check, sta
 
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 const DATA_DIR: &str = "/var/lib/cni/flannel";
-/// How long an ADD waits for the daemon's file when nothing else is said (ms): a daemon that starts together with the
+/// How long an ADD waits for the daemon's file when the configuration has no other time (ms): a daemon that starts together with the
 /// runtime has its subnet by then, and a runtime does not take the call for lost.
 const WAIT: u32 = 2000;
 /// The longest wait that can be asked for (ms); kubelet's patience is two minutes.
@@ -161,7 +161,7 @@ fn compose(conf: &Object, env: &Env) -> Result<Object, Failure> {
     Ok(out.sorted())
 }
 
-/// As much of it as can be said without the daemon's file: enough to take away what an ADD made.
+/// As much of it as is known without the daemon's file: enough to remove what an ADD made.
 fn without_env(conf: &Object) -> Result<Object, Failure> {
     let mut out = conf.object("delegate")?.cloned().unwrap_or_default();
     if out.get("type").is_some_and(|kind| !matches!(kind, Json::Text(_))) {

@@ -117,7 +117,7 @@ impl HostLocal {
     }
 
     /// The first free address after the one handed out last. Where many are taken in a row, the folder's names say
-    /// which, at once. What an earlier boot left is looked for before there is said to be none.
+    /// which, at once. Before the range counts as full, reservations of an earlier boot are looked for.
     fn next(&self, n: usize, set: &RangeSet, store: &mut Store, holder: &Holder) -> Result<Lease, Failure> {
         for (ip, range) in set.after(store.last(n)).take(NEIGHBOURS) {
             if store.reserve(ip, holder)? {

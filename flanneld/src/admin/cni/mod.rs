@@ -11,8 +11,8 @@
 //! `uninstall`. A foreign program of another name is left alone, and named.
 
 mod mtu;
-mod place;
 mod runtime;
+mod writer;
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -20,8 +20,8 @@ use std::{fs, io};
 use serde_json::json;
 
 use self::mtu::Mtu;
-use self::place::Place;
 use self::runtime::{Folders, Runtime};
+use self::writer::Writer;
 use super::Answer;
 use crate::config::NodeConfig;
 use crate::exit::{Exit, Failure};
@@ -145,17 +145,17 @@ fn install(arguments: &Install) -> Result<Answer, Failure> {
     let mut steps = Steps::default();
     // What is there before the first time is somebody else's; later it is ours.
     let first = fs::read_link(folders.bin.join(OWN)).map_or(true, |to| to != Path::new(PROGRAM));
-    let place = Place { dry_run };
+    let writer = Writer { dry_run };
     let path = folders.bin.join(PROGRAM);
-    let done = place.put_file(&path, &program, 0o755, false);
+    let done = writer.put_file(&path, &program, 0o755, false);
     steps.note(path, done)?;
     for name in std::iter::once(&OWN).chain(&OTHERS) {
         let path = folders.bin.join(name);
-        let done = place.put_link(&path, PROGRAM, *name == OWN);
+        let done = writer.put_link(&path, PROGRAM, *name == OWN);
         steps.note(path, done)?;
     }
     let path = folders.conf.join(CONFLIST);
-    let done = place.put_file(&path, &conflist, 0o644, first);
+    let done = writer.put_file(&path, &conflist, 0o644, first);
     steps.note(path, done)?;
     let warning = match arguments.target.runtime.takes_first() {
         true => before(&folders.conf).map(|warning| format!("warning: {warning}\n")).unwrap_or_default(),
@@ -165,19 +165,19 @@ fn install(arguments: &Install) -> Result<Answer, Failure> {
 }
 
 fn uninstall(folders: &Folders, dry_run: bool) -> Result<Answer, Failure> {
-    let (mut steps, place) = (Steps::default(), Place { dry_run });
+    let (mut steps, writer) = (Steps::default(), Writer { dry_run });
     // The configuration first: no call is made for a program that is not there any more.
     let mut paths = vec![(folders.conf.join(CONFLIST), true)];
     paths.extend(std::iter::once(&OWN).chain(&OTHERS).map(|name| (folders.bin.join(name), false)));
     paths.push((folders.bin.join(PROGRAM), true));
     for (path, is_file) in paths {
-        let done = place.take_away(&path, if is_file { None } else { Some(PROGRAM) });
+        let done = writer.take_away(&path, if is_file { None } else { Some(PROGRAM) });
         steps.note(path, done)?;
     }
     Ok(steps.answer(dry_run, "", "nothing of ours is there"))
 }
 
-/// A list of plugins with a name; more is the plugin's to say.
+/// Checks for a list of plugins with a name. The plugin checks the rest.
 fn check(conflist: &[u8]) -> Result<(), Failure> {
     let json: serde_json::Value = serde_json::from_slice(conflist)
         .map_err(|error| Failure::new(Exit::Invalid, format!("the configuration is no JSON: {error}")))?;

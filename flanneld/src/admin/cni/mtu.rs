@@ -44,8 +44,8 @@ struct Pod {
     namespace: Option<u32>,
 }
 
-/// Where a namespace is found.
-struct Place {
+/// The network namespace of a pod, and the file by which it is entered.
+struct PodNamespace {
     path: PathBuf,
     file: File,
 }
@@ -55,25 +55,29 @@ pub(super) fn run(arguments: &Mtu, config: &NodeConfig) -> Result<Answer, Failur
     let denied = |error: NetlinkError| Failure::new(Exit::Permission, error);
     let mut socket = Socket::route().map_err(denied)?;
     let pods = pods(&mut socket).map_err(denied)?;
-    let places = places(&mut socket);
-    let (mut said, mut failed) = (String::new(), String::new());
+    let namespaces = namespaces(&mut socket);
+    let (mut commands, mut failed) = (String::new(), String::new());
     for pod in &pods {
-        let place = pod.namespace.and_then(|number| places.get(&number));
-        let done = match place {
-            Some(place) => change(&mut socket, pod, place, env.mtu, arguments.dry_run),
+        let namespace = pod.namespace.and_then(|number| namespaces.get(&number));
+        let done = match namespace {
+            Some(namespace) => change(&mut socket, pod, namespace, env.mtu, arguments.dry_run),
             None => Err("its namespace is not found on this host".to_owned()),
         };
         match done {
-            Ok(lines) => said.push_str(&lines),
+            Ok(lines) => commands.push_str(&lines),
             Err(why) => writeln!(failed, "{} ({}): {why}", pod.name, pod.alias).unwrap_or_default(),
         }
     }
     if !failed.is_empty() {
-        return Err(Failure::new(Exit::Failed, said + failed.trim_end()));
+        return Err(Failure::new(Exit::Failed, commands + failed.trim_end()));
     }
-    let steps: Vec<_> = said.lines().collect();
+    let steps: Vec<_> = commands.lines().collect();
     let answer = Answer::new(json!({ "mtu": env.mtu, "dry_run": arguments.dry_run, "steps": steps }));
-    Ok(answer.text(if said.is_empty() { format!("every pod has the MTU {}\n", env.mtu) } else { said }))
+    Ok(answer.text(if commands.is_empty() {
+        format!("every pod has the MTU {}\n", env.mtu)
+    } else {
+        commands
+    }))
 }
 
 fn pods(socket: &mut Socket) -> Result<Vec<Pod>, NetlinkError> {
@@ -95,11 +99,11 @@ fn pods(socket: &mut Socket) -> Result<Vec<Pod>, NetlinkError> {
 }
 
 /// Network namespaces by the number that they have in ours: those that somebody mounted, and those that processes are in.
-fn places(socket: &mut Socket) -> BTreeMap<u32, Place> {
+fn namespaces(socket: &mut Socket) -> BTreeMap<u32, PodNamespace> {
     let mounted = mounts::network_namespaces().unwrap_or_default();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let processes = processes.map(|entry| entry.path().join("ns/net"));
-    let (mut seen, mut places) = (HashSet::new(), BTreeMap::new());
+    let (mut seen, mut namespaces) = (HashSet::new(), BTreeMap::new());
     for path in mounted.into_iter().chain(processes) {
         let Ok(file) = File::open(&path) else { continue };
         if !file.metadata().is_ok_and(|meta| seen.insert((meta.dev(), meta.ino()))) {
@@ -108,10 +112,10 @@ fn places(socket: &mut Socket) -> BTreeMap<u32, Place> {
         let number =
             socket.get(&mut namespace_number(file.as_fd()), |message| read_namespace_number(&message));
         if let Ok(Some(number)) = number {
-            places.insert(number, Place { path, file });
+            namespaces.insert(number, PodNamespace { path, file });
         }
     }
-    places
+    namespaces
 }
 
 /// A word as a shell takes it.
@@ -120,31 +124,37 @@ fn quoted(word: &str) -> Cow<'_, str> {
     if word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")).into() }
 }
 
-/// Both ends, the one that sends first where it gets smaller; the lines that say so, none where there is nothing to do.
-fn change(socket: &mut Socket, pod: &Pod, place: &Place, mtu: u32, dry_run: bool) -> Result<String, String> {
-    let inner = inside(place, |socket| {
+/// Changes both ends, first the end inside. Returns the commands that do the same; none where nothing is to be done.
+fn change(
+    socket: &mut Socket,
+    pod: &Pod,
+    namespace: &PodNamespace,
+    mtu: u32,
+    dry_run: bool,
+) -> Result<String, String> {
+    let inner = inside(namespace, |socket| {
         socket.get(&mut get_link_at(pod.inner), |message| {
             let link = LinkView::parse(&message).ok()?;
             (link.peer == pod.index).then_some((link.name, link.mtu))
         })
     })?;
     let (inner, now) = inner.ok_or("the link inside is no end of it")?;
-    let mut said = String::new();
+    let mut commands = String::new();
     if now != mtu {
-        let at = place.path.to_string_lossy();
-        writeln!(said, "nsenter --net={} ip link set {inner} mtu {mtu}  # {}", quoted(&at), pod.alias)
+        let at = namespace.path.to_string_lossy();
+        writeln!(commands, "nsenter --net={} ip link set {inner} mtu {mtu}  # {}", quoted(&at), pod.alias)
             .unwrap_or_default();
         if !dry_run {
-            inside(place, |socket| socket.request(&mut to(pod.inner, mtu)))?;
+            inside(namespace, |socket| socket.request(&mut to(pod.inner, mtu)))?;
         }
     }
     if pod.mtu != mtu {
-        writeln!(said, "ip link set {} mtu {mtu}", pod.name).unwrap_or_default();
+        writeln!(commands, "ip link set {} mtu {mtu}", pod.name).unwrap_or_default();
         if !dry_run {
             socket.request(&mut to(pod.index, mtu)).map_err(|error| error.to_string())?;
         }
     }
-    Ok(said)
+    Ok(commands)
 }
 
 fn to(index: u32, mtu: u32) -> Batch {
@@ -153,13 +163,13 @@ fn to(index: u32, mtu: u32) -> Batch {
     batch
 }
 
-/// With a socket of the place; on a thread of its own, since a thread that went there would have to come back.
+/// Works with a socket of the namespace. A thread of its own enters it, because a thread that enters must also come back.
 fn inside<T: Send>(
-    place: &Place,
+    namespace: &PodNamespace,
     work: impl FnOnce(&mut Socket) -> Result<T, NetlinkError> + Send,
 ) -> Result<T, String> {
     let work = || {
-        setns(&place.file, CloneFlags::CLONE_NEWNET).map_err(|errno| errno.to_string())?;
+        setns(&namespace.file, CloneFlags::CLONE_NEWNET).map_err(|errno| errno.to_string())?;
         let mut socket = Socket::route().map_err(|error| error.to_string())?;
         work(&mut socket).map_err(|error| error.to_string())
     };

@@ -84,8 +84,8 @@ fn what_was_there_comes_back_also_after_updates_and_other_programs_are_left_alon
         fs::create_dir_all(host.path(folder)).unwrap();
         fs::write(host.path(folder).join(name), "theirs").unwrap();
     }
-    let said = host.install();
-    assert!(said.contains("bin/bridge: another program's, left alone"), "{said}");
+    let output = host.install();
+    assert!(output.contains("bin/bridge: another program's, left alone"), "{output}");
     fs::write(host.path("plugin"), "version 2").unwrap();
     assert!(host.install().contains("selvage-cni: updated"));
     assert_eq!(fs::read_to_string(host.path("opt/cni/bin/flannel")).unwrap(), "version 2");
@@ -120,9 +120,9 @@ fn a_rival_configuration_that_comes_first_is_named() {
     for name in ["05-other.conflist", "00-notes.txt", "20-later.conf"] {
         fs::write(folder.join(name), "{}").unwrap();
     }
-    let said = host.install();
-    assert!(said.contains("05-other.conflist comes before") && !said.contains("notes"), "{said}");
-    assert!(!said.contains("20-later"), "{said}");
+    let output = host.install();
+    assert!(output.contains("05-other.conflist comes before") && !output.contains("notes"), "{output}");
+    assert!(!output.contains("20-later"), "{output}");
 }
 
 #[test]

@@ -95,8 +95,8 @@ const UNAPPLIED: &str =
     "the network's configuration changed; it takes effect with a restart of the daemon, which is gapless";
 
 impl Membership {
-    /// The store was heard; `stale` is why it can't be followed, if it can't.
-    pub(super) fn heard(&mut self, now: Tick, stale: Option<String>) {
+    /// The store sent an event; `stale` is why it can't be followed, if it can't.
+    pub(super) fn answered(&mut self, now: Tick, stale: Option<String>) {
         if self.problem.is_none() || stale.is_none() {
             self.stale_since = now;
         }

@@ -87,7 +87,7 @@ fn chosen(facts: &str, flags: &str, families: &str) -> Result<Choice, IfaceError
     choose(&host(facts), &config.core.iface, &families)
 }
 
-/// The link, its own addresses, and `as` the ones told to others where they differ.
+/// The link, its own addresses, and `as` the public ones where they differ.
 fn outcome(facts: &str, flags: &str, families: &str) -> String {
     let text = |addrs: PublicAddrs| {
         Family::ALL.iter().filter_map(|f| addrs.family(*f)).map(|a| format!(" {a}")).collect::<String>()

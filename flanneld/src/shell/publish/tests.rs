@@ -63,33 +63,33 @@ fn a_lost_subnet_leaves_its_file_under_another_name() {
     assert!(dir.0.join("subnet.env.lost").exists());
 }
 
-/// Watches the file, waits until that has begun, does something, and waits to be told of it.
-fn told_of(name: &str, act: impl FnOnce(&Dir)) {
+/// Watches the file, waits until that has begun, does something, and waits for the notification.
+fn notified_of(name: &str, act: impl FnOnce(&Dir)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let dir = Dir::new(name);
         fs::create_dir(&dir.0).unwrap();
         fs::write(dir.file(), "").unwrap();
-        let (inbox, mut told) = mpsc::channel(64);
+        let (inbox, mut inputs) = mpsc::channel(64);
         watch(&dir.file(), inbox);
-        hear(&mut told).await;
+        expect_file(&mut inputs).await;
         act(&dir);
-        hear(&mut told).await;
+        expect_file(&mut inputs).await;
     });
 }
 
-async fn hear(told: &mut mpsc::Receiver<Input>) {
-    let input = timeout(Duration::from_secs(10), told.recv()).await;
+async fn expect_file(inputs: &mut mpsc::Receiver<Input>) {
+    let input = timeout(Duration::from_secs(10), inputs.recv()).await;
     assert!(matches!(input, Ok(Some(Input::File))), "{input:?}");
 }
 
 #[test]
-fn whatever_happens_to_the_file_is_told() {
-    told_of("replaced", |dir| write(&dir.file(), &env(1450)).unwrap());
-    told_of("edited", |dir| fs::write(dir.file(), "x").unwrap());
-    told_of("removed", |dir| fs::remove_file(dir.file()).unwrap());
-    told_of("renamed", |dir| fs::rename(dir.file(), dir.0.join("other")).unwrap());
-    told_of("directory removed", |dir| fs::remove_dir_all(&dir.0).unwrap());
+fn whatever_happens_to_the_file_is_notified() {
+    notified_of("replaced", |dir| write(&dir.file(), &env(1450)).unwrap());
+    notified_of("edited", |dir| fs::write(dir.file(), "x").unwrap());
+    notified_of("removed", |dir| fs::remove_file(dir.file()).unwrap());
+    notified_of("renamed", |dir| fs::rename(dir.file(), dir.0.join("other")).unwrap());
+    notified_of("directory removed", |dir| fs::remove_dir_all(&dir.0).unwrap());
 }
 
 #[test]
@@ -98,18 +98,18 @@ fn a_directory_that_comes_again_is_watched_again() {
     runtime.block_on(async {
         let dir = Dir::new("again");
         fs::create_dir(&dir.0).unwrap();
-        let (inbox, mut told) = mpsc::channel(64);
+        let (inbox, mut inputs) = mpsc::channel(64);
         watch(&dir.file(), inbox);
-        hear(&mut told).await;
+        expect_file(&mut inputs).await;
         fs::remove_dir(&dir.0).unwrap();
-        hear(&mut told).await;
-        hear(&mut told).await; // and again while it is missing
+        expect_file(&mut inputs).await;
+        expect_file(&mut inputs).await; // and again while it is missing
         write(&dir.file(), &env(1450)).unwrap();
-        hear(&mut told).await;
+        expect_file(&mut inputs).await;
         write(&dir.file(), &env(1400)).unwrap();
-        hear(&mut told).await;
+        expect_file(&mut inputs).await;
         let moved = Dir::new("moved");
         fs::rename(&dir.0, &moved.0).unwrap();
-        hear(&mut told).await;
+        expect_file(&mut inputs).await;
     });
 }

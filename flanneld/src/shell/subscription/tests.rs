@@ -21,14 +21,14 @@ impl AsRawFd for Script {
 }
 
 impl Source for Script {
-    fn drain(&mut self, _: &EventFilter) -> Result<Heard, NetlinkError> {
+    fn drain(&mut self, _: &EventFilter) -> Result<Notice, NetlinkError> {
         use std::io::{Read as _, Write as _};
         self.drains.set(self.drains.get() + 1);
         let _ = self.ends.0.read(&mut [0; 64]).unwrap();
         self.ends.1.write_all(b"more").unwrap();
         match self.broken.get() {
             true => Err(NetlinkError::Socket(Errno::EIO)),
-            false => Ok(Heard { event: Some(KernelEvent::Own), ..Heard::default() }),
+            false => Ok(Notice { event: Some(KernelEvent::Own), ..Notice::default() }),
         }
     }
 

@@ -18,7 +18,7 @@ use touches::Touches;
 
 /// What was waiting.
 #[derive(Debug, Default)]
-pub struct Heard {
+pub struct Notice {
     /// The gravest of it; none when nothing of it matters.
     pub event: Option<KernelEvent>,
     /// Who touched what, the first few.
@@ -65,7 +65,7 @@ impl Events {
     }
 
     /// Reads everything that is waiting.
-    pub fn drain(&mut self, filter: &EventFilter) -> Result<Heard, NetlinkError> {
+    pub fn drain(&mut self, filter: &EventFilter) -> Result<Notice, NetlinkError> {
         let before = self.unreadable;
         let (mut gravest, mut touches) = (None, Touches::default());
         loop {
@@ -83,7 +83,7 @@ impl Events {
                 "a notification of the kernel could not be read; each such is taken for a lost one"
             );
         }
-        Ok(Heard { event: gravest, touches: touches.finish() })
+        Ok(Notice { event: gravest, touches: touches.finish() })
     }
 }
 

@@ -8,8 +8,8 @@ type Met = (&'static str, &'static str, &'static str, &'static str, &'static str
 fn met(cases: &[Met]) {
     for (facts, flags, families, expected, why) in cases {
         assert_eq!(outcome(facts, flags, families), *expected, "{facts} with {flags:?} for {families}");
-        let said = chosen(facts, flags, families).map_or_else(|error| error.tried, |choice| choice.why);
-        assert!(said.contains(why), "{why:?} in {said:?}");
+        let text = chosen(facts, flags, families).map_or_else(|error| error.tried, |choice| choice.why);
+        assert!(text.contains(why), "{why:?} in {text:?}");
     }
 }
 

@@ -11,13 +11,13 @@ use backends::local::files::Draft;
 /// Ends the name of what was there before. No runtime uses such a file as a program or a configuration.
 const BEFORE: &str = ".before-selvage";
 
-/// Changes files and links, or only says what it would change. Each call returns what was done; none where nothing was to
-/// be done.
-pub(super) struct Place {
+/// Changes files and links; in a dry run it only returns what it would change. Each call returns what was done, or none
+/// where nothing was to be done.
+pub(super) struct Writer {
     pub(super) dry_run: bool,
 }
 
-impl Place {
+impl Writer {
     /// Makes the file hold these bytes, also after a power failure. `strange`: what is there may be another program's, and is
     /// kept.
     pub(super) fn put_file(

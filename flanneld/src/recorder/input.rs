@@ -1,4 +1,4 @@
-//! An input as it is written down, and back.
+//! An input as it is recorded, and back.
 
 use std::borrow::Cow;
 
@@ -13,13 +13,13 @@ use super::delta::{Base, Delta};
 use super::did;
 use crate::core::{Changed, Hold, Input, Memory, NodeCore, Share, without_secrets};
 
-/// Failed steps that are written down as lines too.
+/// Failed steps that are recorded as lines too.
 const LINES: usize = 10;
 
 /// One input. No input at all, a tick, is one here.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Heard<'a> {
+pub enum InputRecord<'a> {
     /// Something was due.
     Tick,
     /// [`Input::Remembered`].
@@ -49,7 +49,7 @@ pub enum Heard<'a> {
         leases: Delta<'a, Lease>,
         /// What can't, with the reason.
         unreadable: Delta<'a, (String, String)>,
-        /// It is no later state of what was told before.
+        /// It is not a later state of the snapshots before it.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         foreign: bool,
     },
@@ -153,7 +153,7 @@ pub struct Known {
     firewall: Firewall,
 }
 
-impl<'a> Heard<'a> {
+impl<'a> InputRecord<'a> {
     pub(super) fn of(input: Option<&'a Input>, core: &NodeCore, bases: &mut Bases) -> Self {
         match input {
             None => Self::Tick,
@@ -219,7 +219,7 @@ impl<'a> Heard<'a> {
         }
     }
 
-    /// Nothing new, as far as this alone tells.
+    /// Whether it has nothing new, as far as this record alone shows.
     pub fn is_quiet(&self) -> bool {
         match self {
             Self::Tick => true,
@@ -234,8 +234,8 @@ impl<'a> Heard<'a> {
     }
 }
 
-impl Heard<'static> {
-    /// The input again; none is a tick. An error says why it can't be had.
+impl InputRecord<'static> {
+    /// The input again; none is a tick. The error is the reason why it can't be restored.
     pub fn input(self, known: &mut Known) -> Result<Option<Input>, String> {
         Ok(Some(match self {
             Self::Tick => return Ok(None),

@@ -1,15 +1,15 @@
-//! What is on file as lines for people.
+//! Records as lines for people.
 
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use backends::kernel::Touch;
 
-use super::{Did, Heard};
+use super::{Did, InputRecord};
 
 const DAY: u64 = 86_400;
 
-impl fmt::Display for Heard<'_> {
+impl fmt::Display for InputRecord<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tick => f.write_str("due"),
@@ -83,7 +83,7 @@ fn touched(touches: &[Touch], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     if touches.len() > 1 { write!(f, " and {} more", touches.len() - 1) } else { Ok(()) }
 }
 
-impl Heard<'_> {
+impl InputRecord<'_> {
     /// What failed, as lines.
     pub fn failures(&self) -> &[String] {
         if let Self::Applied(applied) = self { &applied.lines } else { &[] }
@@ -107,25 +107,25 @@ impl fmt::Display for Did {
 }
 
 impl Did {
-    /// It only looks, or says again what was said.
+    /// It only reads, or publishes again what is published.
     pub fn is_quiet(&self) -> bool {
         matches!(self, Self::Text(text) if text.starts_with("read ") || text.starts_with("publish "))
     }
 }
 
-/// A line with its time, cut to a hundred columns.
+/// A line with its time.
 pub fn line(wall: Duration, text: &str) -> String {
     plain(&format!("{}  {text}", time(wall)))
 }
 
-/// What belongs to the line above it.
+/// Lines that belong to the line above them.
 pub fn below(text: &str) -> String {
     text.lines().map(|line| plain(&format!("    {}", line.replace('\t', "  ")))).collect()
 }
 
-/// The whole line: its end is often what a person looks for.
+/// The line is not cut: its end is often what a person looks for.
 fn plain(line: &str) -> String {
-    // Other hosts wrote some of it: a terminal must not act on it.
+    // Some of the text comes from other hosts: a terminal must not act on it.
     let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
     line.chars().map(plain).chain(['\n']).collect()
 }
