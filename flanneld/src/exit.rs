@@ -1,5 +1,7 @@
 //! How the programs end: the exit codes, and what a service manager should make of them.
 
+use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Why the process ended. The numbers are an interface: they never change meaning.
@@ -80,6 +82,13 @@ impl Failure {
     /// A failure of this kind.
     pub fn new(exit: Exit, message: impl ToString) -> Self {
         Self { exit, message: message.to_string() }
+    }
+
+    /// A file or folder could not be read or written.
+    pub(crate) fn of(path: &Path, error: &io::Error) -> Self {
+        let denied = error.kind() == io::ErrorKind::PermissionDenied;
+        let exit = if denied { Exit::Permission } else { Exit::Failed };
+        Self::new(exit, format!("{}: {error}", path.display()))
     }
 }
 

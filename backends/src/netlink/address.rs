@@ -1,4 +1,4 @@
-//! Addresses of links: requests to write and to dump them, and what the answers say.
+//! Addresses of links: requests to write and to dump them, and the contents of the answers.
 
 use std::net::IpAddr;
 
@@ -62,19 +62,17 @@ impl AddressView {
 
 /// Asks for the addresses of both families, of one link or of all (index 0).
 pub fn dump_addresses(link: u32) -> Batch {
-    let mut batch = Batch::new();
     let mut header = [0; IFADDR];
     header[4..].copy_from_slice(&link.to_ne_bytes());
-    batch.message(RTM_GETADDR, REQUEST | DUMP, &header);
-    batch
+    Batch::of(|batch| batch.message(RTM_GETADDR, REQUEST | DUMP, &header))
 }
 
 /// Asks for the addresses of another namespace, by the number that it has in this one (`IFLA_LINK_NETNSID`). The
 /// kernel supports the request since Linux 4.20.
 pub fn dump_addresses_in(namespace: u32) -> Batch {
-    let mut batch = Batch::new();
-    batch.message(RTM_GETADDR, REQUEST | DUMP, &[0; IFADDR]).attr_u32(IFA_TARGET_NETNSID, namespace);
-    batch
+    Batch::of(|batch| {
+        batch.message(RTM_GETADDR, REQUEST | DUMP, &[0; IFADDR]).attr_u32(IFA_TARGET_NETNSID, namespace)
+    })
 }
 
 /// Adds to the batch: a new address, usable at once (no duplicate address detection). EEXIST when it is there.

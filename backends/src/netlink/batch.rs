@@ -20,6 +20,13 @@ impl Batch {
         Self::default()
     }
 
+    /// A batch of one message.
+    pub(crate) fn of(fill: impl FnOnce(&mut Self) -> &mut Self) -> Self {
+        let mut batch = Self::new();
+        fill(&mut batch);
+        batch
+    }
+
     /// Begins a message with its type, flags (`NLM_F_REQUEST` included by the caller) and fixed part.
     pub fn message(&mut self, kind: u16, flags: u16, fixed: &[u8]) -> &mut Self {
         self.close();

@@ -1,4 +1,4 @@
-//! Neighbour and FDB entries: requests to write and to dump them, and what the answers say.
+//! Neighbour and FDB entries: requests to write and to dump them, and the contents of the answers.
 
 use std::net::IpAddr;
 
@@ -67,17 +67,15 @@ impl NeighView {
 
 /// Asks for the entries of one family on one link: `AF_INET`, `AF_INET6`, or `AF_BRIDGE` for the FDB.
 pub fn dump_neighbours(family: u8, link: u32) -> Batch {
-    let mut header = header(family, 0, 0, 0);
-    let mut batch = Batch::new();
-    if family == AF_BRIDGE {
+    Batch::of(|batch| match family {
         // The FDB dump filters by the index in the header, the neighbour dump by attribute (strict checking refuses
         // the other way round).
-        header[4..8].copy_from_slice(&link.to_ne_bytes());
-        batch.message(RTM_GETNEIGH, REQUEST | DUMP, &header);
-    } else {
-        batch.message(RTM_GETNEIGH, REQUEST | DUMP, &header).attr_u32(NDA_IFINDEX, link);
-    }
-    batch
+        AF_BRIDGE => batch.message(RTM_GETNEIGH, REQUEST | DUMP, &header(family, link, 0, 0)),
+        _ => {
+            let batch = batch.message(RTM_GETNEIGH, REQUEST | DUMP, &header(family, 0, 0, 0));
+            batch.attr_u32(NDA_IFINDEX, link)
+        }
+    })
 }
 
 /// Adds to the batch: create or replace a permanent neighbour.

@@ -5,11 +5,10 @@ use super::{Attrs, Batch, RawMessage, read_u32};
 
 /// Asks whether packets of a family (`AF_INET`, `AF_INET6`) pass the host.
 pub fn get_forwarding(family: u8) -> Batch {
-    let mut batch = Batch::new();
-    let mut header = [0; NETCONF];
-    header[0] = family;
-    batch.message(RTM_GETNETCONF, REQUEST, &header).attr_u32(NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL);
-    batch
+    let header = [family, 0, 0, 0];
+    Batch::of(|batch| {
+        batch.message(RTM_GETNETCONF, REQUEST, &header).attr_u32(NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL)
+    })
 }
 
 /// The answer.

@@ -7,10 +7,8 @@ use super::{Attrs, Batch, RawMessage, read_u32};
 
 /// Asks which number a network namespace has in ours (`IFLA_LINK_NETNSID` of links that lead there).
 pub fn namespace_number(namespace: BorrowedFd<'_>) -> Batch {
-    let mut batch = Batch::new();
-    batch.message(RTM_GETNSID, REQUEST, &[0; RTGEN]);
-    batch.attr_u32(NETNSA_FD, namespace.as_raw_fd().cast_unsigned());
-    batch
+    let descriptor = namespace.as_raw_fd().cast_unsigned();
+    Batch::of(|batch| batch.message(RTM_GETNSID, REQUEST, &[0; RTGEN]).attr_u32(NETNSA_FD, descriptor))
 }
 
 /// The answer; none where the namespace has no number because no link of ours leads there.

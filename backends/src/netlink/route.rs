@@ -1,4 +1,4 @@
-//! Routes: requests to write and to dump them, and what the answers say.
+//! Routes: requests to write and to dump them, and the contents of the answers.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -32,7 +32,7 @@ pub struct RouteView {
     pub gateway: Option<IpAddr>,
     /// Interface index; 0 when there is none.
     pub link: u32,
-    /// The gateway is taken as on the link, whatever the addresses say.
+    /// The gateway counts as on the link, whatever the addresses are.
     pub onlink: bool,
     /// Preferred source.
     pub source: Option<IpAddr>,
@@ -114,9 +114,9 @@ pub fn dump_routes(family: u8) -> Batch {
     let mut header = [0; RTM];
     header[0] = family;
     header[4] = RT_TABLE_MAIN;
-    let mut batch = Batch::new();
-    batch.message(RTM_GETROUTE, REQUEST | DUMP, &header).attr_u32(RTA_TABLE, u32::from(RT_TABLE_MAIN));
-    batch
+    Batch::of(|batch| {
+        batch.message(RTM_GETROUTE, REQUEST | DUMP, &header).attr_u32(RTA_TABLE, u32::from(RT_TABLE_MAIN))
+    })
 }
 
 /// The link that a packet of this host to one address leaves through now; none when there is no way.
@@ -134,9 +134,7 @@ pub fn get_route(to: IpAddr) -> Batch {
     let mut header = [0; RTM];
     header[0] = family_of(&to);
     header[1] = if to.is_ipv4() { 32 } else { 128 };
-    let mut batch = Batch::new();
-    batch.message(RTM_GETROUTE, REQUEST, &header).attr(RTA_DST, &address_bytes(&to));
-    batch
+    Batch::of(|batch| batch.message(RTM_GETROUTE, REQUEST, &header).attr(RTA_DST, &address_bytes(&to)))
 }
 
 /// Passes every route message of one family in the main table to `each`. A namespace that never had an

@@ -1,4 +1,4 @@
-//! The socket: batches with an answer per message, dumps that say when they were interrupted, notifications.
+//! The socket: batches with an answer per message, dumps that report when they were interrupted, notifications.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -119,10 +119,10 @@ impl<W: Wire> Socket<W> {
         let lost = self.answers(|message| {
             let n = message.sequence.wrapping_sub(first) as usize;
             if message.kind != NLMSG_ERROR || n >= messages {
-                return Ok(Heard::Stranger);
+                return Ok(Reply::Stranger);
             }
             verdict = answer(message.payload).map_err(|error| (n, error));
-            Ok(Heard::Last)
+            Ok(Reply::Last)
         });
         lost.map_err(|error| (0, error)).and(verdict)
     }
@@ -160,7 +160,7 @@ impl<W: Wire> Socket<W> {
                 _ => read(n, message),
             }
             left = left.saturating_sub(1);
-            Ok(if left == 0 { Heard::Last } else { Heard::Ours })
+            Ok(if left == 0 { Reply::Last } else { Reply::Ours })
         })
     }
 
@@ -176,11 +176,11 @@ impl<W: Wire> Socket<W> {
         self.ask(batch, |_, message| {
             dump.interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
             match message.kind {
-                NLMSG_DONE => return answer(message.payload).map(|()| Heard::Last),
+                NLMSG_DONE => return answer(message.payload).map(|()| Reply::Last),
                 NLMSG_ERROR => answer(message.payload)?,
                 _ => each(message),
             }
-            Ok(Heard::Ours)
+            Ok(Reply::Ours)
         })?;
         Ok(dump)
     }
@@ -207,10 +207,10 @@ impl<W: Wire> Socket<W> {
         self.answers(|message| {
             let n = message.sequence.wrapping_sub(first) as usize;
             if message.kind != NLMSG_ERROR || n >= results.len() {
-                return Ok(Heard::Stranger);
+                return Ok(Reply::Stranger);
             }
             results[n] = answer(message.payload);
-            Ok(if n == last { Heard::Last } else { Heard::Ours })
+            Ok(if n == last { Reply::Last } else { Reply::Ours })
         })
     }
 
@@ -219,14 +219,14 @@ impl<W: Wire> Socket<W> {
     fn ask(
         &mut self,
         batch: &mut Batch,
-        mut each: impl FnMut(usize, RawMessage<'_>) -> Result<Heard, NetlinkError>,
+        mut each: impl FnMut(usize, RawMessage<'_>) -> Result<Reply, NetlinkError>,
     ) -> Result<(), NetlinkError> {
         let (first, messages) = (self.next_sequence(batch.len()), batch.len());
         batch.number(first);
         self.send(batch.bytes())?;
         self.answers(|message| {
             let n = message.sequence.wrapping_sub(first) as usize;
-            if n < messages { each(n, message) } else { Ok(Heard::Stranger) }
+            if n < messages { each(n, message) } else { Ok(Reply::Stranger) }
         })
     }
 
@@ -234,7 +234,7 @@ impl<W: Wire> Socket<W> {
     /// datagram is cut short, a part of the answer is lost.
     fn answers(
         &mut self,
-        mut each: impl FnMut(RawMessage<'_>) -> Result<Heard, NetlinkError>,
+        mut each: impl FnMut(RawMessage<'_>) -> Result<Reply, NetlinkError>,
     ) -> Result<(), NetlinkError> {
         let settled = !self.unsettled;
         self.unsettled = true;
@@ -245,9 +245,9 @@ impl<W: Wire> Socket<W> {
             strangers += 1;
             for message in messages.by_ref() {
                 match each(message)? {
-                    Heard::Stranger => {}
-                    Heard::Ours => strangers = 0,
-                    Heard::Last => {
+                    Reply::Stranger => {}
+                    Reply::Ours => strangers = 0,
+                    Reply::Last => {
                         self.unsettled = !settled;
                         return Ok(());
                     }
@@ -290,8 +290,8 @@ impl<W: Wire> Socket<W> {
     }
 }
 
-/// What a message was to the request that waits.
-enum Heard {
+/// What a message is to the request that waits.
+enum Reply {
     /// It belongs to another request.
     Stranger,
     /// It is part of the answer.

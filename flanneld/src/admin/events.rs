@@ -41,7 +41,7 @@ pub(super) fn run(
     let both = arguments.file.is_none();
     let mut page = Page { out, form, from, quiet: None };
     if arguments.follow {
-        let mut reader = Reader::follow(path, both).map_err(|error| failed(path, &error))?;
+        let mut reader = Reader::follow(path, both).map_err(|error| Failure::of(path, &error))?;
         return written(page.print(&mut reader), path);
     }
     written(page.print(&mut open(path, both)?), path)
@@ -49,20 +49,13 @@ pub(super) fn run(
 
 /// Opens a recorded file; the daemon's own with its older half.
 pub(super) fn open(path: &Path, both: bool) -> Result<Reader, Failure> {
-    Reader::open(path, both).map_err(|error| failed(path, &error))
-}
-
-fn failed(path: &Path, error: &io::Error) -> Failure {
-    let exit = if error.kind() == io::ErrorKind::PermissionDenied { Exit::Permission } else { Exit::Failed };
-    Failure::new(exit, format!("{}: {error}", path.display()))
+    Reader::open(path, both).map_err(|error| Failure::of(path, &error))
 }
 
 /// `flannelctl … | head` is no failure.
 pub(super) fn written(result: io::Result<()>, path: &Path) -> Result<(), Failure> {
     match result {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(Exit::Failed, format!("{}: {error}", path.display())))
-        }
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::of(path, &error)),
         _ => Ok(()),
     }
 }

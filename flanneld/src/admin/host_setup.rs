@@ -101,7 +101,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Answer, Failure> {
                 );
                 then.extend(Some(file.then).filter(|then| !then.is_empty()));
                 if !arguments.dry_run {
-                    write(&path, file.text).map_err(|error| failure(&path, &error))?;
+                    write(&path, file.text).map_err(|error| Failure::of(&path, &error))?;
                 }
             }
         }
@@ -119,7 +119,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Answer, Failure> {
 
 /// Removes files that are [ours](ours), whatever else somebody wrote into them.
 pub(super) fn remove(files: &[PathBuf]) -> Result<(), Failure> {
-    files.iter().try_for_each(|path| fs::remove_file(path).map_err(|error| failure(path, &error)))
+    files.iter().try_for_each(|path| fs::remove_file(path).map_err(|error| Failure::of(path, &error)))
 }
 
 /// Our files that exist below this root.
@@ -134,7 +134,7 @@ fn find(path: &Path) -> Result<Found, Failure> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Found::Nothing),
         Ok(_) => Ok(Found::Foreign),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Found::Foreign),
-        Err(error) => Err(failure(path, &error)),
+        Err(error) => Err(Failure::of(path, &error)),
     }
 }
 
@@ -146,11 +146,6 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
     let mut draft = Draft::named(path, path.with_extension("new~"), 0o644)?;
     draft.write_all(text.as_bytes())?;
     draft.put()
-}
-
-fn failure(path: &Path, error: &io::Error) -> Failure {
-    let exit = if error.kind() == io::ErrorKind::PermissionDenied { Exit::Permission } else { Exit::Failed };
-    Failure::new(exit, format!("{}: {error}", path.display()))
 }
 
 fn line(text: &mut String, line: &str) {

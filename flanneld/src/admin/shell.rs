@@ -31,12 +31,12 @@ pub(super) fn completions(arguments: &Completions) -> Answer {
 }
 
 pub(super) fn man(arguments: &Man) -> Result<Answer, Failure> {
-    let pages = pages().map_err(|error| failed(&arguments.folder, &error))?;
-    fs::create_dir_all(&arguments.folder).map_err(|error| failed(&arguments.folder, &error))?;
+    let pages = pages().map_err(|error| Failure::of(&arguments.folder, &error))?;
+    fs::create_dir_all(&arguments.folder).map_err(|error| Failure::of(&arguments.folder, &error))?;
     let mut files = Vec::new();
     for (name, text) in &pages {
         let path = arguments.folder.join(name);
-        fs::write(&path, text).map_err(|error| failed(&path, &error))?;
+        fs::write(&path, text).map_err(|error| Failure::of(&path, &error))?;
         files.push(path.display().to_string());
     }
     let lines: String = files.iter().map(|file| format!("{file}: written\n")).collect();
@@ -59,11 +59,6 @@ fn page(command: &clap::Command, name: &str, pages: &mut Vec<(String, Vec<u8>)>)
     pages.push((format!("{name}.1"), text));
     let verbs = command.get_subcommands().filter(|verb| !verb.is_hide_set());
     verbs.into_iter().try_for_each(|verb| page(verb, &format!("{name}-{}", verb.get_name()), pages))
-}
-
-fn failed(path: &Path, error: &io::Error) -> Failure {
-    let exit = if error.kind() == io::ErrorKind::PermissionDenied { Exit::Permission } else { Exit::Failed };
-    Failure::new(exit, format!("{}: {error}", path.display()))
 }
 
 #[cfg(test)]

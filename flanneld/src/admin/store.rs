@@ -86,8 +86,7 @@ fn export(file: &Path, config: &StoreConfig) -> Result<Answer, Failure> {
         return Ok(Answer::new(json).lines(text));
     }
     // Readable by its owner alone: it has what the store has.
-    files::replace_synced(file, 0o600, text.as_bytes())
-        .map_err(|e| Failure::new(Exit::Failed, format!("{}: {e}", file.display())))?;
+    files::replace_synced(file, 0o600, text.as_bytes()).map_err(|error| Failure::of(file, &error))?;
     Ok(Answer::new(json).text(format!("{prefix}: {} keys written to {}\n", entries.len(), file.display())))
 }
 

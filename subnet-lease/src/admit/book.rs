@@ -112,11 +112,6 @@ impl LeaseBook {
     pub fn revision(&self) -> u64 {
         self.revision
     }
-
-    /// When the next lease ends; `None` while there are only reservations.
-    pub fn next_expiry(&self) -> Option<Duration> {
-        self.entries.values().filter_map(|entry| entry.expires).min()
-    }
 }
 
 #[cfg(test)]

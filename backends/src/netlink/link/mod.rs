@@ -1,4 +1,4 @@
-//! Links: requests to make, change, delete and read them, and what the answers say ([`LinkView`]).
+//! Links: requests to make, change, delete and read them, and the contents of the answers ([`LinkView`]).
 //!
 //! A request begins with [`create`], [`change`] or [`change_named`]; the functions after them add one attribute each to the
 //! message begun last.
@@ -24,7 +24,7 @@ pub fn change(batch: &mut Batch, link: u32, flags: u32, mask: u32) -> &mut Batch
 
 /// Adds to the batch: change a link by name, so that this can follow its creation in one batch.
 pub fn change_named(batch: &mut Batch, link: IfName) -> &mut Batch {
-    change(batch, 0, 0, 0).attr_str(IFLA_IFNAME, link.as_str())
+    name(change(batch, 0, 0, 0), link)
 }
 
 /// Its name.
@@ -128,8 +128,7 @@ pub fn delete_link(batch: &mut Batch, link: u32) {
 
 /// Asks for all links of a kind, or of every kind.
 pub fn dump_links(kind: Option<&str>) -> Batch {
-    let mut batch = Batch::new();
-    batch.message(RTM_GETLINK, REQUEST | DUMP, &[0; IFINFO]);
+    let mut batch = Batch::of(|batch| batch.message(RTM_GETLINK, REQUEST | DUMP, &[0; IFINFO]));
     if let Some(kind) = kind {
         self::kind(&mut batch, kind);
     }
@@ -138,24 +137,20 @@ pub fn dump_links(kind: Option<&str>) -> Batch {
 
 /// Asks for the ports of a bridge.
 pub fn dump_ports(bridge: u32) -> Batch {
-    let mut batch = Batch::new();
-    batch.message(RTM_GETLINK, REQUEST | DUMP, &[0; IFINFO]).attr_u32(IFLA_MASTER, bridge);
-    batch
+    Batch::of(|batch| batch.message(RTM_GETLINK, REQUEST | DUMP, &[0; IFINFO]).attr_u32(IFLA_MASTER, bridge))
 }
 
 /// Asks for one link by name, without its counters.
 pub fn get_link(name: IfName) -> Batch {
-    let mut batch = Batch::new();
-    batch.message(RTM_GETLINK, REQUEST, &[0; IFINFO]);
-    batch.attr_str(IFLA_IFNAME, name.as_str()).attr_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
-    batch
+    Batch::of(|batch| {
+        let batch = self::name(batch.message(RTM_GETLINK, REQUEST, &[0; IFINFO]), name);
+        batch.attr_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+    })
 }
 
 /// Asks for one link by index.
 pub fn get_link_at(link: u32) -> Batch {
-    let mut batch = Batch::new();
-    batch.message(RTM_GETLINK, REQUEST, &header(link, 0, 0));
-    batch
+    Batch::of(|batch| batch.message(RTM_GETLINK, REQUEST, &header(link, 0, 0)))
 }
 
 fn header(link: u32, flags: u32, mask: u32) -> [u8; IFINFO] {

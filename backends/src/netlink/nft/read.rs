@@ -1,4 +1,4 @@
-//! Reading: what messages say of tables, chains and rules, and the questions that they answer.
+//! Reading: the contents of messages about tables, chains and rules, and the questions that they answer.
 
 use nix::errno::Errno;
 use subnet_lease::Family;
@@ -144,16 +144,12 @@ pub fn generation_program<'a>(message: &RawMessage<'a>) -> Option<&'a [u8]> {
 
 /// Asks for one table.
 pub fn get_table(family: impl Into<TableFamily>, table: &str) -> Batch {
-    let mut batch = Batch::new();
-    message(&mut batch, GETTABLE, 0, family.into()).attr_str(TABLE, table);
-    batch
+    Batch::of(|batch| message(batch, GETTABLE, 0, family.into()).attr_str(TABLE, table))
 }
 
 /// Asks for all chains of a family; the kernel does not filter further.
 pub fn dump_chains(family: impl Into<TableFamily>) -> Batch {
-    let mut batch = Batch::new();
-    message(&mut batch, GETCHAIN, DUMP, family.into());
-    batch
+    Batch::of(|batch| message(batch, GETCHAIN, DUMP, family.into()))
 }
 
 /// Passes the rules of a table, or of one chain of it, to `each`.
@@ -195,8 +191,7 @@ impl Reader<'_> {
     /// # Errors
     /// Refused by the kernel, which may have no nf_tables, or its answer was lost.
     pub fn generation(&mut self) -> Result<Option<u32>, NetlinkError> {
-        let mut ask = Batch::new();
-        message(&mut ask, GETGENERATION, 0, TableFamily::ANY);
+        let mut ask = Batch::of(|batch| message(batch, GETGENERATION, 0, TableFamily::ANY));
         let number = |message: RawMessage<'_>| {
             attributes(&message, &[NEWGENERATION])?.find(GENERATION_ID).and_then(be32)
         };

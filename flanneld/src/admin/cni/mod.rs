@@ -113,7 +113,7 @@ struct Steps(Vec<(PathBuf, &'static str)>);
 
 impl Steps {
     fn note(&mut self, path: PathBuf, done: io::Result<Option<&'static str>>) -> Result<(), Failure> {
-        let what = done.map_err(|error| failed(&path, &error))?;
+        let what = done.map_err(|error| Failure::of(&path, &error))?;
         self.0.extend(what.map(|what| (path, what)));
         Ok(())
     }
@@ -140,7 +140,7 @@ fn install(arguments: &Install) -> Result<Answer, Failure> {
     let conflist = arguments.conflist.as_deref().map_or_else(|| Ok(SHIPPED.as_bytes().to_vec()), read)?;
     check(&conflist)?;
     for folder in [&folders.bin, &folders.conf].into_iter().filter(|_| !dry_run) {
-        fs::create_dir_all(folder).map_err(|error| failed(folder, &error))?;
+        fs::create_dir_all(folder).map_err(|error| Failure::of(folder, &error))?;
     }
     let mut steps = Steps::default();
     // What is there before the first time is somebody else's; later it is ours.
@@ -193,15 +193,11 @@ fn beside_us() -> Result<PathBuf, Failure> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
-    let bytes = fs::read(path).map_err(|error| failed(path, &error))?;
+    let bytes = fs::read(path).map_err(|error| Failure::of(path, &error))?;
     if bytes.is_empty() {
         return Err(Failure::new(Exit::Failed, format!("{} is empty", path.display())));
     }
     Ok(bytes)
-}
-
-fn failed(path: &Path, error: &dyn std::fmt::Display) -> Failure {
-    Failure::new(Exit::Failed, format!("{}: {error}", path.display()))
 }
 
 #[cfg(test)]
