@@ -69,9 +69,9 @@ pub mod rules;
 mod state;
 
 pub use backend::{Backend, Backends, Devices, External, Identity, LocalNode, Pair, Sources, Wish};
-pub use plan::{Op, Owner, Ownership, Plan, ROUTE_PROTOCOL, Wanted, conflicts, diff, tag};
+pub use netlink::{BadIfName, BadMac, IfName, Mac};
+pub use plan::{Op, Owner, Ownership, Plan, Wanted, conflicts, diff, tag};
 pub use state::{
-    Address, BadIfName, BadMac, Facts, Fdb, Feature, HostAddress, HostLink, HostRoute, IfName, KernelState,
-    Key, Link, LinkKind, Mac, Neigh, Object, Route, RouteKind, Sysctl, System, TableKey, Vxlan,
-    default_metric,
+    Address, Facts, Fdb, Feature, HostAddress, HostLink, HostRoute, KernelState, Key, Link, LinkKind, Neigh,
+    Object, ROUTE_PROTOCOL, Route, RouteKind, Sysctl, System, TableKey, Vxlan, default_metric,
 };

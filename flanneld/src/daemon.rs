@@ -1,13 +1,11 @@
 //! The daemon's start: from the command line to the running shell. And that of the embedded store, `flanneld store`.
 
 use std::cell::RefCell;
-use std::future::Future;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
 use backends::local::random;
-use clap::error::ErrorKind;
 use nix::unistd::gethostname;
 use subnet_lease::StoreError;
 use tokio::sync::{mpsc, watch};
@@ -21,13 +19,10 @@ use crate::serve::http;
 use crate::serve::socket::{self, Taken};
 use crate::shell::rival::{self, Rival};
 use crate::shell::run::{Host, Shell, run_all};
-use crate::shell::{log, signals, store};
+use crate::shell::{block_on, log, signals, store};
 
 /// Between two looks at a daemon that does not let us wait. Ours.
 const AGAIN: Duration = Duration::from_millis(100);
-
-/// How long blocking work may go on after the rest has ended. Ours: the last write of a small file.
-const LAST_WORK: Duration = Duration::from_millis(500);
 
 /// The version, and what it takes the place of.
 pub const RELEASE: &str = concat!(env!("CARGO_PKG_VERSION"), " (selvage, compatible with flannel 0.28)");
@@ -192,16 +187,6 @@ pub(crate) fn seed() -> u64 {
     random::number()
 }
 
-/// Runs a future on this thread.
-pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Failure::new(Exit::Failed, format!("can't start: {error}")))?;
-    let ended = runtime.block_on(future);
-    // A file that is being written is waited for; a look-up of a name that no resolver answers is not.
-    runtime.shutdown_timeout(LAST_WORK);
-    ended
-}
-
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let exit = match error {
@@ -214,33 +199,5 @@ impl From<StoreError> for Failure {
             StoreError::Config(_) => Exit::Invalid,
         };
         Self::new(exit, error)
-    }
-}
-
-/// Prints clap's message, which is an error or the help that was asked for. Returns the exit code.
-pub(crate) fn refuse(error: &clap::Error) -> Exit {
-    // Nobody may read standard error.
-    let _ = error.print();
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Done,
-        ErrorKind::InvalidSubcommand => Exit::Word,
-        _ => Exit::Invalid,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// As the look-up of a name that no name server answers.
-    #[test]
-    fn blocking_work_that_does_not_end_is_not_waited_for() {
-        let (keep, wait) = std::sync::mpsc::channel::<()>();
-        let ended = block_on(async {
-            tokio::task::spawn_blocking(move || wait.recv());
-            Ok(7)
-        });
-        assert_eq!(ended, Ok(7));
-        drop(keep);
     }
 }

@@ -4,8 +4,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use crate::plan::ROUTE_PROTOCOL;
-use crate::state::{IfName, Object, Route, RouteKind, default_metric};
+use crate::state::{IfName, Object, ROUTE_PROTOCOL, Route, RouteKind, default_metric};
 
 /// A plain route through a neighbour on the underlay. Its scope stays universe, since a Go flannel that takes over
 /// names that scope when it deletes.

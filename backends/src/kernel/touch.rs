@@ -4,8 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::ROUTE_PROTOCOL;
-use crate::state::Key;
+use crate::state::{Key, ROUTE_PROTOCOL};
 
 /// Somebody else touched something that may be ours. A hint: it gives a fight a name, and says that a link is stirred.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -18,6 +18,7 @@ mod attrs;
 mod batch;
 mod error;
 pub mod link;
+mod name;
 pub mod neigh;
 pub mod netconf;
 pub mod netns;
@@ -31,6 +32,7 @@ pub use attrs::{Attrs, Messages, RawMessage, read_u16, read_u32};
 pub use batch::{Batch, Nest};
 pub(crate) use error::errno;
 pub use error::{NetlinkError, Unread};
+pub use name::{BadIfName, BadMac, IfName, Mac};
 pub use socket::{Dump, Received, Socket};
 pub use wire::{KernelWire, Wire};
 

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use super::link::{DUMP, PUT, REQUEST};
 use super::{
-    AF_BRIDGE, Attrs, Batch, RawMessage, Unread, address_bytes, address_from, family_of, read_u16, read_u32,
+    AF_BRIDGE, Attrs, Batch, Mac, RawMessage, Unread, address_bytes, address_from, family_of, read_u16,
+    read_u32,
 };
-use crate::state::Mac;
 
 /// A neighbour or FDB entry as the kernel reports it.
 #[derive(Debug, Clone, Copy)]

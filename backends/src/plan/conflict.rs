@@ -3,8 +3,10 @@
 use ipnetwork::IpNetwork;
 use subnet_lease::{Family, contains_net};
 
-use crate::plan::{Op, Owner, Ownership, ROUTE_PROTOCOL, Wanted};
-use crate::state::{Facts, IfName, KernelState, Key, Link, LinkKind, Object, Route, RouteKind, Sysctl};
+use crate::plan::{Op, Owner, Ownership, Wanted};
+use crate::state::{
+    Facts, IfName, KernelState, Key, Link, LinkKind, Object, ROUTE_PROTOCOL, Route, RouteKind, Sysctl,
+};
 
 /// So many sentences are enough.
 const MOST: usize = 16;

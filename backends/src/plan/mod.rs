@@ -6,7 +6,7 @@ mod owner;
 
 pub use conflict::conflicts;
 pub use diff::diff;
-pub use owner::{Owner, Ownership, ROUTE_PROTOCOL, Wanted, tag};
+pub use owner::{Owner, Ownership, Wanted, tag};
 
 use std::borrow::Cow;
 use std::fmt;

@@ -22,11 +22,7 @@ use serde::{Deserialize, Serialize};
 use subnet_lease::{NetworkId, NetworkPool, contains_net};
 
 use crate::netlink::route::{RTPROT_BOOT, RTPROT_KERNEL};
-use crate::state::{IfName, KernelState, Link, Object, Route, RouteKind};
-
-/// The route protocol number of every route that we make. Chosen once; it is on users' disks and in their kernels.
-/// Free in iproute2's list (`rt_protos`) and among the routing daemons we know of.
-pub const ROUTE_PROTOCOL: u8 = 67;
+use crate::state::{IfName, KernelState, Link, Object, ROUTE_PROTOCOL, Route, RouteKind};
 
 /// Begins the alias of every link that we make; the network's id follows. Part of the on-kernel format.
 const TAG: &str = "selvage:";

@@ -2,18 +2,18 @@
 
 mod facts;
 mod kind;
-mod name;
 mod object;
 mod sysctl;
 mod system;
 
+pub use crate::netlink::{IfName, Mac};
 pub use facts::{Facts, HostAddress, HostLink, HostRoute};
 #[cfg(feature = "kernel")]
 pub(crate) use kind::ROWS as LINK_KINDS;
 pub use kind::{LinkKind, Vxlan};
-pub use name::{BadIfName, BadMac, IfName, Mac};
-pub use object::default_metric;
-pub use object::{Address, Fdb, Key, Link, Neigh, Object, Route, RouteKind, TableKey};
+pub use object::{
+    Address, Fdb, Key, Link, Neigh, Object, ROUTE_PROTOCOL, Route, RouteKind, TableKey, default_metric,
+};
 pub use sysctl::Sysctl;
 pub use system::{Feature, System};
 

@@ -7,10 +7,13 @@ use serde::{Deserialize, Serialize};
 use subnet_lease::Family;
 
 use super::{LinkKind, Sysctl};
-use crate::plan::ROUTE_PROTOCOL;
 use crate::rules::RuleTable;
 use crate::rules::iptables::{Flavour, IptablesRules};
 use crate::state::{IfName, Mac};
+
+/// The route protocol number of every route that we make. Chosen once; it is on users' disks and in their kernels.
+/// Free in iproute2's list (`rt_protos`) and among the routing daemons we know of.
+pub const ROUTE_PROTOCOL: u8 = 67;
 
 /// The identity of an object. **The order of the variants is the dependency order**: objects are created in this
 /// order and deleted in reverse.

@@ -17,9 +17,9 @@ use super::lease::{OwnLease, own_lease};
 use super::{Answer, host_setup};
 use crate::config::NodeConfig;
 use crate::core::Changed;
-use crate::daemon::block_on;
 use crate::exit::{Exit, Failure};
 use crate::serve::socket;
+use crate::shell::block_on;
 use crate::shell::rival::{self, Rival};
 use crate::shell::state_file::StateFile;
 

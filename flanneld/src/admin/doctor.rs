@@ -9,10 +9,10 @@ use serde_json::json;
 use super::{Answer, clean};
 use crate::config::NodeConfig;
 use crate::core::Status;
-use crate::daemon::block_on;
 use crate::exit::{Exit, Failure};
 use crate::host::pool::{self, Pool};
 use crate::serve::socket::{self, NoStatus};
+use crate::shell::block_on;
 use crate::shell::rival::{self, Rival};
 
 /// Why packets are lost, or may be.

@@ -20,8 +20,9 @@ use subnet_lease::{Lease, SubnetEnv, Subnets};
 
 use super::{Answer, clean};
 use crate::config::NodeConfig;
-use crate::daemon::{block_on, seed};
+use crate::daemon::seed;
 use crate::exit::Failure;
+use crate::shell::block_on;
 use crate::shell::dry_run::{DryRun, dry_run};
 
 #[derive(Debug, clap::Args)]

@@ -11,8 +11,8 @@ use subnet_lease::{
 
 use super::{Answer, Table, clean};
 use crate::config::NodeConfig;
-use crate::daemon::block_on;
 use crate::exit::{Exit, Failure};
+use crate::shell::block_on;
 
 #[derive(Debug, Clone, Subcommand)]
 pub(super) enum Verb {

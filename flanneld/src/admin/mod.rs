@@ -32,7 +32,7 @@ use self::surroundings::{Surroundings, UNIT_FILE};
 use self::table::Table;
 use crate::cli::{self, Flag, Given, Kind};
 use crate::config::{NodeConfig, environment};
-use crate::daemon::{RELEASE, host_name, refuse};
+use crate::daemon::{RELEASE, host_name};
 use crate::exit::{Exit, Failure};
 
 /// Looks after a cluster's network and its leases.
@@ -132,7 +132,7 @@ fn run(arguments: &[String], around: &Surroundings<'_>, out: &mut dyn Write) -> 
         parsed.and_then(|matches| Arguments::from_arg_matches(&matches).map(|a| (a, given(&matches))));
     let (Arguments { verb, output }, given) = match parsed {
         Ok(parsed) => parsed,
-        Err(error) => return Ok(refuse(&error)),
+        Err(error) => return Ok(cli::refuse(&error)),
     };
     let (raw, places) = match verb.is_about_this_node() {
         true => surroundings::on_node(&given, around),

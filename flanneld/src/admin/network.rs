@@ -9,8 +9,8 @@ use subnet_lease::{Lease, NetworkConfig, NetworkPool, StoreConfig, open};
 
 use super::Answer;
 use crate::config::NodeConfig;
-use crate::daemon::block_on;
 use crate::exit::{Exit, Failure};
+use crate::shell::block_on;
 
 /// No net-conf is larger, in bytes; etcd takes 1.5 MiB.
 const LARGEST: u64 = 1 << 20;

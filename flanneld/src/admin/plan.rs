@@ -7,8 +7,9 @@ use subnet_lease::SubnetEnv;
 
 use super::Answer;
 use crate::config::NodeConfig;
-use crate::daemon::{block_on, seed};
+use crate::daemon::seed;
 use crate::exit::Failure;
+use crate::shell::block_on;
 use crate::shell::dry_run::{DryRun, dry_run};
 
 pub(super) fn run(config: &NodeConfig) -> Result<Answer, Failure> {

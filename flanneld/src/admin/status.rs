@@ -7,10 +7,10 @@ use std::time::Duration;
 use super::{Answer, Form, Table, clean};
 use crate::config::NodeConfig;
 use crate::core::{LeaseReport, PassReport, PeerReport, Status};
-use crate::daemon::block_on;
 use crate::exit::{Exit, Failure};
 use crate::host::pool::{self, Pool};
 use crate::serve::socket::{self, NoStatus};
+use crate::shell::block_on;
 use crate::shell::rival;
 
 #[derive(Debug, clap::Args)]

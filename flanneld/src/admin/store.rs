@@ -21,8 +21,8 @@ use subnet_lease::{Entry, StoreConfig, StoreError, open};
 
 use super::Answer;
 use crate::config::NodeConfig;
-use crate::daemon::block_on;
 use crate::exit::{Exit, Failure};
+use crate::shell::block_on;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {

@@ -16,8 +16,8 @@ use subnet_lease::NetworkId;
 
 use crate::cli::Given;
 use crate::config::{Environment, RawConfig, Source, environment_file};
-use crate::daemon::block_on;
 use crate::serve::socket;
+use crate::shell::block_on;
 use crate::shell::rival;
 
 /// The environment file of the unit that comes with this program.

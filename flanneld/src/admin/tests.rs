@@ -8,8 +8,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::*;
 use crate::config::{Environment, RawConfig};
 use crate::core::{Status, StatusRequest};
-use crate::daemon::block_on;
 use crate::serve::socket::{self, Taken};
+use crate::shell::block_on;
 
 /// An embedded store on loopback, in a thread; stopped and removed at the end.
 struct Embedded {

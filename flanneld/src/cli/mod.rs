@@ -16,6 +16,10 @@ pub use table::TABLE;
 pub use text::{reference, usage};
 pub(crate) use width::terminal_width;
 
+use clap::error::ErrorKind;
+
+use crate::exit::Exit;
+
 /// One setting: a flag with its variable, or a variable alone.
 #[derive(Debug, Clone, Copy)]
 pub struct Flag {
@@ -81,6 +85,17 @@ pub fn lookup(name: &str) -> Option<&'static Flag> {
 /// Every row, in the order of the help.
 pub fn rows() -> impl Iterator<Item = &'static Flag> {
     TABLE.iter().flat_map(|(_, rows)| rows.iter())
+}
+
+/// Prints clap's message, which is an error or the help that was asked for. Returns the exit code.
+pub(crate) fn refuse(error: &clap::Error) -> Exit {
+    // Nobody may read standard error.
+    let _ = error.print();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Done,
+        ErrorKind::InvalidSubcommand => Exit::Word,
+        _ => Exit::Invalid,
+    }
 }
 
 #[cfg(test)]

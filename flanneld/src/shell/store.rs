@@ -14,10 +14,10 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::{error, warn};
 
+use crate::cli;
 use crate::config::{NodeConfig, loopback};
-use crate::daemon::{block_on, refuse};
 use crate::exit::{Exit, Failure};
-use crate::shell::{log, publish, signals};
+use crate::shell::{block_on, log, publish, signals};
 
 /// Between two questions for the name of our Node. Ours.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -57,7 +57,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<Exit, Failure> {
     let words = std::iter::once("flanneld store").chain(arguments.iter().map(String::as_str));
     let arguments = match Arguments::try_parse_from(words) {
         Ok(arguments) => arguments,
-        Err(error) => return Ok(refuse(&error)),
+        Err(error) => return Ok(cli::refuse(&error)),
     };
     log::start(i64::from(arguments.verbose));
     if arguments.check {

@@ -17,17 +17,6 @@ pub(super) const UPWARD: &[Upward] = &[
     ("subnet-lease", "attrs", "model"),
     // A store in memory chooses subnets itself.
     ("subnet-lease", "store", "admit"),
-    // The raw layer reads and writes some objects as such.
-    ("backends", "netlink", "state"),
-    // An object prints itself as a line of a plan.
-    ("backends", "state", "plan"),
-    // The search for a second daemon reads command lines as ours are read.
-    ("flanneld", "host", "config"),
-    ("flanneld", "host", "core"),
-    // A core is saved with the recorder's form of a net-conf, without secrets.
-    ("flanneld", "core", "recorder"),
-    ("flanneld", "recorder", "shell"),
-    ("flanneld", "shell", "daemon"),
 ];
 
 const SUBNET_LEASE: &[Folder] = &[

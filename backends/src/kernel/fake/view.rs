@@ -8,9 +8,9 @@ use subnet_lease::{Family, contains_net};
 use super::namespace::{Change, Device, Namespace};
 use super::routes::{Held, Hop};
 use crate::kernel::KernelEvent;
-use crate::plan::{Owner, ROUTE_PROTOCOL};
+use crate::plan::Owner;
 use crate::state::{
-    Address, Facts, Fdb, HostAddress, HostLink, HostRoute, Mac, Neigh, Object, Route, Sysctl,
+    Address, Facts, Fdb, HostAddress, HostLink, HostRoute, Mac, Neigh, Object, ROUTE_PROTOCOL, Route, Sysctl,
 };
 
 impl Namespace {

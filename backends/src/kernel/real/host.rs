@@ -13,8 +13,7 @@ use crate::netlink::link::{
 };
 use crate::netlink::route::{RT_TABLE_MAIN, RTN_UNICAST, RTPROT_KERNEL, RouteView, get_route, read_routes};
 use crate::netlink::{AF_INET, AF_INET6, RawMessage, Socket};
-use crate::plan::ROUTE_PROTOCOL;
-use crate::state::{Facts, HostAddress, HostLink, HostRoute, LinkKind};
+use crate::state::{Facts, HostAddress, HostLink, HostRoute, LinkKind, ROUTE_PROTOCOL};
 
 /// Routes beyond the defaults and those that come with an address are only of interest when the interface is chosen by what it can
 /// reach; a router with a full table has a million of them, and this many tell enough.

@@ -9,8 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 pub use view::{CONTAINER_ALIAS, LinkView, Port, port_from};
 
-use super::{AF_INET, AF_INET6, Batch};
-use crate::state::{IfName, Mac};
+use super::{AF_INET, AF_INET6, Batch, IfName, Mac};
 
 /// Adds to the batch: a new link with these `IFF_…` flags. EEXIST when its name is taken.
 pub fn create(batch: &mut Batch, flags: u32) -> &mut Batch {

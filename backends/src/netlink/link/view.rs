@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::netlink::{Attrs, RawMessage, Unread, read_u16, read_u32};
-use crate::state::{IfName, Mac};
 
 /// Begins the alias of every link that our CNI plugin makes; the attachment follows.
 pub const CONTAINER_ALIAS: &str = "cni ";

@@ -14,8 +14,7 @@ use crate::netlink::netconf::{RTM_NEWNETCONF, is_forwarding_change};
 use crate::netlink::nft::{ChainView, FORWARD, RuleView, is_deleted_table, table_of};
 use crate::netlink::route::{RT_TABLE_MAIN, RTPROT_KERNEL, RouteView};
 use crate::netlink::{AF_BRIDGE, Messages, RawMessage, Unread};
-use crate::plan::ROUTE_PROTOCOL;
-use crate::state::{HostLink, IfName};
+use crate::state::{HostLink, IfName, ROUTE_PROTOCOL};
 
 /// What tells our notifications from the noise of the host.
 #[derive(Debug, Clone, Default)]
