@@ -6,7 +6,7 @@ mod object;
 mod sysctl;
 mod system;
 
-pub use crate::netlink::{IfName, Mac};
+pub(crate) use crate::netlink::{IfName, Mac};
 pub use facts::{Facts, HostAddress, HostLink, HostRoute};
 #[cfg(feature = "kernel")]
 pub(crate) use kind::ROWS as LINK_KINDS;

@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap_complete::{Shell, generate};
 use serde_json::json;
 
 use super::Answer;
-use crate::exit::{Exit, Failure};
+use crate::exit::Failure;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Completions {
