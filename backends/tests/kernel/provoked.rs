@@ -73,7 +73,7 @@ fn law_12_a_full_receive_buffer_says_so_once() {
 
 /// A node's pods come and go: what they bring along wakes nobody, and the underlay's own always does.
 #[test]
-fn what_comes_with_a_pod_is_told_once() {
+fn what_comes_with_a_pod_is_notified_once() {
     let _lab = Lab::new();
     let mut events = Events::route().unwrap();
     let filter = EventFilter { external: Some(name("eth0")), ..EventFilter::default() };

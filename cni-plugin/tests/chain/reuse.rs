@@ -10,7 +10,7 @@ const LOOKS: usize = 2000;
 
 /// Whoever remembers the one before would send to an Ethernet address that nobody has, until the neighbour is asked after.
 #[test]
-fn neighbours_that_remember_who_had_an_address_before_are_told_who_has_it_now() {
+fn neighbours_that_remember_the_former_holder_of_an_address_are_notified_of_the_new_one() {
     let (host, other, pod) = (Host::new(), Pod::new("c1"), Pod::new("c2"));
     // One that does not follow from the address, so that nobody can have remembered the right one.
     let bridge = with(&host.bridge("net"), json!({ "args": { "cni": { "mac": "02:00:00:00:00:07" } } }));

@@ -101,7 +101,7 @@ fn an_address_that_another_host_has_is_found_out_where_that_is_asked_for() {
 }
 
 #[test]
-fn an_add_waits_for_the_daemons_file_and_no_longer_than_it_is_told() {
+fn an_add_waits_for_the_daemons_file_and_no_longer_than_the_configuration_allows() {
     let (host, pod) = (Host::with_env(DUAL), Namespace::new());
     let (file, later) = (host.path("run/subnet.env"), host.path("later.env"));
     fs::rename(host.path("subnet.env"), &later).unwrap();

@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn every_line_says_why_and_a_difference_by_design_is_told_from_a_fault() {
+    fn every_line_has_its_reason_and_a_difference_by_design_is_no_fault() {
         let (want, flannel) = (peer_route(), Route { protocol: 3, scope: 0, ..peer_route() });
         let moved = Route { via: "10.5.8.0".parse().ok(), ..flannel };
         let put = |have: Option<Route>| Op::Put { want: Object::Route(want), have: have.map(Object::Route) };

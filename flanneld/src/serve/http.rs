@@ -260,7 +260,7 @@ mod tests {
         runtime().block_on(async {
             let listener = bind(LOOPBACK.parse().unwrap()).unwrap();
             let address = listener.local_addr().unwrap();
-            let (_tell, readiness) = watch::channel(Readiness::default());
+            let (_sender, readiness) = watch::channel(Readiness::default());
             let (asks, mut asked) = mpsc::channel::<StatusRequest>(1);
             tokio::spawn(serve(listener, readiness, asks));
             let core = async {
@@ -294,7 +294,7 @@ mod tests {
         runtime().block_on(async {
             let listener = bind("[::]:0".parse().unwrap()).unwrap();
             let port = listener.local_addr().unwrap().port();
-            let (_tell, readiness) = watch::channel(Readiness::default());
+            let (_sender, readiness) = watch::channel(Readiness::default());
             let families: &[&str] = if listener.local_addr().unwrap().is_ipv6() {
                 &["127.0.0.1", "[::1]"]
             } else {
@@ -313,7 +313,7 @@ mod tests {
         runtime().block_on(async {
             let listener = bind(LOOPBACK.parse().unwrap()).unwrap();
             let address = listener.local_addr().unwrap();
-            let (_tell, readiness) = watch::channel(Readiness::default());
+            let (_sender, readiness) = watch::channel(Readiness::default());
             tokio::spawn(serve(listener, readiness, nobody()));
             let mut slow = Vec::new();
             for n in 0..128 {

@@ -31,22 +31,22 @@ fn forwarding(lab: &mut dyn Lab) {
     for (set, link) in [(1, eth0()), (0, eth0()), (1, tunnel(V4)), (0, tunnel(V4))] {
         put(lab, Object::Sysctl(link, Sysctl::Forward, set)).unwrap();
         assert_eq!(value(lab, link, Sysctl::Forward), Some(set));
-        assert!(is_told(lab));
+        assert!(is_notified(lab));
     }
     put(lab, host).unwrap();
-    assert!(is_told(lab));
+    assert!(is_notified(lab));
     for link in [eth0(), tunnel(V4)] {
         assert_eq!(value(lab, link, Sysctl::Forward), Some(1));
     }
     put(lab, Object::Sysctl(eth0(), Sysctl::HostForward(Family::V6), 0)).unwrap();
     lab.notified();
     put(lab, Object::Sysctl(eth0(), Sysctl::HostForward(Family::V6), 1)).unwrap();
-    assert!(is_told(lab));
+    assert!(is_notified(lab));
     assert_eq!(value(lab, eth0(), Sysctl::HostForward(Family::V6)), Some(1));
 }
 
 /// On the real kernel an address that a link makes for itself may be notified in the same moment, and is graver.
-fn is_told(lab: &mut dyn Lab) -> bool {
+fn is_notified(lab: &mut dyn Lab) -> bool {
     matches!(lab.notified(), Some(KernelEvent::Own | KernelEvent::Host))
 }
 

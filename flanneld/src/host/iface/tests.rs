@@ -231,7 +231,7 @@ fn a_public_address_of_this_host_is_used_and_leads_to_its_interface() {
 }
 
 #[test]
-fn an_address_behind_nat_is_told_to_the_others_while_the_interface_s_own_is_used() {
+fn an_address_behind_nat_is_published_while_the_interface_s_own_is_used() {
     check(
         TWO,
         &[
@@ -245,7 +245,7 @@ fn an_address_behind_nat_is_told_to_the_others_while_the_interface_s_own_is_used
             (
                 "--public-ip=203.0.113.5",
                 "v4",
-                "--public-ip=203.0.113.5: not an address of this host (for one behind NAT say --iface as well)",
+                "--public-ip=203.0.113.5: not an address of this host (for one behind NAT set --iface as well)",
             ),
         ],
     );

@@ -139,7 +139,7 @@ fn link_local_alone_serves_as_the_last_resort_and_temporary_and_deprecated_ones_
 }
 
 #[test]
-fn behind_nat_the_outer_address_is_told_and_the_inner_one_used() {
+fn behind_nat_the_outer_address_is_published_and_the_inner_one_used() {
     let inner = "link eth0\naddr eth0 10.0.0.5/24\naddr eth0 fd00::5/64\nroute 0.0.0.0/0 eth0 via 10.0.0.1\n\
         route ::/0 eth0 via fe80::ff";
     met(&[
