@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_kernel_gets_wrong_is_notified_by_its_number() {
+    fn what_a_kernel_gets_wrong_follows_from_its_number() {
         for (release, checksums, neighbours) in [
             ("4.18.0-553.el8_10.x86_64", true, true),
             ("4.4", true, true),
