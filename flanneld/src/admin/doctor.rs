@@ -62,7 +62,7 @@ fn without_answer(error: &NoStatus, rival: Option<Rival>) -> Cause {
             Cause::new("another flanneld runs on this host, and ours does not", rival.to_string(), mend)
         }
         (NoStatus::NotRunning(_), None) => {
-            let mend = "systemctl start flanneld; journalctl -u flanneld says why it ended";
+            let mend = "systemctl start flanneld; journalctl -u flanneld shows why it ended";
             Cause::new("flanneld does not run", error.to_string(), mend)
         }
         (NoStatus::Silent(..), _) => {
