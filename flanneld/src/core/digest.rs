@@ -4,7 +4,7 @@ use std::hash::{Hash, Hasher};
 
 use super::pace::mix;
 
-/// The digest of a value. Not secret: two values that share one are at worst taken for one in what is counted.
+/// The digest of a value. It protects nothing: two values with one digest are counted as one, at worst.
 pub(super) fn digest<T: Hash>(value: &T) -> u64 {
     let mut hasher = Words(0);
     value.hash(&mut hasher);

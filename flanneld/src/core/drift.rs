@@ -1,4 +1,4 @@
-//! What was found changed although we had not changed it and nobody had asked for it.
+//! Counts objects that others changed: found different, without a change of ours or of the wish.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use tracing::info;
 
 use super::Tick;
 
-/// Logged at most so often.
+/// The shortest time between two log lines.
 const OFTEN: Duration = Duration::from_secs(60);
 
-/// What each kind of object is called, in the order of [`Key`].
+/// The names of the kinds of objects, in the order of [`Key`].
 const KINDS: [&str; 8] =
     ["link", "setting", "address", "link-state", "forwarding-entry", "neighbour", "route", "rules"];
 

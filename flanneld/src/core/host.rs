@@ -1,4 +1,4 @@
-//! The host under the node: an interface that is waited for, what is odd, and settings that somebody may want back.
+//! The host under the node: an interface that the daemon waits for, odd facts, and the settings as they were before us.
 
 use backends::kernel::OpError;
 use backends::{Feature, IfName, KernelState, LocalNode, Object, Op, Plan, Sysctl};
@@ -33,7 +33,7 @@ pub struct Changed {
 pub(super) struct HostSettings {
     /// Those that the last pass wanted.
     pub(super) wished: Vec<(IfName, Sysctl, i32)>,
-    /// Those of others that were different, since the host started.
+    /// Those outside of our own links that we changed, since the host started.
     pub(super) changed: Vec<Changed>,
 }
 
@@ -67,7 +67,8 @@ impl HostSettings {
 }
 
 impl NodeCore {
-    /// A part of the kernel that the network needs and that is missing, at the start. Later it is a step that fails.
+    /// Before the first complete pass: a part of the kernel that the network needs and that is missing. Later such a part shows as
+    /// a step that fails.
     pub(super) fn lacking(&self) -> Option<String> {
         let (network, facts) = (self.membership.network()?, self.underlay.facts()?);
         let needs = network.backends.needs(&network.config);
@@ -86,7 +87,7 @@ impl NodeCore {
         format!("{}{way_out}", system.lack(feature))
     }
 
-    /// There is no way on, for this reason.
+    /// Ends the daemon, for this reason.
     pub(super) fn end(&mut self, exit: Exit, sentence: String, effects: &mut Vec<Effect>) {
         error!("{sentence}");
         self.ending = Some(sentence);
@@ -106,14 +107,14 @@ impl NodeCore {
         }
     }
 
-    /// An interface that somebody named is not waited for for ever.
+    /// Ends the daemon when a named interface did not appear in time.
     pub(super) fn unfit_due(&mut self, now: Tick, effects: &mut Vec<Effect>) {
         if let Some(sentence) = self.underlay.given_up(now, self.settings.iface_wait) {
             self.end(Exit::Interface, sentence, effects);
         }
     }
 
-    /// What works and yet is likely to be wrong, a sentence each.
+    /// Facts that work and are probably wrong, a sentence each.
     pub(super) fn host_notices(&self, node: &LocalNode) -> Vec<String> {
         let mut notices = self.twins(node);
         notices.extend(self.covered(node));
@@ -140,7 +141,7 @@ impl NodeCore {
         all.map(|(address, what)| Guarded { address, what: what.to_owned() }).collect()
     }
 
-    /// What this host reaches without the tunnel: no subnet that overlaps it is leased anew.
+    /// Networks that this host reaches without the tunnel. No new lease may overlap them.
     pub(super) fn outside(&self) -> Vec<IpNetwork> {
         let (Some(facts), Some(external)) = (self.underlay.facts(), self.underlay.external()) else {
             return Vec::new();

@@ -1,4 +1,4 @@
-//! What the core listens to: by it the shell leaves out notifications that can change nothing.
+//! What the core listens to. The shell drops all other notifications, because they cannot change anything.
 
 use backends::kernel::Own;
 use backends::{Facts, HostLink, IfName, Owner};
@@ -15,7 +15,7 @@ pub struct Listen {
     pub links: Vec<IfName>,
     /// The underlay link.
     pub external: Option<IfName>,
-    /// The host's links as they were read last: a notification that repeats this is no news. Empty while they are read,
+    /// The host's links as they were read last: a notification with the same content is dropped. Empty while they are read,
     /// since the answer may lack what changes meanwhile.
     pub known: Vec<HostLink>,
     /// Chains of others that forwarded packets pass, as they were found last.

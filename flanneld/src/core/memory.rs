@@ -14,7 +14,7 @@ use super::{Changed, Effect, NodeCore, Tick};
 /// Changes are remembered together, so long after the first. Ours: a power failure loses little, and a cluster where
 /// somebody always joins writes little.
 const AFTER: Duration = Duration::from_secs(5);
-/// A store that sends nothing at all is waited for so long: etcd elects a leader in a second or two.
+/// How long a store that sends nothing is waited for: etcd elects a leader in a second or two.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Shown until the store has answered.
@@ -54,7 +54,7 @@ pub(super) struct Memories {
     earlier: Option<Earlier>,
     /// Our lease as it was last granted, in this run or an earlier one.
     own: Option<Lease>,
-    /// We go by memory: the store has not shown anything yet.
+    /// The memory is in use: the store has not answered yet.
     in_use: bool,
     /// When to remember what changed.
     due: Option<Tick>,
@@ -63,7 +63,7 @@ pub(super) struct Memories {
 #[derive(Debug, Serialize, Deserialize)]
 struct Earlier {
     memory: Memory,
-    /// The host has not restarted since: its kernel still does what is remembered.
+    /// The host has not restarted since: its kernel still has the remembered state.
     warm: bool,
     /// When it is used if the store sends nothing.
     at: Tick,
@@ -75,7 +75,7 @@ impl Memories {
         [use_at, self.due].into_iter().flatten().min().unwrap_or(Tick::MAX)
     }
 
-    /// Whether we go by memory.
+    /// Whether the memory is in use.
     pub(super) fn in_use(&self) -> bool {
         self.in_use
     }
@@ -85,7 +85,7 @@ impl Memories {
         self.own.as_ref()
     }
 
-    /// The store shows something: nothing goes by memory any more.
+    /// The store has answered: the memory is no longer used.
     pub(super) fn answered(&mut self) {
         self.in_use = false;
     }
@@ -96,7 +96,7 @@ impl Memories {
         self.remember_soon(now);
     }
 
-    /// The leases that the kernel still goes by, before the first snapshot of the store.
+    /// The leases by which the kernel's state was made, before the first snapshot of the store.
     pub(super) fn take_warm(&mut self) -> Option<Vec<Lease>> {
         let earlier = self.earlier.take().filter(|earlier| earlier.warm)?;
         Some(with_own(earlier.memory))
@@ -107,7 +107,7 @@ impl Memories {
         self.due.get_or_insert(now + AFTER);
     }
 
-    /// Something changed that can't be had again.
+    /// Something changed that can't be read again later.
     pub(super) fn remember_now(&mut self, now: Tick) {
         self.due = Some(now);
     }
@@ -136,7 +136,7 @@ impl NodeCore {
         self.memories.earlier = Some(Earlier { memory, warm, at: now + PATIENCE });
     }
 
-    /// While the store sends nothing the network goes up as it was.
+    /// While the store sends nothing, the network comes up as it was.
     pub(super) fn go_by_memory(&mut self, now: Tick) {
         if self.membership.peers().is_some() || self.membership.is_waiting() {
             return;

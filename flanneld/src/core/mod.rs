@@ -8,7 +8,7 @@
 //!          wish (pure) ─▶ diff (pure) ─▶ plan
 //!      Apply    ─▶ Applied(results) unless the plan is empty
 //!
-//!   beside it, never waiting for it:  Claim ─▶ Claimed      what we publish is a wish too
+//!   beside it, never waiting for it:  Claim ─▶ Claimed      our lease in the store is a wish, too
 //! ```
 //!
 //! Gate: nothing is written before the network's configuration, our own lease and the first snapshot of the store are
@@ -90,7 +90,7 @@ pub struct Settings {
     pub blackhole_route: bool,
     /// Renew the lease this long before it ends.
     pub renew_margin: Duration,
-    /// Time after the start until the daemon ends because no named interface fits; none waits for ever.
+    /// Time after the start until the daemon ends because no named interface fits; without one it waits for ever.
     #[serde(default)]
     pub iface_wait: Option<Duration>,
     /// Whether tunnel devices leave checksums to the hardware; none is what the kernel does well.
@@ -120,7 +120,7 @@ pub enum Input {
     Kernel(KernelEvent),
     /// Who touched what: a hint that comes before the event that something changed.
     Touched(Vec<Touch>),
-    /// What the other networks of this host have; comes before any input that it may matter to.
+    /// What the other networks of this host have. It comes before any other input.
     Shared(Vec<Share>),
     /// subnet.env was touched by someone.
     File,
@@ -151,7 +151,7 @@ pub enum Effect {
     Apply(Arc<Plan>),
     /// Publish our lease in the store.
     Claim(Box<Claim>),
-    /// Make what is not kernel state like this, each plane at its own pace; all that is not among these goes.
+    /// The wishes for what is not kernel state, one for each plane. A plane without a wish is emptied.
     Plane(Arc<Vec<PlaneWish>>),
     /// Write subnet.env, if its content differs.
     Publish(SubnetEnv),

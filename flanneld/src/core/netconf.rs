@@ -1,8 +1,8 @@
-//! The net-conf without what nobody should read: other programs of flannel's kind keep keys and passwords in it.
+//! The net-conf without secrets: other programs of flannel's kind keep keys and passwords in it.
 
 use serde_json::Value;
 
-/// What is written down as it is: every field of the net-conf that this program reads. Anything else may be a secret
+/// What is recorded as it is: every field of the net-conf that this program reads. Anything else may be a secret
 /// (flannel's WireGuard and IPsec backends have `PSK`, cloud backends had access keys).
 const KNOWN: [&str; 23] = [
     "Network",
@@ -29,10 +29,10 @@ const KNOWN: [&str; 23] = [
     "ListenPort",
     "PersistentKeepaliveInterval",
 ];
-/// Stands where something was left out.
+/// Replaces a value that was left out.
 const HIDDEN: &str = "***";
 
-/// The same text where there is nothing to hide; else every text under a name that is not known is replaced.
+/// The net-conf, with every value under an unknown name replaced.
 pub fn without_secrets(written: &[u8]) -> String {
     let Ok(mut value) = serde_json::from_slice::<Value>(written) else {
         return format!("(not JSON: {} bytes)", written.len());

@@ -1,8 +1,8 @@
 //! When to make the next pass.
 //!
-//! The first input after a quiet moment starts a pass at once; what arrives while a pass runs is the next pass's
-//! batch. A leaky bucket holds storms to a tenth of the time, whatever a pass takes; a jittered back-off holds failures, and an audit comes round even when nothing
-//! happens, because notifications carry the speed but not the truth.
+//! The first input after a quiet moment starts a pass at once; inputs that arrive while a pass runs start the next one. A leaky
+//! bucket limits passes in a storm to a tenth of the time, whatever a pass takes. Failures are retried with a jittered
+//! back-off. An audit comes also when nothing happens, because notifications can be lost.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ const REFILL: (Duration, Duration) = (Duration::from_millis(10), Duration::from_
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// The longest pause.
 const RETRY_LAST: Duration = Duration::from_secs(30);
-/// A pass with no event, so often.
+/// The time between two passes without an event.
 const AUDIT: Duration = Duration::from_secs(30);
 
 fn usual() -> Duration {

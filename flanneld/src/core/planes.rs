@@ -1,4 +1,4 @@
-//! Wishes that are not kernel state: passed on when they change, and what became of them.
+//! Wishes that are not kernel state: they are passed on when they change, and their outcomes are kept.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ impl Planes {
 }
 
 impl NodeCore {
-    /// What a plane made of its wish. No pass follows: nothing in the kernel depends on it.
+    /// The outcome of a plane's wish. No pass follows: nothing in the kernel depends on it.
     pub(super) fn converged(&mut self, outcome: PlaneOutcome) {
         // An outcome may arrive after its wish was withdrawn.
         if !self.planes.wished.iter().any(|wish| wish.backend == outcome.backend) {

@@ -1,4 +1,4 @@
-//! Every fact that the node goes by, with where it came from.
+//! Every fact that the node uses, with its origin.
 
 use backends::{Feature, IfName, Sysctl};
 use serde::{Deserialize, Serialize};
@@ -9,11 +9,11 @@ use super::NodeCore;
 /// One fact.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fact {
-    /// Of what.
+    /// The subject.
     pub what: String,
-    /// What it is.
+    /// The value.
     pub value: String,
-    /// Where that came from.
+    /// Its origin.
     pub from: String,
 }
 
@@ -22,7 +22,7 @@ fn fact(what: impl Into<String>, value: impl ToString, from: impl Into<String>) 
 }
 
 impl NodeCore {
-    /// What is known, in the order in which one follows from the other.
+    /// The known facts; each comes after those that it follows from.
     pub(super) fn known_facts(&self) -> Vec<Fact> {
         let mut facts = self.underlay_facts();
         facts.extend(self.mtu_facts());

@@ -1,4 +1,4 @@
-//! What we publish is a wish too: our lease as we would have it, compared with what the store shows.
+//! Our lease is a wish, too: the lease as we want it is compared with the lease that the store shows.
 
 use std::time::Duration;
 
@@ -18,13 +18,13 @@ use crate::exit::Exit;
 /// First pause after a claim that failed; doubles to [`RETRY_LAST`].
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_LAST: Duration = Duration::from_secs(30);
-/// A lease held for this long was not taken away by somebody who keeps doing so.
+/// After a lease was held for this long, its loss is no repetition of an earlier loss.
 const CALM: Duration = Duration::from_secs(10);
 
-/// So many times our lease has to show another host's address, each within [`CALM`] of the last, until that is a cloned
-/// machine and no late news of an address that we had.
+/// This many times our lease must show another host's address, each within [`CALM`] of the last, to count as a cloned machine.
+/// Fewer can be late events about an address that we had.
 const FLIPS: u32 = 3;
-/// What is known of a cloned machine is shown for so long after the last of it.
+/// A cloned machine is shown in status for this long after its last sign.
 const SHOWN: Duration = Duration::from_secs(60);
 
 /// Our lease, and what it publishes about us.
@@ -82,8 +82,8 @@ struct Contest {
 }
 
 impl ClaimState {
-    /// A wish of ours that changed is claimed at once, and so is the first claim after a calm time; what somebody undoes
-    /// again and again is claimed again ever more slowly.
+    /// A changed wish is claimed at once, and so is the first claim after a calm time. A lease that somebody keeps changing back
+    /// is claimed again with back-off.
     fn succeeded(&mut self, now: Tick) {
         let calm = !self.undone || now.saturating_sub(self.held_at) > CALM;
         self.failures = if calm { 0 } else { self.failures + 1 };
@@ -113,7 +113,7 @@ impl Publication {
         self.remembered = Some(env);
     }
 
-    /// Goes by the subnets of an earlier run, while the store can't be asked.
+    /// Uses the subnets of an earlier run, while the store can't be asked.
     pub(super) fn own_by_memory(&mut self, subnets: Subnets) {
         self.own = Some(subnets);
     }
@@ -171,8 +171,8 @@ impl Publication {
         }
     }
 
-    /// Our lease shows another address than ours. Twice that may be late news; then another host publishes it, and the
-    /// one that was there first goes on. Returns whether that is the other.
+    /// Our lease shows another address than ours. The first two times that may be a late event. After that another host publishes
+    /// it, and the host that had it first keeps it. Returns whether that is the other host.
     fn flipped(&mut self, now: Tick, own: Subnets, theirs: PublicAddrs, node: Option<&str>) -> bool {
         let Some((ours, _)) = &self.claim.wish else { return false };
         let (ours, contest) = (*ours, &mut self.claim.contest);
@@ -340,7 +340,7 @@ impl NodeCore {
         let (shown, recalled) = (self.membership.shown(), self.memories.own());
         self.publication.settle(backends, shown, recalled, self.settings.seed)?;
         if self.memories.in_use() {
-            // There is nobody to ask; with the identities known, all is known that a pass needs.
+            // The store can't be asked; with the identities known, all is known that a pass needs.
             if !settled {
                 self.pass.mark_fresh();
             }

@@ -1,4 +1,4 @@
-//! Whether the node is ready, from facts, and why not.
+//! Whether the node is ready, and the reasons why not.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,15 +13,15 @@ pub struct Readiness {
     pub reasons: Vec<String>,
 }
 
-/// Which and by whom is in the status; here a changing list would be a changing answer.
+/// The status has the details. They change often, and readiness must not change with them.
 const VANISHED: &str =
     "most peers vanished from the store at once; they are kept until they are back, or for a while";
 
-/// Which and by whom is in the status; here a changing list would be a changing answer.
+/// The status has the details. They change often, and readiness must not change with them.
 const UNDONE: &str = "somebody keeps undoing what we set up";
 
 impl NodeCore {
-    /// Announces the answer when it changed.
+    /// Publishes the answer when it changed.
     pub(super) fn announce(&mut self, effects: &mut Vec<Effect>) {
         let now = self.judge();
         if now != self.ready {
@@ -59,7 +59,7 @@ impl NodeCore {
             notices.extend(last.conflicts.iter().cloned());
             notices.extend(self.planes.problems());
         }
-        // Also while something else is awaited: what is wrong with the configuration is wrong until it changes.
+        // Shown also while the node waits for something else: a fault of the configuration stays until it changes.
         if self.membership.network().is_some() {
             notices.extend(self.membership.fault().or_else(|| self.membership.unapplied()).cloned());
         }

@@ -1,4 +1,4 @@
-//! Parts of the status that are made when somebody asks: our lease, the peers, how long passes took.
+//! Parts of the status that are made for each request: our lease, the peers, how long passes took.
 
 use std::time::Duration;
 

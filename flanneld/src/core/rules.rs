@@ -61,7 +61,7 @@ impl NodeCore {
         Ok(())
     }
 
-    /// The rules that should stand, and what of others is in pods' way.
+    /// The wished rules, and the rules of others that drop pods' packets.
     pub(super) fn standing_rules(&self, node: &LocalNode, firewall: &Firewall) -> (Vec<Object>, Vec<String>) {
         let Some(renderer) = self.rules.renderer else { return (Vec::new(), Vec::new()) };
         let Standing { tables, iptables, trusted, in_the_way } =

@@ -2,7 +2,7 @@
 //!
 //! [`Saved`] is a type of its own: its names are those in the files. A part of the core that changes writes and reads the
 //! same names. Fields that are missing have a default, and fields that are not known are passed over, so that a recording of
-//! an older or a younger program is read.
+//! an older or a newer program is read.
 
 use std::sync::Arc;
 
@@ -79,7 +79,7 @@ pub(super) struct Saved<'a> {
     pub(super) network: Held<'a, Network>,
     pub(super) fault: Option<String>,
     pub(super) unapplied: Option<String>,
-    /// Without what nobody should read it would be another configuration: it is not in force, and not written.
+    /// Not in force, and not written: without its secrets it would be another configuration.
     #[serde(skip)]
     pub(super) collides: Option<Vec<u8>>,
     pub(super) others: Held<'a, Vec<Share>>,
@@ -120,7 +120,7 @@ impl NodeCore {
         &self.settings
     }
 
-    /// Reads what was written down.
+    /// Reads a recorded core.
     pub fn restored(json: &str) -> serde_json::Result<Self> {
         let mut saved: Saved<'_> = serde_json::from_str(json)?;
         if saved.version > VERSION {

@@ -5,8 +5,8 @@
 //!   NodeCore a ── Share ──▶ Arbiter ── Shared(others) ──▶ NodeCore b, before its next input
 //! ```
 //!
-//! Whoever shares first has it. The shell passes on the newest shares before any input, so no two can take the same.
-//! Forwarding needs no word: all networks wish it on.
+//! The first network that shares something has it. The shell passes on the newest shares before any input, so no two networks
+//! can take the same. Forwarding is not shared: all networks wish it on.
 
 use std::collections::BTreeMap;
 
@@ -48,7 +48,7 @@ impl Arbiter {
         self.shares.insert(share.network.clone(), share);
     }
 
-    /// What the others have, where that is news since the version `seen`.
+    /// What the others have, where that changed since the version `seen`.
     pub fn news(&self, network: &NetworkId, seen: &mut u64) -> Option<Vec<Share>> {
         let news = std::mem::replace(seen, self.version) != self.version;
         let others = self.shares.values().filter(|share| share.network != *network);

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Fact, LeaseReport, NodeCore, PassTimes, PeerReport, Readiness, Tick};
 
-/// Whoever asks gets the answer here.
+/// A request for the status, and where its answer goes.
 #[derive(Debug)]
 pub struct StatusRequest {
     /// How many peers to list.
@@ -21,7 +21,7 @@ pub struct StatusRequest {
 pub struct Status {
     /// Whether pods can start here and reach the others.
     pub ready: bool,
-    /// What is awaited or wrong, also what does not stop the node.
+    /// What the node waits for and what is wrong, also where that does not stop the node.
     pub reasons: Vec<String>,
     /// The node's name, as the store shows it.
     pub node: Option<String>,
@@ -35,10 +35,10 @@ pub struct Status {
     pub external: Option<UnderlayReport>,
     /// The MTU for pods, in bytes.
     pub mtu: Option<u32>,
-    /// By what the traffic rules are made, and why.
+    /// The program that makes the traffic rules, and why that one.
     #[serde(default)]
     pub traffic_rules: Option<String>,
-    /// Every fact that the node goes by, with where it came from.
+    /// Every fact that the node uses, with its origin.
     #[serde(default)]
     pub facts: Vec<Fact>,
     /// Our lease, once held.
@@ -100,7 +100,7 @@ pub struct UnderlayReport {
     pub why: String,
 }
 
-/// A lease that is not believed.
+/// A refused lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
     /// Its key in the store.
@@ -155,7 +155,7 @@ pub struct ContendedReport {
     pub for_ms: u64,
     /// How often we put it right.
     pub repairs: u64,
-    /// When we try again; zero when it stands as we want it.
+    /// Time until we try again; zero when the object is as we wish it.
     pub again_ms: u64,
     /// Who did it last, as far as the kernel reports.
     pub by: Option<String>,

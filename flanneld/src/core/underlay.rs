@@ -58,8 +58,8 @@ impl Underlay {
         self.stale = true;
     }
 
-    /// Chooses the interface from the newest facts; whether one fits. A chosen one is replaced by a better one only, never by
-    /// none: what works is not taken down because a fact went missing.
+    /// Chooses the interface from the newest facts; whether one fits. A chosen one is replaced only by a better one, never by
+    /// none: a missing fact must not take down what works.
     pub(super) fn choose(&mut self, now: Tick, wish: &IfaceWish, families: &[Family]) -> bool {
         let Some(facts) = &self.facts else { return false };
         match iface::choose(facts, wish, families) {

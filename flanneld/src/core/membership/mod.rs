@@ -78,7 +78,7 @@ pub(super) struct Leases {
     shown: Option<Lease>,
 }
 
-/// What became of a configuration.
+/// The outcome of a new configuration.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Configured {
     /// It is in force already, or it can't be.
@@ -87,10 +87,10 @@ pub(super) enum Configured {
     InForce,
 }
 
-/// Refusals that one pass logs one by one. Ours: somebody may fill the store with thousands.
+/// This many refusals are logged one by one in a pass. Ours: somebody may fill the store with thousands.
 const SAID_AT_ONCE: usize = 20;
 
-/// What a restart is for: another backend, other lengths or families, or a network that does not hold the one before.
+/// Changes that need a restart: another backend, other lengths or families, or a network that does not contain the one before.
 const UNAPPLIED: &str =
     "the network's configuration changed; it takes effect with a restart of the daemon, which is gapless";
 
@@ -275,7 +275,7 @@ impl Membership {
         if refused == self.seen_refusals {
             return;
         }
-        // A set: whoever fills the store with rubbish must not cost us its square.
+        // A set: a store full of wrong leases must not cost time with the square of their number.
         let seen: HashSet<_> = self.seen_refusals.iter().collect();
         let mut new = refused.iter().filter(|r| !seen.contains(r));
         for (key, why) in new.by_ref().take(SAID_AT_ONCE) {
@@ -327,7 +327,7 @@ impl Membership {
         to.seen_refusals = Held::Borrowed(&self.seen_refusals);
     }
 
-    /// The peers get their network back here: it may hold secrets, so it is written once, without them.
+    /// Peers are recorded without their network, since the network may contain secrets; they get it back here.
     pub(super) fn restore(from: &mut Saved<'_>) -> Self {
         let (network, mut peers) = (from.network.take(), from.peers.take());
         if let (Some(network), Some(peers)) = (&network, &mut peers) {

@@ -3,10 +3,10 @@
 //! ```text
 //!   most peers gone in one step ─┐
 //!   another history ─────────────┼─▶ kept, not ready ──▶ each claims its own again ──▶ as before
-//!   our own lease gone with them ┘          └── the hold is over, our own is back ──▶ who did not come is gone
+//!   our own lease gone with them ┘          └── the hold is over, our own is back ──▶ those still missing are gone
 //! ```
 //!
-//! Everything else that ends is gone at once.
+//! Every other lease that ends is removed at once.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -71,7 +71,7 @@ impl Membership {
         self.vanished.own = Some(own);
     }
 
-    /// Leases ended in one step of the store. One alone is what an operator or the end of its time does.
+    /// Leases ended in one step of the store. A single one ended by its time or by an operator.
     pub(in crate::core) fn removed(&mut self, now: Tick, gone: &[Subnets]) {
         if let Some((leases, ..)) = &mut self.leases.waiting {
             leases.retain(|lease| !gone.contains(&lease.subnets));
@@ -91,7 +91,7 @@ impl Membership {
         }
     }
 
-    /// A later snapshot: who is not in it is gone, unless it rather looks as if the store had lost something.
+    /// A later snapshot: peers that it lacks are gone, unless the store seems to have lost data.
     pub(super) fn believe(
         &mut self,
         now: Tick,
