@@ -19,7 +19,7 @@ use crate::cli;
 use crate::core::Settings;
 use crate::host::iface::IfaceWish;
 
-/// Where a daemon with flannel's own subnet file keeps its memory.
+/// Where a daemon with flannel's own subnet file has its state file.
 const STATE_DIR: &str = "/var/lib/flannel";
 
 /// Where the store within a daemon listens: etcd's own port, which is in the default of `--etcd-endpoints`, too.
@@ -31,7 +31,7 @@ const NODE_ID_MAX: usize = 253;
 /// Networks that may be exempt from masquerading. Ours: each is a rule, and some 600 fit into one transaction.
 const EXEMPT_MOST: usize = 256;
 
-/// The settings of one daemon, understood: no text in it means anything else.
+/// The settings of one daemon, read and checked.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
     /// Where leases live, and when ours is renewed.
@@ -46,7 +46,7 @@ pub struct NodeConfig {
     pub takeover: bool,
     /// The file for the CNI plugin.
     pub subnet_file: PathBuf,
-    /// The directory of our own memory.
+    /// The directory of the state file.
     pub state_dir: PathBuf,
     /// The recorder's file.
     pub record_file: Option<PathBuf>,

@@ -13,10 +13,10 @@ use crate::exit::Exit;
 /// The environment variables of the process.
 pub type Environment = BTreeMap<String, String>;
 
-/// Stands in listings for what nobody should read.
+/// Replaces a secret in listings.
 const MASK: &str = "***";
 
-/// Every setting that somebody made; the others have their defaults.
+/// Every setting that was made; the others have their defaults.
 #[derive(Debug, Clone, Default)]
 pub struct RawConfig {
     made: BTreeMap<&'static str, Setting>,
@@ -133,8 +133,8 @@ impl RawConfig {
         raw
     }
 
-    /// Adds what another one says where this one says nothing, but for what is left out. Returns which settings that are
-    /// other than their defaults.
+    /// Adds the settings of another one that this one does not have, except those to leave out. Returns the added ones that differ
+    /// from their defaults.
     pub(crate) fn or(
         mut self,
         other: &Self,
@@ -212,12 +212,12 @@ impl RawConfig {
         })
     }
 
-    /// What is worth a warning and stops nobody.
+    /// Warnings: faults that stop nothing.
     pub fn notices(&self) -> &[String] {
         &self.notices
     }
 
-    /// What is wrong before any value was looked at.
+    /// Faults that are known before any value is read.
     pub(super) fn errors(&self) -> &[ConfigError] {
         &self.errors
     }
@@ -277,8 +277,8 @@ impl RawConfig {
         errors
     }
 
-    /// Settings that ask for something which is not here yet. A variable that has no flag is no demand: manifests
-    /// written for flannel set them all.
+    /// Settings for something that is not supported yet. A variable without a flag is no such setting: manifests written for
+    /// flannel set all of them.
     fn not_yet(&self) -> Vec<ConfigError> {
         let asks = |flag: &Flag| {
             let same = match flag.kind {

@@ -140,7 +140,7 @@ impl Search<'_> {
         }
     }
 
-    /// What a link is a part of, in its place: its addresses went there when it was enslaved.
+    /// The bridge, bond, team or VRF that a link is a port of, in its place: its addresses went there when it was enslaved.
     fn whole(&self, part: &HostLink, why: &str) -> Option<Attempt> {
         let whole = self.facts.link(part.master).filter(|_| part.master != 0)?;
         Some(self.take(whole, &[], format!("{why}, a part of {}", whole.name)))
@@ -175,7 +175,7 @@ impl Search<'_> {
         let leads = |route: &&HostRoute| route.dst.contains(target);
         let by_table =
             || self.facts.routes.iter().filter(leads).min_by_key(|r| (Reverse(r.dst.prefix()), r.metric));
-        // The kernel's own answer knows of rules and other tables as well.
+        // The kernel's own answer considers rules and other tables as well.
         let route = self.facts.reach.as_ref().filter(leads).or_else(by_table);
         let route = route.ok_or_else(|| format!("{why}: no route leads there"))?;
         let link = self.facts.link(route.link).ok_or_else(|| format!("{why}: its interface is gone"))?;

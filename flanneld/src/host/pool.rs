@@ -12,7 +12,7 @@ use backends::local::pool_stamp::{self, Stamp};
 
 /// Where the plugin's stores are, usually.
 const STORES: &str = "/var/lib/cni/networks";
-/// From so many hundredths on it is time to do something.
+/// From this percentage on there is a warning.
 const WARNING: u64 = 80;
 /// Networks that are looked at; a node has one or two.
 const MOST: usize = 64;
@@ -51,7 +51,7 @@ pub fn read(indexes: &Path) -> Vec<Pool> {
     for entry in entries.flatten().take(MOST) {
         let folder = pool_stamp::folder_of(&entry.file_name().to_string_lossy());
         let network = folder.file_name().unwrap_or_default().to_string_lossy();
-        // Of a store that is gone. A process that sees none of the host's stores believes them all.
+        // A stamp of a store that is gone is ignored. A process that sees none of the host's stores uses all stamps.
         if !folder.exists() && Path::new(STORES).exists() {
             continue;
         }

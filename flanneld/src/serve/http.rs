@@ -33,14 +33,14 @@ use crate::host::pool;
 use crate::serve::metrics::{self, Format};
 use crate::shell::clock;
 
-/// Whom the answers are about.
+/// The node that the answers are about.
 #[derive(Clone)]
 struct Node {
     readiness: watch::Receiver<Readiness>,
     asks: mpsc::Sender<StatusRequest>,
 }
 
-/// How much a client may ask of us.
+/// The limits for clients.
 #[derive(Clone, Copy)]
 struct Limits {
     /// Connections served at once; a further one takes the place of the oldest that has asked nothing yet.
@@ -164,7 +164,7 @@ async fn healthz() -> &'static str {
     "flanneld is running\n"
 }
 
-/// The answer, then a reason a line: what is awaited, or what is wrong and doesn't stop the node.
+/// The answer, then one reason a line: what the node waits for, or what is wrong and doesn't stop the node.
 async fn readyz(State(node): State<Node>) -> (StatusCode, String) {
     let Readiness { ready, reasons } = node.readiness.borrow().clone();
     let (status, answer) = match ready {

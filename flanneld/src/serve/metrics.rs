@@ -1,6 +1,6 @@
 //! `/metrics`: what `flannelctl status` reports, as numbers, in Prometheus' text format or as OpenMetrics. Pure.
 //!
-//! Made anew for each request from one [`Status`]: nothing is counted for it, and a daemon that nobody asks pays nothing.
+//! Made for each request from one [`Status`]: nothing is counted for it, and without requests it costs nothing.
 
 use std::fmt::Write as _;
 use std::time::Duration;

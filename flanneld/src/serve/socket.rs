@@ -9,8 +9,8 @@
 //!      └── "wait\n"   ──▶ nothing, until the daemon has ended
 //! ```
 //!
-//! The modes decide who may ask: the folder is root's alone (0700). A user id over a socket would prove less: in a
-//! container root has no capability, and shares the network namespace with us all the same.
+//! The modes decide who may ask: only root can enter the folder (0700). A user id over a socket would prove less: root in a
+//! container has no capability and may share our network namespace.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
@@ -120,7 +120,7 @@ fn bind(socket: &Path) -> io::Result<UnixListener> {
     }
     let listener = StdListener::bind(socket)?;
     listener.set_nonblocking(true)?;
-    // Closed by the kernel when the process has ended and by nobody before: who waits for it takes it as that.
+    // Only the kernel closes it, when the process has ended. The other end waits for that.
     std::mem::forget(listener.try_clone()?);
     UnixListener::from_std(listener)
 }
@@ -164,7 +164,7 @@ impl Holder {
     /// Completes when the daemon has ended; at once where it does not listen.
     pub async fn gone(self) {
         let Some(mut stream) = self.stream else { return };
-        // It answers nothing, and an error means the same as the end.
+        // It sends nothing, and an error means the same as the end.
         if stream.write_all(Request::Wait.to_string().as_bytes()).await.is_ok() {
             let _ = stream.read(&mut [0]).await;
         }
@@ -190,7 +190,7 @@ pub async fn serve(listener: UnixListener, asks: mpsc::Sender<StatusRequest>) {
             let waits = timeout(PATIENCE, answer(stream, &asks)).await.ok().flatten();
             drop(place);
             if let (Some(mut stream), Ok(_place)) = (waits, waiting.try_acquire_owned()) {
-                // Until it goes, or we do.
+                // Until the client closes it, or we end.
                 let _ = stream.read(&mut [0]).await;
             }
         });

@@ -1,5 +1,5 @@
-//! Containers' links, deleted for the CNI plugin. The kernel takes a link out of sight at once, and then lets whoever
-//! asked wait 10 to 40 ms; here nobody minds, and no child of the plugin is left for a process 1 that reaps none.
+//! Deletes containers' links for the CNI plugin. The kernel removes a link at once, and then keeps the process that asked
+//! waiting for 10 to 40 ms. The daemon can wait, and the plugin needs no child that a process 1 might not reap.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -1,13 +1,13 @@
-//! The one clock: time since boot, suspend included, so that a lease that ran out while the host slept is seen to.
+//! The one clock: time since boot, suspend included, so that the daemon notices a lease that ended while the host slept.
 
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-/// Longer than any wait that means anything.
+/// Longer than any useful wait.
 pub const LONG: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Time since 1970, as far as anybody set the clock: for people only.
+/// Time since 1970, if the clock is set: for people only.
 pub fn wall() -> Duration {
     clock_gettime(ClockId::CLOCK_REALTIME).map_or(Duration::ZERO, Duration::from)
 }

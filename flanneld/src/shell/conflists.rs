@@ -24,7 +24,7 @@ pub(super) fn watch() {
         let watcher = watcher().ok();
         let mut known = Vec::new();
         loop {
-            // Before the look: what changes after it wakes us.
+            // Before the look: later changes wake us.
             watcher.iter().for_each(add);
             let now = conflists::all();
             now.iter().filter(|why| !known.contains(*why)).for_each(|why| warn!("{why}"));

@@ -19,7 +19,7 @@ use crate::shell::kernel_thread::{self, Ask};
 /// How long the store may take to show its snapshot.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What would be done.
+/// The result.
 #[derive(Debug, Default)]
 pub struct DryRun {
     /// The steps.

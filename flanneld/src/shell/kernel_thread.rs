@@ -46,7 +46,7 @@ pub(crate) fn start(inbox: mpsc::Sender<Input>, reach: Option<IpAddr>) -> Result
     let (opened, open) = channel();
     let run = move || match RealKernel::open() {
         Ok(kernel) => {
-            // The other end waits for exactly this word.
+            // The other end waits for this.
             let _ = opened.send(Ok(kernel.ports()));
             serve(kernel.looking_for(reach), &asked, &inbox);
         }

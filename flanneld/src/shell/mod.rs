@@ -28,7 +28,7 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> R
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(Exit::Failed, format!("can't start: {error}")))?;
     let ended = runtime.block_on(future);
-    // A file that is being written is waited for; a look-up of a name that no resolver answers is not.
+    // Waits for a file that is being written, but not for the look-up of a name that no resolver answers.
     runtime.shutdown_timeout(LAST_WORK);
     ended
 }

@@ -29,7 +29,8 @@ const TOUCHED: AddWatchFlags = AddWatchFlags::IN_CLOSE_WRITE
 /// What can happen to the directory: after it the watch shows nothing more.
 const GONE: AddWatchFlags = AddWatchFlags::IN_DELETE_SELF.union(AddWatchFlags::IN_MOVE_SELF);
 
-/// Wait until a directory that is gone is looked for again. Ours; the write that the loss asks for makes it at once.
+/// Time until a missing directory is looked for again. Ours. Usually it is there by then: after the loss the core publishes
+/// subnet.env, and that makes the directory.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// Writes subnet.env, unless it has the same bytes already. Bytes are compared, not values, so that an edited file is repaired.
@@ -108,7 +109,7 @@ pub(super) fn watcher() -> io::Result<Watcher> {
 
 impl Watcher {
     pub(super) fn add(&self, folder: &str, changes: AddWatchFlags) {
-        // A folder that is not there is no error to whoever waits for it.
+        // A missing folder is no error.
         let _ = self.0.get_ref().0.add_watch(folder, changes | AddWatchFlags::IN_ONLYDIR);
     }
 

@@ -4,13 +4,13 @@
 //!
 //! A process counts when it is root's (or our own user's), runs in our network namespace, and its executable is
 //!
-//! - a `flanneld` with our etcd prefix, or with leases in Kubernetes. That one's network has no name to compare, and its
-//!   devices have the names of ours: in doubt it is one.
-//! - a k3s that does not say that it runs no flannel.
+//! - a `flanneld` with our etcd prefix, or with leases in Kubernetes. A network in Kubernetes has no name to compare, and its
+//!   devices have the names of ours, so it counts.
+//! - a k3s without a flag or configuration that turns its flannel off.
 //!
-//! The kernel shows the executable and the environment of a process only to readers with all its capabilities. Under the
-//! shipped unit's few, those of a root's process with more can't be read. Then the name that it was called by is taken for
-//! its executable, and the message says that this is in doubt.
+//! The kernel shows the executable and the environment of a process only to readers with all its capabilities. The shipped unit
+//! has few, so it can't read those of a root's process with more. Then the name in the command line counts as its executable,
+//! and the message says that this is in doubt.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -27,8 +27,8 @@ use tokio::io::unix::AsyncFd;
 use crate::cli::{self, Command, Given};
 use crate::config::{Environment, RawConfig, clean_prefix};
 
-/// How much is read of a file in /proc, in bytes, and how many arguments are looked at: whoever runs a process chooses
-/// what is in there. Ours; flannel's own command lines are far below.
+/// How much of a file in /proc is read, in bytes, and how many arguments: any user can put anything there. Ours; flannel's own
+/// command lines are far below.
 const READ_MAX: u64 = 64 << 10;
 const ARGUMENTS_MAX: usize = 256;
 
@@ -73,11 +73,11 @@ struct Process {
     agent_has_flannel: Option<bool>,
 }
 
-/// The first program that is in the way of a daemon of this network; `daemons` is our folder of locks.
+/// The first program that conflicts with a daemon of this network; `daemons` is our folder of locks.
 pub(crate) fn find(network: &NetworkId, daemons: &Path) -> Option<Rival> {
     let numbers = fs::read_dir("/proc").into_iter().flatten().flatten();
     let mut pids: Vec<u32> = numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-    // A child that is about to become another program looks like its parent, which is the one to name.
+    // A child that is about to execute another program looks like its parent. The parent is named.
     pids.sort_unstable();
     pids.into_iter().find_map(|pid| look(pid, network, daemons))
 }
@@ -106,7 +106,7 @@ impl Rival {
         Self { pid, what, stop, in_doubt: false }
     }
 
-    /// Completes when it has ended; what it is then must be looked at again, since its number may be another's.
+    /// Completes when it has ended. The caller must look again, since its number may be another process's by then.
     pub(crate) async fn gone(&self, network: &NetworkId, daemons: &Path) -> io::Result<()> {
         let Some(pid) = self.pid else { return Ok(()) };
         let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
@@ -153,7 +153,7 @@ fn same(one: &Path, other: &Path) -> bool {
     identity(one).is_some_and(|one| Some(one) == identity(other))
 }
 
-/// By the effective user, as our user namespace has it: root of another one is an ordinary user here.
+/// By the effective user in our user namespace: root of another one is an ordinary user here.
 fn is_of_root_or_us(dir: &Path) -> bool {
     let status = bounded(&dir.join("status")).unwrap_or_default();
     let user =
@@ -161,7 +161,7 @@ fn is_of_root_or_us(dir: &Path) -> bool {
     user.is_some_and(|user: u32| user == 0 || user == geteuid().as_raw())
 }
 
-/// Each network namespace has files of its own below `net`, and any process may ask which. `ns/net` takes more rights.
+/// Each network namespace has files of its own below `net`, which any process may compare. `ns/net` needs more rights.
 fn shares_our_network(dir: &Path) -> bool {
     same(&dir.join("net/dev"), Path::new("/proc/thread-self/net/dev"))
 }
@@ -219,7 +219,7 @@ impl Process {
         !control && self.is_called(|name| name == "flanneld" || name.starts_with("flanneld-"))
     }
 
-    /// k3s rewrites its command line to the program and one word, so that nobody reads secrets there.
+    /// k3s replaces its command line by the program and one word, to hide secrets.
     fn is_k3s(&self) -> bool {
         let mut words = self.arguments.iter().flat_map(|word| word.split_whitespace());
         let called = words.next().map(base).unwrap_or_default();
@@ -228,7 +228,7 @@ impl Process {
         serves && self.is_called(|name| matches!(name, "k3s" | "k3s-server" | "k3s-agent"))
     }
 
-    /// What it is, if it is in the way of a daemon of this network.
+    /// What it is, if it conflicts with a daemon of this network.
     fn rivals(&self, network: &NetworkId) -> Option<String> {
         if self.is_flanneld() { self.flanneld(network) } else { self.k3s() }
     }

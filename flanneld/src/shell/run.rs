@@ -35,7 +35,7 @@ use crate::shell::state_file::StateFile;
 use crate::shell::subscription::Subscription;
 use crate::shell::{conflists as conflist_watch, publish, signals};
 
-/// Inputs that may wait for the core; who has more waits itself. Ours: more than one pass's worth of news.
+/// Inputs that may wait for the core; a task with more inputs waits. Ours: more than arrives during one pass.
 const INBOX: usize = 1024;
 /// How long stopping may wait for the kernel.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
@@ -54,17 +54,17 @@ pub struct Shell {
     pub release_on_exit: bool,
     /// The recorder's file.
     pub record_file: Option<PathBuf>,
-    /// What is the host's, shared by all networks of this daemon.
+    /// What belongs to the host, shared by all networks of this daemon.
     pub host: Rc<RefCell<Host>>,
-    /// Who asks where the node stands. Nobody asks any more once the other end is gone.
+    /// Requests for the status. There are no more once the other end is gone.
     pub status: mpsc::Receiver<StatusRequest>,
 }
 
-/// What is the host's and not one network's.
+/// What belongs to the host and not to one network.
 pub struct Host {
-    /// Who has what of it.
+    /// Which network has what of it.
     pub arbiter: Arbiter,
-    /// Who asks whether the host is ready.
+    /// The host's readiness, for those who ask.
     pub readiness: watch::Sender<Readiness>,
     /// systemd was notified.
     pub notified: bool,
@@ -171,7 +171,7 @@ impl Running {
             self.step(core, Some(Input::Recalled(Box::new(memory), warm)));
         }
         while self.exit.is_none() {
-            // Not in this order: whoever floods one of these must not silence the others.
+            // Not in this order: a flood of one of these must not keep the others from being read.
             tokio::select! {
                 () = &mut stop => {
                     info!("stopping; the kernel's state stays");
@@ -206,7 +206,7 @@ impl Running {
         self.exit.unwrap_or(Exit::Done)
     }
 
-    /// Every input goes through here, and what follows from it; none is a tick.
+    /// Every input, and the effects that follow from it; none is a tick.
     fn step(&mut self, core: &mut NodeCore, input: Option<Input>) {
         let news = self.host.borrow().arbiter.news(&self.network, &mut self.seen);
         for input in news.map(Input::Shared).map(Some).into_iter().chain([input]) {
@@ -311,8 +311,8 @@ fn announcement(was_ready: bool, notified: bool, now: &Readiness) -> String {
     }
 }
 
-/// Waits for the end of the running apply: what it has begun the next start would find half done. Not for long, and no
-/// longer than until `again` asks a second time.
+/// Waits for the end of the running apply, so that the next start finds no plan that is half done. The wait is short, and ends
+/// when `again` asks a second time.
 async fn last_apply(inputs: &mut mpsc::Receiver<Input>, again: impl Future<Output = ()>) {
     let applied = async {
         while let Some(input) = inputs.recv().await {

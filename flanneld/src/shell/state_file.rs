@@ -1,4 +1,4 @@
-//! The state file: what a node knew, where it survives a restart of the host.
+//! The state file: the memory of a node, which survives a restart of the host.
 //!
 //! ```text
 //!   selvage state 1 6c62272e07bb0142        version, FNV-1a of all that follows
@@ -67,7 +67,7 @@ impl Serialize for AllToWrite<'_> {
     }
 }
 
-/// The same, read; what is no lease comes with the reason.
+/// The same, read; a record that is no lease comes with the reason.
 struct WasRead(Result<Lease, RecordError>);
 
 impl<'de> Deserialize<'de> for WasRead {
@@ -156,7 +156,7 @@ async fn keep(
 ) {
     let mut last = None;
     while changed.changed().await.is_ok() {
-        // Taken out: what is on file need not be in memory.
+        // Taken out: what is in the file need not be in memory.
         let mut taken = None;
         newest.send_if_modified(|newest| {
             taken = newest.take();
@@ -164,7 +164,7 @@ async fn keep(
         });
         let Some(memory) = taken else { continue };
         let (file, network, boot) = (path.clone(), network.clone(), boot.clone());
-        // A disk may take its time; the network does not wait for it.
+        // On a thread of its own: a disk may be slow, and the network must not wait for it.
         let written = tokio::task::spawn_blocking(move || write(&file, &network, &boot, &memory, last)).await;
         let problem = match written {
             Ok(Ok(sum)) => {
@@ -234,7 +234,7 @@ fn write(
     if let Some(directory) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
     }
-    // The net-conf may hold what is nobody's business.
+    // The net-conf may contain secrets.
     let mut file = BufWriter::new(Draft::new(path, 0o600)?);
     writeln!(file, "{HEAD}{sum}")?;
     serde_json::to_writer(&mut file, &body)?;

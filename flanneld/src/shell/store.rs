@@ -19,7 +19,7 @@ use crate::config::{NodeConfig, loopback};
 use crate::exit::{Exit, Failure};
 use crate::shell::{block_on, log, publish, signals};
 
-/// Between two questions for the name of our Node. Ours.
+/// Time between two requests for the name of our Node. Ours.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// The embedded store: the etcd API (v3) on one file, in one process, without a quorum; for labs and small clusters.
@@ -92,7 +92,7 @@ fn sound(data_dir: &Path) -> Result<(), Failure> {
     }
 }
 
-/// What is wrong with the file, if that is why the reader ended. Every other reason shows again, and better, at the start.
+/// What is wrong with the file, if the reader ended for that. Any other fault shows again, with a better message, at the start.
 fn damage(error: &RunError) -> Option<String> {
     /// The exit code of a program whose panic does not abort it.
     const PANIC: i32 = 101;
@@ -135,8 +135,8 @@ impl Within {
 }
 
 /// In Kubernetes: which Node is ours, and which addresses its annotations choose. Everything else needs the name, so it is
-/// looked up until the API server answers; the addresses are not waited for, since with the API server away a node goes by
-/// what it remembers.
+/// looked up until the API server answers; the addresses are not waited for, since without the API server a node uses
+/// its memory.
 pub(crate) fn ask_for_node(config: &mut NodeConfig) -> Result<(), Failure> {
     let StoreConfig::Kube(kube) = &mut config.store else { return Ok(()) };
     block_on(async {

@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 /// First pause before a socket that failed is opened again; doubles to [`AGAIN_LAST`]. Ours; audits go on meanwhile.
 const AGAIN_FIRST: Duration = Duration::from_secs(1);
 const AGAIN_LAST: Duration = Duration::from_secs(60);
-/// So many drains in one [`GULP`]; after them what comes waits for the next. Passes are no faster in a storm.
+/// The most drains in one [`GULP`]; later notifications wait for the next gulp. Passes are no faster in a storm.
 const DRAINS: u32 = 20;
 const GULP: Duration = Duration::from_millis(100);
 

@@ -12,7 +12,7 @@ use crate::recorder::{Recorder, Ring};
 pub(crate) struct Tap(Option<Recorder<Ring>>);
 
 impl Tap {
-    /// Opens the file, if there is to be one, for a daemon that starts now.
+    /// Opens the file for a daemon that starts now, where the settings name one.
     pub(crate) fn open(path: Option<&Path>, now: Tick, core: &NodeCore) -> Self {
         let Some(path) = path else { return Self(None) };
         match Ring::open(path) {
