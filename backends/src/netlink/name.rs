@@ -23,7 +23,7 @@ impl IfName {
         std::str::from_utf8(&self.0[..len]).unwrap_or("?")
     }
 
-    /// A name the kernel told us: cut at 15 bytes, never refused.
+    /// A name from the kernel: cut at 15 bytes, never refused.
     pub fn from_kernel(bytes: &[u8]) -> Self {
         let mut name = [0; 15];
         let text = bytes.split(|b| *b == 0).next().unwrap_or_default();

@@ -217,7 +217,7 @@ pub struct Route {
 }
 
 impl Route {
-    /// What tells it apart in a deletion: a special IPv4 route with a next hop object can't be named by its way, and all
+    /// What identifies it in a deletion: a special IPv4 route with a next hop object can't be named by its way, and all
     /// ways of one with several go together (law 25).
     pub(crate) fn deletable(&self) -> Self {
         match self.kind {

@@ -36,7 +36,7 @@ pub enum Feature {
 /// Before it, permanent neighbours counted as well ("neighbor: Improve garbage collection", 5.0).
 const PERMANENT_ARE_FREE: (u32, u32) = (5, 0);
 /// Before it, source NAT changed a checksum of zero, "none", to one that is wrong ("netfilter: nat: never update the UDP
-/// checksum when it's 0", 5.7). Older series got the repair later; from the number alone that can't be told.
+/// checksum when it's 0", 5.7). Older series got the repair later; the number alone does not show that.
 const CHECKSUM_IS_RIGHT: (u32, u32) = (5, 7);
 
 impl System {

@@ -106,7 +106,7 @@ fn an_ipv6_gateway_that_another_device_covers_is_reached_all_the_same() {
 }
 
 #[test]
-fn foreign_routes_and_a_duplicate_of_ours_are_told_apart() {
+fn foreign_routes_and_a_duplicate_of_ours_are_distinguished() {
     let mut lab = Lab::new();
     let want = lab.want(2);
     lab.converge(&want);
