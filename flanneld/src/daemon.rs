@@ -16,7 +16,7 @@ use crate::config::{NodeConfig, RawConfig, Source, environment};
 use crate::core::{Arbiter, Readiness, Status, StatusRequest};
 use crate::exit::{Exit, Failure};
 use crate::serve::http;
-use crate::serve::socket::{self, Taken};
+use crate::serve::socket::{self, SocketState};
 use crate::shell::rival::{self, Rival};
 use crate::shell::run::{Host, Shell, run_all};
 use crate::shell::{block_on, log, signals, store};
@@ -116,9 +116,9 @@ async fn alone(
     let mut waited = false;
     loop {
         match socket::take(&config.daemons, network).await {
-            Taken::Ours(listener) => break drop(tokio::spawn(socket::serve(listener, asks))),
-            Taken::Blocked(why) => break warn!("no status socket: {why}"),
-            Taken::Held(holder) => {
+            SocketState::Ours(listener) => break drop(tokio::spawn(socket::serve(listener, asks))),
+            SocketState::Blocked(why) => break warn!("no status socket: {why}"),
+            SocketState::Held(holder) => {
                 let rival = Rival::of_ours(holder.pid, network);
                 if !config.takeover {
                     return Err(in_the_way(&rival));

@@ -119,10 +119,10 @@ impl<W: Wire> Socket<W> {
         let lost = self.answers(|message| {
             let n = message.sequence.wrapping_sub(first) as usize;
             if message.kind != NLMSG_ERROR || n >= messages {
-                return Ok(Reply::Stranger);
+                return Ok(AnswerPart::Stranger);
             }
             verdict = answer(message.payload).map_err(|error| (n, error));
-            Ok(Reply::Last)
+            Ok(AnswerPart::Last)
         });
         lost.map_err(|error| (0, error)).and(verdict)
     }
@@ -160,7 +160,7 @@ impl<W: Wire> Socket<W> {
                 _ => read(n, message),
             }
             left = left.saturating_sub(1);
-            Ok(if left == 0 { Reply::Last } else { Reply::Ours })
+            Ok(if left == 0 { AnswerPart::Last } else { AnswerPart::Ours })
         })
     }
 
@@ -176,11 +176,11 @@ impl<W: Wire> Socket<W> {
         self.ask(batch, |_, message| {
             dump.interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
             match message.kind {
-                NLMSG_DONE => return answer(message.payload).map(|()| Reply::Last),
+                NLMSG_DONE => return answer(message.payload).map(|()| AnswerPart::Last),
                 NLMSG_ERROR => answer(message.payload)?,
                 _ => each(message),
             }
-            Ok(Reply::Ours)
+            Ok(AnswerPart::Ours)
         })?;
         Ok(dump)
     }
@@ -207,10 +207,10 @@ impl<W: Wire> Socket<W> {
         self.answers(|message| {
             let n = message.sequence.wrapping_sub(first) as usize;
             if message.kind != NLMSG_ERROR || n >= results.len() {
-                return Ok(Reply::Stranger);
+                return Ok(AnswerPart::Stranger);
             }
             results[n] = answer(message.payload);
-            Ok(if n == last { Reply::Last } else { Reply::Ours })
+            Ok(if n == last { AnswerPart::Last } else { AnswerPart::Ours })
         })
     }
 
@@ -219,14 +219,14 @@ impl<W: Wire> Socket<W> {
     fn ask(
         &mut self,
         batch: &mut Batch,
-        mut each: impl FnMut(usize, RawMessage<'_>) -> Result<Reply, NetlinkError>,
+        mut each: impl FnMut(usize, RawMessage<'_>) -> Result<AnswerPart, NetlinkError>,
     ) -> Result<(), NetlinkError> {
         let (first, messages) = (self.next_sequence(batch.len()), batch.len());
         batch.number(first);
         self.send(batch.bytes())?;
         self.answers(|message| {
             let n = message.sequence.wrapping_sub(first) as usize;
-            if n < messages { each(n, message) } else { Ok(Reply::Stranger) }
+            if n < messages { each(n, message) } else { Ok(AnswerPart::Stranger) }
         })
     }
 
@@ -234,7 +234,7 @@ impl<W: Wire> Socket<W> {
     /// datagram is cut short, a part of the answer is lost.
     fn answers(
         &mut self,
-        mut each: impl FnMut(RawMessage<'_>) -> Result<Reply, NetlinkError>,
+        mut each: impl FnMut(RawMessage<'_>) -> Result<AnswerPart, NetlinkError>,
     ) -> Result<(), NetlinkError> {
         let settled = !self.unsettled;
         self.unsettled = true;
@@ -245,9 +245,9 @@ impl<W: Wire> Socket<W> {
             strangers += 1;
             for message in messages.by_ref() {
                 match each(message)? {
-                    Reply::Stranger => {}
-                    Reply::Ours => strangers = 0,
-                    Reply::Last => {
+                    AnswerPart::Stranger => {}
+                    AnswerPart::Ours => strangers = 0,
+                    AnswerPart::Last => {
                         self.unsettled = !settled;
                         return Ok(());
                     }
@@ -291,7 +291,7 @@ impl<W: Wire> Socket<W> {
 }
 
 /// What a message is to the request that waits.
-enum Reply {
+enum AnswerPart {
     /// It belongs to another request.
     Stranger,
     /// It is part of the answer.

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::*;
 use crate::config::{Environment, RawConfig};
 use crate::core::{Status, StatusRequest};
-use crate::serve::socket::{self, Taken};
+use crate::serve::socket::{self, SocketState};
 use crate::shell::block_on;
 
 /// An embedded store on loopback, in a thread; stopped and removed at the end.
@@ -174,7 +174,7 @@ fn daemon(config: &NodeConfig, status: &Status) -> oneshot::Sender<()> {
     let (sender, receiver) = std::sync::mpsc::channel();
     let (stop, mut stopped) = oneshot::channel::<()>();
     let serve = async move {
-        let Taken::Ours(listener) = socket::take(&config.daemons, &config.core.network).await else {
+        let SocketState::Ours(listener) = socket::take(&config.daemons, &config.core.network).await else {
             panic!("{:?} is taken", config.daemons)
         };
         let (asks, mut asked) = mpsc::channel::<StatusRequest>(1);

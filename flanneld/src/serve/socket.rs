@@ -50,7 +50,7 @@ const TRIES: usize = 50;
 
 /// Who has the socket of a network's daemon.
 #[derive(Debug)]
-pub enum Taken {
+pub enum SocketState {
     /// This process, until it ends.
     Ours(UnixListener),
     /// Another daemon of ours.
@@ -68,14 +68,14 @@ pub struct Holder {
 }
 
 /// Takes the socket of this network's daemon in a folder, or returns who has it.
-pub async fn take(folder: &Path, network: &NetworkId) -> Taken {
+pub async fn take(folder: &Path, network: &NetworkId) -> SocketState {
     match try_take(folder, network).await {
         Ok(taken) => taken,
-        Err(error) => Taken::Blocked(error.to_string()),
+        Err(error) => SocketState::Blocked(error.to_string()),
     }
 }
 
-async fn try_take(folder: &Path, network: &NetworkId) -> io::Result<Taken> {
+async fn try_take(folder: &Path, network: &NetworkId) -> io::Result<SocketState> {
     if let Some(outer) = folder.parent() {
         DirBuilder::new().recursive(true).mode(0o755).create(outer)?;
     }
@@ -85,17 +85,19 @@ async fn try_take(folder: &Path, network: &NetworkId) -> io::Result<Taken> {
     let socket = file.with_extension("sock");
     for _ in 0..TRIES {
         if lock(&file.with_extension("lock"))? {
-            return bind(&socket).map(Taken::Ours);
+            return bind(&socket).map(SocketState::Ours);
         }
         match connect(&socket).await {
             // The daemon was killed. A program that it had just started still holds its files.
             Ok((_, peer)) if pid(&peer).is_some_and(is_dead) => {}
-            Ok((stream, peer)) => return Ok(Taken::Held(Holder { pid: pid(&peer), stream: Some(stream) })),
+            Ok((stream, peer)) => {
+                return Ok(SocketState::Held(Holder { pid: pid(&peer), stream: Some(stream) }));
+            }
             Err(error) => debug!("{}: {error}", socket.display()),
         }
         sleep(PAUSE).await;
     }
-    Ok(Taken::Held(Holder { pid: None, stream: None }))
+    Ok(SocketState::Held(Holder { pid: None, stream: None }))
 }
 
 /// Whether we hold the lock from now on, until this process has ended.
@@ -302,7 +304,7 @@ mod tests {
 
     async fn ours(folder: &Path, network: &NetworkId) -> UnixListener {
         match take(folder, network).await {
-            Taken::Ours(listener) => listener,
+            SocketState::Ours(listener) => listener,
             other => panic!("{network} is taken: {other:?}"),
         }
     }
@@ -317,7 +319,7 @@ mod tests {
         run(async {
             let ((_outer, folder), network) = (folder(), network("one"));
             start(ours(&folder, &network).await, true);
-            let Taken::Held(holder) = take(&folder, &network).await else { panic!("taken twice") };
+            let SocketState::Held(holder) = take(&folder, &network).await else { panic!("taken twice") };
             assert_eq!(holder.pid, Some(std::process::id()));
             ours(&folder, &self::network("two")).await;
         });
@@ -365,7 +367,9 @@ mod tests {
             fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
             let refused = ask(&folder, &network, false).await.unwrap_err().to_string();
             assert!(refused.contains("mode 0700"), "{refused}");
-            let Taken::Blocked(why) = take(&folder, &self::network("two")).await else { panic!("taken") };
+            let SocketState::Blocked(why) = take(&folder, &self::network("two")).await else {
+                panic!("taken")
+            };
             assert!(why.contains("mode 0700"), "{why}");
         });
     }

@@ -8,9 +8,9 @@ use crate::netlink::Attrs;
 use crate::netlink::nft::message::{DATA_VALUE, NF_ACCEPT, NF_DROP, TableFamily, be32, text};
 
 /// The attributes of an expression.
-pub(super) struct Body<'a>(pub(super) &'a [u8]);
+pub(super) struct ExprBody<'a>(pub(super) &'a [u8]);
 
-impl<'a> Body<'a> {
+impl<'a> ExprBody<'a> {
     /// The expression; none if it has anything that we would not write.
     pub(super) fn read(&self, name: &str) -> Option<Expr> {
         let known = match name {
@@ -78,7 +78,7 @@ impl<'a> Body<'a> {
     }
 
     fn verdict(&self) -> Option<Verdict> {
-        let verdict = Body(Attrs::new(self.find(2)?).find(DATA_VERDICT)?);
+        let verdict = ExprBody(Attrs::new(self.find(2)?).find(DATA_VERDICT)?);
         let chain = || Some(text(verdict.find(2)?)?.to_owned());
         let plain = self.has_only(2) && verdict.has_only(1);
         Some(match verdict.number(1)? {

@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use subnet_lease::Family;
 
-use self::body::Body;
+use self::body::ExprBody;
 use super::message::{LIST_ELEMENT, NF_ACCEPT, NF_DROP, TableFamily, number, text, value};
 use crate::netlink::{Attrs, Batch, address_bytes};
 
@@ -284,7 +284,7 @@ impl Expr {
     /// Reads an element of a rule's list.
     pub(super) fn read(element: &[u8]) -> Self {
         let name = Attrs::new(element).find(NAME).and_then(text).unwrap_or("?");
-        let body = Attrs::new(element).find(DATA).map(Body);
+        let body = Attrs::new(element).find(DATA).map(ExprBody);
         body.and_then(|body| body.read(name)).unwrap_or_else(|| Self::Other(name.to_owned()))
     }
 }
