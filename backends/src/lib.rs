@@ -39,6 +39,7 @@
 //!     external: Some("eth0".parse().unwrap()),
 //!     pools: vec![],
 //!     pods: vec![],
+//!     routers: vec![],
 //!     first_pass: false,
 //! };
 //!

@@ -2,7 +2,9 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use backends::local::random;
@@ -12,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::cli::{self, Command, Given};
-use crate::config::{NodeConfig, RawConfig, Source, environment};
+use crate::config::{NodeConfig, RawConfig, SettingsFiles, Source, UNIT_FILE, environment};
 use crate::core::{Arbiter, Readiness, Status, StatusRequest};
 use crate::exit::{Exit, Failure};
 use crate::serve::http;
@@ -58,14 +60,15 @@ pub fn networks(given: &[&[Given]]) -> Result<Exit, Failure> {
     let host = Rc::new(RefCell::new(host));
     block_on(async {
         let (mut shells, mut for_metrics) = (Vec::new(), None);
-        for config in &configs {
+        for (config, given) in configs.iter().zip(given) {
             let (asks, mut status) = mpsc::channel(1);
             for_metrics.get_or_insert_with(|| asks.clone());
             tokio::select! {
                 alone = alone(config, asks, &mut status) => alone?,
                 () = signals::stop(), if config.takeover => return Ok(Exit::Done),
             }
-            shells.push(shell(config, host.clone(), status)?);
+            let files = SettingsFiles::at_start(given, &environment(), Path::new(UNIT_FILE));
+            shells.push(shell(config, files, host.clone(), status)?);
         }
         if let Some((address, asks)) = first.health.zip(for_metrics) {
             if address.ip().is_unspecified() {
@@ -87,6 +90,7 @@ pub fn networks(given: &[&[Given]]) -> Result<Exit, Failure> {
 
 fn shell(
     config: &NodeConfig,
+    files: SettingsFiles,
     host: Rc<RefCell<Host>>,
     status: mpsc::Receiver<StatusRequest>,
 ) -> Result<Shell, Failure> {
@@ -97,6 +101,7 @@ fn shell(
         state_dir: config.state_dir.clone(),
         release_on_exit: config.release_on_exit,
         record_file: config.record_file.clone(),
+        settings_files: Arc::new(files),
         host,
         status,
     })

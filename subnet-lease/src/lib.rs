@@ -71,7 +71,7 @@ pub use futures_core::future::BoxFuture;
 pub use futures_core::stream::BoxStream;
 pub use ipnetwork::IpNetwork;
 pub use model::lease::{BackendAttrs, FiledBy, Lease, NetworkId, OwnLease, PublicAddrs};
-pub use model::net::{Family, KeyError, Subnets, contains_net, overlap};
+pub use model::net::{Family, KeyError, Subnets, contains_net, overlap, parse_network};
 pub use model::netconf::{FamilyFile, NetConfError, NetConfFile, NetworkConfig};
 pub use model::pool::NetworkPool;
 #[cfg(feature = "etcd")]

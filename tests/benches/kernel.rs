@@ -182,6 +182,7 @@ fn owner(node: &LocalNode, backend: &Backends) -> Owner {
         external: Some(node.external.link),
         pools: node.network.pools().collect(),
         pods: Vec::new(),
+        routers: Vec::new(),
         first_pass: true,
     }
 }

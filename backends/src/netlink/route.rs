@@ -38,6 +38,8 @@ pub struct RouteView {
     pub source: Option<IpAddr>,
     /// A copy that the kernel keeps for one destination, not a route of the table.
     pub cloned: bool,
+    /// The largest packet in bytes, where the route itself says so; 0 = the interface's.
+    pub mtu: u32,
     /// Several ways, a next hop object, metrics or an encapsulation; or a source, unless the kernel made the route.
     pub special: bool,
 }
@@ -86,6 +88,7 @@ impl RouteView {
             onlink: flags & u32::from(RTNH_F_ONLINK) != 0,
             source: None,
             cloned: flags & RTM_F_CLONED != 0,
+            mtu: 0,
             special: false,
         };
         let (mut dst, mut hops) = (any, &[][..]);
@@ -98,7 +101,11 @@ impl RouteView {
                 RTA_PREFSRC => route.source = address_from(bytes),
                 RTA_TABLE => route.table = read_u32(bytes)?,
                 RTA_MULTIPATH => hops = bytes,
-                RTA_METRICS | RTA_ENCAP | RTA_NH_ID => route.special = true,
+                RTA_METRICS => {
+                    route.mtu = Attrs::new(bytes).find(RTAX_MTU).and_then(read_u32).unwrap_or(0);
+                    route.special = true;
+                }
+                RTA_ENCAP | RTA_NH_ID => route.special = true,
                 _ => {}
             }
         }

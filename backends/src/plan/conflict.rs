@@ -158,6 +158,7 @@ mod tests {
             external: Some(name("eth0")),
             pools: Vec::new(),
             pods: vec![name("cni0")],
+            routers: Vec::new(),
             first_pass: false,
         }
     }

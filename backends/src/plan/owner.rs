@@ -7,14 +7,14 @@
 //! | FDB entry, that a link is up | on a link of ours |
 //! | setting | never: it is put right, and taken back by `flannelctl cleanup` alone |
 //! | route | inside the network and either on a link of ours or with our protocol number |
-//! | adoptable route | exactly a wanted peer's prefix, whoever made it: at any time; one that flannel would have made, to a subnet that the network gives out: in the first pass |
+//! | adoptable route | exactly a wanted peer's prefix, whoever made it: at any time; one that only a flannel can have made: in the first pass after one |
 //! | … blackhole | exactly the prefix of a wanted blackhole |
 //! | rules | our tables, by name; in iptables our chains, by name, and every rule that calls them |
 //!
 //! Other routes that the kernel makes itself (`proto kernel`) are never ours, nor those of other tables or for one type of
 //! service only: the dump reads none of these.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use subnet_lease::{NetworkId, NetworkPool, contains_net};
 
 use crate::netlink::route::{RTPROT_BOOT, RTPROT_KERNEL};
-use crate::state::{IfName, KernelState, Link, Object, ROUTE_PROTOCOL, Route, RouteKind};
+use crate::state::{IfName, KernelState, Link, Object, ROUTE_PROTOCOL, Route, RouteKind, default_metric};
 
 /// Begins the alias of every link that we make; the network's id follows. Part of the on-kernel format.
 const TAG: &str = "selvage:";
@@ -48,7 +48,10 @@ pub struct Owner {
     /// Links of others whose forwarding we rely on: those with an address of our own subnets, the pods' bridges.
     #[serde(default)]
     pub pods: Vec<IfName>,
-    /// Nothing was compared yet in this run: what an earlier daemon left behind is swept once.
+    /// Gateways of routes that lead out of the network: routers, behind which an operator may have subnets, and no peers.
+    #[serde(default)]
+    pub routers: Vec<IpAddr>,
+    /// A flannel ran here before, and nothing was compared yet in this run: what it left behind is swept once.
     pub first_pass: bool,
 }
 
@@ -106,17 +109,24 @@ impl Owner {
             return Ownership::Ours;
         }
         let in_a_holes_place = route.kind == RouteKind::Blackhole && wanted.holes.contains(&route.dst);
-        let left_by_flannel = self.first_pass
-            && route.protocol == RTPROT_BOOT
-            && route.kind == RouteKind::Unicast
-            && route.via.is_some()
-            && route.link == self.external
-            && self.pools.iter().any(|pool| pool.index(route.dst).is_some());
+        let left_by_flannel =
+            self.first_pass && self.is_as_of_a_flannel(route) && wanted.is_of_one_lease(route);
         if in_a_peers_place || in_a_holes_place || left_by_flannel {
             Ownership::Adopt
         } else {
             Ownership::Foreign
         }
+    }
+
+    /// A flannel routes the whole of a subnet that the network gives out by the peer that leased it, with no metric of its own.
+    fn is_as_of_a_flannel(&self, route: &Route) -> bool {
+        route.protocol == RTPROT_BOOT
+            && route.kind == RouteKind::Unicast
+            && route.scope == 0
+            && route.metric == default_metric(&route.dst)
+            && route.via.is_some_and(|via| !self.routers.contains(&via))
+            && route.link == self.external
+            && self.pools.iter().any(|pool| pool.index(route.dst).is_some())
     }
 
     fn inside(&self, dst: &IpNetwork) -> bool {
@@ -136,6 +146,8 @@ pub struct Wanted {
     /// What blackholes are wished for.
     holes: Vec<IpNetwork>,
     links: Vec<IfName>,
+    /// How many subnets are routed by a gateway without our wish, where that matters.
+    leases_by: HashMap<IpAddr, usize>,
 }
 
 impl Wanted {
@@ -148,6 +160,26 @@ impl Wanted {
             prefixes: routes().filter(|r| !is_hole(r)).map(|r| r.dst).collect(),
             holes: routes().filter(is_hole).map(|r| r.dst).collect(),
             links: want.links().map(|l| l.name).chain(ours).collect(),
+            leases_by: HashMap::new(),
         }
+        .with_leftovers(owner, have)
+    }
+
+    /// Once in a run: at any other time there is nothing to sweep.
+    fn with_leftovers(mut self, owner: &Owner, have: &KernelState) -> Self {
+        if !owner.first_pass {
+            return self;
+        }
+        for route in have.iter().filter_map(|o| if let Object::Route(r) = o { Some(r) } else { None }) {
+            if owner.is_as_of_a_flannel(route) && !self.prefixes.contains(&route.dst) {
+                *self.leases_by.entry(route.via.unwrap_or(route.dst.ip())).or_default() += 1;
+            }
+        }
+        self
+    }
+
+    /// A host has one lease, so a gateway with more subnets than one is an operator's.
+    fn is_of_one_lease(&self, route: &Route) -> bool {
+        route.via.is_some_and(|via| self.leases_by.get(&via) == Some(&1))
     }
 }

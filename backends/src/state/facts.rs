@@ -16,7 +16,7 @@ pub struct Facts {
     pub links: Vec<HostLink>,
     /// Every address of the namespace.
     pub addresses: Vec<HostAddress>,
-    /// Unicast routes of the main table that matter for reachability: defaults and connected prefixes.
+    /// Unicast routes of the main table that are not ours: all defaults and connected prefixes, and a bounded number of others.
     pub routes: Vec<HostRoute>,
     /// The way to the address that was asked for, as the kernel would send a packet there now: by rules and tables that
     /// are not read here.
@@ -104,6 +104,16 @@ pub struct HostRoute {
     pub metric: u32,
     /// Preferred source address.
     pub source: Option<IpAddr>,
+    /// The largest packet for it in bytes, where the route itself says so; 0 = the interface's.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub mtu: u32,
+}
+
+impl HostRoute {
+    /// A route without anything but its destination.
+    pub fn to(dst: IpNetwork) -> Self {
+        Self { dst, gateway: None, link: 0, metric: 0, source: None, mtu: 0 }
+    }
 }
 
 impl Facts {

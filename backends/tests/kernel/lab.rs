@@ -57,6 +57,7 @@ impl Lab {
             external: Some(name("eth0")),
             pools: network.pools().collect(),
             pods: vec![name("cni0")],
+            routers: Vec::new(),
             first_pass: true,
         };
         let public = PublicAddrs {

@@ -128,7 +128,7 @@ impl Attachment {
         let mut read = Self::parse_lists(result)?;
         for key in ["ip4", "ip6"] {
             let Some(family) = result.object(key)? else { continue };
-            let Some(net) = family.parsed("ip", "an address with its prefix length")? else { continue };
+            let Some(net) = family.network("ip", "an address with its prefix length")? else { continue };
             read.ips.push(Address { net, gateway: family.address("gateway")?, interface: None });
             for route in family.objects("routes")? {
                 read.routes.push(Route::parse(route)?);
@@ -202,7 +202,7 @@ impl Address {
     fn parse(from: &Object) -> Result<Self, Failure> {
         let missing = || Failure::new(Code::Decoding, "an address of prevResult has no \"address\"");
         Ok(Self {
-            net: from.parsed("address", "an address with its prefix length")?.ok_or_else(missing)?,
+            net: from.network("address", "an address with its prefix length")?.ok_or_else(missing)?,
             gateway: from.address("gateway")?,
             interface: from.number("interface")?.map(|n| n as usize),
         })
@@ -239,7 +239,7 @@ impl Route {
         let missing = || Failure::new(Code::Config, "a route has no \"dst\"");
         let scope = from.number("scope")?.map(u8::try_from).transpose();
         Ok(Self {
-            dst: from.parsed("dst", "a network as 10.0.0.0/8")?.ok_or_else(missing)?,
+            dst: from.network("dst", "a network as 10.0.0.0/8")?.ok_or_else(missing)?,
             gateway: from.address("gw")?,
             mtu: from.number("mtu")?.unwrap_or(0),
             advmss: from.number("advmss")?.unwrap_or(0),

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::ser::{Serialize, Serializer};
 use serde_json::Number;
+use subnet_lease::{IpNetwork, parse_network};
 
 use crate::contract::{Code, Failure};
 
@@ -90,6 +91,11 @@ impl Object {
     /// An address.
     pub(crate) fn address(&self, key: &str) -> Result<Option<IpAddr>, Failure> {
         self.parsed(key, "an IP address")
+    }
+
+    /// An address and a prefix length: neither alone, and no netmask.
+    pub(crate) fn network(&self, key: &str, what: &str) -> Result<Option<IpNetwork>, Failure> {
+        self.text(key)?.map(|t| parse_network(t).ok_or_else(|| wrong(key, what).details(t))).transpose()
     }
 
     /// A text in the form of a type of its own; `what` names that form.

@@ -169,6 +169,7 @@ fn owner(config: &NodeConfig, env: Option<&SubnetEnv>) -> Owner {
         external: None,
         pools: Vec::new(),
         pods: Vec::new(),
+        routers: Vec::new(),
         first_pass: false,
     }
 }

@@ -11,6 +11,7 @@ use crate::config::NodeConfig;
 use crate::core::Status;
 use crate::exit::{Exit, Failure};
 use crate::host::pool::{self, Pool};
+use crate::host::setting_writers;
 use crate::serve::socket::{self, NoStatus};
 use crate::shell::block_on;
 use crate::shell::rival::{self, Rival};
@@ -32,7 +33,7 @@ impl Cause {
 pub(super) fn run(config: &NodeConfig) -> Result<(Answer, Exit), Failure> {
     let asked = block_on(async { Ok(socket::ask(&config.daemons, &config.core.network, false).await) })?;
     let causes = match asked {
-        Ok(status) => causes(&status, &pool::read(Path::new(pool::INDEXES))),
+        Ok(status) => causes(&status, &pool::read(Path::new(pool::INDEXES)), Path::new("/")),
         Err(error) => vec![without_answer(&error, rival::find(&config.core.network, &config.daemons))],
     };
     let exit = if causes.is_empty() { Exit::Done } else { Exit::NotReady };
@@ -73,7 +74,7 @@ fn without_answer(error: &NoStatus, rival: Option<Rival>) -> Cause {
 }
 
 /// In the order of their weight: what stops the whole node, what breaks some traffic, what may break it later.
-fn causes(status: &Status, pools: &[Pool]) -> Vec<Cause> {
+fn causes(status: &Status, pools: &[Pool], root: &Path) -> Vec<Cause> {
     let mut causes = Vec::new();
     if !status.ready {
         let mend =
@@ -89,7 +90,8 @@ fn causes(status: &Status, pools: &[Pool]) -> Vec<Cause> {
         ));
     }
     for object in &status.contended {
-        let by = object.by.as_deref().unwrap_or("another program, which the kernel does not name");
+        let by = object.by.clone().or_else(|| writers(&object.line, root));
+        let by = by.unwrap_or_else(|| "another program, which the kernel does not name".to_owned());
         let fact = format!("{}, changed by {by}, repaired {} times", object.line, object.repairs);
         causes.push(Cause::new(
             "another program undoes what the daemon sets up",
@@ -106,9 +108,9 @@ fn causes(status: &Status, pools: &[Pool]) -> Vec<Cause> {
     }
     for conflict in &status.conflicts {
         causes.push(Cause::new(
-            "a peer can't be reached with this backend",
+            "traffic is lost, or may be, for what is on this host",
             conflict.clone(),
-            "flannelctl network show; flannelctl peers",
+            "what the sentence says; flannelctl network show and flannelctl peers show more",
         ));
     }
     for refused in &status.refused {
@@ -133,12 +135,26 @@ fn causes(status: &Status, pools: &[Pool]) -> Vec<Cause> {
             "ls /var/lib/cni/networks/* shows which containers hold them",
         ));
     }
+    if let Some(sentence) = &status.changed_settings {
+        causes.push(Cause::new(
+            "the settings file changed since the start",
+            sentence.clone(),
+            "flannelctl config shows what is in force; systemctl restart flanneld",
+        ));
+    }
     // What is ready and has a warning that no list above has.
     let others = status.reasons.iter().filter(|_| status.ready && causes.is_empty());
     let others: Vec<_> =
         others.map(|reason| Cause::new("a warning", reason.clone(), "flannelctl status")).collect();
     causes.extend(others);
     causes
+}
+
+/// Who may have set a setting, as a line of a plan has it: the kernel names nobody.
+fn writers(line: &str, root: &Path) -> Option<String> {
+    let (value, path) = line.strip_prefix("echo ")?.split_once(" > ")?;
+    let found = setting_writers::suspects(root, path.trim_matches('\''), value);
+    (!found.is_empty()).then(|| format!("another program (perhaps: {})", found.join("; ")))
 }
 
 #[cfg(test)]
@@ -149,7 +165,7 @@ mod tests {
     #[test]
     fn a_healthy_node_has_no_cause() {
         let status = Status { ready: true, peers: 3, ..Status::default() };
-        assert_eq!(causes(&status, &[]), []);
+        assert_eq!(causes(&status, &[], Path::new("/nowhere")), []);
         assert!(answer(&[]).print(super::super::Form::Text, None).contains("nothing wrong"));
     }
 
@@ -171,7 +187,7 @@ mod tests {
         };
         let pool =
             Pool { network: "cbr0".to_owned(), subnet: "10.42.7.0/24".to_owned(), used: 253, size: 253 };
-        let found = causes(&status, &[pool]);
+        let found = causes(&status, &[pool], Path::new("/nowhere"));
         let facts: Vec<_> = found.iter().map(|cause| cause.fact.as_str()).collect();
         for (n, part) in [
             "waiting for a lease",
@@ -188,6 +204,19 @@ mod tests {
         }
         assert!(found.iter().all(|cause| !cause.mend.is_empty()));
         assert!(found.iter().any(|cause| cause.mend == "flannelctl lease show 10.42.8.0/24"), "{found:?}");
+    }
+
+    #[test]
+    fn who_may_set_a_contended_setting_is_searched_for() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("etc/sysctl.d")).unwrap();
+        std::fs::write(root.path().join("etc/sysctl.d/99-cis.conf"), "net.ipv4.ip_forward = 0\n").unwrap();
+        let writers = |line| writers(line, root.path()).unwrap_or_default();
+        assert!(
+            writers("echo 1 > /proc/sys/net/ipv4/ip_forward")
+                .contains("99-cis.conf has `net.ipv4.ip_forward = 0`")
+        );
+        assert_eq!(writers("ip route replace 10.42.9.0/24"), "");
     }
 
     #[test]

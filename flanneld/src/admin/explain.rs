@@ -347,6 +347,7 @@ mod tests {
             source: None,
             cloned: false,
             special: false,
+            mtu: 0,
         };
         (view, "10.5.7.9 via 10.5.7.0 dev flannel.1".to_owned())
     }

@@ -28,10 +28,10 @@ use std::path::Path;
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::answer::{Answer, Form, clean};
-use self::surroundings::{Surroundings, UNIT_FILE};
+use self::surroundings::Surroundings;
 use self::table::Table;
 use crate::cli::{self, Flag, Given, Kind};
-use crate::config::{NodeConfig, environment};
+use crate::config::{NodeConfig, UNIT_FILE, environment};
 use crate::daemon::{RELEASE, host_name};
 use crate::exit::{Exit, Failure};
 
@@ -103,7 +103,6 @@ impl Verb {
     fn is_about_this_node(&self) -> bool {
         match self {
             Self::HostSetup(_) | Self::Replay(_) | Self::Completions(_) | Self::Man(_) => false,
-            Self::Network(verb) => !matches!(verb, network::Verb::Check { .. }),
             Self::Cni(verb) => matches!(verb, cni::Verb::Mtu(_)),
             _ => true,
         }
@@ -145,7 +144,7 @@ fn run(arguments: &[String], around: &Surroundings<'_>, out: &mut dyn Write) -> 
     }
     let mut exit = Exit::Done;
     let answer = match verb {
-        Verb::Network(verb) => network::run(&verb, config)?,
+        Verb::Network(verb) => network::run(&verb, &config)?,
         Verb::Lease(verb) => lease::run(verb, config)?,
         Verb::Store(verb) => store::run(&verb, config)?,
         Verb::Status(arguments) => {

@@ -3,13 +3,17 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use backends::kernel::Kernel;
+use backends::kernel::real::RealKernel;
 use clap::Subcommand;
 use serde_json::{Value, json};
-use subnet_lease::{Lease, NetworkConfig, NetworkPool, StoreConfig, open};
+use subnet_lease::{Lease, NetworkConfig, NetworkPool, StoreConfig, SubnetEnv, open};
 
 use super::Answer;
 use crate::config::NodeConfig;
 use crate::exit::{Exit, Failure};
+use crate::host::iface;
+use crate::host::outside::{self, Kind, Overlap};
 use crate::shell::block_on;
 
 /// No net-conf is larger, in bytes; etcd takes 1.5 MiB.
@@ -23,24 +27,33 @@ pub(super) enum Verb {
     Set {
         /// JSON file; - for standard input.
         file: PathBuf,
+        /// Write it although it overlaps networks of this host; not where it would cut this host off.
+        #[arg(long)]
+        force: bool,
     },
-    /// Check a net-conf and print how much room it has. Nothing is written.
+    /// Check a net-conf, also against the addresses of this host, and print how much room it has. Nothing is written.
     Check {
         /// JSON file; - for standard input.
         file: PathBuf,
+        /// Only warn where it overlaps networks of this host; not where it would cut this host off.
+        #[arg(long)]
+        force: bool,
     },
 }
 
-pub(super) fn run(verb: &Verb, config: NodeConfig) -> Result<Answer, Failure> {
+pub(super) fn run(verb: &Verb, config: &NodeConfig) -> Result<Answer, Failure> {
     match verb {
-        Verb::Check { file } => {
+        Verb::Check { file, force } => {
             let network = check(&read(file)?)?;
+            fits_host(&network, &config, *force)?;
             Ok(Answer::new(room_as_json(&network)).text(room(&network)))
         }
         Verb::Show => show(&config.store),
-        Verb::Set { file } => {
+        Verb::Set { file, force } => {
             let json = read(file)?;
-            set(&config.store, &json, &check(&json)?)
+            let network = check(&json)?;
+            fits_host(&network, &config, *force)?;
+            set(&config.store, &json, &network)
         }
     }
 }
@@ -86,6 +99,40 @@ fn set(config: &StoreConfig, json: &[u8], network: &NetworkConfig) -> Result<Ans
     let what =
         revision.map_or_else(|| "unchanged".to_owned(), |revision| format!("written (revision {revision})"));
     Ok(Answer::new(json).text(format!("{key}: {what}\n{}", room(network))))
+}
+
+/// Compares the network with this host: by the rules of the daemon, and with its choice of the interface.
+fn fits_host(network: &NetworkConfig, config: &NodeConfig, force: bool) -> Result<(), Failure> {
+    let facts = match RealKernel::open().and_then(|mut kernel| kernel.host()) {
+        Ok(facts) => facts,
+        Err(error) => {
+            eprintln!("flannelctl: the network is not compared with this host, which can't be read: {error}");
+            return Ok(());
+        }
+    };
+    let families: Vec<_> = network.pools().map(|pool| pool.family()).collect();
+    let external = iface::choose(&facts, &config.core.iface, &families).ok().map(|choice| choice.external);
+    let guarded = outside::guarded(&facts, external.as_ref(), &config.core.store_addresses);
+    let had = SubnetEnv::read(&config.subnet_file).ok().as_ref().and_then(SubnetEnv::leased);
+    judge(&outside::overlaps(network, &facts, &guarded, had), force)
+}
+
+/// What cuts this host off is refused in any case, and what may be on purpose unless it is forced.
+fn judge(overlaps: &[Overlap], force: bool) -> Result<(), Failure> {
+    let (refused, warned): (Vec<_>, Vec<_>) = overlaps.iter().partition(|o| o.kind == Kind::Vital || !force);
+    for overlap in warned {
+        eprintln!("flannelctl: {}", overlap.sentence());
+    }
+    if refused.is_empty() {
+        return Ok(());
+    }
+    let way_out = if refused.iter().any(|overlap| overlap.kind == Kind::Vital) {
+        "this host would be cut off: choose a network apart from the hosts'"
+    } else {
+        "choose another network, or take it nevertheless with --force"
+    };
+    let lines: Vec<_> = refused.iter().map(|overlap| overlap.sentence()).collect();
+    Err(Failure::new(Exit::Invalid, format!("{}\n{way_out}", lines.join("\n"))))
 }
 
 /// Hosts whose leases are outside the new network would be cut off, at their next start at the latest.
@@ -204,6 +251,31 @@ mod tests {
         let Failure { exit, message } = refused.unwrap_err();
         assert_eq!(exit, Exit::Invalid);
         assert!(message.lines().count() >= 1 && message.contains("SubnetLen"), "{message}");
+    }
+
+    #[test]
+    fn what_cuts_the_host_off_is_refused_in_any_case_and_what_is_doubtful_unless_forced() {
+        let overlap = |with: &str, kind| Overlap {
+            network: "10.0.0.0/8".parse().unwrap(),
+            with: with.parse().unwrap(),
+            what: "something".to_owned(),
+            kind,
+        };
+        let (fatal, doubtful) =
+            (overlap("10.0.0.1/32", Kind::Vital), overlap("10.9.0.0/16", Kind::Connected));
+        let both = [fatal, doubtful.clone()];
+        assert_eq!(judge(&[], false), Ok(()));
+        assert_eq!(judge(&[doubtful.clone()], true), Ok(()));
+        let refused = judge(&[doubtful], false).unwrap_err();
+        assert_eq!(refused.exit, Exit::Invalid);
+        assert!(refused.message.contains("10.9.0.0/16") && refused.message.contains("--force"), "{refused}");
+        for force in [true, false] {
+            let refused = judge(&both, force).unwrap_err();
+            assert!(
+                refused.message.contains("10.0.0.1") && !refused.message.contains("--force"),
+                "{refused}"
+            );
+        }
     }
 
     #[test]

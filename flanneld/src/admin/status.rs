@@ -182,7 +182,8 @@ fn summary(status: &Status, pools: &[Pool]) -> impl Iterator<Item = Vec<String>>
     let drift: Vec<_> = status.drift.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
     // Reasons of a node that is ready do not stop it.
     let why = if status.ready { "warning" } else { "because" };
-    let reasons: Vec<_> = status.reasons.iter().chain(&status.rival_conflists).map(String::as_str).collect();
+    let reasons = status.reasons.iter().chain(&status.rival_conflists).chain(&status.changed_settings);
+    let reasons: Vec<_> = reasons.map(String::as_str).collect();
     let rows = [
         (why, Some(reasons.join("\n")).filter(|text| !text.is_empty())),
         ("node", status.node.clone()),

@@ -20,9 +20,6 @@ use crate::serve::socket;
 use crate::shell::block_on;
 use crate::shell::rival;
 
-/// The environment file of the unit that comes with this program.
-pub(super) const UNIT_FILE: &str = "/etc/default/flanneld";
-
 /// Where this program runs.
 pub(super) struct Surroundings<'a> {
     pub(super) environment: &'a Environment,

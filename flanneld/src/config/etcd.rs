@@ -1,5 +1,7 @@
 //! How etcd is reached.
 
+use std::net::Ipv6Addr;
+
 use subnet_lease::etcd::EtcdConfig;
 
 use super::node::{ConfigReader, path};
@@ -43,16 +45,21 @@ fn endpoints(text: &str, secure: bool) -> Result<Vec<String>, String> {
 
 fn endpoint(text: &str, scheme: &str) -> Result<String, String> {
     let (scheme, rest) = text.split_once("://").unwrap_or((scheme, text));
+    let scheme = scheme.to_ascii_lowercase();
     let rest = rest.strip_suffix('/').unwrap_or(rest);
     if rest.contains('@') {
         return Err(
             "a password has no place in an address: --etcd-username, $FLANNELD_ETCD_PASSWORD".to_owned()
         );
     }
-    let port =
-        rest.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+    // Only an address in brackets has colons.
+    let is_host = |host: &str| match host.strip_prefix('[') {
+        Some(address) => address.strip_suffix(']').is_some_and(|address| address.parse::<Ipv6Addr>().is_ok()),
+        None => !host.is_empty() && !host.contains([':', '[', ']']),
+    };
+    let port = rest.rsplit_once(':').filter(|(host, _)| is_host(host)).map(|(_, port)| port.parse::<u16>());
     let plain = rest.chars().all(|c| c.is_ascii_graphic() && c != '/' && c != '?');
-    if !matches!(scheme, "http" | "https") || !matches!(port, Some(Ok(_))) || !plain {
+    if !matches!(scheme.as_str(), "http" | "https") || !matches!(port, Some(Ok(_))) || !plain {
         return Err(format!("{text:?} is no server (http://ADDRESS:PORT or https://ADDRESS:PORT)"));
     }
     Ok(format!("{scheme}://{rest}"))

@@ -5,6 +5,7 @@
 //! ```
 
 mod etcd;
+mod files;
 mod kube;
 mod node;
 mod raw;
@@ -12,6 +13,8 @@ mod raw;
 use std::fmt;
 
 pub(crate) use etcd::prefix as clean_prefix;
+pub use files::SettingsFiles;
+pub(crate) use files::UNIT_FILE;
 pub use node::NodeConfig;
 pub(crate) use node::loopback;
 pub(crate) use raw::environment_file;

@@ -1,15 +1,17 @@
 //! The host under the node: an interface that the daemon waits for, odd facts, and the settings as they were before us.
 
 use backends::kernel::OpError;
-use backends::{Feature, IfName, KernelState, LocalNode, Object, Op, Plan, Sysctl};
+use backends::{External, Feature, IfName, KernelState, LocalNode, Object, Op, Plan, Sysctl};
 use serde::{Deserialize, Serialize};
-use subnet_lease::{Family, Guarded, IpNetwork};
+use subnet_lease::{Family, Guarded, IpNetwork, Subnets};
 use tracing::error;
 
 use super::membership::Network;
 use super::{Effect, NodeCore, Tick};
 use crate::exit::Exit;
 use crate::host::iface;
+use crate::host::outside::{self, Kind, Overlap};
+use crate::host::path;
 
 /// The address that every guest has behind the user-mode network of VirtualBox and QEMU.
 const NAT_GUEST_ADDRESS: [u8; 4] = [10, 0, 2, 15];
@@ -121,55 +123,55 @@ impl NodeCore {
         notices.extend(self.nat_guest_address(node));
         notices.extend(self.narrow_address(node));
         notices.extend(self.unused_address(node));
+        notices.extend(self.strange_address(node));
+        notices.extend(self.narrow_path(node));
         notices.extend(self.without_bridge_rules());
         notices
     }
 
-    /// Addresses without which this host is cut off from the others, from the world or from the store.
+    /// Addresses without which this host is cut off.
     pub(super) fn guarded(&self) -> Vec<Guarded> {
         let (Some(facts), Some(external)) = (self.underlay.facts(), self.underlay.external()) else {
             return Vec::new();
         };
-        let own = Family::ALL.into_iter().filter_map(|family| external.local.family(family));
-        let own = own.map(|address| (address, "this host's own address"));
-        let defaults = Family::ALL.into_iter().flat_map(|family| facts.defaults(family));
-        let gateways =
-            defaults.filter_map(|route| route.gateway).map(|address| (address, "this host's gateway"));
-        let stores = self.settings.store_addresses.iter().filter(|address| !address.is_loopback());
-        let stores = stores.map(|address| (*address, "the store's address"));
-        let all = own.chain(gateways).chain(stores);
-        all.map(|(address, what)| Guarded { address, what: what.to_owned() }).collect()
+        outside::guarded(facts, Some(external), &self.settings.store_addresses)
     }
 
-    /// Networks that this host reaches without the tunnel. No new lease may overlap them.
-    pub(super) fn outside(&self) -> Vec<IpNetwork> {
-        let (Some(facts), Some(external)) = (self.underlay.facts(), self.underlay.external()) else {
-            return Vec::new();
-        };
+    /// What this host reaches without the tunnel: no subnet that overlaps it is leased anew. `had` are the subnets of its pods.
+    pub(super) fn outside(&self, had: Option<Subnets>) -> Vec<IpNetwork> {
+        let Some(facts) = self.underlay.facts() else { return Vec::new() };
         let hosts = self.guarded().into_iter().map(|guarded| IpNetwork::from(guarded.address));
         // IPv6 has a link-local network on every link.
-        hosts.chain(facts.connected(external.index)).collect()
+        hosts.chain(outside::connected(facts, had)).collect()
     }
 
-    /// Networks that hold what must stay outside of them.
+    /// What of this host the networks overlap.
     fn covered(&self, node: &LocalNode) -> Vec<String> {
-        let guarded = self.guarded();
-        let pools = node.network.pools().map(|pool| pool.network);
-        let sentence = |network: IpNetwork| {
-            let Guarded { address, what } =
-                guarded.iter().find(|guarded| network.contains(guarded.address))?;
+        let Some(facts) = self.underlay.facts() else { return Vec::new() };
+        let found = outside::overlaps(&node.network, facts, &self.guarded(), Some(node.subnets));
+        let sentence = |overlap: &Overlap| {
+            let effect = match overlap.kind {
+                Kind::Vital => {
+                    "no subnet with it is leased or admitted, and the hosts around it are taken for pods"
+                }
+                Kind::Connected => {
+                    "no subnet that overlaps it is leased to this host, and pods there are out of its reach"
+                }
+                // One that takes a peer's packets is named as such.
+                Kind::Routed => return None,
+            };
             Some(format!(
-                "the network {network} has {address} in it, {what}: no subnet with it is leased or admitted, and the hosts \
-                 around it are taken for pods; choose a network apart from the hosts'"
+                "{}: {effect}; choose a network apart from the hosts' (flannelctl network check)",
+                overlap.sentence()
             ))
         };
-        pools.filter_map(sentence).collect()
+        found.iter().filter_map(sentence).collect()
     }
 
     fn twins(&self, node: &LocalNode) -> Vec<String> {
         let twins = self.membership.peers().into_iter().flat_map(|peers| peers.twins());
         let external = &node.external;
-        let sentence = |(subnets, name): (subnet_lease::Subnets, Option<&str>)| {
+        let sentence = |(subnets, name): (Subnets, Option<&str>)| {
             let name = name.map_or_else(|| "another host".to_owned(), |name| format!("node {name:?}"));
             format!(
                 "{name} ({subnets}) publishes {} as well, which is ours on {}: each host needs an address of its own{}",
@@ -211,6 +213,29 @@ impl NodeCore {
             .find(|f| asked.family(*f).is_some() && node.network.network(*f).is_none())?;
         let flag = if unused == Family::V4 { "--public-ip" } else { "--public-ipv6" };
         Some(format!("{flag} has no effect: the network has no {unused}"))
+    }
+
+    fn strange_address(&self, node: &LocalNode) -> Option<String> {
+        path::strange_address(self.underlay.facts()?, &node.external, self.settings.iface.public)
+    }
+
+    /// A route to the other hosts for which the kernel sends smaller packets than the interface does.
+    fn narrow_path(&self, node: &LocalNode) -> Option<String> {
+        let (route, network) =
+            (path::narrowest(self.underlay.facts()?, &node.external)?, self.membership.network()?);
+        let External { link, mtu, .. } = &node.external;
+        let pods = network.backends.mtu(&network.config, &node.external);
+        let fits =
+            network.backends.mtu(&network.config, &External { mtu: route.mtu, ..node.external.clone() });
+        let to = if route.dst.prefix() == 0 { "default".to_owned() } else { route.dst.to_string() };
+        (pods > fits).then(|| {
+            format!(
+                "the route {to} dev {link} has mtu {}, below {mtu} of the interface: packets of pods larger than {fits} bytes \
+                 are lost on that way, and pods get an MTU of {pods}; set \"MTU\": {} in the network's Backend (flannelctl network \
+                 set), or the route's mtu to what the way carries",
+                route.mtu, route.mtu
+            )
+        })
     }
 
     fn without_bridge_rules(&self) -> Option<String> {

@@ -54,6 +54,8 @@ pub(super) struct Memories {
     earlier: Option<Earlier>,
     /// Our lease as it was last granted, in this run or an earlier one.
     own: Option<Lease>,
+    /// There is one of a run of ours since the host started.
+    warm: bool,
     /// The memory is in use: the store has not answered yet.
     in_use: bool,
     /// When to remember what changed.
@@ -78,6 +80,11 @@ impl Memories {
     /// Whether the memory is in use.
     pub(super) fn in_use(&self) -> bool {
         self.in_use
+    }
+
+    /// Whether a daemon of ours ran before since the host started, so that the kernel is as it left it.
+    pub(super) fn is_warm(&self) -> bool {
+        self.warm
     }
 
     /// Our lease as it was last granted, in this run or an earlier one.
@@ -133,6 +140,7 @@ impl NodeCore {
         }
         self.membership.recall(now, memory.own.subnets, memory.hold.clone(), warm);
         self.memories.own = Some(memory.own.clone());
+        self.memories.warm = warm;
         self.memories.earlier = Some(Earlier { memory, warm, at: now + PATIENCE });
     }
 

@@ -1,16 +1,18 @@
 //! One pass: read, compare, apply.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use backends::kernel::{KernelClass, KernelError, OpError, Own, Touch};
 use backends::rules::Firewall;
 use backends::{
-    Facts, Feature, KernelState, LocalNode, Object, Op, Owner, Plan, ROUTE_PROTOCOL, Route, Wish, diff,
+    Facts, Feature, HostRoute, KernelState, LocalNode, Object, Op, Owner, Plan, ROUTE_PROTOCOL, Route, Wish,
+    diff,
 };
 use serde::{Deserialize, Serialize};
-use subnet_lease::{Family, SubnetEnv};
+use subnet_lease::{Family, SubnetEnv, contains_net};
 use tracing::{debug, info, warn};
 
 use super::fights::Fights;
@@ -57,7 +59,9 @@ pub(super) struct Pass {
 pub(super) struct Outcome {
     /// A pass ran with everything it needs.
     pub(super) complete: bool,
-    /// What an earlier daemon left behind is gone.
+    /// The kernel was read once, before anything was changed.
+    looked: bool,
+    /// What a flannel left behind is gone, or there was none.
     swept: bool,
     /// Our own device, address or rules could not be made.
     pub(super) own_failure: Option<String>,
@@ -234,8 +238,24 @@ impl NodeCore {
             external: self.underlay.external().map(|e| e.link),
             pools,
             pods: self.underlay.pods(self.publication.own()),
-            first_pass: !self.pass.last.swept,
+            routers: self.routers(),
+            // A flannel that ran here published its subnet.env; after a daemon of ours there is nothing left of it.
+            first_pass: !self.pass.last.swept
+                && self.publication.remembered().is_some()
+                && !self.memories.is_warm(),
         })
+    }
+
+    /// Gateways to what is not in the network.
+    fn routers(&self) -> Vec<IpAddr> {
+        let networks: Vec<_> =
+            self.membership.network().into_iter().flat_map(|n| n.config.pools()).map(|p| p.network).collect();
+        let leads_out = |route: &&HostRoute| !networks.iter().any(|net| contains_net(*net, route.dst));
+        let routes = self.underlay.facts().into_iter().flat_map(|facts| &facts.routes);
+        let mut routers: Vec<_> = routes.filter(leads_out).filter_map(|route| route.gateway).collect();
+        routers.sort_unstable();
+        routers.dedup();
+        routers
     }
 
     pub(super) fn dumped(&mut self, now: Tick, own: Result<Own, KernelError>, effects: &mut Vec<Effect>) {
@@ -251,6 +271,9 @@ impl NodeCore {
             Ok(own) => own,
             Err(error) => return self.could_not_read("our own objects", &error, now, effects),
         };
+        if !std::mem::replace(&mut self.pass.last.looked, true) {
+            self.pass.last.swept = own.state.iter().any(|object| is_ours_inside(object, &owner));
+        }
         self.note_devices(&own);
         self.membership.report_refused();
         if let Err(sentence) = self.choose_renderer(&own.firewall) {
@@ -269,6 +292,7 @@ impl NodeCore {
         );
         conflicts.extend(self.host_notices(&node));
         self.host_settings.wish(&want);
+        let owner = Owner { first_pass: owner.first_pass && !self.pass.last.swept, ..owner };
         let mut plan = diff(&want, &own.state, &owner);
         if own.interrupted {
             plan.ops.retain(|op| !matches!(op, Op::Delete(_)));
@@ -299,7 +323,7 @@ impl NodeCore {
                 && r.link.is_none_or(|link| !own.state.links().any(|ours| ours.name == link)))
         };
         for op in plan.ops.iter().filter(theirs).take(ADOPTED_LOGGED) {
-            info!("a route that a flannel seems to have left here goes: {op}");
+            info!("a route that an earlier flannel seems to have left is deleted: {op}");
         }
     }
 
@@ -355,7 +379,8 @@ impl NodeCore {
             .take()
             .or_else(|| held.map(|line| format!("{line}: somebody keeps undoing it")));
         self.pass.last.complete = true;
-        self.pass.last.swept |= !self.pass.last.unswept;
+        // By memory nothing is deleted.
+        self.pass.last.swept |= !self.pass.last.unswept && !self.memories.in_use();
         self.pass
             .pace
             .finished(now, self.pass.last.unswept || self.underlay.is_stale() || !failures.is_empty());
@@ -433,6 +458,12 @@ pub(super) fn is_own_end(object: &Object) -> bool {
         object,
         Object::Link(_) | Object::Address(_) | Object::Up(_) | Object::Table(_) | Object::Iptables(_)
     )
+}
+
+/// A route that an earlier daemon of ours made in this network.
+fn is_ours_inside(object: &Object, owner: &Owner) -> bool {
+    matches!(object, Object::Route(route) if route.protocol == ROUTE_PROTOCOL
+        && owner.networks.iter().any(|net| contains_net(*net, route.dst)))
 }
 
 /// The first failure of each kind, the rest of it counted.

@@ -362,7 +362,7 @@ impl NodeCore {
             attrs,
             previous: previous.filter(|_| !publication.claim.contest.lost),
             network: network.config.clone(),
-            avoid: self.outside(),
+            avoid: self.outside(previous),
             node: self.settings.node.clone(),
         })
     }

@@ -83,6 +83,9 @@ pub struct Status {
     /// CNI configurations that container runtimes take in place of ours, a sentence for each folder.
     #[serde(default)]
     pub rival_conflists: Vec<String>,
+    /// What changed in the settings file since the start, which is not in force.
+    #[serde(default)]
+    pub changed_settings: Option<String>,
 }
 
 /// The interface between the hosts.
@@ -220,6 +223,7 @@ impl NodeCore {
             unremembered: None,
             pass_times: last.times,
             rival_conflists: Vec::new(),
+            changed_settings: None,
         }
     }
 }

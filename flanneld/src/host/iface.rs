@@ -356,6 +356,18 @@ pub(crate) fn is_link_local(address: IpAddr) -> bool {
     }
 }
 
+/// An address that the Internet has no route to: what a NAT translates from.
+pub(crate) fn is_private(address: IpAddr) -> bool {
+    match address {
+        // The shared range is that of providers' NAT (RFC 6598).
+        IpAddr::V4(address) => {
+            let [a, b, ..] = address.octets();
+            address.is_private() || address.is_link_local() || (a == 100 && (64..128).contains(&b))
+        }
+        IpAddr::V6(address) => address.is_unique_local() || address.is_unicast_link_local(),
+    }
+}
+
 /// The interfaces with their addresses.
 fn listing(facts: &Facts) -> String {
     let one = |link: &HostLink| {

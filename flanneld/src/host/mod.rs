@@ -1,5 +1,8 @@
-//! The host under the daemon: which interface is the underlay, how full the pods' pools are.
+//! The host under the daemon: which interface is the underlay, what stays outside of the network, how full the pods' pools are.
 
 pub(crate) mod conflists;
 pub mod iface;
+pub(crate) mod outside;
+pub(crate) mod path;
 pub mod pool;
+pub(crate) mod setting_writers;

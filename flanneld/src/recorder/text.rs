@@ -147,19 +147,10 @@ pub fn time(wall: Duration) -> String {
     text
 }
 
-/// A time as people write it: `10m` ago (s, m, h, d), or `2026-11-21`, `2026-11-21T10:26:07Z`, UTC.
+/// A time as people write it: `10m` ago, or `2026-11-21`, `2026-11-21T10:26:07Z`, UTC.
 pub fn since(text: &str, now: Duration) -> Option<Duration> {
-    let split = text.len().checked_sub(1).filter(|split| text.is_char_boundary(*split))?;
-    let unit = match &text[split..] {
-        "s" => Some(1),
-        "m" => Some(60),
-        "h" => Some(3600),
-        "d" => Some(DAY),
-        _ => None,
-    };
-    if let Some(unit) = unit {
-        let ago = text[..split].parse::<u64>().ok()?.checked_mul(unit)?;
-        return Some(now.saturating_sub(Duration::from_secs(ago)));
+    if let Some(ago) = span(text) {
+        return Some(now.saturating_sub(ago));
     }
     let text = text.strip_suffix('Z').unwrap_or(text);
     let (date, time) = text.split_once(['T', ' ']).unwrap_or((text, "00:00:00"));
@@ -173,6 +164,54 @@ pub fn since(text: &str, now: Duration) -> Option<Duration> {
         && time[1] < 60
         && time[2] < 61;
     fits.then(|| Duration::from_secs(days(date) * DAY + time[0] * 3600 + time[1] * 60 + time[2]))
+}
+
+/// A span of time as Go reads it: `10m`, `1h30m`, `1.5h`, `300ms`, `0`; and days, `3d`.
+pub fn span(text: &str) -> Option<Duration> {
+    let mut left = text.strip_prefix('+').unwrap_or(text);
+    if left == "0" {
+        return Some(Duration::ZERO);
+    }
+    let digits = |text: &str| text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let mut total: u128 = 0;
+    if left.is_empty() {
+        return None;
+    }
+    while !left.is_empty() {
+        let (whole, after) = left.split_at(digits(left));
+        let (fraction, after) = match after.strip_prefix('.') {
+            Some(after) => after.split_at(digits(after)),
+            None => ("", after),
+        };
+        let (unit, after) =
+            after.split_at(after.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(after.len()));
+        if whole.is_empty() && fraction.is_empty() {
+            return None;
+        }
+        let unit = nanoseconds(unit)?;
+        // No more than eighteen digits behind the point count.
+        let fraction = &fraction[..fraction.len().min(18)];
+        let scale = 10_u128.pow(u32::try_from(fraction.len()).ok()?);
+        let number = |digits: &str| if digits.is_empty() { Some(0) } else { digits.parse::<u64>().ok() };
+        total += u128::from(number(whole)?) * unit + u128::from(number(fraction)?) * unit / scale;
+        left = after;
+    }
+    // Go's spans end after 292 years.
+    i64::try_from(total).ok().map(|nanoseconds| Duration::from_nanos(nanoseconds.unsigned_abs()))
+}
+
+fn nanoseconds(unit: &str) -> Option<u128> {
+    let seconds = 1_000_000_000;
+    Some(match unit {
+        "ns" => 1,
+        "us" | "\u{b5}s" | "\u{3bc}s" => 1_000,
+        "ms" => 1_000_000,
+        "s" => seconds,
+        "m" => 60 * seconds,
+        "h" => 3600 * seconds,
+        "d" => u128::from(DAY) * seconds,
+        _ => return None,
+    })
 }
 
 fn numbers(text: &str, between: char) -> Option<[u64; 3]> {

@@ -9,6 +9,7 @@ mod plane_tasks;
 pub mod publish;
 pub(crate) mod rival;
 pub mod run;
+mod settings_files;
 pub mod signals;
 pub(crate) mod state_file;
 pub(crate) mod store;

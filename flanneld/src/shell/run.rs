@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
 use super::tap::Tap;
+use crate::config::SettingsFiles;
 use crate::core::{
     Arbiter, Effect, Input, Listen, NodeCore, Readiness, Settings, Status, StatusRequest, Tick,
 };
@@ -33,7 +34,7 @@ use crate::shell::kernel_thread::{self, Ask, KernelThread};
 use crate::shell::plane_tasks::PlaneTasks;
 use crate::shell::state_file::StateFile;
 use crate::shell::subscription::Subscription;
-use crate::shell::{conflists as conflist_watch, publish, signals};
+use crate::shell::{conflists as conflist_watch, publish, settings_files, signals};
 
 /// Inputs that may wait for the core; a task with more inputs waits. Ours: more than arrives during one pass.
 const INBOX: usize = 1024;
@@ -54,6 +55,8 @@ pub struct Shell {
     pub release_on_exit: bool,
     /// The recorder's file.
     pub record_file: Option<PathBuf>,
+    /// The files that the settings come from.
+    pub settings_files: Arc<SettingsFiles>,
     /// What belongs to the host, shared by all networks of this daemon.
     pub host: Rc<RefCell<Host>>,
     /// Requests for the status. There are no more once the other end is gone.
@@ -84,6 +87,7 @@ struct Running {
     filter: EventFilter,
     status: mpsc::Receiver<StatusRequest>,
     planes: PlaneTasks,
+    settings_files: Arc<SettingsFiles>,
     tap: Tap,
     exit: Option<Exit>,
 }
@@ -133,6 +137,7 @@ fn start(shell: Shell) -> Result<Started, String> {
     });
     publish::watch(&shell.subnet_file, inbox.clone());
     conflist_watch::watch();
+    settings_files::watch(shell.settings_files.clone());
     let state = StateFile::open(&shell.state_dir, &shell.settings.network);
     let network = shell.settings.network.clone();
     shell.host.borrow_mut().arbiter.expect(&network);
@@ -150,6 +155,7 @@ fn start(shell: Shell) -> Result<Started, String> {
         planes: PlaneTasks::new(inbox.clone()),
         inbox,
         status: shell.status,
+        settings_files: shell.settings_files,
         tap: Tap::open(shell.record_file.as_deref(), clock::boot(), &core),
         exit: None,
     };
@@ -191,6 +197,7 @@ impl Running {
                         unreadable: route.unreadable() + netfilter.unreadable(),
                         unremembered: self.state.problem(),
                         rival_conflists: conflists::all(),
+                        changed_settings: self.settings_files.changed(),
                         listed_peers: core.peer_reports(asker.peers),
                         ..core.status(clock::boot())
                     };

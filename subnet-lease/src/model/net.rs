@@ -214,7 +214,7 @@ pub(crate) fn step(family: Family, len: u8) -> u128 {
 }
 
 /// Reads `ADDRESS/LENGTH` and nothing looser: no bare address, no dotted mask. Host bits are kept.
-pub(crate) fn parse_network(text: &str) -> Option<IpNetwork> {
+pub fn parse_network(text: &str) -> Option<IpNetwork> {
     let (addr, len) = text.split_once('/')?;
     let digits = !len.is_empty() && len.bytes().all(|b| b.is_ascii_digit());
     IpNetwork::new(addr.parse().ok()?, len.parse().ok().filter(|_| digits)?).ok()

@@ -69,7 +69,7 @@ const FLANNELD: &[Folder] = &[
 ];
 
 const CNI_PLUGIN: &[Folder] = &[
-    ("contract", &["backends"]),
+    ("contract", &["backends", "subnet-lease"]),
     ("sys", &["contract", "backends", "subnet-lease"]),
     ("plugin", &["contract", "sys", "backends", "subnet-lease"]),
     ("entry", &[]),

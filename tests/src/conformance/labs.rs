@@ -290,6 +290,7 @@ fn view(route: &Route) -> route::RouteView {
         source: None,
         cloned: false,
         special: false,
+        mtu: 0,
     }
 }
 

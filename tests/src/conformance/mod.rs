@@ -179,6 +179,7 @@ fn owner() -> Owner {
         external: Some(eth0()),
         pods: Vec::new(),
         pools: Vec::new(),
+        routers: Vec::new(),
         first_pass: false,
     }
 }

@@ -52,6 +52,7 @@ fn written() -> Vec<u8> {
                 source: via,
                 cloned: false,
                 special: false,
+                mtu: 0,
             },
         );
         let gateway = Some(net.ip());
@@ -151,6 +152,7 @@ fn owner() -> &'static Owner {
         external: "eth0".parse().ok(),
         pools: Vec::new(),
         pods: Vec::new(),
+        routers: Vec::new(),
         first_pass: true,
     })
 }

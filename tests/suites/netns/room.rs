@@ -45,10 +45,20 @@ fn growth() -> Result<()> {
     ensure!(rules.contains("10.42.0.0/16") && !rules.contains("10.42.0.0/20"), "{rules}");
     let text = control(&cluster, &host, &["lease", "reserve", "10.42.200.0/24", "--for", "172.30.9.9"]);
     text.context("a subnet of the larger network")?;
-    for (conf, why) in [(conf("10.42.0.0/20"), "10.42.200.0-24"), (conf("10.77.0.0/16"), "outside")] {
-        write(&conf)?;
-        let text = refused(&cluster, &["network", "set", "/run/new.json"])?;
-        ensure!(text.contains(why), "{text}");
+    host.exec(&Program::new("ip").args("route add 10.99.16.0/20 via 172.30.0.9 dev eth0".split(' ')))?;
+    for (net, force, why) in [
+        ("10.42.0.0/20", "", "10.42.200.0-24"),
+        ("10.77.0.0/16", "", "outside"),
+        // What lies in the network on this host.
+        ("172.30.0.0/16", "--force", "this host's own address"),
+        ("10.99.0.0/16", "", "10.99.16.0/20, a route via 172.30.0.9 dev eth0"),
+        ("10.99.0.0/16", "--force", "outside"),
+    ] {
+        write(&conf(net))?;
+        let flag = [force].into_iter().filter(|flag| !flag.is_empty());
+        let verb: Vec<&str> = ["network", "set", "/run/new.json"].into_iter().chain(flag).collect();
+        let text = refused(&cluster, &verb)?;
+        ensure!(text.contains(why), "{net}: {text}");
     }
     cluster.join()?;
     cluster.wait_for_pings(SOON).map(drop)

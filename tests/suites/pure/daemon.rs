@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use backends::kernel::fake::FakeKernel;
 use flanneld::core::{Effect, Input, Memory, NodeCore, Settings, Tick};
-use subnet_lease::{Claim, Lease, StoreEvent, Subnets};
+use subnet_lease::{Claim, Lease, StoreEvent, SubnetEnv, Subnets};
 use tests::lines::type_line;
 use tests::solo::{Solo, settings};
 
@@ -107,6 +107,7 @@ fn routes_of_an_earlier_flannel_are_deleted_after_an_interrupted_first_dump() {
     let left = "ip route add 10.244.9.0/24 via 172.16.0.9 dev eth0 proto 3";
     let own = record("10.244.1.0-24", "172.16.0.1", 1, None);
     let mut solo = Solo::new(settings(), host(&[left]), own.clone());
+    solo.hear(Input::Remembered(SubnetEnv::parse(ENV).unwrap()));
     solo.hear(Input::Store(StoreEvent::Config(NETWORK.to_vec())));
     solo.kernel.faults.interrupt_dumps(1);
     solo.hear(Input::Store(StoreEvent::Snapshot {
@@ -116,6 +117,49 @@ fn routes_of_an_earlier_flannel_are_deleted_after_an_interrupted_first_dump() {
     }));
     solo.wait(Duration::from_secs(5));
     assert!(!solo.kernel.to_string().contains("10.244.9.0"), "{}", solo.kernel);
+}
+
+/// What a daemon on this host published.
+const ENV: &str =
+    "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+
+#[test]
+fn a_static_route_inside_the_network_stays_where_no_flannel_ran_or_ours_ran_after_it() {
+    let operator = "ip route add 10.244.9.0/24 via 172.16.0.9 dev eth0 proto 3";
+    let peer = "ip route add 10.244.2.0/24 via 172.16.0.2 dev eth0 proto 67";
+    let own = record("10.244.1.0-24", "172.16.0.1", 1, None);
+    let env = || Input::Remembered(SubnetEnv::parse(ENV).unwrap());
+    let recalled = |warm| Input::Recalled(memory(own.clone()), warm);
+    for (before, kernel, stays) in [
+        (vec![], vec![operator], true),
+        (vec![env()], vec![operator, peer], true),
+        (vec![env(), recalled(true)], vec![operator], true),
+        // The host started anew after our last run, and a flannel ran.
+        (vec![env(), recalled(false)], vec![operator], false),
+        (vec![env()], vec![operator], false),
+    ] {
+        let mut solo = Solo::new(settings(), host(&kernel), own.clone());
+        let case = format!("{before:?} {kernel:?}");
+        before.into_iter().for_each(|input| solo.hear(input));
+        solo.start(NETWORK, vec![own.clone()]);
+        solo.wait(Duration::from_secs(5));
+        assert_eq!(solo.kernel.to_string().contains("10.244.9.0"), stays, "{case}\n{}", solo.kernel);
+    }
+}
+
+#[test]
+fn no_subnet_is_claimed_from_another_network_of_the_host_and_the_overlap_is_named() {
+    let bridge =
+        ["ip link add docker0", "ip link set docker0 up", "ip address add 10.244.64.1/18 dev docker0"];
+    let inside: subnet_lease::IpNetwork = "10.244.64.0/18".parse().unwrap();
+    let claim = first_claim(settings(), host(&bridge), Vec::new());
+    assert!(claim.avoid.contains(&inside), "{:?}", claim.avoid);
+    let own = record("10.244.1.0-24", "172.16.0.1", 1, None);
+    let mut solo = Solo::new(settings(), host(&bridge), own.clone());
+    solo.start(NETWORK, vec![own]);
+    let conflicts = solo.status().conflicts;
+    let named = conflicts.iter().any(|why| why.contains("overlaps 10.244.64.0/18, the network on docker0"));
+    assert!(named, "{conflicts:?}");
 }
 
 fn shown(leases: Vec<Lease>) -> Input {

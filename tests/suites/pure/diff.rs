@@ -26,6 +26,7 @@ fn owner(first_pass: bool) -> Owner {
             min: "10.244.1.0".parse().unwrap(),
             max: "10.244.200.0".parse().unwrap(),
         }],
+        routers: vec!["172.16.0.254".parse().unwrap()],
         first_pass,
     }
 }
@@ -275,10 +276,28 @@ fn routes_of_an_earlier_flannel_over_the_underlay_are_deleted_in_the_first_pass_
     let left = "ip route add 10.244.9.0/24 via 172.16.0.9 dev eth0 proto 3";
     assert_eq!(steps(&[], &[left], true), ["ip route delete 10.244.9.0/24 via 172.16.0.9 dev eth0 proto 3"]);
     assert!(steps(&[], &[left], false).is_empty());
-    // No flannel makes routes of another length, or to a subnet that the network does not give out.
-    for other in [left.replace("/24", "/25"), left.replace("10.244.9.0", "10.244.201.0")] {
+}
+
+#[test]
+fn a_static_route_inside_the_network_that_no_flannel_made_is_never_deleted() {
+    let left = "ip route add 10.244.9.0/24 via 172.16.0.9 dev eth0 proto 3";
+    for (from, to) in [
+        // Of another length, or to a subnet that the network does not give out.
+        ("/24", "/25"),
+        ("10.244.9.0", "10.244.201.0"),
+        ("10.244.9.0", "10.244.0.0"),
+        // By a router, or with a metric, or made by another program.
+        ("172.16.0.9", "172.16.0.254"),
+        ("proto 3", "proto 3 metric 50"),
+        ("proto 3", "proto 4"),
+    ] {
+        let other = left.replace(from, to);
+        assert_ne!(other, left);
         assert!(steps(&[], &[other.as_str()], true).is_empty(), "{other}");
     }
+    // By a gateway with more subnets than a lease has.
+    let beside = left.replace("10.244.9.0", "10.244.10.0");
+    assert!(steps(&[], &[left, beside.as_str()], true).is_empty());
 }
 
 #[test]

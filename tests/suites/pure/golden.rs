@@ -15,7 +15,7 @@ use flanneld::core::{Input, Settings};
 use nix::errno::Errno;
 use serde::Deserialize;
 use serde_json::Value;
-use subnet_lease::{Lease, StoreEvent};
+use subnet_lease::{Lease, StoreEvent, SubnetEnv};
 use tests::lines::type_line;
 use tests::solo::{Solo, settings};
 
@@ -36,6 +36,9 @@ struct Case {
     /// What already exists in the kernel.
     #[serde(default)]
     before: Vec<String>,
+    /// What an earlier daemon published.
+    #[serde(default)]
+    env: Option<String>,
     #[serde(default)]
     masquerade: bool,
     #[serde(default)]
@@ -89,6 +92,9 @@ impl Case {
         let any = serde_json::json!({"PublicIP": "0.0.0.0", "PublicIPv6": null});
         let own = lease(&self.own, self.leases.get(&self.own).unwrap_or(&any));
         let mut solo = Solo::new(self.settings(), kernel, own);
+        if let Some(env) = &self.env {
+            solo.hear(Input::Remembered(SubnetEnv::parse(env).unwrap()));
+        }
         self.give(&mut solo);
         solo.notice();
         // Storms are paced, so the next event comes after a pause.

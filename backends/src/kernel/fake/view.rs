@@ -224,5 +224,5 @@ fn host_address(index: u32, net: IpNetwork) -> HostAddress {
 
 fn host_route(held: &Held) -> HostRoute {
     let Held { route, out, source } = *held;
-    HostRoute { dst: route.dst, gateway: route.via, link: out, metric: route.metric, source }
+    HostRoute { dst: route.dst, gateway: route.via, link: out, metric: route.metric, source, mtu: 0 }
 }

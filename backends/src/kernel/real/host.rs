@@ -126,5 +126,6 @@ fn route(view: &RouteView) -> HostRoute {
         link: view.link,
         metric: view.metric,
         source: view.source,
+        mtu: view.mtu,
     }
 }

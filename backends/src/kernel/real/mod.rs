@@ -310,6 +310,7 @@ fn view(route: &Route, link: u32) -> RouteView {
         source: None,
         cloned: false,
         special: false,
+        mtu: 0,
     }
 }
 

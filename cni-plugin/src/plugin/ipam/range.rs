@@ -26,7 +26,7 @@ pub(crate) struct RangeSet(Vec<Range>);
 impl Range {
     /// Reads `subnet`, `rangeStart`, `rangeEnd` and `gateway`; none when there is no `subnet`.
     pub(crate) fn parse(from: &Object) -> Result<Option<Self>, Failure> {
-        let Some(subnet) = from.parsed::<IpNetwork>("subnet", "a network as 10.244.1.0/24")? else {
+        let Some(subnet) = from.network("subnet", "a network as 10.244.1.0/24")? else {
             return Ok(None);
         };
         let subnet = canonical(subnet)?;

@@ -43,6 +43,7 @@ fn host(text: &str) -> Facts {
                     link: index(words[2]),
                     metric: after("metric").map_or(0, |metric| metric.parse().unwrap()),
                     source: after("src").map(|source| source.parse::<IpAddr>().unwrap()),
+                    mtu: after("mtu").map_or(0, |mtu| mtu.parse().unwrap()),
                 };
                 match word {
                     "reach" => facts.reach = Some(route),

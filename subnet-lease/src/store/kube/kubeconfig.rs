@@ -235,8 +235,8 @@ fn named<T>(all: Option<Vec<Named<T>>>, what: &str, name: &str) -> Result<T, Str
 impl Server {
     pub(super) fn parse(url: &str) -> Result<Self, String> {
         let (tls, rest) = match url.split_once("://") {
-            Some(("https", rest)) => (true, rest),
-            Some(("http", rest)) => (false, rest),
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (true, rest),
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (false, rest),
             Some((scheme, _)) => return Err(format!("{scheme}:// is neither https:// nor http://")),
             // As in Go's client.
             None => (false, url),
@@ -325,6 +325,7 @@ mod tests {
     #[test]
     fn a_server_is_a_scheme_a_host_a_port_and_a_path() {
         assert_eq!(server("https://a"), Ok((true, "a".into(), 443, String::new())));
+        assert_eq!(server("HTTPS://a"), Ok((true, "a".into(), 443, String::new())));
         assert_eq!(server("http://10.0.0.1:8080/"), Ok((false, "10.0.0.1".into(), 8080, String::new())));
         assert_eq!(server("https://[fd00::1]:6443"), Ok((true, "fd00::1".into(), 6443, String::new())));
         assert_eq!(server("https://a.b/k8s/c-1"), Ok((true, "a.b".into(), 443, "/k8s/c-1".into())));

@@ -161,8 +161,10 @@ fn facts() -> impl Strategy<Value = Facts> {
         address.prop_map(|(link, net, peer, [global, permanent, temporary, deprecated, tentative])| {
             HostAddress { link, net, peer, global, permanent, temporary, deprecated, tentative }
         });
-    let route = (net(), of(any::<IpAddr>()), 1u32..9, any::<u32>(), of(any::<IpAddr>()))
-        .prop_map(|(dst, gateway, link, metric, source)| HostRoute { dst, gateway, link, metric, source });
+    let route =
+        (net(), of(any::<IpAddr>()), 1u32..9, any::<u32>(), of(any::<IpAddr>()), any::<u32>()).prop_map(
+            |(dst, gateway, link, metric, source, mtu)| HostRoute { dst, gateway, link, metric, source, mtu },
+        );
     let system = ("[0-9.]{0,5}", "[a-z]{0,5}", any::<[bool; 2]>()).prop_map(
         |(release, distribution, [lacks, has])| System {
             release,
