@@ -7,8 +7,10 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
-use rtnetlink::packet_route::link::InfoKind;
-use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
+use rtnetlink::packet_route::link::{InfoKind, MacVlanMode};
+use rtnetlink::{
+    LinkBridge, LinkMacVlan, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan, LinkVrf, LinkVxlan,
+};
 
 use crate::enter::{is_rootless, why_closed};
 use crate::namespace::Namespace;
@@ -33,6 +35,14 @@ pub enum Need {
     Wireguard,
     /// The IP-in-IP tunnel.
     Ipip,
+    /// Several ports as one.
+    Bond,
+    /// Tagged Ethernet.
+    Vlan,
+    /// More Ethernet addresses on one port.
+    Macvlan,
+    /// Routing domains.
+    Vrf,
     /// User-space tunnels.
     Tun,
     /// Packet filters, the newer kind.
@@ -43,7 +53,7 @@ pub enum Need {
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 15] = [
         Self::Namespaces,
         Self::UserNamespaces,
         Self::Sysctl,
@@ -52,6 +62,10 @@ impl Need {
         Self::Vxlan,
         Self::Wireguard,
         Self::Ipip,
+        Self::Bond,
+        Self::Vlan,
+        Self::Macvlan,
+        Self::Vrf,
         Self::Tun,
         Self::NfTables,
         Self::Ipv6,
@@ -70,6 +84,10 @@ impl Need {
             Self::Vxlan => "the kernel has no vxlan; try `sudo modprobe vxlan`, or the host-gw backend",
             Self::Wireguard => "the kernel has no wireguard; try `sudo modprobe wireguard`",
             Self::Ipip => "the kernel has no ipip; try `sudo modprobe ipip`",
+            Self::Bond => "the kernel has no bonding; try `sudo modprobe bonding`",
+            Self::Vlan => "the kernel has no VLAN devices; try `sudo modprobe 8021q`",
+            Self::Macvlan => "the kernel has no macvlan; try `sudo modprobe macvlan`",
+            Self::Vrf => "the kernel has no VRF; try `sudo modprobe vrf`",
             Self::Tun => "/dev/net/tun can't be opened; try `sudo modprobe tun`, and run as root",
             Self::NfTables => "the kernel has no nf_tables; try `sudo modprobe nf_tables`",
             Self::Ipv6 => "IPv6 is switched off in this kernel (ipv6.disable=1 at boot?); use IPv4 only",
@@ -129,6 +147,12 @@ fn attempt(need: Need, space: &Namespace) -> Result<()> {
         Need::Vxlan => link(LinkVxlan::new("vxlan", 7).port(8472).build()),
         Need::Wireguard => link(bare("wireguard", InfoKind::Wireguard)),
         Need::Ipip => link(bare("ipip", InfoKind::IpIp)),
+        Need::Bond => link(bare("bond", InfoKind::Bond)),
+        Need::Vlan => link(LinkVlan::new("vlan", port(space, "vlan-port")?, 5).build()),
+        Need::Macvlan => {
+            link(LinkMacVlan::new("macvlan", port(space, "macvlan-port")?, MacVlanMode::Bridge).build())
+        }
+        Need::Vrf => link(LinkVrf::new("vrf", 100).build()),
         Need::Tun => {
             OpenOptions::new()
                 .read(true)
@@ -141,6 +165,12 @@ fn attempt(need: Need, space: &Namespace) -> Result<()> {
         Need::NfTables => space.run(nf_tables)?,
         Need::Ipv6 => space.netlink()?.add_address("lo", "fd00::1/128".parse()?),
     }
+}
+
+/// An Ethernet port for a device on top of it.
+fn port(space: &Namespace, name: &str) -> Result<u32> {
+    space.netlink()?.add_link("a port", LinkVeth::new(name, &format!("{name}-2")).build())?;
+    space.netlink()?.index(name)
 }
 
 fn bare(name: &str, kind: InfoKind) -> rtnetlink::packet_route::link::LinkMessage {

@@ -369,6 +369,11 @@ fn everything(family: Family) -> Result<IpNetwork> {
     })
 }
 
+/// How many times slower than usual this machine is: `SELVAGE_SLOW`, which a test run in an emulated machine sets.
+fn slowness() -> u32 {
+    std::env::var("SELVAGE_SLOW").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
 /// One attempt and the pause after it count for at most this time: a machine that stood still, or was busy,
 /// proves nothing.
 const STEP: Duration = Duration::from_millis(500);
@@ -376,6 +381,7 @@ const STEP: Duration = Duration::from_millis(500);
 /// Repeats `ask` until it succeeds, and returns how long that took. After `patience` the last error is
 /// returned.
 pub fn eventually(patience: Duration, mut ask: impl FnMut() -> Result<()>) -> Result<Duration> {
+    let patience = patience * slowness();
     let start = Instant::now();
     let (mut last, mut waited) = (start, Duration::ZERO);
     loop {

@@ -17,6 +17,7 @@ pub(crate) struct Case {
     peers: bool,
     programs: Vec<&'static str>,
     anywhere: Vec<&'static str>,
+    in_the_vm: bool,
     body: Box<dyn FnOnce() -> Result<()> + Send>,
 }
 
@@ -32,6 +33,7 @@ pub(crate) fn case(name: impl Into<String>, body: impl FnOnce() -> Result<()> + 
         peers: false,
         programs: Vec::new(),
         anywhere: Vec::new(),
+        in_the_vm: false,
         body: Box::new(body),
     }
 }
@@ -40,6 +42,17 @@ impl Case {
     /// Its needs of the machine are exactly these.
     pub(crate) fn needing(self, needs: &[Need]) -> Self {
         Self { needs: needs.to_vec(), ..self }
+    }
+
+    /// It needs this of the machine as well.
+    pub(crate) fn also_needing(mut self, needs: &[Need]) -> Self {
+        self.needs.extend(needs);
+        self
+    }
+
+    /// It may be skipped where the kernel lacks something: `tests/run vm` runs it on a kernel that has everything.
+    pub(crate) fn in_the_vm(self) -> Self {
+        Self { in_the_vm: std::env::var_os("SELVAGE_VM").is_none(), ..self }
     }
 
     /// It needs the real programs to test against.
@@ -96,7 +109,7 @@ pub(crate) fn run(args: &Arguments, cases: Vec<Case>) -> ExitCode {
             continue;
         }
         println!("skipped {}: {}", case.name, missing.join("; "));
-        refused |= allowed.as_ref().is_some_and(|list| !list.split(',').any(|name| name == case.name));
+        refused |= !case.in_the_vm && allowed.as_ref().is_some_and(|list| !list.split(',').any(|name| name == case.name));
         trials.push(case.trial().with_ignored_flag(true));
     }
     let code = libtest_mimic::run(args, trials).exit_code();

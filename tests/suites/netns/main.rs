@@ -34,6 +34,7 @@ mod room;
 mod rules;
 mod store;
 mod storms;
+mod underlays;
 
 use std::process::ExitCode;
 
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         networkd::cases(),
         networks::cases(),
         host::cases(),
+        underlays::cases(),
         record::cases(),
         store::cases(),
         kube::cases(),
