@@ -109,7 +109,8 @@ pub(crate) fn run(args: &Arguments, cases: Vec<Case>) -> ExitCode {
             continue;
         }
         println!("skipped {}: {}", case.name, missing.join("; "));
-        refused |= !case.in_the_vm && allowed.as_ref().is_some_and(|list| !list.split(',').any(|name| name == case.name));
+        refused |= !case.in_the_vm
+            && allowed.as_ref().is_some_and(|list| !list.split(',').any(|name| name == case.name));
         trials.push(case.trial().with_ignored_flag(true));
     }
     let code = libtest_mimic::run(args, trials).exit_code();

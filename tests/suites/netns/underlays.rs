@@ -61,7 +61,9 @@ pub(crate) fn cases() -> Vec<Case> {
             .in_the_vm(),
     );
     cases.push(
-        case("pods_reach_each_other_over_an_underlay_in_a_vrf", in_a_vrf).also_needing(&[Need::Vrf]).in_the_vm(),
+        case("pods_reach_each_other_over_an_underlay_in_a_vrf", in_a_vrf)
+            .also_needing(&[Need::Vrf])
+            .in_the_vm(),
     );
     cases
 }
@@ -106,7 +108,11 @@ fn tunnel_is_over(cluster: &Cluster, number: usize, device: &str) -> Result<()> 
     let device = device.replace("eth0", UPLINK);
     for tunnel in ["flannel.1", "flannel-v6.1"] {
         let shown = sh(cluster.net.host(number), &format!("ip -d link show {tunnel}"))?;
-        ensure!(shown.contains(&format!("dev {device} ")), "{device} in {shown}\n{}", cluster.daemons[number].log());
+        ensure!(
+            shown.contains(&format!("dev {device} ")),
+            "{device} in {shown}\n{}",
+            cluster.daemons[number].log()
+        );
     }
     Ok(())
 }
@@ -126,7 +132,13 @@ fn into_a_bond() -> Result<()> {
     for family in [Family::V4, Family::V6] {
         outage(&cluster.pods[0], &cluster.pods[1], family, SOON, || {
             if family == Family::V6 {
-                sh(&host, &format!("ip link set eth0 nomaster; ip link delete bond0; ip link set eth0 up\n{}", move_addresses(1, "eth0")))?;
+                sh(
+                    &host,
+                    &format!(
+                        "ip link set eth0 nomaster; ip link delete bond0; ip link set eth0 up\n{}",
+                        move_addresses(1, "eth0")
+                    ),
+                )?;
                 return eventually(SOON, || tunnel_is_over(&cluster, 1, "eth0")).map(drop);
             }
             sh(&host, &format!("{}\n{}", bond.make, move_addresses(1, bond.device)))?;
