@@ -83,10 +83,18 @@ fn move_addresses(number: usize, to: &str) -> String {
 }
 
 /// A cluster whose hosts are prepared before any daemon starts. No daemon is given an interface.
-fn prepared(hosts: usize, prepare: impl Fn(usize, &Host) -> Result<()>, flags: &[&str]) -> Result<Cluster> {
+fn prepared(
+    hosts: usize,
+    prepare: impl Fn(usize, &Host) -> Result<()>,
+    tagged: bool,
+    flags: &[&str],
+) -> Result<Cluster> {
     let mut cluster = Cluster::prepare(&Spec { hosts, ..spec(Family::Dual) }, &products()?)?;
     for (number, host) in cluster.net.hosts().iter().enumerate() {
         prepare(number, host)?;
+    }
+    if tagged {
+        tag_the_store(cluster.net.store())?;
     }
     cluster.set_network()?;
     let endpoint = format!("--etcd-endpoints={}", cluster.store.endpoint());
@@ -121,12 +129,21 @@ fn starts_over(kind: &Kind) -> Result<()> {
     let make = |number: usize, host: &Host| {
         sh(host, &format!("{}\n{}", kind.make, move_addresses(number, kind.device))).map(drop)
     };
-    let cluster = prepared(2, make, &[])?;
+    let cluster = prepared(2, make, kind.name == "vlan", &[])?;
     (0..2).try_for_each(|number| tunnel_is_over(&cluster, number, kind.device))
 }
 
+/// The store is on the hosts' segment, so its port has their tag.
+fn tag_the_store(store: &Host) -> Result<()> {
+    let lines = "ip link add link eth0 name eth0.5 type vlan id 5; ip link set eth0.5 up
+                 ip address flush dev eth0
+                 ip address add 172.30.255.253/16 dev eth0.5; ip address add fd30::fffd/64 dev eth0.5 nodad
+                 ip route replace default dev eth0.5; ip -6 route replace default dev eth0.5";
+    sh(store, lines).map(drop)
+}
+
 fn into_a_bond() -> Result<()> {
-    let cluster = prepared(2, |_, _| Ok(()), &[])?;
+    let cluster = prepared(2, |_, _| Ok(()), false, &[])?;
     let host = cluster.net.host(1).clone();
     let [bond, ..] = KINDS;
     for family in [Family::V4, Family::V6] {
@@ -164,6 +181,6 @@ fn in_a_vrf() -> Result<()> {
         )
         .map(drop)
     };
-    let cluster = prepared(2, make, &["--iface=eth0"])?;
+    let cluster = prepared(2, make, false, &["--iface=eth0"])?;
     (0..2).try_for_each(|number| tunnel_is_over(&cluster, number, "eth0"))
 }
