@@ -1,4 +1,4 @@
-//! Who changed something: what notifications tell besides "look again".
+//! Who changed something: what notifications contain besides "look again".
 
 use std::fmt;
 
@@ -6,25 +6,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::state::{Key, ROUTE_PROTOCOL};
 
-/// Somebody else touched something that may be ours. A hint: it gives a fight a name, and says that a link is stirred.
+/// Somebody else touched something that may be ours. A hint: it names who fights, and shows that a link is being changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Touch {
     /// What was touched.
     pub what: Key,
-    /// By whom, where the kernel tells: it does for routes, addresses, new neighbours and rules, not for links,
+    /// By whom, where the kernel reports it: it does for routes, addresses, new neighbours and rules, not for links,
     /// forwarding entries and neighbours that go.
     pub by: Option<Who>,
 }
 
-/// Somebody, as far as the kernel tells.
+/// Somebody, as far as the kernel reports.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Who {
     /// The name of the program, where it could still be asked.
     pub program: Option<String>,
     /// The netlink port of the request: the process id of a program with one netlink socket, else a number above
-    /// the process ids. 0 = not told.
+    /// the process ids. 0 = not reported.
     pub port: u32,
-    /// The route's protocol (`RTPROT_…`), unless it is ours: on a new route it says who made it.
+    /// The route's protocol (`RTPROT_…`), unless it is ours: on a new route it shows who made it.
     pub protocol: Option<u8>,
 }
 

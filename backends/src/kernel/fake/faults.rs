@@ -88,7 +88,7 @@ impl Faults {
         self.fail = n;
     }
 
-    /// Notifications are lost: the next thing to be told is that.
+    /// Notifications are lost: the next one reports that.
     pub fn lose_events(&mut self) {
         self.overrun = true;
     }
@@ -172,7 +172,7 @@ pub enum Alter {
 
 impl Namespace {
     /// Deletes or changes one object, as some other program would, and returns it as it was. The law for direct
-    /// changes holds: it is told.
+    /// changes holds: it is notified.
     pub fn alter(&mut self, object: &Object, how: Alter) -> Result<(), Errno> {
         if how == Alter::Change
             && let Some(other) = altered(object)

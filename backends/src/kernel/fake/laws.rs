@@ -37,8 +37,11 @@ pub const LAWS: [(u8, &str); 26] = [
         "delete of a missing route: ESRCH; of a missing neighbour or FDB entry: ENOENT; of a missing address: EADDRNOTAVAIL; of a forwarding entry by another end: success, and nothing is done",
     ),
     (11, "a dump while the table changes may be flagged interrupted"),
-    (12, "a full receive buffer loses notifications and says so once"),
-    (13, "every direct change is told, our own included; routes that go with a link or an address are not"),
+    (12, "a full receive buffer loses notifications, and one error reports that"),
+    (
+        13,
+        "every direct change is notified, our own included; that routes go with a link or an address is not",
+    ),
     (14, "routes that differ only in scope are one to replace, and two to delete"),
     (15, "an error inside a batch does not stop the batch; results come in order"),
     (16, "an nf_tables accept ends only its own base chain; a drop in any base chain of the hook is final"),
@@ -51,7 +54,7 @@ pub const LAWS: [(u8, &str); 26] = [
     (20, "an IPv4 delete without metric takes the first route that fits, whatever its metric"),
     (
         21,
-        "forwarding is told; ip_forward sets that of every link; IPv6 forwarding that is turned on takes away the advertised default routes of links whose accept_ra is not 2",
+        "a change of forwarding is notified; ip_forward sets that of every link; IPv6 forwarding that is turned on takes away the advertised default routes of links whose accept_ra is not 2",
     ),
     (
         22,
@@ -65,7 +68,7 @@ pub const LAWS: [(u8, &str); 26] = [
     ),
     (
         26,
-        "a device's checksum offload is switched by ethtool and told as a change of the link; a link with disable_ipv6 takes no IPv6 address (EACCES)",
+        "a device's checksum offload is switched by ethtool and notified as a change of the link; a link with disable_ipv6 takes no IPv6 address (EACCES)",
     ),
 ];
 

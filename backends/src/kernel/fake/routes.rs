@@ -98,9 +98,9 @@ impl Routes {
         let any_way = gone.route.kind.sends_on() && dst.is_ipv4() && (gone.out, gone.route.via) == (0, None);
         let fits = |h: &Held| {
             if any_way {
-                let told = |r: &Route| (r.protocol, r.scope, r.kind.sends_on());
+                let notified = |r: &Route| (r.protocol, r.scope, r.kind.sends_on());
                 return (any_metric || h.route.metric == gone.route.metric)
-                    && told(&h.route) == told(&gone.route);
+                    && notified(&h.route) == notified(&gone.route);
             }
             let nameless = h.route.kind == RouteKind::Special && dst.is_ipv4();
             !nameless
@@ -117,7 +117,7 @@ impl Routes {
         Ok(())
     }
 
-    /// Takes away every route that is told apart so, without a message.
+    /// Takes away every route for which `gone` holds, without a message.
     pub(super) fn flush(&mut self, gone: impl Fn(&Held) -> bool) {
         let mut dropped = Vec::new();
         self.held.retain(|key, same| {

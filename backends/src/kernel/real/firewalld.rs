@@ -1,7 +1,7 @@
 //! firewalld: the cluster's networks in its zone for what is trusted.
 //!
 //! What stands is read from its rules; it is talked to only to change that. Its answer is its rules' change, which is a
-//! notification. What it is told holds until it loads its rules anew, which is one, too.
+//! notification. What is set holds until it loads its rules anew, which sends one, too.
 
 use std::io;
 use std::time::Duration;
@@ -40,7 +40,7 @@ pub(super) fn trust(net: IpNetwork) -> Result<(), KernelError> {
     }
 }
 
-/// Has it not trust a network any more, unless its own files say so: that was somebody else.
+/// Ends its trust in a network, unless its own files name that network: then somebody else trusts it.
 pub(super) fn distrust(net: IpNetwork) -> Result<(), KernelError> {
     let source = net.to_string();
     let remove = || -> io::Result<()> {

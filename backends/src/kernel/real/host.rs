@@ -16,7 +16,7 @@ use crate::netlink::{AF_INET, AF_INET6, RawMessage, Socket};
 use crate::state::{Facts, HostAddress, HostLink, HostRoute, LinkKind, ROUTE_PROTOCOL};
 
 /// Routes beyond the defaults and those that come with an address are only of interest when the interface is chosen by what it can
-/// reach; a router with a full table has a million of them, and this many tell enough.
+/// reach; a router with a full table has a million of them, and this many are enough.
 const GATEWAY_ROUTES: usize = 1000;
 
 /// With the way to this address, where one is asked for.

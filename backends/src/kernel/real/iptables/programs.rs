@@ -72,7 +72,7 @@ fn run(program: &Path, arguments: &[&str], input: &str) -> Result<String, Kernel
     })
 }
 
-/// Where the names don't tell the flavour there is one only: what the name leads to tells it, else its version.
+/// Where the names don't show the flavour there is one flavour only: the target of the name shows it, else its version.
 fn unnamed(pair: &impl Fn(&str) -> Option<Pair>, flavour: Flavour, family: Family) -> Option<Pair> {
     let six = if family == Family::V6 { "6" } else { "" };
     let found = pair(&format!("ip{six}tables"))?;

@@ -10,7 +10,7 @@ use crate::rules::Fate;
 /// A rule of somebody else.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Foreign {
-    /// It holds for some packets only, as far as we can tell.
+    /// It holds for some packets only, as far as we know.
     pub(crate) conditional: bool,
     /// What it does with them, if it decides.
     pub(crate) fate: Option<Fate>,
@@ -87,8 +87,8 @@ pub(crate) fn passed(rules: &[Foreign], end: u32) -> Vec<(End, IpNetwork)> {
     accepts.filter_map(|rule| rule.only).collect()
 }
 
-/// What a chain does with a packet that no condition of it holds for, which rule says so, and what it calls before.
-/// `called` tells the same of a chain that it calls: returned where it does nothing, or is not known.
+/// What a chain does with a packet that none of its conditions holds for, the rule that decides, and what it calls before.
+/// `called` returns the same of a chain that it calls: returned where it does nothing, or is not known.
 pub(crate) fn outcome(
     rules: &[Foreign],
     policy: Fate,
