@@ -126,14 +126,14 @@ fn disturb(
     let (backend, family) = (cluster.spec().backend, cluster.spec().family);
     let streams = traffic(&cluster.pods, family)?;
     let mut rest = Rest::new(&mut cluster.net, backend, family)?;
-    let (mut dice, end) = (Dice(seed), Instant::now() + time);
+    let (mut dice, end) = (fastrand::Rng::with_seed(seed), Instant::now() + time);
     let mut choices = rest.choices()?;
     choices.retain(|(it, _)| only.is_empty() || only.iter().any(|name| name == it.name));
     while Instant::now() < end {
         let start = Instant::now();
-        let (what, family) = choices[dice.below(choices.len())];
-        let host = dice.below(rest.net().hosts().len());
-        let site = rest.site(host, family, dice.below(1_000))?;
+        let (what, family) = choices[dice.usize(..choices.len())];
+        let host = dice.usize(..rest.net().hosts().len());
+        let site = rest.site(host, family, dice.usize(..1_000))?;
         let sent = streams.iter().map(Stream::sent).collect::<Vec<_>>();
         marks.push(Mark { what, family, host, took: Duration::ZERO, sent });
         let took = rest.harm(what, &site)?;
@@ -200,32 +200,4 @@ fn check_daemons(cluster: &Cluster) -> Result<()> {
         ensure!(well, "the daemon of {} ended or panicked:\n{}", host.name(), last_lines(&log, 20));
     }
     Ok(())
-}
-
-/// SplitMix64: the same numbers for the same seed on every machine.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((z ^ (z >> 31)) % end.max(1) as u64).unwrap_or_default()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_seed_gives_the_same_order_again() {
-        let order = |seed| {
-            let mut dice = Dice(seed);
-            std::array::from_fn::<_, 50, _>(|_| dice.below(40))
-        };
-        assert_eq!(order(7), order(7));
-        assert_ne!(order(7), order(8));
-        assert!(order(7).into_iter().all(|it| it < 40));
-    }
 }

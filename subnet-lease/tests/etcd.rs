@@ -9,8 +9,6 @@ mod authority;
 mod claims;
 #[path = "etcd/cost.rs"]
 mod cost;
-#[path = "etcd/dice.rs"]
-mod dice;
 #[path = "etcd/embedded.rs"]
 mod embedded;
 #[path = "etcd/faults.rs"]

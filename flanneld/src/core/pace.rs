@@ -129,7 +129,8 @@ impl Pace {
     }
 }
 
-/// One step of SplitMix64: spreads a seed.
+/// One step of SplitMix64: spreads a seed. No generator of a library, since the seed is part of the recorded state: a
+/// recording must replay with every version of a library.
 pub(super) fn mix(seed: u64) -> u64 {
     let z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

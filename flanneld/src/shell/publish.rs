@@ -5,9 +5,11 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use backends::local::files;
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 use sd_notify::NotifyState;
@@ -34,13 +36,26 @@ const GONE: AddWatchFlags = AddWatchFlags::IN_DELETE_SELF.union(AddWatchFlags::I
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// Writes subnet.env, unless it has the same bytes already. Bytes are compared, not values, so that an edited file is repaired.
+/// Makes its directory (0755) if it is missing.
 pub fn write(path: &Path, env: &SubnetEnv) -> Result<(), SubnetEnvError> {
-    if fs::read(path).is_ok_and(|there| there == env.text().as_bytes()) {
+    let text = env.text();
+    if fs::read(path).is_ok_and(|there| there == text.as_bytes()) {
         return Ok(());
     }
-    env.write(path)?;
+    let directory = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    make_directory(directory).map_err(|source| SubnetEnvError::Io { path: directory.into(), source })?;
+    files::replace_synced(path, 0o644, text.as_bytes())
+        .map_err(|source| SubnetEnvError::Io { path: path.into(), source })?;
     info!("{} written", path.display());
     Ok(())
+}
+
+fn make_directory(directory: &Path) -> io::Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o755))
 }
 
 /// Renames subnet.env to `subnet.env.lost`: no new pod gets an address from a subnet that is another host's. From the new name

@@ -1,7 +1,6 @@
 use std::fmt::Write as _;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write as _};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
@@ -14,7 +13,7 @@ use crate::model::netconf::{NetworkConfig, shorten};
 /// No subnet.env is larger (bytes); flannel's have about 200.
 const LARGEST: u64 = 16 << 10;
 
-/// The file by which the daemon tells the CNI plugin, and its own next start, what was leased: `/run/flannel/subnet.env`.
+/// The file that names the lease to the CNI plugin and to the next start of the daemon: `/run/flannel/subnet.env`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SubnetEnv {
@@ -26,10 +25,10 @@ pub struct SubnetEnv {
     pub ipmasq: bool,
 }
 
-/// Why a subnet.env could not be read or written.
+/// Why a subnet.env could not be read.
 #[derive(Debug, Error)]
 pub enum SubnetEnvError {
-    /// The file or its directory.
+    /// The file.
     #[error("{}: {source}", path.display())]
     Io {
         /// Which.
@@ -134,18 +133,6 @@ impl SubnetEnv {
         push(IPMASQ, &self.ipmasq);
         text
     }
-
-    /// Writes the file so that a reader sees the old one or the new one and never a part: temporary file beside it, sync,
-    /// rename. Makes the directory (0755) where it is missing; the file has mode 0644 whatever the umask.
-    pub fn write(&self, path: &Path) -> Result<(), SubnetEnvError> {
-        let directory =
-            path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-        make_directory(directory).map_err(|source| SubnetEnvError::Io { path: directory.into(), source })?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let temporary = directory.join(format!(".{name}.new"));
-        let written = write_synced(&temporary, &self.text()).and_then(|()| fs::rename(&temporary, path));
-        written.map_err(|source| SubnetEnvError::Io { path: path.into(), source })
-    }
 }
 
 impl TryFrom<String> for SubnetEnv {
@@ -234,21 +221,6 @@ fn cidr(key: &'static str, value: &str, family: Family) -> Result<IpNetwork, Sub
 
 fn line(key: &'static str, value: &str, allowed: &'static str) -> SubnetEnvError {
     SubnetEnvError::Line { key, value: shorten(value), allowed }
-}
-
-fn make_directory(directory: &Path) -> io::Result<()> {
-    if directory.is_dir() {
-        return Ok(());
-    }
-    DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
-    fs::set_permissions(directory, Permissions::from_mode(0o755))
-}
-
-fn write_synced(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(path)?;
-    file.set_permissions(Permissions::from_mode(0o644))?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
 use super::engine::Engine;
+use super::limits::SMALL_MESSAGE;
 
 #[derive(Clone)]
 pub(crate) struct AuthService(pub(crate) Engine);
@@ -35,7 +36,8 @@ impl Service<http::Request<Body>> for AuthService {
         let answer = Answer { engine: self.0.clone(), refusal: refusal(method) };
         Box::pin(async move {
             let codec = ProstCodec::<PbAuthDisableResponse, PbAuthEnableRequest>::default();
-            Ok(Grpc::new(codec).unary(answer, request).await)
+            let mut grpc = Grpc::new(codec).apply_max_message_size_config(Some(SMALL_MESSAGE), None);
+            Ok(grpc.unary(answer, request).await)
         })
     }
 }

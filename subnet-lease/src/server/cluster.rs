@@ -9,6 +9,7 @@ use etcd_client::proto::{
 };
 use tonic::{Request, Response, Status};
 
+use super::connection::Peer;
 use super::engine::Engine;
 
 /// Name of the only member.
@@ -27,7 +28,7 @@ impl PbClusterService for ClusterService {
         &self,
         request: Request<PbMemberListRequest>,
     ) -> Result<Response<PbMemberListResponse>, Status> {
-        let reached = request.local_addr();
+        let reached = request.extensions().get::<Peer>().and_then(|peer| peer.reached);
         let header = self.engine.ask(|state, _| Ok(state.header())).await?;
         let url = |addr: &SocketAddr| format!("{}://{addr}", self.scheme);
         let member = PbMember {

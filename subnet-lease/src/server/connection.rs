@@ -9,7 +9,9 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -17,9 +19,9 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 
-use super::connections::Place;
+use super::connections::{Client, Place};
 use super::limits::FIRST_REQUEST;
 
 /// Length of "PRI * HTTP/2.0…", which a client says first.
@@ -69,15 +71,22 @@ impl<T> Connection<T> {
     }
 }
 
-/// Which of our addresses was reached, and by whom.
-impl Connected for Connection<Wire> {
-    type ConnectInfo = TcpConnectInfo;
+/// Who sent a request, and which of our addresses it reached. Each request has it among its extensions.
+#[derive(Clone)]
+pub(crate) struct Peer {
+    pub(crate) client: Arc<Client>,
+    pub(crate) reached: Option<SocketAddr>,
+}
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        match &self.inner {
-            Wire::Plain(stream) => stream.connect_info(),
-            Wire::Tls(stream) => stream.get_ref().0.connect_info(),
-        }
+impl Connected for Connection<Wire> {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        let stream = match &self.inner {
+            Wire::Plain(stream) => stream,
+            Wire::Tls(stream) => stream.get_ref().0,
+        };
+        Peer { client: self.place.client(), reached: stream.local_addr().ok() }
     }
 }
 
@@ -145,6 +154,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Connection<T> {
             }
             if opening.done {
                 this.opening = None;
+                this.place.proven();
                 break;
             }
             let mut chunk = [0; 1024];

@@ -5,35 +5,52 @@
 //!                                       │ engine │ ◀──────────── done ────────────
 //!   answers  ◀────── after the disk ─── └────────┘ ──batch──▶ ring ──▶ every watch stream
 //! ```
-//! Jobs that wait while the disk is busy form the next batch: one commit for all of them. Nobody hears of a change,
-//! by answer or by watch, before it is on the disk. When the disk refuses, the whole batch is answered with that error
-//! and the state is read back from the file; while that fails too, jobs are refused and each new one tries again.
+//! Jobs that wait while the disk is busy form the next batch: one commit for all of them, as far as a batch may go. No
+//! answer and no watch shows a change before it is on the disk. When the disk refuses, the whole batch is answered with
+//! that error and the state is read back from the file; while that fails too, jobs are refused and each new one tries
+//! again.
+//!
+//! A lease ends only after every keep-alive that has arrived was done. Time in which the whole process stood still is no
+//! time of a lease: its keep-alives may have arrived, and nobody has read them yet.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{error, info};
 
+use super::call::Call;
+use super::connections::Room;
 use super::disk::Disk;
 use super::error::{ApiError, ServerError};
 use super::lease::Tick;
+use super::limits::{BATCH, BATCH_BYTES, QUEUE};
 use super::mvcc::Event;
 use super::state::{Changes, Identity, State};
+use super::turns::{Clock, Turns};
 
-/// Jobs waiting for the engine before senders wait too.
-const QUEUE: usize = 1024;
+/// A timer that is this late shows that the process stood still: stopped, without a processor, or its machine asleep.
+const STANDSTILL: Duration = Duration::from_secs(1);
 
-/// Most jobs answered with one commit.
-const BATCH_JOBS: usize = 512;
+/// Microseconds that writing a kibibyte counts for: a disk of 64 MiB a second.
+const WRITE_COST: usize = 16;
 
 /// Batches that the ring holds for watch streams; a stream that falls further behind reads history instead.
 const RING: usize = 256;
 
 type Answer = Box<dyn FnOnce(Result<(), ApiError>) + Send>;
-type Job = Box<dyn FnOnce(&mut State, Tick) -> Answer + Send>;
+type Work = Box<dyn FnOnce(&mut State, Tick) -> Answer + Send>;
+
+struct Job {
+    /// Its client's; none for jobs of streams in simulated networks and of tests.
+    clock: Option<Arc<Clock>>,
+    /// It is small and goes before the others.
+    urgent: bool,
+    work: Work,
+}
 
 /// Changes that became durable together, in order.
 #[derive(Debug)]
@@ -80,7 +97,16 @@ impl Engine {
         let (quit, quitting) = oneshot::channel();
         let identity = state.identity();
         info!(revision = state.mvcc.revision(), file = %disk.path().display(), "store opened");
-        let owner = Owner { state: Some(state), disk, ring: ring.clone(), identity, began: Instant::now() };
+        let owner = Owner {
+            state: Some(state),
+            disk,
+            ring: ring.clone(),
+            identity,
+            turns: Turns::default(),
+            anyone: Clock::of(0),
+            began: Instant::now(),
+            stood: Duration::ZERO,
+        };
         let task = tokio::spawn(owner.run(queue, quitting));
         // Random, as `fresh` is: an id that a client kept from before the last start is hardly anybody's.
         let leases = Arc::new(AtomicU64::new(fresh.member));
@@ -95,8 +121,47 @@ impl Engine {
         &self,
         job: impl FnOnce(&mut State, Tick) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
+        let call = Call::current();
+        let clock = call.as_ref().map(|call| call.client().clock.clone());
+        self.send(clock, false, move |state, now| {
+            state.begin_answer(call.as_ref().map_or(usize::MAX, |call| call.client().free(Room::Answers)));
+            let outcome = job(state, now);
+            let (Some(call), bytes) = (call, state.answered()) else { return outcome };
+            if matches!(outcome, Err(ApiError::TooManyRequests)) {
+                // It is refused again, and whoever holds most of the room leaves.
+                let _ = call.client().hold(Room::Answers, bytes);
+            }
+            // There is room: only this task takes any, and it has looked before.
+            outcome.and_then(|answer| call.hold_answer(bytes).map(|()| answer))
+        })
+        .await
+    }
+
+    /// The same for a job of a stream, which is small.
+    pub(crate) async fn ask_for<T: Send + 'static>(
+        &self,
+        clock: Option<Arc<Clock>>,
+        job: impl FnOnce(&mut State, Tick) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        self.send(clock, false, job).await
+    }
+
+    /// The same for a job that takes a moment and must not come late.
+    pub(crate) async fn ask_urgently<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut State, Tick) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        self.send(None, true, job).await
+    }
+
+    async fn send<T: Send + 'static>(
+        &self,
+        clock: Option<Arc<Clock>>,
+        urgent: bool,
+        job: impl FnOnce(&mut State, Tick) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
         let (reply, answer) = oneshot::channel();
-        let job: Job = Box::new(move |state, now| {
+        let work: Work = Box::new(move |state, now| {
             // Work ends when its caller does.
             if reply.is_closed() {
                 return Box::new(|_| ());
@@ -107,7 +172,7 @@ impl Engine {
                 let _ = reply.send(durable.and(outcome));
             })
         });
-        self.jobs.send(job).await.map_err(|_| ApiError::Stopped)?;
+        self.jobs.send(Job { clock, urgent, work }).await.map_err(|_| ApiError::Stopped)?;
         answer.await.unwrap_or(Err(ApiError::Stopped))
     }
 
@@ -154,7 +219,12 @@ struct Owner {
     disk: Disk,
     ring: broadcast::Sender<Arc<Batch>>,
     identity: Identity,
+    turns: Turns<Work>,
+    /// The clock of jobs without a client.
+    anyone: Arc<Clock>,
     began: Instant,
+    /// How long the process stood still since then, together.
+    stood: Duration,
 }
 
 impl Owner {
@@ -164,35 +234,72 @@ impl Owner {
         mut quitting: oneshot::Receiver<()>,
     ) -> Result<(), ServerError> {
         loop {
-            let deadline = self.state.as_ref().and_then(State::next_deadline).map(|tick| self.began + tick);
-            let first = tokio::select! {
-                biased;
-                job = queue.recv() => match job {
-                    Some(job) => Some(job),
-                    None => return Ok(()),
-                },
-                () = until(deadline) => None,
-                _ = &mut quitting, if !queue.is_closed() => {
-                    queue.close();
-                    continue;
+            if !queue.is_closed() && !matches!(quitting.try_recv(), Err(oneshot::error::TryRecvError::Empty))
+            {
+                queue.close();
+            }
+            let deadline = self.state.as_ref().and_then(State::next_deadline);
+            let deadline = deadline.map(|tick| self.began + self.stood + tick);
+            let first = if self.turns.is_empty() {
+                tokio::select! {
+                    biased;
+                    job = queue.recv() => match job {
+                        Some(job) => Some(job),
+                        None => return Ok(()),
+                    },
+                    () = until(deadline) => None,
+                    _ = &mut quitting, if !queue.is_closed() => {
+                        queue.close();
+                        continue;
+                    }
                 }
+            } else {
+                // Others run between two batches.
+                tokio::task::yield_now().await;
+                None
             };
+            let late = deadline.map_or(Duration::ZERO, |deadline| deadline.elapsed());
+            if late > STANDSTILL {
+                // Whoever sent a keep-alive in that time has a moment more, until it is read.
+                self.stood += late + STANDSTILL;
+            }
             let rest = std::iter::from_fn(|| queue.try_recv().ok());
-            let jobs: Vec<_> = first.into_iter().chain(rest).take(BATCH_JOBS).collect();
-            self = self.batch(jobs).await?;
+            let mut urgent = Vec::new();
+            for job in first.into_iter().chain(rest) {
+                if job.urgent {
+                    urgent.push(job.work);
+                } else {
+                    self.turns.push(job.clock.as_ref().unwrap_or(&self.anyone), job.work);
+                }
+            }
+            self = self.batch(urgent).await?;
         }
     }
 
-    /// Does all jobs, makes their changes durable, answers. An error ends the engine.
-    async fn batch(mut self, jobs: Vec<Job>) -> Result<Self, ServerError> {
+    /// Does the urgent jobs and, as far as a batch goes, the others; makes their changes durable; answers. An error
+    /// ends the engine.
+    async fn batch(mut self, urgent: Vec<Work>) -> Result<Self, ServerError> {
         if self.state.is_none() {
             self = self.reload().await?;
         }
-        let now = self.began.elapsed();
-        // Without a state the jobs are dropped, which refuses them.
-        let Some(state) = &mut self.state else { return Ok(self) };
-        // Leases end after the jobs: a keep-alive that waited here while the disk was slow came in time.
-        let answers: Vec<Answer> = jobs.into_iter().map(|job| job(state, now)).collect();
+        let now = self.began.elapsed().saturating_sub(self.stood);
+        let Some(state) = &mut self.state else {
+            // Without a state the jobs are dropped, which refuses them.
+            self.turns = Turns::default();
+            return Ok(self);
+        };
+        let mut answers: Vec<Answer> = urgent.into_iter().map(|work| work(state, now)).collect();
+        let began = Instant::now();
+        while !self.turns.is_empty() && began.elapsed() < BATCH && state.unwritten() < BATCH_BYTES {
+            self.turns.next(|work| {
+                let (before, began) = (state.unwritten(), Instant::now());
+                answers.push(work(state, now));
+                let written = (state.unwritten().saturating_sub(before) >> 10) * WRITE_COST;
+                let took = began.elapsed().as_micros() + 1;
+                u64::try_from(took).unwrap_or(u64::MAX).saturating_add(written as u64)
+            });
+        }
+        // After the keep-alives: those that waited here while the disk was slow came in time.
         state.expire(now);
         state.retain();
         let changes = state.take_changes();

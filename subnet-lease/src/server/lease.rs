@@ -32,7 +32,6 @@ pub(crate) struct LeaseStatus {
     pub(crate) granted: i64,
     /// Whole seconds left.
     pub(crate) left: i64,
-    pub(crate) keys: Vec<Arc<[u8]>>,
 }
 
 #[derive(Debug, Default)]
@@ -97,8 +96,12 @@ impl Leases {
         Some(LeaseStatus {
             granted: lease.ttl,
             left: i64::try_from(lease.deadline.saturating_sub(now).as_secs()).unwrap_or(MAX_TTL),
-            keys: lease.keys.iter().cloned().collect(),
         })
+    }
+
+    /// The keys of a lease, in order.
+    pub(crate) fn keys(&self, id: i64) -> impl Iterator<Item = &[u8]> {
+        self.leases.get(&id).into_iter().flat_map(|lease| lease.keys.iter().map(|key| &**key))
     }
 
     /// All leases, the one that ends first at the front.
@@ -107,8 +110,8 @@ impl Leases {
     }
 
     /// The leases whose time is over.
-    pub(crate) fn expired(&self, now: Tick) -> Vec<i64> {
-        self.deadlines.iter().take_while(|(deadline, _)| *deadline <= now).map(|(_, id)| *id).collect()
+    pub(crate) fn expired(&self, now: Tick) -> impl Iterator<Item = i64> {
+        self.deadlines.iter().take_while(move |(deadline, _)| *deadline <= now).map(|(_, id)| *id)
     }
 
     /// When the next lease ends.
@@ -136,10 +139,10 @@ mod tests {
         let mut leases = Leases::default();
         assert_eq!(leases.grant(7, 10, SECOND), Ok(10));
         assert_eq!(leases.next_deadline(), Some(11 * SECOND));
-        assert!(leases.expired(10 * SECOND).is_empty());
+        assert_eq!(leases.expired(10 * SECOND).count(), 0);
         assert_eq!(leases.keep_alive(7, 10 * SECOND), Ok(10));
-        assert!(leases.expired(11 * SECOND).is_empty());
-        assert_eq!(leases.expired(20 * SECOND), [7]);
+        assert_eq!(leases.expired(11 * SECOND).count(), 0);
+        assert_eq!(leases.expired(20 * SECOND).collect::<Vec<_>>(), [7]);
     }
 
     #[test]
@@ -154,10 +157,8 @@ mod tests {
         assert_eq!(leases.revoke(7), Ok(vec![key("a"), key("b")]));
         assert_eq!(leases.revoke(7), Err(ApiError::LeaseNotFound));
         assert_eq!(leases.keep_alive(7, SECOND), Err(ApiError::LeaseNotFound));
-        assert_eq!(
-            leases.status(8, 5 * SECOND).map(|lease| (lease.left, lease.keys)),
-            Some((6, vec![key("c")]))
-        );
+        assert_eq!(leases.status(8, 5 * SECOND).map(|lease| lease.left), Some(6));
+        assert_eq!(leases.keys(8).collect::<Vec<_>>(), [b"c"]);
         assert_eq!(leases.next_deadline(), Some(11 * SECOND));
     }
 

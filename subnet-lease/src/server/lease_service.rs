@@ -45,7 +45,7 @@ impl PbLeaseService for LeaseService {
             let engine = engine.clone();
             async move {
                 let id = request?.id;
-                Ok(engine.ask(move |state, now| Ok(state.keep_alive(id, now))).await?)
+                Ok(engine.ask_urgently(move |state, now| Ok(state.keep_alive(id, now))).await?)
             }
         });
         let stopping = async move { stop.stopping().await };
@@ -57,13 +57,13 @@ impl PbLeaseService for LeaseService {
         request: Request<PbLeaseTimeToLiveRequest>,
     ) -> Result<Response<PbLeaseTimeToLiveResponse>, Status> {
         let request = request.into_inner();
-        Ok(Response::new(self.0.ask(move |state, now| Ok(state.time_to_live(&request, now))).await?))
+        Ok(Response::new(self.0.ask(move |state, now| state.time_to_live(&request, now)).await?))
     }
 
     async fn lease_leases(
         &self,
         _: Request<PbLeaseLeasesRequest>,
     ) -> Result<Response<PbLeaseLeasesResponse>, Status> {
-        Ok(Response::new(self.0.ask(|state, _| Ok(state.leases())).await?))
+        Ok(Response::new(self.0.ask(|state, _| state.leases()).await?))
     }
 }

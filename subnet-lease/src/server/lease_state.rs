@@ -8,8 +8,8 @@ use etcd_client::proto::{
 use super::error::ApiError;
 use super::key_range::KeyRange;
 use super::lease::Tick;
-use super::limits::LEASES;
-use super::state::State;
+use super::limits::{ENDED_AT_ONCE, LEASES};
+use super::state::{ROW, State};
 
 impl State {
     /// Starts a lease. Without an id in the request, the first free one from `fresh` on is taken.
@@ -50,28 +50,36 @@ impl State {
         &self,
         request: &PbLeaseTimeToLiveRequest,
         now: Tick,
-    ) -> PbLeaseTimeToLiveResponse {
+    ) -> Result<PbLeaseTimeToLiveResponse, ApiError> {
         let header = Some(self.header());
-        match self.leases.status(request.id, now) {
+        if request.keys {
+            self.charge(self.leases.keys(request.id).map(|key| key.len() + ROW))?;
+        }
+        Ok(match self.leases.status(request.id, now) {
             None => PbLeaseTimeToLiveResponse { header, id: request.id, ttl: -1, ..Default::default() },
             Some(lease) => PbLeaseTimeToLiveResponse {
                 header,
                 id: request.id,
                 ttl: lease.left,
                 granted_ttl: lease.granted,
-                keys: lease.keys.iter().filter(|_| request.keys).map(|key| key.to_vec()).collect(),
+                keys: if request.keys {
+                    self.leases.keys(request.id).map(<[u8]>::to_vec).collect()
+                } else {
+                    Vec::new()
+                },
             },
-        }
+        })
     }
 
-    pub(crate) fn leases(&self) -> PbLeaseLeasesResponse {
+    pub(crate) fn leases(&self) -> Result<PbLeaseLeasesResponse, ApiError> {
+        self.charge(std::iter::once(self.leases.len() * size_of::<PbLeaseStatus>()))?;
         let leases = self.leases.ids().map(|id| PbLeaseStatus { id }).collect();
-        PbLeaseLeasesResponse { header: Some(self.header()), leases }
+        Ok(PbLeaseLeasesResponse { header: Some(self.header()), leases })
     }
 
-    /// Ends every lease whose time is over.
+    /// Ends leases whose time is over. Those that are many more wait for the next batch.
     pub(crate) fn expire(&mut self, now: Tick) {
-        for id in self.leases.expired(now) {
+        for id in self.leases.expired(now).take(ENDED_AT_ONCE).collect::<Vec<_>>() {
             // It was listed a moment ago, so it is there.
             let _ = self.revoke(id);
         }

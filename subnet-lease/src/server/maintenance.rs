@@ -13,7 +13,7 @@ use futures::Stream;
 use tonic::{Request, Response, Status};
 
 use super::engine::Engine;
-use super::state::QUOTA;
+use super::limits::QUOTA;
 
 /// Level of the etcd API that is answered; clients choose features by it.
 const API_VERSION: &str = "3.5.0";

@@ -14,12 +14,13 @@
 //! What holds:
 //! - A write that was answered is on the disk; a watch never shows one that is not.
 //! - Revisions, versions, errors and limits are etcd's; a cluster can move to etcd without its clients noticing.
-//! - All of the store is in memory (256 MiB at most, then writes are refused); of history, the last 10,000 changes or
+//! - All of the store is in memory (96 MiB at most, then writes are refused); of history, the last 10,000 changes or
 //!   32 MiB are kept. A watch that needs more is told that it was compacted.
 //! - Lease time stands still while the server is down: every lease starts again with its full time.
 //! - Nothing runs while nobody asks: no polling; the only timer is the next lease's end.
 
 mod auth;
+mod call;
 mod check;
 mod cluster;
 mod connection;
@@ -27,6 +28,8 @@ mod connections;
 pub(crate) mod disk;
 pub(crate) mod engine;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod key_range;
 mod kv;
 mod lease;
@@ -37,6 +40,7 @@ mod maintenance;
 mod mvcc;
 mod state;
 mod tls;
+mod turns;
 mod txn;
 mod watch;
 mod watcher;
@@ -59,6 +63,7 @@ use tokio::time::Instant;
 use tonic::transport::server::{Router, TcpIncoming};
 use tracing::{info, warn};
 
+use self::call::Counted;
 use self::connection::{Connection, Wire};
 use self::connections::Connections;
 use self::disk::Disk;
@@ -192,7 +197,7 @@ async fn open(
         Ok(stream) => stream,
         Err(error) => return Some(Err(error)),
     };
-    let (place, mut cut) = all.admit();
+    let (place, mut cut) = all.admit(stream.peer_addr().ok().map(|from| from.ip()));
     let Some(tls) = tls else { return Some(Ok(Connection::new(Wire::Plain(stream), place, cut))) };
     let from = stream.peer_addr();
     let handshake = tokio::time::timeout(limits::HANDSHAKE, tls.accept(stream));
@@ -252,23 +257,29 @@ pub(crate) fn router(engine: &Engine, file: PathBuf, scheme: &'static str) -> Ro
         .http2_keepalive_interval(Some(KEEP_ALIVE.0))
         .http2_keepalive_timeout(Some(KEEP_ALIVE.1))
         .max_concurrent_streams(limits::STREAMS)
-        .concurrency_limit_per_connection(limits::AT_ONCE)
+        .initial_connection_window_size(limits::WINDOW)
+        .initial_stream_window_size(limits::WINDOW)
         .http2_max_header_list_size(limits::HEADERS)
         .timeout(limits::ANSWER_WITHIN)
-        .add_service(
+        .add_service(Counted(
             PbKvServer::new(kv::KvService(engine.clone())).max_decoding_message_size(limits::MESSAGE),
-        )
-        .add_service(
+        ))
+        .add_service(Counted(
             PbLeaseServer::new(lease_service::LeaseService(engine.clone()))
                 .max_decoding_message_size(limits::SMALL_MESSAGE),
-        )
-        .add_service(
-            PbWatchServer::new(watch::WatchService::new(engine.clone()))
+        ))
+        .add_service(Counted(
+            PbWatchServer::new(watch::WatchService(engine.clone()))
                 .max_decoding_message_size(limits::SMALL_MESSAGE),
-        )
-        .add_service(PbMaintenanceServer::new(maintenance).max_decoding_message_size(limits::SMALL_MESSAGE))
-        .add_service(PbClusterServer::new(cluster::ClusterService { engine: engine.clone(), scheme }))
-        .add_service(auth::AuthService(engine.clone()))
+        ))
+        .add_service(Counted(
+            PbMaintenanceServer::new(maintenance).max_decoding_message_size(limits::SMALL_MESSAGE),
+        ))
+        .add_service(Counted(
+            PbClusterServer::new(cluster::ClusterService { engine: engine.clone(), scheme })
+                .max_decoding_message_size(limits::SMALL_MESSAGE),
+        ))
+        .add_service(Counted(auth::AuthService(engine.clone())))
 }
 
 fn make_directory(path: &Path) -> io::Result<()> {

@@ -74,6 +74,7 @@ pub(crate) struct Mvcc {
     bytes: usize,
     log_bytes: usize,
     fresh: Vec<Event>,
+    fresh_bytes: usize,
     dropped: Vec<(i64, u32)>,
 }
 
@@ -100,13 +101,14 @@ impl Mvcc {
             bytes: 0,
             log_bytes: 0,
             fresh: Vec::new(),
+            fresh_bytes: 0,
             dropped: Vec::new(),
         };
         for version in versions {
             mvcc.revision = mvcc.revision.max(version.mod_revision);
             mvcc.record(version);
         }
-        mvcc.fresh = Vec::new();
+        mvcc.take_changes();
         mvcc
     }
 
@@ -180,7 +182,13 @@ impl Mvcc {
 
     /// Takes what changed since the last call: new events in order, and the (revision, sub) of versions forgotten.
     pub(crate) fn take_changes(&mut self) -> (Vec<Event>, Vec<(i64, u32)>) {
+        self.fresh_bytes = 0;
         (mem::take(&mut self.fresh), mem::take(&mut self.dropped))
+    }
+
+    /// Bytes of new events that were not taken yet.
+    pub(crate) fn unwritten(&self) -> usize {
+        self.fresh_bytes
     }
 
     /// Revision of the last sealed write.
@@ -290,6 +298,7 @@ impl Mvcc {
         }
         if version.mod_revision >= self.compacted {
             self.log_bytes += version.weight();
+            self.fresh_bytes += version.weight();
             let event = Event { kv: version, prev };
             self.fresh.push(event.clone());
             self.log.push_back(event);

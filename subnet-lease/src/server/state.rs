@@ -13,20 +13,11 @@ use etcd_client::proto::{
 use super::error::ApiError;
 use super::key_range::KeyRange;
 use super::lease::{Leases, Tick};
-use super::limits::ANSWER;
+use super::limits::{ANSWER, KEEP_BYTES, KEEP_CHANGES, QUOTA, SMALL};
 use super::mvcc::{Event, Mvcc, Version};
 
-/// Bytes of keys, values and history above which writes are refused; everything is held in memory.
-pub(crate) const QUOTA: usize = 256 << 20;
-
 /// What a row of an answer costs beside its key and value, in bytes.
-const ROW: usize = 64;
-
-/// Changes of history kept for watches that fall behind or come back, as etcd's followers keep.
-const KEEP_CHANGES: usize = 10_000;
-
-/// Bytes of history kept.
-const KEEP_BYTES: usize = 32 << 20;
+pub(super) const ROW: usize = 64;
 
 /// Names of this store, drawn once and kept with its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,8 +64,12 @@ pub(crate) struct State {
     pub(super) lease_changes: Vec<(i64, Option<i64>)>,
     identity: Identity,
     compacted_on_disk: i64,
-    /// Bytes of keys and values in the answer that is being made; none where they were counted before.
-    pub(super) answered: Cell<Option<usize>>,
+    /// Bytes of keys and values in the answer that is being made.
+    answered: Cell<usize>,
+    /// What is free for that answer.
+    room: Cell<usize>,
+    /// The answer was counted before it is made.
+    pub(super) counted: Cell<bool>,
     /// What the comparisons of the transaction at hand may still look at.
     pub(super) comparable: Cell<usize>,
 }
@@ -96,7 +91,9 @@ impl State {
             lease_changes: Vec::new(),
             identity: stored.identity,
             compacted_on_disk: mvcc.compacted(),
-            answered: Cell::new(None),
+            answered: Cell::new(0),
+            room: Cell::new(usize::MAX),
+            counted: Cell::new(false),
             comparable: Cell::new(0),
             mvcc,
         }
@@ -111,8 +108,23 @@ impl State {
         header(self.identity, self.mvcc.revision())
     }
 
+    /// The next answer may take `room` bytes.
+    pub(crate) fn begin_answer(&self, room: usize) {
+        self.answered.set(0);
+        self.room.set(room);
+    }
+
+    /// Bytes that the last answer takes.
+    pub(crate) fn answered(&self) -> usize {
+        self.answered.get()
+    }
+
+    /// Bytes of changes that are not on the disk.
+    pub(crate) fn unwritten(&self) -> usize {
+        self.mvcc.unwritten()
+    }
+
     pub(crate) fn range(&self, request: &PbRangeRequest) -> Result<PbRangeResponse, ApiError> {
-        self.answered.set(Some(0));
         let answer = self.read(request)?;
         Ok(PbRangeResponse { header: Some(self.header()), ..answer })
     }
@@ -126,7 +138,6 @@ impl State {
     }
 
     pub(crate) fn delete_range(&mut self, request: &PbDeleteRequest) -> Result<PbDeleteResponse, ApiError> {
-        self.answered.set(Some(0));
         self.check_delete(request)?;
         let answer = self.delete(request);
         self.mvcc.seal();
@@ -181,7 +192,8 @@ impl State {
         if request.lease != 0 && !self.leases.exists(request.lease) {
             return Err(ApiError::LeaseNotFound);
         }
-        Ok(())
+        let before = self.mvcc.live(&request.key).filter(|_| request.prev_kv);
+        self.charge(before.map(|before| before.weight()).into_iter())
     }
 
     /// Answers a range at the revision being read. Its header names that revision only.
@@ -203,10 +215,16 @@ impl State {
 
     /// Counts bytes of an answer, where they are counted; refuses it where it would be too large, before it is made.
     pub(super) fn charge(&self, rows: impl Iterator<Item = usize>) -> Result<(), ApiError> {
-        let Some(before) = self.answered.get() else { return Ok(()) };
-        let answered = rows.fold(before, usize::saturating_add);
-        self.answered.set(Some(answered));
-        if answered > ANSWER { Err(ApiError::AnswerTooLarge(answered, ANSWER)) } else { Ok(()) }
+        if self.counted.get() {
+            return Ok(());
+        }
+        let answered = rows.fold(self.answered.get(), usize::saturating_add);
+        self.answered.set(answered);
+        match answered {
+            _ if answered > ANSWER => Err(ApiError::AnswerTooLarge(answered, ANSWER)),
+            _ if answered > SMALL && answered > self.room.get() => Err(ApiError::TooManyRequests),
+            _ => Ok(()),
+        }
     }
 
     /// Whether a read within a transaction may be made: what it looks at, and what it answers.

@@ -24,7 +24,11 @@ impl State {
         if chosen.grows() {
             self.check_space()?;
         }
-        let answer = self.run(chosen)?;
+        // What the answers take is counted. Making them cannot fail.
+        self.counted.set(true);
+        let answer = self.run(chosen);
+        self.counted.set(false);
+        let answer = answer?;
         self.mvcc.seal();
         Ok(PbTxnResponse { header: Some(self.header()), ..answer })
     }
@@ -68,7 +72,6 @@ impl State {
     fn check_branch(&self, chosen: &Chosen) -> Result<(), ApiError> {
         // A read sees what the transaction wrote before it.
         let written = chosen.put_bytes();
-        self.answered.set(Some(0));
         chosen.each(&mut |op| match op {
             PbTxnOpRequest::RequestPut(put) => self.check_put(put),
             PbTxnOpRequest::RequestDeleteRange(delete) => self.check_delete(delete),
@@ -81,8 +84,6 @@ impl State {
             }
             _ => Ok(()),
         })?;
-        // The answers are made now, which cannot fail any more.
-        self.answered.set(None);
         Ok(())
     }
 

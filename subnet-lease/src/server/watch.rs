@@ -12,38 +12,29 @@ use std::time::Duration;
 
 use etcd_client::proto::{PbWatchRequest, PbWatchResponse, PbWatchService};
 use futures::{Stream, StreamExt};
-use prost::Message;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::connection::Peer;
+use super::connections::{Client, Held, Room};
 use super::engine::{Batch, Engine};
 use super::error::ApiError;
-use super::limits::{OUTBOX, OUTBOX_PATIENCE, OUTBOX_SMALL, OUTBOXES, WATCHED_KEY, WATCHES};
-use super::watcher::{Watcher, Wish, response};
+use super::limits::{OUTBOX, OUTBOX_PATIENCE, OUTBOXES, WATCH, WATCHED_KEY, WATCHES};
+use super::watcher::{Part, Watcher, Wish, response};
 
 /// Time between signs of life for watches that want them. etcd's figure.
 const PROGRESS: Duration = Duration::from_secs(600);
 
-pub(crate) struct WatchService {
-    engine: Engine,
-    /// Room for large responses that wait for their clients, in bytes, of all streams together.
-    room: Arc<Semaphore>,
-}
-
-impl WatchService {
-    pub(crate) fn new(engine: Engine) -> Self {
-        Self { engine, room: Arc::new(Semaphore::new(OUTBOXES)) }
-    }
-}
+pub(crate) struct WatchService(pub(crate) Engine);
 
 /// A response on its way, with the room that it takes.
-type Sent = (Result<PbWatchResponse, Status>, Option<OwnedSemaphorePermit>);
+type Sent = (Result<PbWatchResponse, Status>, Option<Held>);
 
 /// What a client reads. The room of a response is free when the next one is asked for: then the transport has taken it.
 pub(crate) struct Outgoing {
     responses: mpsc::Receiver<Sent>,
-    taken: Option<OwnedSemaphorePermit>,
+    taken: Option<Held>,
 }
 
 impl Stream for Outgoing {
@@ -68,7 +59,8 @@ impl PbWatchService for WatchService {
         request: Request<Streaming<PbWatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let (outbox, responses) = mpsc::channel(OUTBOX);
-        let session = Session::new(self.engine.clone(), self.room.clone(), outbox);
+        let client = request.extensions().get::<Peer>().map(|peer| peer.client.clone());
+        let session = Session::new(self.0.clone(), client, outbox);
         tokio::spawn(session.run(request.into_inner()));
         Ok(Response::new(Outgoing { responses, taken: None }))
     }
@@ -81,14 +73,14 @@ struct Session {
     engine: Engine,
     batches: broadcast::Receiver<Arc<Batch>>,
     outbox: mpsc::Sender<Sent>,
-    room: Arc<Semaphore>,
+    client: Option<Arc<Client>>,
     watchers: BTreeMap<i64, Watcher>,
     next_id: i64,
 }
 
 impl Session {
-    fn new(engine: Engine, room: Arc<Semaphore>, outbox: mpsc::Sender<Sent>) -> Self {
-        Self { batches: engine.follow(), engine, outbox, room, watchers: BTreeMap::new(), next_id: 0 }
+    fn new(engine: Engine, client: Option<Arc<Client>>, outbox: mpsc::Sender<Sent>) -> Self {
+        Self { batches: engine.follow(), engine, outbox, client, watchers: BTreeMap::new(), next_id: 0 }
     }
 
     async fn run(mut self, mut inbound: impl Stream<Item = Result<PbWatchRequest, Status>> + Unpin) {
@@ -142,7 +134,7 @@ impl Session {
         let revision = self.revision().await?;
         let mut created = response(wanted, self.engine.identity, revision, Vec::new());
         created.created = true;
-        let refusal = if self.watchers.len() >= WATCHES || watcher.range.weight() > WATCHED_KEY {
+        let refusal = if !self.has_room_for(&mut watcher) {
             Some("etcdserver: too many requests")
         } else if watcher.range.is_empty() {
             Some("mvcc: watcher range is empty")
@@ -163,6 +155,16 @@ impl Session {
         self.watchers.insert(id, watcher);
         self.send(created).await?;
         if in_the_past { self.catch_up(id).await } else { Ok(()) }
+    }
+
+    fn has_room_for(&self, watcher: &mut Watcher) -> bool {
+        let weight = watcher.range.weight();
+        if self.watchers.len() >= WATCHES || weight > WATCHED_KEY {
+            return false;
+        }
+        let Some(client) = &self.client else { return true };
+        watcher.held = client.hold(Room::Watches, WATCH + weight).ok();
+        watcher.held.is_some()
     }
 
     async fn cancel(&mut self, id: i64) -> Result<(), Gone> {
@@ -207,9 +209,8 @@ impl Session {
             if watcher.next < batch.first {
                 behind.push(id);
             } else if watcher.next <= batch.last {
-                for response in watcher.accept(id, self.engine.identity, &batch.events, batch.last) {
-                    self.send(response).await?;
-                }
+                let parts = watcher.accept(&batch.events, batch.last);
+                self.send_parts(id, parts).await?;
             }
         }
         for id in behind {
@@ -229,20 +230,21 @@ impl Session {
     async fn catch_up(&mut self, id: i64) -> Result<(), Gone> {
         while let Some(watcher) = self.watchers.get_mut(&id) {
             let (next, range) = (watcher.next, watcher.range.clone());
-            let past = self.engine.ask(move |state, _| {
-                let revision = state.mvcc.revision();
-                let compacted = state.mvcc.compacted();
-                Ok((state.mvcc.since(next, &range), revision, compacted))
-            });
+            let past = self.engine.ask_for(
+                self.client.as_ref().map(|client| client.clock.clone()),
+                move |state, _| {
+                    let revision = state.mvcc.revision();
+                    let compacted = state.mvcc.compacted();
+                    Ok((state.mvcc.since(next, &range), revision, compacted))
+                },
+            );
             let (past, revision, compacted) = match past.await {
                 Ok(answer) => answer,
                 Err(error) => return self.fail(error).await,
             };
             let Ok(past) = past else { return self.lost(id, revision, compacted).await };
-            let responses = watcher.accept(id, self.engine.identity, &past.events, past.through);
-            for response in responses {
-                self.send(response).await?;
-            }
+            let parts = watcher.accept(&past.events, past.through);
+            self.send_parts(id, parts).await?;
             if past.through >= revision {
                 break;
             }
@@ -262,7 +264,8 @@ impl Session {
     }
 
     async fn revision(&mut self) -> Result<i64, Gone> {
-        match self.engine.ask(|state, _| Ok(state.mvcc.revision())).await {
+        let clock = self.client.as_ref().map(|client| client.clock.clone());
+        match self.engine.ask_for(clock, |state, _| Ok(state.mvcc.revision())).await {
             Ok(revision) => Ok(revision),
             Err(error) => self.fail(error).await,
         }
@@ -274,28 +277,51 @@ impl Session {
         Err(Gone)
     }
 
-    async fn send(&mut self, response: PbWatchResponse) -> Result<(), Gone> {
-        let room = match self.room_for(response.encoded_len()).await {
-            Ok(room) => room,
-            Err(error) => return self.fail(error).await,
+    /// Sends events, a response after the other: none is made before there is room for it. Where others take all room for
+    /// long, this stream ends, and its client comes back.
+    async fn send_parts(&mut self, id: i64, parts: Vec<Part>) -> Result<(), Gone> {
+        for part in parts {
+            let weight = part.weight();
+            if weight > OUTBOXES {
+                return self.too_large(id, weight).await;
+            }
+            let mut room = None;
+            if let Some(client) = &self.client {
+                match client.hold_within(Room::Outboxes, weight, OUTBOX_PATIENCE).await {
+                    Ok(held) => room = Some(held),
+                    Err(error) => return self.fail(error).await,
+                }
+            }
+            let mut responses = part.responses(id, self.engine.identity).into_iter().peekable();
+            while let Some(response) = responses.next() {
+                let room = if responses.peek().is_none() { room.take() } else { None };
+                self.send_holding(response, room).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One revision changed more than a response may have: the watch ends, and its client reads everything again.
+    async fn too_large(&mut self, id: i64, bytes: usize) -> Result<(), Gone> {
+        self.watchers.remove(&id);
+        let revision = self.revision().await?;
+        let ended = PbWatchResponse {
+            canceled: true,
+            cancel_reason: ApiError::AnswerTooLarge(bytes, OUTBOXES).to_string(),
+            ..response(id, self.engine.identity, revision, Vec::new())
         };
+        self.send(ended).await
+    }
+
+    /// Sends a response without events.
+    async fn send(&mut self, response: PbWatchResponse) -> Result<(), Gone> {
+        self.send_holding(response, None).await
+    }
+
+    async fn send_holding(&mut self, response: PbWatchResponse, room: Option<Held>) -> Result<(), Gone> {
         tokio::select! {
             sent = self.outbox.send((Ok(response), room)) => sent.map_err(|_| Gone),
             () = self.engine.stopping() => Err(Gone),
-        }
-    }
-
-    /// Room for a response; small ones need none. Where others take it all for long, this stream ends, and its client
-    /// comes back.
-    async fn room_for(&self, bytes: usize) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
-        if bytes <= OUTBOX_SMALL {
-            return Ok(None);
-        }
-        let bytes = u32::try_from(bytes.min(OUTBOXES)).unwrap_or(u32::MAX);
-        let room = self.room.clone().acquire_many_owned(bytes);
-        match tokio::time::timeout(OUTBOX_PATIENCE, room).await {
-            Ok(Ok(room)) => Ok(Some(room)),
-            _ => Err(ApiError::TooManyRequests),
         }
     }
 
@@ -315,6 +341,7 @@ mod tests {
     use tokio::sync::watch;
 
     use super::*;
+    use crate::server::connections::Connections;
     use crate::server::disk::tests::{FakeFile, IDENTITY};
 
     fn create(key: &str) -> PbWatchRequest {
@@ -337,8 +364,7 @@ mod tests {
         let (engine, _running) = Engine::start(FakeFile::default().disk(), IDENTITY, stopping).await.unwrap();
         let (outbox, mut responses) = mpsc::channel(OUTBOX);
         let wishes = stream::iter([Ok(create("other")), Ok(create("quiet"))]);
-        let room = Arc::new(Semaphore::new(OUTBOXES));
-        tokio::spawn(Session::new(engine.clone(), room, outbox).run(wishes));
+        tokio::spawn(Session::new(engine.clone(), None, outbox).run(wishes));
         for id in 0..2 {
             assert_eq!(responses.recv().await.unwrap().0.unwrap().watch_id, id);
         }
@@ -356,8 +382,7 @@ mod tests {
         let (outbox, mut responses) = mpsc::channel(OUTBOX);
         let long = create(&"k".repeat(WATCHED_KEY + 1));
         let wishes = stream::iter(std::iter::once(long).chain((0..=WATCHES).map(|_| create("a"))).map(Ok));
-        let room = Arc::new(Semaphore::new(OUTBOXES));
-        tokio::spawn(Session::new(engine.clone(), room, outbox).run(wishes));
+        tokio::spawn(Session::new(engine.clone(), None, outbox).run(wishes));
         let mut refused = async || responses.recv().await.unwrap().0.unwrap().canceled;
         assert!(refused().await);
         for _ in 0..WATCHES {
@@ -370,11 +395,11 @@ mod tests {
     async fn large_responses_that_nobody_reads_take_no_more_than_their_room_and_end_their_stream() {
         let (_stop, stopping) = watch::channel(false);
         let (engine, _running) = Engine::start(FakeFile::default().disk(), IDENTITY, stopping).await.unwrap();
-        let room = Arc::new(Semaphore::new(OUTBOXES));
+        let (place, _cut) = Connections::default().admit(None);
         let mut streams = Vec::new();
         for _ in 0..100 {
             let (outbox, responses) = mpsc::channel(OUTBOX);
-            let session = Session::new(engine.clone(), room.clone(), outbox);
+            let session = Session::new(engine.clone(), Some(place.client()), outbox);
             tokio::spawn(session.run(stream::iter([Ok(create("a"))]).chain(stream::pending())));
             streams.push(responses);
         }
@@ -383,12 +408,42 @@ mod tests {
         }
         let put = PbPutRequest { key: "a".into(), value: vec![0; 1 << 20], ..Default::default() };
         engine.ask(move |state, _| state.put(put)).await.unwrap();
-        let (mut got, mut ended) = (0, 0);
+        let (mut got, mut ended, mut held) = (0, 0, Vec::new());
         for stream in &mut streams {
-            let (response, _held) = stream.recv().await.unwrap();
-            std::mem::forget(_held);
+            let (response, room) = stream.recv().await.unwrap();
+            held.push(room);
             if response.is_ok() { got += 1 } else { ended += 1 }
         }
-        assert_eq!((got, ended), (31, 69), "31 MiB of the room's 32 are taken");
+        assert_eq!((got, ended), (15, 85), "15 MiB of the room's 16 are taken");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_nothing_is_cut_and_an_honest_watch_goes_on() {
+        let (_stop, stopping) = watch::channel(false);
+        let (engine, _running) = Engine::start(FakeFile::default().disk(), IDENTITY, stopping).await.unwrap();
+        let all = Connections::default();
+        let (hostile, cut) = all.admit(None);
+        let mut unread = Vec::new();
+        for _ in 0..100 {
+            let (outbox, responses) = mpsc::channel(OUTBOX);
+            let session = Session::new(engine.clone(), Some(hostile.client()), outbox);
+            tokio::spawn(session.run(stream::iter([Ok(create("a"))]).chain(stream::pending())));
+            unread.push(responses);
+        }
+        // As the connection does it.
+        tokio::spawn(async move {
+            let _ = cut.await;
+            drop((unread, hostile));
+        });
+        let (honest, _cut) = all.admit(None);
+        let (outbox, mut responses) = mpsc::channel(OUTBOX);
+        let session = Session::new(engine.clone(), Some(honest.client()), outbox);
+        tokio::spawn(session.run(stream::iter([Ok(create("a"))]).chain(stream::pending())));
+        assert!(responses.recv().await.unwrap().0.unwrap().created);
+        for _ in 0..20 {
+            let put = PbPutRequest { key: "a".into(), value: vec![0; 1 << 20], ..Default::default() };
+            engine.ask(move |state, _| state.put(put)).await.unwrap();
+            assert_eq!(responses.recv().await.unwrap().0.unwrap().events.len(), 1);
+        }
     }
 }

@@ -3,10 +3,11 @@
 use etcd_client::proto::{PbEvent, PbWatchRequest, PbWatchRequestUnion, PbWatchResponse};
 use prost::Message;
 
+use super::connections::Held;
 use super::key_range::KeyRange;
 use super::limits::MESSAGE;
-use super::mvcc::Event;
-use super::state::{Identity, header, key_value};
+use super::mvcc::{Event, Version};
+use super::state::{Identity, ROW, header, key_value};
 
 /// Bytes of events after which a response ends at the next revision's border.
 const RESPONSE_BYTES: usize = 1 << 20;
@@ -36,6 +37,7 @@ impl Wish {
                     fragment: create.fragment,
                     progress: create.progress_notify,
                     told: false,
+                    held: None,
                 };
                 Self::Create { id: create.watch_id, start: create.start_revision, watcher }
             }
@@ -47,7 +49,6 @@ impl Wish {
 const NO_PUT: i32 = 0;
 const NO_DELETE: i32 = 1;
 
-#[derive(Debug)]
 pub(crate) struct Watcher {
     pub(crate) range: KeyRange,
     /// First revision that the client has not been told of.
@@ -60,49 +61,79 @@ pub(crate) struct Watcher {
     pub(crate) progress: bool,
     /// Something was sent since the last sign of life.
     pub(crate) told: bool,
+    /// Its part of what all watches may take.
+    pub(crate) held: Option<Held>,
+}
+
+/// Events for one watch that belong into one response. Nothing is copied before it is turned into one.
+pub(crate) struct Part {
+    events: Vec<Event>,
+    /// Up to here the client has been told everything.
+    revision: i64,
+    prev_kv: bool,
+    fragment: bool,
 }
 
 impl Watcher {
-    /// Takes all `events` up to revision `through` and turns those it waits for into responses.
-    /// A response holds whole revisions and speaks for everything up to its header's revision.
+    /// Takes all `events` up to revision `through` and divides those it waits for into parts.
+    /// A part has whole revisions and stands for everything up to its revision.
     pub(crate) fn accept<'a>(
         &mut self,
-        id: i64,
-        identity: Identity,
         events: impl IntoIterator<Item = &'a Event>,
         through: i64,
-    ) -> Vec<PbWatchResponse> {
-        let (mut responses, mut part, mut bytes, mut last) = (Vec::new(), Vec::new(), 0, 0);
+    ) -> Vec<Part> {
+        let part =
+            |events, revision| Part { events, revision, prev_kv: self.prev_kv, fragment: self.fragment };
+        let (mut parts, mut events_of_part, mut bytes, mut last) = (Vec::new(), Vec::new(), 0, 0);
         for event in events.into_iter().filter(|event| self.waits_for(event)) {
             let at = event.kv.mod_revision;
             if bytes >= RESPONSE_BYTES && at != last {
-                responses.push(response(id, identity, last, std::mem::take(&mut part)));
+                parts.push(part(std::mem::take(&mut events_of_part), last));
                 bytes = 0;
             }
             last = at;
-            let event = self.render(event);
-            bytes += event.encoded_len();
-            part.push(event);
+            bytes += weight(event, self.prev_kv);
+            events_of_part.push(event.clone());
         }
-        if !part.is_empty() {
-            responses.push(response(id, identity, through, part));
+        if !events_of_part.is_empty() {
+            parts.push(part(events_of_part, through));
         }
         self.next = self.next.max(through + 1);
-        self.told |= !responses.is_empty();
-        if self.fragment { responses.into_iter().flat_map(fragments).collect() } else { responses }
+        self.told |= !parts.is_empty();
+        parts
     }
 
     fn waits_for(&self, event: &Event) -> bool {
         let kind = if event.kv.is_tombstone() { self.deletes } else { self.puts };
         kind && event.kv.mod_revision >= self.next && self.range.contains(&event.kv.key)
     }
+}
 
-    fn render(&self, event: &Event) -> PbEvent {
-        PbEvent {
-            r#type: i32::from(event.kv.is_tombstone()),
-            kv: Some(key_value(&event.kv, true)),
-            prev_kv: event.prev.as_ref().filter(|_| self.prev_kv).map(|prev| key_value(prev, true)),
-        }
+impl Part {
+    /// Bytes of its response, roughly.
+    pub(crate) fn weight(&self) -> usize {
+        self.events.iter().map(|event| weight(event, self.prev_kv)).sum()
+    }
+
+    /// The response, in fragments where the client wants them and it is large.
+    pub(crate) fn responses(self, id: i64, identity: Identity) -> Vec<PbWatchResponse> {
+        let events = self.events.iter().map(|event| render(event, self.prev_kv)).collect();
+        let whole = response(id, identity, self.revision, events);
+        if self.fragment { fragments(whole) } else { vec![whole] }
+    }
+}
+
+fn weight(event: &Event, prev_kv: bool) -> usize {
+    let before = event.prev.as_ref().filter(|_| prev_kv);
+    let bytes = |version: &Version| version.key.len() + version.value.len() + ROW;
+    bytes(&event.kv) + before.map_or(0, |before| bytes(before))
+}
+
+fn render(event: &Event, prev_kv: bool) -> PbEvent {
+    PbEvent {
+        r#type: i32::from(event.kv.is_tombstone()),
+        kv: Some(key_value(&event.kv, true)),
+        prev_kv: event.prev.as_ref().filter(|_| prev_kv).map(|prev| key_value(prev, true)),
     }
 }
 
@@ -141,8 +172,6 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::server::mvcc::Version;
-
     const IDENTITY: Identity = Identity { cluster: 1, member: 2 };
 
     fn event(key: &str, revision: i64, size: usize) -> Event {
@@ -168,7 +197,13 @@ mod tests {
             fragment,
             progress: false,
             told: false,
+            held: None,
         }
+    }
+
+    fn accept(watcher: &mut Watcher, events: &[Event], through: i64) -> Vec<PbWatchResponse> {
+        let parts = watcher.accept(events, through);
+        parts.into_iter().flat_map(|part| part.responses(0, IDENTITY)).collect()
     }
 
     fn shape(responses: &[PbWatchResponse]) -> Vec<(i64, usize, bool)> {
@@ -181,23 +216,23 @@ mod tests {
     fn only_new_events_of_its_keys_reach_a_watch() {
         let events = [event("a", 4, 1), event("a", 5, 1), event("c", 6, 1), event("aa", 7, 1)];
         let mut watcher = watcher(5, false);
-        assert_eq!(shape(&watcher.accept(0, IDENTITY, &events, 9)), [(9, 2, false)]);
+        assert_eq!(shape(&accept(&mut watcher, &events, 9)), [(9, 2, false)]);
         assert_eq!(watcher.next, 10);
-        assert!(watcher.accept(0, IDENTITY, &events, 9).is_empty());
+        assert!(accept(&mut watcher, &events, 9).is_empty());
     }
 
     #[test]
     fn a_large_past_comes_in_several_responses_that_never_split_a_revision() {
         let half = RESPONSE_BYTES / 2;
         let events = [event("a", 4, half), event("ab", 4, half), event("ac", 4, half), event("a", 5, half)];
-        assert_eq!(shape(&watcher(0, false).accept(0, IDENTITY, &events, 7)), [(4, 3, false), (7, 1, false)]);
+        assert_eq!(shape(&accept(&mut watcher(0, false), &events, 7)), [(4, 3, false), (7, 1, false)]);
     }
 
     #[test]
     fn a_response_over_the_message_limit_is_cut_into_fragments_on_request() {
         let events: Vec<_> = (0..5).map(|n| event(&format!("a{n}"), 4, MESSAGE / 2)).collect();
-        assert_eq!(shape(&watcher(0, false).accept(0, IDENTITY, &events, 4)), [(4, 5, false)]);
-        let pieces = watcher(0, true).accept(0, IDENTITY, &events, 4);
+        assert_eq!(shape(&accept(&mut watcher(0, false), &events, 4)), [(4, 5, false)]);
+        let pieces = accept(&mut watcher(0, true), &events, 4);
         assert_eq!(shape(&pieces), [(4, 1, true), (4, 1, true), (4, 1, true), (4, 1, true), (4, 1, false)]);
     }
 }

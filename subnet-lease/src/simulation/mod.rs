@@ -13,6 +13,7 @@
 #![allow(clippy::unwrap_used, reason = "a step that fails fails its test")]
 
 mod host;
+mod hostile;
 mod net;
 mod site;
 
@@ -20,6 +21,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use fastrand::Rng;
 use tokio::time::Instant;
 
 use self::host::Host;
@@ -40,19 +42,6 @@ const TROUBLED: Duration = Duration::from_secs(1800);
 /// Then all is well for so long: more than a lease, a ping and every back-off.
 const CALM: Duration = Duration::from_secs(300);
 
-/// A small generator (SplitMix64).
-pub(crate) struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % sides
-    }
-}
-
 /// What happened, with its time.
 #[derive(Clone)]
 pub(crate) struct Diary(Arc<Mutex<Vec<String>>>, Instant);
@@ -72,7 +61,7 @@ fn live(seed: u64) -> Vec<String> {
         let (net, accepted) = Net::new(HOSTS, seed);
         let mut site = Site::start(accepted, diary.clone()).await;
         let hosts: Vec<Host> = (0..HOSTS).map(|n| Host::start(n, &net, diary.clone())).collect();
-        trouble(&mut Dice(seed), &net, &mut site, &diary).await;
+        trouble(&mut Rng::with_seed(seed), &net, &mut site, &diary).await;
         net.mend();
         tokio::time::sleep(CALM).await;
         judge(&hosts, &diary);
@@ -81,11 +70,11 @@ fn live(seed: u64) -> Vec<String> {
 }
 
 /// Cuts some hosts off, in one way or the other, for a while that a lease may or may not outlast; restarts the server.
-async fn trouble(dice: &mut Dice, net: &Net, site: &mut Site, diary: &Diary) {
+async fn trouble(dice: &mut Rng, net: &Net, site: &mut Site, diary: &Diary) {
     let mut mended: BTreeMap<usize, Instant> = BTreeMap::new();
     let end = Instant::now() + TROUBLED;
     while Instant::now() < end {
-        tokio::time::sleep(Duration::from_millis(500 + dice.roll(20_000))).await;
+        tokio::time::sleep(Duration::from_millis(500 + dice.u64(..20_000))).await;
         mended.retain(|host, at| {
             let still = *at > Instant::now();
             if !still {
@@ -94,15 +83,15 @@ async fn trouble(dice: &mut Dice, net: &Net, site: &mut Site, diary: &Diary) {
             }
             still
         });
-        if dice.roll(8) == 0 {
+        if dice.u64(..8) == 0 {
             diary.note("server: killed, and started again");
             site.restart(net).await;
             continue;
         }
-        let link = if dice.roll(2) == 0 { Link::Dead } else { Link::Cut };
-        let first = usize::try_from(dice.roll(HOSTS as u64)).unwrap();
-        let number = usize::try_from(1 + dice.roll(6)).unwrap();
-        let until = Instant::now() + Duration::from_secs(1 + dice.roll(200));
+        let link = if dice.u64(..2) == 0 { Link::Dead } else { Link::Cut };
+        let first = usize::try_from(dice.u64(..HOSTS as u64)).unwrap();
+        let number = usize::try_from(1 + dice.u64(..6)).unwrap();
+        let until = Instant::now() + Duration::from_secs(1 + dice.u64(..200));
         for host in (first..first + number).map(|n| n % HOSTS) {
             net.set(host, link);
             diary.note(format_args!("host {host}: {link:?}"));

@@ -7,13 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use fastrand::Rng;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, split};
 use tokio::sync::{Notify, mpsc};
 use tonic::codegen::{Service, http::Uri};
 use tonic::transport::server::Connected;
-
-use super::Dice;
 
 /// What becomes of a host's connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +34,7 @@ struct Shared {
     links: Vec<Signal<Link>>,
     /// Counts the server's lives; connections end with the one they were made in.
     life: Signal<u32>,
-    dice: Mutex<Dice>,
+    dice: Mutex<Rng>,
     /// To the server.
     arrive: mpsc::UnboundedSender<Arrived>,
 }
@@ -45,7 +44,7 @@ impl Net {
     pub(crate) fn new(hosts: usize, seed: u64) -> (Self, mpsc::UnboundedReceiver<Arrived>) {
         let (arrive, arrived) = mpsc::unbounded_channel();
         let links = (0..hosts).map(|_| Signal::new(Link::Whole)).collect();
-        let (life, dice) = (Signal::new(0), Mutex::new(Dice(!seed)));
+        let (life, dice) = (Signal::new(0), Mutex::new(Rng::with_seed(!seed)));
         (Self(Arc::new(Shared { links, life, dice, arrive })), arrived)
     }
 
@@ -69,7 +68,7 @@ impl Net {
 
     fn delay(&self) -> Duration {
         let mut dice = self.0.dice.lock().unwrap_or_else(PoisonError::into_inner);
-        Duration::from_micros(200 + dice.roll(20_000))
+        Duration::from_micros(200 + dice.u64(..20_000))
     }
 
     async fn connect(self, host: usize) -> io::Result<DuplexStream> {

@@ -13,7 +13,6 @@ use subnet_lease::{
 };
 use tokio::task::JoinHandle;
 
-use crate::dice::Dice;
 use crate::host::{PATIENCE, claim};
 use crate::site::{MOMENT, Site};
 
@@ -50,7 +49,7 @@ struct History {
     site: Site,
     book: LeaseBook,
     hosts: Vec<(Arc<dyn Store>, Claim)>,
-    dice: Dice,
+    dice: fastrand::Rng,
     seen: Arc<Mutex<Seen>>,
     watching: JoinHandle<()>,
 }
@@ -71,7 +70,7 @@ impl History {
         });
         let (hosts, seen) = (hosts.collect(), Arc::default());
         let watching = tokio::spawn(follow(site.store(), Arc::clone(&seen)));
-        Self { book: LeaseBook::default(), hosts, dice: Dice(seed), seen, watching, site }
+        Self { book: LeaseBook::default(), hosts, dice: fastrand::Rng::with_seed(seed), seen, watching, site }
     }
 
     async fn run(mut self, steps: u64, troubles: u64) {
@@ -85,8 +84,8 @@ impl History {
     }
 
     async fn step(&mut self, trouble: Option<u64>) {
-        let host = usize::try_from(self.dice.roll(HOSTS)).unwrap();
-        match (trouble, self.dice.roll(20)) {
+        let host = usize::try_from(self.dice.u64(..HOSTS)).unwrap();
+        match (trouble, self.dice.u64(..20)) {
             (Some(trouble), _) => return self.claim_under(trouble, host).await,
             (None, 0..10) => {}
             // It forgets what it had, or gets other addresses.
@@ -120,7 +119,7 @@ impl History {
     }
 
     fn some_address(&mut self) -> PublicAddrs {
-        let n = 1 + self.dice.roll(HOSTS * 3);
+        let n = 1 + self.dice.u64(..HOSTS * 3);
         [format!("192.168.0.{n}"), format!("fd00::{n}")].iter().map(|addr| addr.parse().unwrap()).collect()
     }
 
@@ -145,8 +144,8 @@ impl History {
     /// In one family or both, and perhaps over a lease that is there.
     async fn reserve(&mut self) {
         let network = Arc::clone(&self.hosts[0].1.network);
-        let place = u128::from(self.dice.roll(15));
-        let both = !self.dice.one_in(3);
+        let place = u128::from(self.dice.u64(..15));
+        let both = self.dice.u64(..3) != 0;
         let nets = network.pools().filter(|pool| both || pool.family() == Family::V4);
         let subnets = Subnets::of(nets.filter_map(|pool| pool.at(place))).unwrap();
         let lease = Lease::new(subnets, self.some_address(), subnet_lease::BackendAttrs::default());
@@ -157,7 +156,7 @@ impl History {
 
     async fn delete(&mut self) {
         let leases: Vec<Lease> = self.book.leases().cloned().collect();
-        let Some(lease) = leases.get(usize::try_from(self.dice.roll(15)).unwrap()) else { return };
+        let Some(lease) = leases.get(usize::try_from(self.dice.u64(..15)).unwrap()) else { return };
         self.site.delete(lease).await;
         self.book.remove(&lease.subnets);
     }

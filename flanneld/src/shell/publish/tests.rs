@@ -54,6 +54,21 @@ fn subnet_env_is_written_when_it_is_missing_or_differs_and_left_alone_otherwise(
 }
 
 #[test]
+fn writing_makes_the_directory_replaces_the_file_whole_and_leaves_nothing_else() {
+    let dir = Dir::new("whole");
+    let path = dir.0.join("a").join("subnet.env");
+    for mtu in [1500, 1450] {
+        write(&path, &env(mtu)).unwrap();
+    }
+    let folder = path.parent().unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&path), mode(folder)), (0o644, 0o755));
+    let names: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["subnet.env"]);
+    assert_eq!(SubnetEnv::read(&path).unwrap(), env(1450));
+}
+
+#[test]
 fn a_lost_subnet_leaves_its_file_under_another_name() {
     let dir = Dir::new("withdraw");
     write(&dir.file(), &env(1450)).unwrap();

@@ -6,6 +6,7 @@
 //!   bench soak                      a day's events in a minute: memory must not grow
 //!   bench path                      TCP between pods, compared with the same path set up by hand
 //!   bench cni [--against FOLDER]    the CNI plugin, and the ratios to another one
+//!   bench hostile                   the embedded store under hostile clients
 //! ```
 //!
 //! With `--json` one JSON line per measure, else a table. Leases are in etcd, so that every daemon has the
@@ -15,6 +16,7 @@
 mod cni;
 mod compare;
 mod figures;
+mod hostile;
 mod large;
 mod leases;
 mod path;
@@ -52,6 +54,8 @@ enum What {
     Path(path::Flags),
     /// The CNI plugin: ADD and DEL alone, many at once, with a full store, with a port map
     Cni(cni::Flags),
+    /// The embedded store under hostile clients: growth of memory, and how long honest clients wait
+    Hostile(hostile::Flags),
 }
 
 /// The flags of every kind of run.
@@ -87,6 +91,7 @@ fn run(flags: &Flags, screen: Screen) -> Result<bool> {
         }
         Some(What::Cni(cni)) => cni::measure(cni, screen),
         Some(What::Path(flags)) => path::measure(&Products::find()?, flags, screen),
+        Some(What::Hostile(hostile)) => hostile::measure(&Products::find()?, hostile, screen),
         Some(What::Soak(soak)) => soak::measure(&Products::find()?, soak, screen),
     }
 }

@@ -72,21 +72,13 @@ fn each_wrong_file_gets_a_sentence_that_names_the_key() {
 }
 
 #[test]
-fn writing_makes_the_directory_replaces_the_file_whole_and_leaves_nothing_else() {
-    let base = std::env::temp_dir().join(format!("subnet-env-test-{}", std::process::id()));
-    let path = base.join("a").join("subnet.env");
-    let env = env(DUAL, "10.42.7.0-24&2001:cafe:42:7::-64");
-    for mtu in [1500, 1450] {
-        SubnetEnv { mtu, ..env }.write(&path).unwrap();
-    }
-    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o644, 0o755));
-    let names: Vec<_> =
-        fs::read_dir(path.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(names, ["subnet.env"]);
-    assert_eq!(SubnetEnv::read(&path).unwrap(), env);
-    fs::remove_dir_all(&base).unwrap();
-    assert!(SubnetEnv::read(&path).unwrap_err().to_string().contains("subnet.env"));
+fn a_file_that_cannot_be_read_or_is_too_large_is_named() {
+    let path = std::env::temp_dir().join(format!("subnet-env-test-{}.env", std::process::id()));
+    assert!(SubnetEnv::read(&path).unwrap_err().to_string().contains("subnet-env-test"));
+    std::fs::write(&path, "#".repeat(20_000)).unwrap();
+    let refused = SubnetEnv::read(&path).unwrap_err();
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(refused, SubnetEnvError::Size), "{refused}");
 }
 
 proptest! {

@@ -121,3 +121,41 @@ async fn history_is_bounded_without_anyone_asking() {
     assert_eq!(kept, 10_001);
     assert_eq!(oldest, 10_001);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_whose_keep_alive_came_in_time_survives_a_process_that_stood_still() {
+    let store = start(FakeFile::default()).await;
+    store.grant(7, 5).await;
+    store.put("a", 7).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    // Its client sends a keep-alive now, and nobody reads it for a minute.
+    tokio::time::advance(Duration::from_secs(60)).await;
+    tokio::task::yield_now().await;
+    let kept = store.engine.ask_urgently(|state, now| Ok(state.keep_alive(7, now))).await.unwrap();
+    assert_eq!((kept.ttl, store.keys().await), (5, vec!["a".to_owned()]));
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(store.keys().await.is_empty(), "without a keep-alive it ends as before");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keep_alive_that_waited_behind_large_jobs_comes_before_expiry() {
+    let store = start(FakeFile::default()).await;
+    store.grant(7, 5).await;
+    store.put("a", 7).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(4999)).await;
+    let puts = (0..1000).map(|n: u32| {
+        let put = PbPutRequest { key: n.to_string().into(), value: vec![0; 100_000], ..Default::default() };
+        store.engine.ask(move |state, _| state.put(put))
+    });
+    let kept = async {
+        tokio::task::yield_now().await;
+        store.engine.ask_urgently(|state, now| Ok(state.keep_alive(7, now))).await.unwrap().ttl
+    };
+    let slow = async {
+        tokio::task::yield_now().await;
+        tokio::time::advance(Duration::from_millis(500)).await;
+    };
+    let (_, kept, ()) = tokio::join!(futures::future::join_all(puts), kept, slow);
+    assert_eq!(kept, 5);
+    assert!(store.engine.ask(|state, _| Ok(state.mvcc.live(b"a").is_some())).await.unwrap());
+}

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use etcd_client::{
     Certificate, Client, ConnectOptions, Error, GetOptions, GetResponse, Identity, KvClient, LeaseClient,
-    PutOptions, ResponseHeader, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchClient,
+    PutOptions, ResponseHeader, TlsOptions, Txn, TxnOp, WatchClient,
 };
 
+use etcd_client::proto::PbTxnOpResponse;
 use futures::stream::{FuturesUnordered, StreamExt};
 use futures_core::future::BoxFuture;
 use tokio::sync::watch;
@@ -246,8 +247,13 @@ impl Session {
         let both = Txn::new().and_then([TxnOp::get(key, None), TxnOp::get(from.clone(), Some(page))]);
         let mut answer = self.kv.txn(both).await.map_err(|error| self.way.told(Some(&from), &error))?;
         let header = answer.take_header();
-        match <[_; 2]>::try_from(answer.op_responses()) {
-            Ok([TxnOpResponse::Get(one), TxnOpResponse::Get(page)]) => Ok((header, one, page)),
+        // Not by the client library's own method: it panics where an answer has no content.
+        let mut answers = answer.0.responses.into_iter().map(|one| match one.response {
+            Some(PbTxnOpResponse::ResponseRange(range)) => Some(GetResponse(range)),
+            _ => None,
+        });
+        match (answers.next().flatten(), answers.next().flatten(), answers.next()) {
+            (Some(one), Some(page), None) => Ok((header, one, page)),
             _ => Err(StoreError::Unsupported(format!("{} answers what was not asked", self.way.endpoint))),
         }
     }
