@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::keys::Keys;
 use super::listing::{self, Listing};
-use super::session::{Dialer, Session};
+use super::session::{Dialer, Session, whole};
 use crate::model::lease::PublicAddrs;
 use crate::model::net::Subnets;
 use crate::store::pause::pause;
@@ -145,9 +145,12 @@ impl Follower {
         let (session, (place, stream)) = match self.place {
             Some(place) => {
                 let [lease, config] = &self.marks;
-                let mark = lease.as_ref().or(config.as_ref());
+                // Each with the place of its own watch: one may be behind the other.
+                let mark =
+                    lease.as_ref().map(|mark| (mark, LEASES)).or(config.as_ref().map(|mark| (mark, CONFIG)));
+                let mark = mark.map(|(mark, watch)| (mark.clone(), place.next[watch] - 1));
                 let (session, resumed) =
-                    self.dialer.reach(|s| Box::pin(resume(s, place, mark.cloned()))).await?;
+                    self.dialer.reach(|s| Box::pin(resume(s, place, mark.clone()))).await?;
                 let Resumed::Watch(stream) = resumed else {
                     self.foreign = matches!(resumed, Resumed::Foreign);
                     self.list_again();
@@ -361,9 +364,14 @@ enum Resumed {
     Foreign,
 }
 
-async fn resume(session: &mut Session, place: Position, mark: Option<Mark>) -> Result<Resumed, StoreError> {
-    let Some(mark) = mark else { return Ok(Resumed::Gap) };
-    match mark.stands(session, place.next[LEASES] - 1).await {
+/// `mark` is what must be in the store, and the revision up to which its watch has read everything.
+async fn resume(
+    session: &mut Session,
+    place: Position,
+    mark: Option<(Mark, i64)>,
+) -> Result<Resumed, StoreError> {
+    let Some((mark, at)) = mark else { return Ok(Resumed::Gap) };
+    match mark.stands(session, at).await {
         Ok(true) => open_watch(session, place).await.map(|stream| Resumed::Watch(Box::new(stream))),
         Ok(false) => Ok(Resumed::Foreign),
         // "required revision has been compacted", or "is a future revision".
@@ -389,9 +397,13 @@ async fn moved(host: &mut watch::Receiver<PublicAddrs>, stood: &mut PublicAddrs)
 async fn open_watch(session: &mut Session, place: Position) -> Result<WatchStream, StoreError> {
     let keys = session.keys().clone();
     let from = |next: i64| WatchOptions::new().with_start_revision(next).with_progress_notify();
-    let opened = session.watch.watch(keys.config(), Some(from(place.next[CONFIG]))).await;
-    let mut stream = opened.map_err(|error| session.told(&error))?;
+    let config = Some(from(place.next[CONFIG]));
     let leases = from(place.next[LEASES]).with_range(keys.subnets_end()).with_fragment();
-    stream.watch(keys.subnets(), Some(leases)).await.map_err(|error| session.told(&error))?;
-    Ok(stream)
+    let (mut watch, way) = (session.watch.clone(), session.way());
+    let opening = async move {
+        let mut stream = watch.watch(keys.config(), config).await?;
+        stream.watch(keys.subnets(), Some(leases)).await?;
+        Ok(stream)
+    };
+    whole(way, None, opening).await
 }

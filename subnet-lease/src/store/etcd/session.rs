@@ -20,6 +20,9 @@ use crate::store::StoreError;
 
 /// An answer takes at most this long; a watch has no end.
 const REQUEST: Duration = Duration::from_secs(10);
+/// The client library's own limit ends with the headers of an answer. The whole answer takes at most this long. Ours: a
+/// page of records over a slow link takes some seconds.
+const WHOLE: Duration = Duration::from_secs(60);
 /// Long enough for a far data centre, short enough to get past a dead endpoint.
 const CONNECT: Duration = Duration::from_secs(3);
 /// An endpoint that says nothing for so long is not waited for alone: a member that hangs, or is cut off from the others,
@@ -222,6 +225,10 @@ impl Session {
         &self.way.endpoint
     }
 
+    pub(super) fn way(&self) -> &Way {
+        &self.way
+    }
+
     pub(super) fn keys(&self) -> &Keys {
         &self.keys
     }
@@ -233,8 +240,7 @@ impl Session {
     ) -> Result<GetResponse, StoreError> {
         let key = key.into();
         let name = String::from_utf8_lossy(&key).into_owned();
-        let answer = self.kv.get(key, options).await;
-        answer.map_err(|error| self.way.told(Some(&name), &error))
+        whole(&self.way, Some(&name), self.kv.get(key, options)).await
     }
 
     /// A key, and a page of a range, at one revision, which is in the header.
@@ -245,7 +251,7 @@ impl Session {
         page: GetOptions,
     ) -> Result<(Option<ResponseHeader>, GetResponse, GetResponse), StoreError> {
         let both = Txn::new().and_then([TxnOp::get(key, None), TxnOp::get(from.clone(), Some(page))]);
-        let mut answer = self.kv.txn(both).await.map_err(|error| self.way.told(Some(&from), &error))?;
+        let mut answer = whole(&self.way, Some(&from), self.kv.txn(both)).await?;
         let header = answer.take_header();
         // Not by the client library's own method: it panics where an answer has no content.
         let mut answers = answer.0.responses.into_iter().map(|one| match one.response {
@@ -260,7 +266,7 @@ impl Session {
 
     /// Runs a compare-and-swap that is about `key`. Returns the revision of the change; `Raced` if the comparison failed.
     pub(super) async fn swap(&mut self, key: &str, txn: Txn) -> Result<i64, StoreError> {
-        let answer = self.kv.txn(txn).await.map_err(|error| self.way.told(Some(key), &error))?;
+        let answer = whole(&self.way, Some(key), self.kv.txn(txn)).await?;
         match answer.header() {
             Some(header) if answer.succeeded() => Ok(header.revision()),
             _ => Err(StoreError::Raced(key.into())),
@@ -270,46 +276,60 @@ impl Session {
     /// A new etcd lease: id and time granted.
     pub(super) async fn grant(&mut self, ttl: Duration) -> Result<(i64, Duration), StoreError> {
         let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX).max(1);
-        let granted = self.lease.grant(seconds, None).await.map_err(|error| self.told(&error))?;
+        let granted = whole(&self.way, None, self.lease.grant(seconds, None)).await?;
         Ok((granted.id(), seconds_of(granted.ttl()).unwrap_or(ttl)))
     }
 
     /// Gives an etcd lease its whole time again. Returns that time; `None` if the lease has ended.
     pub(super) async fn keep_alive(&mut self, id: i64) -> Result<Option<Duration>, StoreError> {
-        let (mut keeper, mut answers) = match self.lease.keep_alive(id).await {
-            Ok(both) => both,
-            // So this client says "a lifetime of 0", which is how etcd says "no such lease".
-            Err(Error::LeaseKeepAliveError(_)) => return Ok(None),
-            Err(error) => return Err(self.told(&error)),
+        let keeping = async {
+            let (mut keeper, mut answers) = match self.lease.keep_alive(id).await {
+                Ok(both) => both,
+                // The library's error for a lifetime of 0, by which etcd means that there is no such lease.
+                Err(Error::LeaseKeepAliveError(_)) => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            // The library does not pass on the time from the first answer.
+            keeper.keep_alive().await?;
+            answers.message().await
         };
-        // It does not pass on the time from the first answer.
-        keeper.keep_alive().await.map_err(|error| self.told(&error))?;
-        let answer = tokio::time::timeout(REQUEST, answers.message()).await.map_err(|_| self.way.silent())?;
-        let answer = answer.map_err(|error| self.told(&error))?;
+        let answer = whole(&self.way, None, keeping).await?;
         Ok(answer.and_then(|answer| seconds_of(answer.ttl())))
     }
 
     /// Ends an etcd lease that is not needed; where that fails it ends by itself.
     pub(super) async fn revoke(&mut self, id: i64) {
-        if let Err(error) = self.lease.revoke(id).await {
+        if let Err(error) = whole(&self.way, None, self.lease.revoke(id)).await {
             tracing::debug!(%error, "could not give back an unused etcd lease");
         }
     }
 
     /// The time an etcd lease has left; `None` if it has ended.
     pub(super) async fn time_left(&mut self, id: i64) -> Result<Option<Duration>, StoreError> {
-        let answer = self.lease.time_to_live(id, None).await.map_err(|error| self.told(&error))?;
+        let answer = whole(&self.way, None, self.lease.time_to_live(id, None)).await?;
         Ok(seconds_of(answer.ttl()))
     }
 
     /// The time an etcd lease was granted, and what is left of it; `None` if it has ended.
     pub(super) async fn times(&mut self, id: i64) -> Result<Option<(Duration, Duration)>, StoreError> {
-        let answer = self.lease.time_to_live(id, None).await.map_err(|error| self.told(&error))?;
+        let answer = whole(&self.way, None, self.lease.time_to_live(id, None)).await?;
         Ok(seconds_of(answer.granted_ttl()).zip(seconds_of(answer.ttl())))
     }
 
     pub(super) fn told(&self, error: &Error) -> StoreError {
         self.way.told(None, error)
+    }
+}
+
+/// Waits for a whole answer; `key` is what it is about.
+pub(super) async fn whole<T>(
+    way: &Way,
+    key: Option<&str>,
+    asking: impl Future<Output = Result<T, Error>>,
+) -> Result<T, StoreError> {
+    match tokio::time::timeout(WHOLE, asking).await {
+        Ok(answer) => answer.map_err(|error| way.told(key, &error)),
+        Err(_) => Err(way.silent()),
     }
 }
 
