@@ -63,6 +63,10 @@ impl Call {
         Ok(())
     }
 
+    fn has_large_answer(&self) -> bool {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).len() > 1
+    }
+
     /// Counts a message whose length has arrived; the one before it has been answered.
     fn hold_message(&self, bytes: usize) -> Result<(), ApiError> {
         let mut message = self.message.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,7 +110,11 @@ where
         };
         let incoming = |body| Body::new(Incoming { body, call: call.clone(), framing: Framing::default() });
         let answering = CALL.scope(call.clone(), self.0.call(request.map(incoming)));
-        Box::pin(async move { Ok(answering.await?.map(|body| Body::new(Outgoing { body, _call: call }))) })
+        Box::pin(async move {
+            let answer = answering.await?;
+            let is_large = call.has_large_answer();
+            Ok(answer.map(|body| Body::new(Outgoing { body, waits: is_large, call })))
+        })
     }
 }
 
@@ -145,7 +153,10 @@ impl HttpBody for Incoming {
 /// What a client is sent. The call ends with it.
 struct Outgoing {
     body: Body,
-    _call: Arc<Call>,
+    /// A large answer is encoded as a whole when it is polled first. So it waits for its turn: with hundreds of them in
+    /// the queue of tasks, small answers would wait for all.
+    waits: bool,
+    call: Arc<Call>,
 }
 
 impl HttpBody for Outgoing {
@@ -156,7 +167,13 @@ impl HttpBody for Outgoing {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let this = &mut *self;
+        if this.waits && !this.call.client.may_encode() {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        this.waits = false;
+        Pin::new(&mut this.body).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -52,6 +52,8 @@ struct Shared {
     inner: Mutex<Inner>,
     /// Something is free again.
     freed: Notify,
+    /// A large answer was encoded, and the other tasks have not had their turn since.
+    encoded: AtomicBool,
 }
 
 #[derive(Default)]
@@ -101,7 +103,8 @@ impl Default for Connections {
 impl Connections {
     pub(crate) fn of(most: usize, unproven: usize) -> Self {
         let inner = Mutex::default();
-        Self(Arc::new(Shared { began: Instant::now(), most, unproven, inner, freed: Notify::new() }))
+        let (freed, encoded) = (Notify::new(), AtomicBool::new(false));
+        Self(Arc::new(Shared { began: Instant::now(), most, unproven, inner, freed, encoded }))
     }
 
     /// A place for a connection, and what is sent when the connection must end.
@@ -235,6 +238,19 @@ impl Client {
             }
         };
         tokio::time::timeout(patience, holding).await.map_err(|_| ApiError::TooManyRequests)
+    }
+
+    /// Whether a large answer may be encoded now: one, and then all other tasks have a turn.
+    pub(crate) fn may_encode(&self) -> bool {
+        if self.all.0.encoded.swap(true, Ordering::Relaxed) {
+            return false;
+        }
+        let all = self.all.clone();
+        tokio::spawn(async move {
+            tokio::task::yield_now().await;
+            all.0.encoded.store(false, Ordering::Relaxed);
+        });
+        true
     }
 
     /// How much of a room is free.

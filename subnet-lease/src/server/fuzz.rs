@@ -3,6 +3,8 @@
 //!
 //! `FUZZ_SEED` and `FUZZ_REQUESTS` choose another run.
 
+#![allow(clippy::unwrap_used, reason = "a step that fails fails its test")]
+
 mod model;
 mod requests;
 

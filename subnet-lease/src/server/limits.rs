@@ -80,4 +80,4 @@ pub(crate) const QUEUE: usize = CALLS;
 /// Time for the jobs of one batch, and bytes they write, after which the others wait for the next batch. Ours: the
 /// client that used least of the engine is served first, and waits for no more than one batch.
 pub(crate) const BATCH: Duration = Duration::from_millis(5);
-pub(crate) const BATCH_BYTES: usize = 2 << 20;
+pub(crate) const BATCH_BYTES: usize = 1 << 20;

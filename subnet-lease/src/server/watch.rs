@@ -20,7 +20,7 @@ use super::connection::Peer;
 use super::connections::{Client, Held, Room};
 use super::engine::{Batch, Engine};
 use super::error::ApiError;
-use super::limits::{OUTBOX, OUTBOX_PATIENCE, OUTBOXES, WATCH, WATCHED_KEY, WATCHES};
+use super::limits::{OUTBOX, OUTBOX_PATIENCE, OUTBOXES, SMALL, WATCH, WATCHED_KEY, WATCHES};
 use super::watcher::{Part, Watcher, Wish, response};
 
 /// Time between signs of life for watches that want them. etcd's figure.
@@ -296,6 +296,10 @@ impl Session {
             while let Some(response) = responses.next() {
                 let room = if responses.peek().is_none() { room.take() } else { None };
                 self.send_holding(response, room).await?;
+            }
+            if weight > SMALL {
+                // Other tasks run between two large responses.
+                tokio::task::yield_now().await;
             }
         }
         Ok(())

@@ -7,13 +7,15 @@ mod server;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use clap::Args;
 use netns_harness::Screen;
 use netns_harness::flannel::Products;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 use self::attacks::{ALL, Attack};
 use self::client::{Client, PUT, RANGE, WINDOW, get, put};
@@ -100,8 +102,7 @@ async fn run(products: &Products, attacks: &[Attack], clients: usize, time: Dura
     fill(to).await?;
     let before = server.memory("VmRSS")?;
     let rounds = Arc::new(AtomicUsize::new(0));
-    let hostile: Vec<_> =
-        (0..clients).map(|n| tokio::spawn(attack(attacks.to_vec(), to, n, rounds.clone()))).collect();
+    let hostile = Hostile::start(attacks, to, clients, rounds.clone());
     let end = Instant::now() + time;
     let mut honest: JoinSet<Result<(Vec<f64>, usize)>> = (0..HONEST).map(|n| work(to, n, end)).collect();
     let (mut waits, mut again, mut growth) = (Vec::new(), 0, 0.0_f64);
@@ -115,10 +116,44 @@ async fn run(products: &Products, attacks: &[Attack], clients: usize, time: Dura
         waits.extend(of_one);
         again += tried;
     }
-    hostile.iter().for_each(JoinHandle::abort);
+    drop(hostile);
     ensure!(server.ended()?.is_none(), "the store ended");
     waits.sort_by(f64::total_cmp);
     Ok(Outcome { before, growth, waits, again, rounds: rounds.load(Ordering::Relaxed) })
+}
+
+/// Hostile clients in a thread of their own, so that honest clients never wait for what these do on this side.
+struct Hostile {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Hostile {
+    fn start(attacks: &[Attack], to: SocketAddr, clients: usize, rounds: Arc<AtomicUsize>) -> Self {
+        let attacks = attacks.to_vec();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let run = move || {
+            let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+                return;
+            };
+            runtime.block_on(async {
+                let all: JoinSet<()> =
+                    (0..clients).map(|n| attack(attacks.clone(), to, n, rounds.clone())).collect();
+                let _ = stopped.await;
+                drop(all);
+            });
+        };
+        Self { stop: Some(stop), thread: Some(thread::spawn(run)) }
+    }
+}
+
+impl Drop for Hostile {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 /// Writes the keys that are there before the attack.
