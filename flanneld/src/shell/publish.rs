@@ -42,7 +42,7 @@ pub fn write(path: &Path, env: &SubnetEnv) -> Result<(), SubnetEnvError> {
     if fs::read(path).is_ok_and(|there| there == text.as_bytes()) {
         return Ok(());
     }
-    let directory = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     make_directory(directory).map_err(|source| SubnetEnvError::Io { path: directory.into(), source })?;
     files::replace_synced(path, 0o644, text.as_bytes())
         .map_err(|source| SubnetEnvError::Io { path: path.into(), source })?;

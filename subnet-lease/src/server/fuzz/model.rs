@@ -146,8 +146,8 @@ impl Model {
         match request {
             Request::Put(put) => {
                 !put.key.is_empty()
-                    && !(put.ignore_value && !put.value.is_empty())
-                    && !(put.ignore_lease && put.lease != 0)
+                    && (!put.ignore_value || put.value.is_empty())
+                    && (!put.ignore_lease || put.lease == 0)
                     && (put.lease == 0 || self.leases.contains_key(&put.lease))
                     && (!(put.ignore_value || put.ignore_lease) || self.live(&put.key).is_some())
             }

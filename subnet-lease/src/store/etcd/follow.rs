@@ -146,8 +146,10 @@ impl Follower {
             Some(place) => {
                 let [lease, config] = &self.marks;
                 // Each with the place of its own watch: one may be behind the other.
-                let mark =
-                    lease.as_ref().map(|mark| (mark, LEASES)).or(config.as_ref().map(|mark| (mark, CONFIG)));
+                let mark = lease
+                    .as_ref()
+                    .map(|mark| (mark, LEASES))
+                    .or_else(|| config.as_ref().map(|mark| (mark, CONFIG)));
                 let mark = mark.map(|(mark, watch)| (mark.clone(), place.next[watch] - 1));
                 let (session, resumed) =
                     self.dialer.reach(|s| Box::pin(resume(s, place, mark.clone()))).await?;
