@@ -172,7 +172,7 @@ impl Wanted {
         }
         for route in have.iter().filter_map(|o| if let Object::Route(r) = o { Some(r) } else { None }) {
             if owner.is_as_of_a_flannel(route) && !self.prefixes.contains(&route.dst) {
-                *self.leases_by.entry(route.via.unwrap_or(route.dst.ip())).or_default() += 1;
+                *self.leases_by.entry(route.via.unwrap_or_else(|| route.dst.ip())).or_default() += 1;
             }
         }
         self

@@ -45,14 +45,14 @@ pub(super) fn run(verb: &Verb, config: &NodeConfig) -> Result<Answer, Failure> {
     match verb {
         Verb::Check { file, force } => {
             let network = check(&read(file)?)?;
-            fits_host(&network, &config, *force)?;
+            fits_host(&network, config, *force)?;
             Ok(Answer::new(room_as_json(&network)).text(room(&network)))
         }
         Verb::Show => show(&config.store),
         Verb::Set { file, force } => {
             let json = read(file)?;
             let network = check(&json)?;
-            fits_host(&network, &config, *force)?;
+            fits_host(&network, config, *force)?;
             set(&config.store, &json, &network)
         }
     }
