@@ -150,7 +150,7 @@ impl Follower {
                     .as_ref()
                     .map(|mark| (mark, LEASES))
                     .or_else(|| config.as_ref().map(|mark| (mark, CONFIG)));
-                let mark = mark.map(|(mark, watch)| (mark.clone(), place.next[watch] - 1));
+                let mark = mark.map(|(mark, watch)| (mark.clone(), place.next[watch].saturating_sub(1)));
                 let (session, resumed) =
                     self.dialer.reach(|s| Box::pin(resume(s, place, mark.clone()))).await?;
                 let Resumed::Watch(stream) = resumed else {
@@ -173,7 +173,7 @@ impl Follower {
     }
 
     fn listed(&mut self, mut listing: Listing) -> Position {
-        let place = Position { cluster: listing.cluster, next: [listing.revision + 1; 2] };
+        let place = Position { cluster: listing.cluster, next: [listing.revision.saturating_add(1); 2] };
         let earlier =
             |lost: Position| lost.cluster != place.cluster || lost.next.iter().any(|n| *n > place.next[0]);
         let foreign = std::mem::take(&mut self.foreign) || self.lost.take().is_some_and(earlier);
@@ -241,7 +241,8 @@ impl Follower {
         // Another cluster, or one restored from a backup, would let us wait for a revision that means something else.
         let header = response.header();
         let same = header.is_some_and(|h| {
-            h.cluster_id() == place.cluster && place.next.iter().all(|next| h.revision() + 1 >= *next)
+            h.cluster_id() == place.cluster
+                && place.next.iter().all(|next| h.revision().saturating_add(1) >= *next)
         });
         if !same {
             self.list_again();
@@ -258,7 +259,7 @@ impl Follower {
         let (Some(link), Some(place)) = (&self.link, &mut self.place) else { return };
         let watch = link.ids.iter().position(|id| *id == response.watch_id());
         if let (Some(watch), Some(header)) = (watch, response.header()) {
-            place.next[watch] = place.next[watch].max(header.revision() + 1);
+            place.next[watch] = place.next[watch].max(header.revision().saturating_add(1));
         }
     }
 
@@ -289,7 +290,7 @@ impl Follower {
 
     fn advance(&mut self, watch: usize, kv: &KeyValue) {
         if let Some(place) = &mut self.place {
-            place.next[watch] = place.next[watch].max(kv.mod_revision() + 1);
+            place.next[watch] = place.next[watch].max(kv.mod_revision().saturating_add(1));
         }
     }
 

@@ -163,7 +163,7 @@ pub(super) async fn written_since(
 ) -> Result<Vec<(Subnets, u64)>, StoreError> {
     let keys = session.keys().clone();
     let options = GetOptions::new().with_range(keys.subnets_end());
-    let options = options.with_keys_only().with_min_mod_revision(revision + 1);
+    let options = options.with_keys_only().with_min_mod_revision(revision.saturating_add(1));
     let answer = session.get(keys.subnets(), Some(options)).await?;
     let read = answer.kvs().iter().filter_map(|kv| {
         let subnets = keys.name(kv.key())?.parse().ok()?;
