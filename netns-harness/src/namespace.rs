@@ -47,6 +47,13 @@ impl Namespace {
         Ok(space)
     }
 
+    /// The namespace of a process, made by somebody else. It may not have the name of another one of the run.
+    pub fn of_process(run: &Arc<RunDir>, name: &str, pid: u32) -> Result<Self> {
+        let net = File::open(format!("/proc/{pid}/ns/net"))
+            .with_context(|| format!("cannot open the network namespace of the process {pid}"))?;
+        Ok(Self { name: name.to_owned(), net, run: run.clone() })
+    }
+
     /// Its name within the run.
     pub fn name(&self) -> &str {
         &self.name

@@ -291,6 +291,7 @@ impl Running {
     }
 
     fn announce(&self, readiness: Readiness) {
+        self.store.set_remarks(&readiness.reasons);
         self.store.set_data_path(match readiness.ready {
             true => DataPath::Works,
             false => DataPath::Fails(readiness.reasons.join("; ")),

@@ -57,6 +57,9 @@ pub trait Store: Send + Sync {
     /// Whether pods here reach the others: a store that passes it on does so while it is watched.
     fn set_data_path(&self, _path: DataPath) {}
 
+    /// What an operator must know of this node, one sentence each, for stores that have a place for it. Does not wait.
+    fn set_remarks(&self, _remarks: &[String]) {}
+
     /// Which network this is, as a sentence names it: in etcd what its keys begin with.
     fn name(&self) -> String;
 

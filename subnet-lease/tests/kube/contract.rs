@@ -219,6 +219,47 @@ async fn the_condition_follows_the_data_path_and_is_put_back() {
 }
 
 #[tokio::test]
+async fn a_remark_that_lasts_is_an_event_of_the_node_once() {
+    let cluster = Cluster::start();
+    let mut rules = stock_rules();
+    rules
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}));
+    cluster.grant(rules);
+    cluster.add_node("a", &["10.244.1.0/24"]);
+    let store = cluster.store_of("a", "flannel-a", V4);
+    let mut watch = store.watch();
+    snapshot(&mut watch).await;
+    let followed = tokio::spawn(async move { while watch.next().await.is_some() {} });
+    let events = async |sentences: &[&str]| {
+        let mut found = Vec::new();
+        for _ in 0..300 {
+            let list = cluster.call("GET", "/api/v1/namespaces/default/events", Value::Null);
+            let list = list["items"].as_array().unwrap();
+            found = list.iter().map(|it| it["message"].as_str().unwrap().to_owned()).collect();
+            found.sort();
+            if found == sentences {
+                assert!(
+                    list.iter()
+                        .all(|it| it["involvedObject"] == json!({"kind": "Node", "name": "a", "uid": "a"}))
+                );
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("{found:?}");
+    };
+    store.set_remarks(&["a peer is refused".to_owned()]);
+    events(&["a peer is refused"]).await;
+    // It is over and comes again, and something else with it: once an hour is enough.
+    store.set_remarks(&[]);
+    store.set_remarks(&["a peer is refused".to_owned(), "no route".to_owned()]);
+    events(&["a peer is refused", "no route"]).await;
+    followed.abort();
+}
+
+#[tokio::test]
 async fn an_address_that_an_operator_writes_is_published_and_a_denied_right_is_named() {
     let cluster = Cluster::start();
     cluster.add_node("a", &["10.244.1.0/24"]);

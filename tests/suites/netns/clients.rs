@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use netns_harness::caps::Need;
-use netns_harness::{Process, eventually};
+use netns_harness::eventually;
 use serde_json::{Value, json};
 
 use crate::case::{Case, case, peer};
-use crate::node::{IMAGE, Node, ROOT, SOCKET};
+use crate::node::{Node, ROOT, SOCKET};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const LIST: &str = "/etc/cni/net.d/10-network.conflist";
@@ -183,25 +183,9 @@ fn podman_on(network: &Value) -> Result<()> {
     node.is_clean()
 }
 
-/// A containerd with the image, on its socket.
-fn start(node: &Node, version: u8, path: &str, ctr: &str) -> Result<Process> {
-    let (path, conf) = (
-        format!("PATH={path}:/usr/sbin:/usr/bin:/sbin:/bin"),
-        format!("/run/node/containerd-{version}.toml"),
-    );
-    let process = node.spawn("containerd", &[&path, "containerd", "-c", &conf])?;
-    let import = ["-a", SOCKET, "-n", "k8s.io", "images", "import", "--snapshotter", "native"];
-    let local: &[&str] = if version == 1 { &[] } else { &["--local"] };
-    eventually(PATIENCE, || {
-        let made = node.exec(&[&[ctr], &import[..], local, &[IMAGE]].concat());
-        made.map(drop).with_context(|| process.log())
-    })?;
-    Ok(process)
-}
-
 fn containerd() -> Result<()> {
     let node = Node::start(&network("1.0.0"))?;
-    let _process = start(&node, 1, "/usr/bin", "ctr")?;
+    let _process = node.containerd(1)?;
     let cri = peer("cri")?.display().to_string();
     let status = node.exec(&[&cri, SOCKET, "status"])?;
     ensure!(status.contains("NetworkReady true"), "{status}");
@@ -226,7 +210,7 @@ fn containerd() -> Result<()> {
 
 fn ctr() -> Result<()> {
     let node = Node::start(&network("1.0.0"))?;
-    let _process = start(&node, 1, "/usr/bin", "ctr")?;
+    let _process = node.containerd(1)?;
     let run = [
         "ctr", "-a", SOCKET, "run", "--rm", "--cni", "--rootfs", ROOT, "c1", "/bin/ip", "addr", "show",
         "eth0",
@@ -239,13 +223,12 @@ fn ctr() -> Result<()> {
 fn kubelet() -> Result<()> {
     let node = Node::start(&network("1.1.0"))?;
     let folder = peer("kubelet")?.parent().context("the peers have a folder")?.display().to_string();
-    let _process = start(&node, 2, &folder, &format!("{folder}/ctr"))?;
+    let _process = node.containerd(2)?;
     // STATUS decides: without a lease there is no pod, and no ADD that would fail.
     let env = node.host().path("/run/flannel/subnet.env");
     let text = fs::read_to_string(&env)?;
     fs::remove_file(&env)?;
-    let kubelet =
-        node.spawn("kubelet", &["sh", "/run/node/kubelet.sh", &format!("{folder}/kubelet"), "/run/node"])?;
+    let kubelet = node.kubelet(&["--hostname-override=node"])?;
     let cri = format!("{folder}/cri");
     eventually(PATIENCE, || {
         let status = node.exec(&[&cri, SOCKET, "status"])?;

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Shared;
+use super::events;
 use super::fault::{Answer, Fault};
 use super::frames::{Event, Frames};
 use super::http::Connection;
@@ -57,8 +58,8 @@ struct Follower {
     /// The server asked for this pause.
     asked: Option<Duration>,
     complaint: Option<String>,
-    /// Ends with the watch.
-    condition: JoinSet<()>,
+    /// What writes the Node's condition and events. Ends with the watch.
+    reports: JoinSet<()>,
 }
 
 impl Follower {
@@ -76,14 +77,16 @@ impl Follower {
             failures: 0,
             asked: None,
             complaint: None,
-            condition: JoinSet::new(),
+            reports: JoinSet::new(),
         }
     }
 
     async fn next(&mut self) -> StoreEvent {
-        if self.condition.is_empty() && self.shared.dialer.config.set_condition {
+        if self.reports.is_empty() && self.shared.dialer.config.set_condition {
             let shared = Arc::clone(&self.shared);
-            self.condition.spawn(async move { publish::keep_condition(&shared).await });
+            self.reports.spawn(async move { publish::keep_condition(&shared).await });
+            let shared = Arc::clone(&self.shared);
+            self.reports.spawn(async move { events::keep(&shared).await });
         }
         loop {
             if let Some(event) = self.events.pop_front() {

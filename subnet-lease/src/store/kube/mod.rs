@@ -14,6 +14,7 @@
 
 mod annotations;
 mod config;
+mod events;
 mod exec;
 mod fault;
 mod follow;
@@ -69,6 +70,8 @@ struct Shared {
     /// The data path as it is, and as the Node's condition is to say it.
     path: watch::Sender<DataPath>,
     condition: watch::Sender<DataPath>,
+    /// What an operator must know of this node.
+    remarks: watch::Sender<Vec<String>>,
     /// Our Node as it was when a claim found something wrong with it.
     refused: Mutex<Option<Own>>,
     seed: u64,
@@ -96,6 +99,7 @@ impl KubeStore {
             claimed: watch::Sender::default(),
             path: watch::Sender::default(),
             condition: watch::Sender::default(),
+            remarks: watch::Sender::default(),
             refused: Mutex::new(None),
             seed: RandomState::new().hash_one(0),
         };
@@ -189,6 +193,10 @@ impl Store for KubeStore {
 
     fn set_data_path(&self, path: DataPath) {
         self.shared.path.send_replace(path);
+    }
+
+    fn set_remarks(&self, remarks: &[String]) {
+        self.shared.remarks.send_replace(remarks.to_vec());
     }
 
     fn name(&self) -> String {

@@ -217,7 +217,7 @@ impl DataPath {
         if now.is_some_and(|now| now.status.as_ref() == status) {
             return None;
         }
-        let time = timestamp(now_seconds());
+        let time = timestamp();
         Some(json!({
             "type": UNAVAILABLE, "status": status, "reason": reason, "message": message,
             "lastHeartbeatTime": time, "lastTransitionTime": time,
@@ -280,16 +280,16 @@ async fn put_condition(
     write(&mut connection, shared.name(), &patch).await.map_err(StoreError::from)
 }
 
+/// The time now, as RFC 3339 has it, in UTC.
 #[allow(
     clippy::disallowed_methods,
     reason = "the API server wants the time of the change; nothing here depends on it"
 )]
-fn now_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+pub(super) fn timestamp() -> String {
+    rfc3339(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
 }
 
-/// As RFC 3339 has it, in UTC.
-fn timestamp(seconds: u64) -> String {
+fn rfc3339(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     // Years that begin in March: the leap day is the last one, and months have a rule.
     let days = days + 719_468;
@@ -309,9 +309,9 @@ mod tests {
 
     #[test]
     fn a_time_is_written_as_the_server_reads_it() {
-        assert_eq!(timestamp(0), "1970-01-01T00:00:00Z");
-        assert_eq!(timestamp(951_782_400), "2000-02-29T00:00:00Z");
-        assert_eq!(timestamp(1_796_029_583), "2026-11-30T09:06:23Z");
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
+        assert_eq!(rfc3339(951_782_400), "2000-02-29T00:00:00Z");
+        assert_eq!(rfc3339(1_796_029_583), "2026-11-30T09:06:23Z");
     }
 
     #[test]

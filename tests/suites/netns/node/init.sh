@@ -15,11 +15,16 @@ done < "$3/cgroups"
 mkdir -p "$3/etc" "$3/work"
 mount -t overlay -o "lowerdir=/etc,upperdir=$3/etc,workdir=$3/work" overlay /etc
 mount -t tmpfs opt /opt
+mount -t tmpfs log /var/log
 mkdir -p /opt/cni/bin /etc/cni/net.d
-for plugin in flannel bridge host-local loopback portmap bandwidth firewall tuning; do
-  if [ -e "$1/$plugin" ]; then ln -s "$1/$plugin" /opt/cni/bin/; else ln -s "$2/$plugin" /opt/cni/bin/; fi
-done
-cp "$3/network.conflist" /etc/cni/net.d/10-network.conflist
+if [ -e "$3/network.conflist" ]; then
+  for plugin in flannel bridge host-local loopback portmap bandwidth firewall tuning; do
+    if [ -e "$1/$plugin" ]; then ln -s "$1/$plugin" /opt/cni/bin/; else ln -s "$2/$plugin" /opt/cni/bin/; fi
+  done
+  cp "$3/network.conflist" /etc/cni/net.d/10-network.conflist
+else
+  mount -t tmpfs net.d /etc/cni/net.d
+fi
 mount --make-rshared /
 touch "$3/ready"
 exec sleep infinity

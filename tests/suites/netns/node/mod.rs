@@ -36,22 +36,29 @@ pub(crate) struct Node {
     host: Host,
     /// The first process, with the machine's process id.
     pid: String,
-    _net: Net,
+    /// The network of a node that is alone.
+    _net: Option<Net>,
 }
 
 impl Node {
     /// A node whose runtimes find this network, and on which flannel has the subnet 10.244.1.0/24.
     pub(crate) fn start(network: &Value) -> Result<Self> {
         let net = Net::build(Topology::flat(1))?;
-        let host = net.host(0).clone();
-        for folder in [FOLDER, "/run/flannel"] {
-            fs::create_dir_all(host.path(folder))?;
-        }
+        let host = &net.host(0).clone();
+        fs::create_dir_all(host.path("/run/flannel"))?;
+        fs::write(host.path("/run/flannel/subnet.env"), SUBNET_ENV)?;
+        fs::create_dir_all(host.path(FOLDER))?;
+        fs::write(host.path(FOLDER).join("network.conflist"), network.to_string())?;
+        Ok(Self { _net: Some(net), ..Self::on(host)? })
+    }
+
+    /// This host as a node. Without a network in [`FOLDER`] it has no CNI plugin and no configuration.
+    pub(crate) fn on(host: &Host) -> Result<Self> {
+        let host = host.clone();
+        fs::create_dir_all(host.path(FOLDER))?;
         for (name, text) in FILES {
             fs::write(host.path(FOLDER).join(name), text)?;
         }
-        fs::write(host.path("/run/flannel/subnet.env"), SUBNET_ENV)?;
-        fs::write(host.path(FOLDER).join("network.conflist"), network.to_string())?;
         fs::write(host.path(FOLDER).join("cgroups"), cgroups()?)?;
         host.exec(&Program::new("sh").args(["/run/node/image.sh", FOLDER]))?;
         let ours = products()?.cni.parent().context("the plugin has a folder")?.canonicalize()?;
@@ -69,11 +76,50 @@ impl Node {
         ensure!(init.status().is_none(), "the node ended: {}", init.log());
         let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", init.pid()))?;
         let pid = children.split_whitespace().next().context("the node has a first process")?.to_owned();
-        Ok(Self { host, pid, _net: net })
+        Ok(Self { host, pid, _net: None })
+    }
+
+    /// The containerd of tests/peers (2) or Debian's (1), with the image of [`IMAGE`], on [`SOCKET`].
+    pub(crate) fn containerd(&self, version: u8) -> Result<Process> {
+        let (path, ctr) = if version == 1 {
+            ("/usr/bin".to_owned(), "ctr".to_owned())
+        } else {
+            let folder = peer("ctr")?.parent().context("the peers have a folder")?.display().to_string();
+            (folder.clone(), format!("{folder}/ctr"))
+        };
+        let (path, conf) = (
+            format!("PATH={path}:/usr/sbin:/usr/bin:/sbin:/bin"),
+            format!("{FOLDER}/containerd-{version}.toml"),
+        );
+        let process = self.spawn("containerd", &[&path, "containerd", "-c", &conf])?;
+        eventually(PATIENCE, || self.import(&ctr, version, IMAGE).with_context(|| process.log()))?;
+        Ok(process)
+    }
+
+    /// A kubelet with more flags.
+    pub(crate) fn kubelet(&self, flags: &[&str]) -> Result<Process> {
+        let kubelet = peer("kubelet")?.display().to_string();
+        self.spawn("kubelet", &[&["sh", "/run/node/kubelet.sh", &kubelet, FOLDER], flags].concat())
+    }
+
+    /// Makes an image known to containerd.
+    pub(crate) fn import(&self, ctr: &str, version: u8, image: &str) -> Result<()> {
+        let import = ["-a", SOCKET, "-n", "k8s.io", "images", "import", "--snapshotter", "native"];
+        let local: &[&str] = if version == 1 { &[] } else { &["--local"] };
+        self.exec(&[&[ctr], &import[..], local, &[image]].concat()).map(drop)
     }
 
     pub(crate) fn host(&self) -> &Host {
         &self.host
+    }
+
+    /// Whether a process, by the machine's process id, runs on the node.
+    pub(crate) fn has(&self, pid: u32) -> bool {
+        let parent = |pid: &String| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            Some(status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().to_owned())
+        };
+        std::iter::successors(Some(pid.to_string()), parent).any(|pid| pid == self.pid)
     }
 
     /// A program on the node, with variables before its words, as for `env`.

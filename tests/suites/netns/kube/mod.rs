@@ -1,53 +1,49 @@
-//! Kubernetes as the store: a real kube-apiserver with an etcd beneath it on the store's host, and our daemons on the others.
+//! Kubernetes as the store: a real kube-apiserver with an etcd beneath it on the store's host, and our daemons on the others. Nodes
+//! are either made by the case, or real: see [`nodes`].
+
+mod control;
+mod nodes;
 
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use netns_harness::flannel::{Products, SUBNET_ENV, wait_for_subnet};
 use netns_harness::{Family, Host, Net, Pod, Process, Program, Topology, UPLINK, eventually};
 use serde_json::{Map, Value, json};
 
+use self::control::{Control, STARTS};
 use crate::case::{Case, case, peer, products};
 
 const SOON: Duration = Duration::from_secs(30);
-/// A busy machine starts the API server in half a minute.
-const STARTS: Duration = Duration::from_secs(120);
-const PORT: u16 = 6443;
-/// The API server's certificate, signed by itself, on its host.
-const AUTHORITY: &str = "/run/certs/apiserver.crt";
 
 pub(crate) fn cases() -> Vec<Case> {
-    vec![
+    let mut cases = nodes::cases();
+    cases.extend([
         case("kubernetes_is_the_store_and_pods_reach_each_other_v4", || reach(Family::V4)).with_peers(),
         case("kubernetes_is_the_store_and_pods_reach_each_other_dual", || reach(Family::Dual)).with_peers(),
         case("what_is_wiped_on_a_node_is_put_back_and_a_node_that_is_made_again_is_claimed", repair)
             .with_peers(),
         case("an_api_server_that_is_killed_changes_nothing_and_is_followed_again", killed).with_peers(),
         case("go_flannel_and_ours_share_a_kubernetes_cluster", mixed).with_peers(),
-    ]
+    ]);
+    cases
 }
 
 /// A cluster of three whose leases are in Kubernetes.
 struct Kube {
     net: Net,
-    api: Process,
+    control: Control,
     daemons: Vec<Process>,
     pods: Vec<Pod>,
     family: Family,
-    /// Keeps etcd.
-    _etcd: Process,
 }
 
 impl Kube {
     fn prepare(family: Family) -> Result<Self> {
         let net = Net::build(Topology::flat(3).family(family))?;
-        let host = net.store();
-        fs::write(host.path("/run/tokens.csv"), "admin,admin,admin,\"system:masters\"\n")?;
-        let etcd = host.spawn(&etcd()?)?;
-        let api = host.spawn(&api_server(host)?)?;
-        let kube = Self { net, api, daemons: Vec::new(), pods: Vec::new(), family, _etcd: etcd };
-        kube.wait()?;
+        let control = Control::start(net.store(), family, &[])?;
+        let kube = Self { net, control, daemons: Vec::new(), pods: Vec::new(), family };
         for (n, host) in kube.net.hosts().iter().enumerate() {
             kube.register(host, n)?;
             let conf = json!({
@@ -55,8 +51,7 @@ impl Kube {
                 "EnableIPv6": family.each().len() == 2, "IPv6Network": "fd42::/48",
             });
             fs::write(host.path("/run/net-conf.json"), conf.to_string())?;
-            fs::write(host.path("/run/kubeconfig"), kube.kubeconfig()?)?;
-            fs::copy(kube.net.store().path(AUTHORITY), host.path("/run/ca.crt"))?;
+            kube.control.admit(host, "admin")?;
         }
         Ok(kube)
     }
@@ -106,16 +101,6 @@ impl Kube {
         .map(drop)
     }
 
-    fn wait(&self) -> Result<()> {
-        eventually(STARTS, || {
-            let ready = self.call("GET", "/readyz", &Value::Null)?;
-            ensure!(ready == "ok", "{ready}");
-            Ok(())
-        })
-        .map(drop)
-        .with_context(|| self.api.log())
-    }
-
     /// The Node as kubelet and controller-manager leave it.
     fn register(&self, host: &Host, n: usize) -> Result<()> {
         let mut cidrs = vec![format!("10.42.{}.0/24", n + 1)];
@@ -128,82 +113,24 @@ impl Kube {
             "metadata": {"name": host.name(), "annotations": {"some": "thing"}},
             "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs},
         });
-        self.call("POST", "/api/v1/nodes", &node).map(drop)
+        self.control.call("POST", "/api/v1/nodes", &node).map(drop)
     }
 
     fn annotation(&self, host: &Host, suffix: &str) -> Result<Value> {
-        let node: Value = serde_json::from_str(&self.call("GET", &path(host), &Value::Null)?)?;
+        let node = self.control.get(&path(host))?;
         Ok(node["metadata"]["annotations"][format!("flannel.alpha.coreos.com/{suffix}")].clone())
     }
-
-    fn call(&self, method: &str, path: &str, body: &Value) -> Result<String> {
-        let host = self.net.store();
-        let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
-        let body = if body.is_null() { String::new() } else { body.to_string() };
-        let curl = Program::new("curl")
-            .args(["-sS", "--max-time", "20", "-X", method, "-H", "Authorization: Bearer admin", "--cacert"])
-            .arg(AUTHORITY)
-            .args(["-H".to_owned(), format!("Content-Type: {kind}")])
-            .args(["--data-binary".to_owned(), "@-".to_owned(), format!("{}{path}", server(host)?)]);
-        host.exec(&curl.stdin(body))
-    }
-
-    fn kubeconfig(&self) -> Result<String> {
-        let server = server(self.net.store())?;
-        Ok(format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
-             clusters: [{{name: k, cluster: {{server: '{server}', certificate-authority: ca.crt}}}}]\n\
-             users: [{{name: u, user: {{token: admin}}}}]\n"
-        ))
-    }
-}
-
-/// Where the API server is, by the address that its certificate has.
-fn server(host: &Host) -> Result<String> {
-    Ok(format!("https://{}:{PORT}", host.address(Family::V4)?))
 }
 
 fn path(host: &Host) -> String {
     format!("/api/v1/nodes/{}", host.name())
 }
 
-fn etcd() -> Result<Program> {
-    let [client, own] = ["http://127.0.0.1:2379", "http://127.0.0.1:2380"];
-    Ok(Program::new(peer("etcd-3.6")?).named("etcd").args([
-        "--data-dir=/var/lib/etcd".to_owned(),
-        "--unsafe-no-fsync".to_owned(),
-        format!("--listen-client-urls={client}"),
-        format!("--advertise-client-urls={client}"),
-        format!("--listen-peer-urls={own}"),
-        format!("--initial-advertise-peer-urls={own}"),
-        format!("--initial-cluster=default={own}"),
-    ]))
-}
-
-fn api_server(host: &Host) -> Result<Program> {
-    let address = host.address(Family::V4)?;
-    Ok(Program::new(peer("kube-apiserver")?).args([
-        "--etcd-servers=http://127.0.0.1:2379".to_owned(),
-        "--cert-dir=/run/certs".to_owned(),
-        "--token-auth-file=/run/tokens.csv".to_owned(),
-        format!("--secure-port={PORT}"),
-        // The server makes this one for itself; it signs tokens as well.
-        "--service-account-key-file=/run/certs/apiserver.key".to_owned(),
-        "--service-account-signing-key-file=/run/certs/apiserver.key".to_owned(),
-        format!("--advertise-address={address}"),
-        "--endpoint-reconciler-type=none".to_owned(),
-        "--authorization-mode=Node,RBAC".to_owned(),
-        "--service-account-issuer=test".to_owned(),
-        "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
-        "--shutdown-delay-duration=0s".to_owned(),
-    ]))
-}
-
 fn reach(family: Family) -> Result<()> {
     let kube = Kube::up(family)?;
     for host in kube.net.hosts() {
         ensure!(kube.annotation(host, "backend-type")? == "vxlan");
-        let node: Value = serde_json::from_str(&kube.call("GET", &path(host), &Value::Null)?)?;
+        let node = kube.control.get(&path(host))?;
         let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
         let works = conditions.iter().any(|it| it["type"] == "NetworkUnavailable" && it["status"] == "False");
         ensure!(works, "{conditions:?}");
@@ -226,9 +153,9 @@ fn repair() -> Result<()> {
     let suffixes = ["kube-subnet-manager", "backend-type", "backend-data", "public-ip"];
     let wiped = suffixes.map(|suffix| (format!("flannel.alpha.coreos.com/{suffix}"), Value::Null));
     let wiped: Map<String, Value> = wiped.into_iter().collect();
-    kube.call("PATCH", &path(host), &json!({"metadata": {"annotations": wiped}}))?;
+    kube.control.call("PATCH", &path(host), &json!({"metadata": {"annotations": wiped}}))?;
     put_back()?;
-    kube.call("DELETE", &path(host), &Value::Null)?;
+    kube.control.call("DELETE", &path(host), &Value::Null)?;
     kube.register(host, 0)?;
     put_back()?;
     ensure!(kube.daemons.iter().all(|daemon| daemon.status().is_none()), "a daemon ended");
@@ -237,15 +164,14 @@ fn repair() -> Result<()> {
 
 fn killed() -> Result<()> {
     let mut kube = Kube::up(Family::V4)?;
-    kube.api.kill();
+    kube.control.kill();
     kube.pings()?;
     let netlink = kube.net.host(0).netlink()?;
     let routes = netlink.routes("flannel.1")?;
-    kube.api = kube.net.store().spawn(&api_server(kube.net.store())?)?;
-    kube.wait()?;
+    kube.control.restart()?;
     let host = kube.net.host(2);
     let moved = json!({"metadata": {"annotations": {"flannel.alpha.coreos.com/kube-subnet-manager": null}}});
-    kube.call("PATCH", &path(host), &moved)?;
+    kube.control.call("PATCH", &path(host), &moved)?;
     eventually(STARTS, || {
         ensure!(kube.annotation(host, "kube-subnet-manager")? == "true", "not put back");
         Ok(())
