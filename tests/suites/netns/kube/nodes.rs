@@ -80,9 +80,9 @@ impl Cluster {
     /// An image of the flannel whose programs are in this folder.
     fn image(&self, programs: &Path, name: &str) -> Result<Vec<u8>> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../flanneld/dist/image");
-        let file = self.net.store().path("/run/image.tar");
-        self.net.store().exec(&Program::new(script).args([programs, &file, Path::new(name)]))?;
-        Ok(fs::read(file)?)
+        let words = [programs, Path::new("/run/image.tar"), Path::new(name)];
+        self.net.store().exec(&Program::new(script).args(words))?;
+        Ok(fs::read(self.net.store().path("/run/image.tar"))?)
     }
 
     fn import(&self, image: &[u8]) -> Result<()> {
@@ -353,7 +353,7 @@ fn exchanged() -> Result<()> {
     fs::create_dir_all(&folder)?;
     fs::copy(peer("flanneld")?, folder.join("flanneld"))?;
     fs::copy(peer("flannel")?, folder.join("cni-plugin"))?;
-    cluster.import(&cluster.image(&folder, GO)?)?;
+    cluster.import(&cluster.image(Path::new("/run/go"), GO)?)?;
     cluster.control.kubectl(&["apply", "-f", "-"], include_str!("go-flannel.yml"))?;
     cluster.control.kubectl(&["apply", "-f", "-"], WEB)?;
     cluster.ready("kube-flannel", "app=flannel")?;
