@@ -18,6 +18,7 @@
 //! The wish is a set of objects, the difference is a plan, and a plan prints as the lines that an operator would type:
 //!
 //! ```
+//! use backends::rules::RuleNames;
 //! use backends::{KernelState, Object, Owner, ROUTE_PROTOCOL, Route, RouteKind, diff};
 //! use subnet_lease::NetworkId;
 //!
@@ -40,6 +41,7 @@
 //!     pools: vec![],
 //!     pods: vec![],
 //!     routers: vec![],
+//!     rules: RuleNames::Flannel,
 //!     first_pass: false,
 //! };
 //!
@@ -73,6 +75,6 @@ pub use backend::{Backend, Backends, Devices, External, Identity, LocalNode, Pai
 pub use netlink::{BadIfName, BadMac, IfName, Mac};
 pub use plan::{Op, Owner, Ownership, Plan, Wanted, conflicts, diff, tag};
 pub use state::{
-    Address, Facts, Fdb, Feature, HostAddress, HostLink, HostRoute, KernelState, Key, Link, LinkKind, Neigh,
+    Address, Facts, Fdb, Feature, HostAddress, HostLink, HostRoute, IptablesKey, KernelState, Key, Link, LinkKind, Neigh,
     Object, ROUTE_PROTOCOL, Route, RouteKind, Sysctl, System, TableKey, Vxlan, default_metric,
 };

@@ -6,10 +6,11 @@ use std::io::Write;
 use std::process::{Command, Output, Stdio};
 use std::thread;
 
+use backends::TableKey;
 use backends::kernel::KernelEvent;
 use backends::kernel::real::{EventFilter, Events, nft};
 use backends::netlink::{NetlinkError, Socket};
-use backends::rules::{Chain, ChainKind, Hook, Policy, RuleInput, RuleSettings, RuleTable, rules};
+use backends::rules::{Chain, ChainKind, Hook, Policy, RuleInput, RuleNames, RuleSettings, RuleTable, rules};
 use nix::sched::{CloneFlags, unshare};
 use subnet_lease::Family;
 
@@ -41,6 +42,7 @@ fn wish(masquerade: bool, fully_random: bool, forward_rules: bool) -> Vec<RuleTa
                 .to_vec(),
             ..RuleSettings::default()
         },
+        ..RuleInput::default()
     })
 }
 
@@ -63,8 +65,12 @@ fn by_hand(script: &str) -> String {
     String::from_utf8(stdout).unwrap()
 }
 
+fn key(family: Family) -> TableKey {
+    TableKey { family, names: RuleNames::Flannel }
+}
+
 fn read(socket: &mut Socket, family: Family) -> Option<RuleTable> {
-    nft::read(socket, family).unwrap()
+    nft::read(socket, key(family)).unwrap()
 }
 
 #[test]
@@ -95,11 +101,11 @@ fn a_table_that_is_absent_reads_as_none_and_can_be_deleted() {
     in_namespace(|socket| {
         for family in Family::ALL {
             assert_eq!(read(socket, family), None);
-            nft::delete(socket, family).unwrap();
+            nft::delete(socket, key(family)).unwrap();
         }
         for table in wish(true, true, true) {
             nft::replace(socket, &table).unwrap();
-            nft::delete(socket, table.family).unwrap();
+            nft::delete(socket, key(table.family)).unwrap();
             assert_eq!(read(socket, table.family), None);
         }
         assert_eq!(by_hand("list ruleset"), "");
@@ -196,7 +202,7 @@ fn tables_of_others_stay_as_they_are() {
         for table in wish(true, true, true) {
             nft::replace(socket, &table).unwrap();
             assert_eq!(read(socket, table.family).as_ref(), Some(&table));
-            nft::delete(socket, table.family).unwrap();
+            nft::delete(socket, key(table.family)).unwrap();
         }
         assert_eq!(by_hand("list ruleset"), before);
     });
@@ -231,6 +237,7 @@ fn with_exemptions(count: u32) -> RuleTable {
     let input = RuleInput {
         networks: vec![("10.244.0.0/16".parse().unwrap(), "10.244.3.0/24".parse().unwrap())],
         settings: RuleSettings { masquerade: true, no_masquerade: nets.collect(), ..RuleSettings::default() },
+        ..RuleInput::default()
     };
     rules(&input).remove(0)
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backends::local::random;
+use backends::rules::RuleNames;
 use nix::unistd::gethostname;
 use subnet_lease::StoreError;
 use tokio::sync::{mpsc, watch};
@@ -54,6 +55,7 @@ pub fn networks(given: &[&[Given]]) -> Result<Exit, Failure> {
     log::start(verbosity);
     raws.iter().for_each(log_settings);
     configs.iter_mut().try_for_each(store::ask_for_node)?;
+    name_rules(&mut configs);
     let first = &configs[0];
     let (sender, readiness) = watch::channel(Readiness::default());
     let host = Host { arbiter: Arbiter::default(), readiness: sender, notified: false };
@@ -86,6 +88,14 @@ pub fn networks(given: &[&[Given]]) -> Result<Exit, Failure> {
         }
         Ok(exit)
     })
+}
+
+/// The first network has flannel's names, which nodes of one network have. The others' names follow from their ids, so that
+/// no two keep undoing each other's rules.
+fn name_rules(configs: &mut [NodeConfig]) {
+    for config in configs.iter_mut().skip(1) {
+        config.core.rule_names = RuleNames::of(&config.core.network);
+    }
 }
 
 fn shell(

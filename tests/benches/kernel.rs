@@ -16,6 +16,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use backends::kernel::Kernel;
 use backends::kernel::real::RealKernel;
+use backends::rules::RuleNames;
 use backends::{Backends, External, Facts, Identity, KernelState, LocalNode, Mac, Owner, diff};
 use netns_harness::flannel::Backend as Kind;
 use netns_harness::{Family as Underlay, Net, Topology, UPLINK, enter};
@@ -183,6 +184,7 @@ fn owner(node: &LocalNode, backend: &Backends) -> Owner {
         pools: node.network.pools().collect(),
         pods: Vec::new(),
         routers: Vec::new(),
+        rules: RuleNames::Flannel,
         first_pass: true,
     }
 }

@@ -228,15 +228,20 @@ fn link_made_by(op: &Op) -> Option<IfName> {
 #[cfg(all(test, any(feature = "kernel", feature = "fake")))]
 mod tests {
     use super::*;
-    use crate::rules::RuleTable;
     use crate::rules::iptables::{Flavour, IptablesRules};
+    use crate::rules::{RuleNames, RuleTable};
 
     #[test]
     fn old_rules_of_a_family_stay_when_its_new_ones_could_not_be_put() {
-        let rules =
-            |family| IptablesRules { flavour: Flavour::Nft, family, chains: Vec::new(), jumps: Vec::new() };
+        let rules = |family| IptablesRules {
+            flavour: Flavour::Nft,
+            family,
+            names: RuleNames::Flannel,
+            chains: Vec::new(),
+            jumps: Vec::new(),
+        };
         let put = |family| Op::Put { want: Object::Iptables(Box::new(rules(family))), have: None };
-        let table = |family| RuleTable { family, chains: Vec::new(), flags: 0 };
+        let table = |family| RuleTable { family, names: RuleNames::Flannel, chains: Vec::new(), flags: 0 };
         let delete = |family| Op::Delete(Object::Table(Box::new(table(family))));
         let mut failed = Failed::default();
         assert_eq!(failed.skips(&delete(Family::V4)), None);

@@ -77,6 +77,11 @@ impl Fnv32 {
     pub fn and(self, bytes: &[u8]) -> Self {
         Self(bytes.iter().fold(self.0, |sum, byte| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193)))
     }
+
+    /// The number.
+    pub fn value(self) -> u32 {
+        self.0
+    }
 }
 
 /// Eight hexadecimal digits.

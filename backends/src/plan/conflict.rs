@@ -140,6 +140,7 @@ mod tests {
     use subnet_lease::NetworkId;
 
     use super::*;
+    use crate::rules::RuleNames;
     use crate::state::{HostAddress, HostLink, Vxlan};
 
     fn name(text: &str) -> IfName {
@@ -159,6 +160,7 @@ mod tests {
             pools: Vec::new(),
             pods: vec![name("cni0")],
             routers: Vec::new(),
+            rules: RuleNames::Flannel,
             first_pass: false,
         }
     }

@@ -9,7 +9,7 @@
 //! | route | inside the network and either on a link of ours or with our protocol number |
 //! | adoptable route | exactly a wanted peer's prefix, whoever made it: at any time; one that only a flannel can have made: in the first pass after one |
 //! | … blackhole | exactly the prefix of a wanted blackhole |
-//! | rules | our tables, by name; in iptables our chains, by name, and every rule that calls them |
+//! | rules | our tables, by name; in iptables our chains, by name, and every rule that calls them. Names: [`Owner::rule_names`] |
 //!
 //! Other routes that the kernel makes itself (`proto kernel`) are never ours, nor those of other tables or for one type of
 //! service only: the dump reads none of these.
@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use subnet_lease::{NetworkId, NetworkPool, contains_net};
 
 use crate::netlink::route::{RTPROT_BOOT, RTPROT_KERNEL};
+use crate::rules::RuleNames;
 use crate::state::{IfName, KernelState, Link, Object, ROUTE_PROTOCOL, Route, RouteKind, default_metric};
 
 /// Begins the alias of every link that we make; the network's id follows. Part of the on-kernel format.
@@ -51,6 +52,9 @@ pub struct Owner {
     /// Gateways of routes that lead out of the network: routers, behind which an operator may have subnets, and no peers.
     #[serde(default)]
     pub routers: Vec<IpAddr>,
+    /// What the network's rules are called.
+    #[serde(default)]
+    pub rules: RuleNames,
     /// A flannel ran here before, and nothing was compared yet in this run: what it left behind is swept once.
     pub first_pass: bool,
 }
@@ -80,6 +84,14 @@ impl Owner {
         }
     }
 
+    /// The names of rules that are ours: the network's own, and those of its number, which it has in a daemon in which it
+    /// is not the first.
+    pub fn rule_names(&self) -> Vec<RuleNames> {
+        let mut names = vec![self.rules, RuleNames::of(&self.network)];
+        names.dedup();
+        names
+    }
+
     /// Whose one object of the dump is.
     pub fn ownership(&self, object: &Object, wanted: &Wanted) -> Ownership {
         match object {
@@ -88,9 +100,14 @@ impl Owner {
             Object::Address(a) if self.inside_address(a.net.ip()) => Ownership::Ours,
             Object::Neigh(n) if self.inside_address(n.address) => Ownership::Ours,
             Object::Address(_) | Object::Neigh(_) | Object::Sysctl(..) => Ownership::Foreign,
-            Object::Fdb(_) | Object::Up(_) | Object::Table(_) => Ownership::Ours,
-            Object::Iptables(_) | Object::Trusted(_) => Ownership::Ours,
+            Object::Fdb(_) | Object::Up(_) | Object::Trusted(_) => Ownership::Ours,
+            Object::Table(table) => self.named(table.names),
+            Object::Iptables(rules) => self.named(rules.names),
         }
+    }
+
+    fn named(&self, names: RuleNames) -> Ownership {
+        if self.rule_names().contains(&names) { Ownership::Ours } else { Ownership::Foreign }
     }
 
     fn link(&self, link: &Link) -> Ownership {

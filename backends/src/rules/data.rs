@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::Asked;
+use super::{Asked, RuleNames};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use subnet_lease::Family;
@@ -30,17 +30,22 @@ pub struct RuleSettings {
 /// What the rules follow from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RuleInput {
+    /// What the tables and chains are called.
+    pub names: RuleNames,
     /// Cluster network and own lease's subnet, one pair per enabled family.
     pub networks: Vec<(IpNetwork, IpNetwork)>,
     /// What the operator chooses.
     pub settings: RuleSettings,
 }
 
-/// A table of one family. Its name follows from that.
+/// A table of one family.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RuleTable {
     /// Address family.
     pub family: Family,
+    /// What it is called.
+    #[serde(default, skip_serializing_if = "RuleNames::are_flannels")]
+    pub names: RuleNames,
     /// The chains, by name.
     pub chains: Vec<Chain>,
     /// Table flags as the kernel reports them; wanted are none. 1 is *dormant*: the rules are there and do nothing.
@@ -147,7 +152,7 @@ pub fn rules(input: &RuleInput) -> Vec<RuleTable> {
     let table = |family| {
         let chains: Vec<_> =
             [forward(input, family), postrouting(input, family)].into_iter().flatten().collect();
-        (!chains.is_empty()).then_some(RuleTable { family, chains, flags: 0 })
+        (!chains.is_empty()).then_some(RuleTable { family, names: input.names, chains, flags: 0 })
     };
     Family::ALL.into_iter().filter_map(table).collect()
 }

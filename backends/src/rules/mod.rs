@@ -25,6 +25,7 @@
 mod data;
 mod firewall;
 pub mod iptables;
+mod names;
 mod nft;
 
 pub use data::{
@@ -34,8 +35,7 @@ use data::{forward, postrouting, without_host_bits};
 pub use firewall::{
     Asked, Fate, Firewall, ForeignChain, Home, Renderer, Standing, choose as choose_renderer, standing,
 };
-#[cfg(feature = "kernel")]
-pub(crate) use nft::table_name;
+pub use names::RuleNames;
 
 #[cfg(test)]
 mod tests;

@@ -7,9 +7,9 @@ use subnet_lease::Family;
 use super::{Chain, ChainKind, End, Hook, Match, Policy, Rule, RuleTable, Verdict};
 
 impl RuleTable {
-    /// The table's name, which is flannel's: `flannel-ipv4` or `flannel-ipv6`.
-    pub fn name(&self) -> &'static str {
-        table_name(self.family)
+    /// The table's name: `flannel-ipv4` or `flannel-ipv6`, and of another than the daemon's first network more.
+    pub fn name(&self) -> String {
+        self.names.table(self.family)
     }
 
     /// The family as nft says it: `ip` or `ip6`.
@@ -21,14 +21,6 @@ impl RuleTable {
     /// reads as equal to this table.
     pub fn to_nft(&self) -> String {
         self.to_string()
-    }
-}
-
-/// The name of a family's table.
-pub(crate) fn table_name(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "flannel-ipv4",
-        Family::V6 => "flannel-ipv6",
     }
 }
 

@@ -24,7 +24,7 @@ fn all_on() -> RuleSettings {
 
 pub(super) fn input(families: &[Family]) -> RuleInput {
     let networks = families.iter().copied().map(pair).collect();
-    RuleInput { networks, settings: all_on() }
+    RuleInput { networks, settings: all_on(), ..RuleInput::default() }
 }
 
 /// Every combination of the flags, with a heading that says it.

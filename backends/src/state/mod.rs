@@ -3,6 +3,7 @@
 mod facts;
 mod kind;
 mod object;
+mod rules;
 mod sysctl;
 mod system;
 
@@ -12,8 +13,9 @@ pub use facts::{Facts, HostAddress, HostLink, HostRoute};
 pub(crate) use kind::ROWS as LINK_KINDS;
 pub use kind::{LinkKind, Vxlan};
 pub use object::{
-    Address, Fdb, Key, Link, Neigh, Object, ROUTE_PROTOCOL, Route, RouteKind, TableKey, default_metric,
+    Address, Fdb, Key, Link, Neigh, Object, ROUTE_PROTOCOL, Route, RouteKind, default_metric,
 };
+pub use rules::{IptablesKey, TableKey};
 pub use sysctl::Sysctl;
 pub use system::{Feature, System};
 

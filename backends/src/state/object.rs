@@ -4,11 +4,11 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
-use subnet_lease::Family;
 
+use super::rules::{IptablesKey, TableKey};
 use super::{LinkKind, Sysctl};
 use crate::rules::RuleTable;
-use crate::rules::iptables::{Flavour, IptablesRules};
+use crate::rules::iptables::IptablesRules;
 use crate::state::{IfName, Mac};
 
 /// The route protocol number of every route that we make. Chosen once; it is on users' disks and in their kernels.
@@ -36,7 +36,7 @@ pub enum Key {
     /// A table of traffic rules.
     Table(TableKey),
     /// Traffic rules in iptables.
-    Iptables(Flavour, Family),
+    Iptables(IptablesKey),
     /// That firewalld trusts a network.
     Trusted(IpNetwork),
 }
@@ -47,13 +47,10 @@ impl Key {
         match self {
             Self::Sysctl(link, _) | Self::Address(link, _) | Self::Up(link) => Some(*link),
             Self::Fdb(link, _) | Self::Neigh(link, _) => Some(*link),
-            Self::Link(_) | Self::Route(..) | Self::Table(_) | Self::Iptables(..) | Self::Trusted(_) => None,
+            Self::Link(_) | Self::Route(..) | Self::Table(_) | Self::Iptables(_) | Self::Trusted(_) => None,
         }
     }
 }
-
-/// A table of rules, by address family; its name follows from that.
-pub type TableKey = Family;
 
 /// One kernel thing in the form the kernel reports it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -91,8 +88,8 @@ impl Object {
             Self::Fdb(f) => Key::Fdb(f.link, f.mac),
             Self::Neigh(n) => Key::Neigh(n.link, n.address),
             Self::Route(r) => Key::Route(r.dst, r.metric),
-            Self::Table(t) => Key::Table(t.family),
-            Self::Iptables(rules) => Key::Iptables(rules.flavour, rules.family),
+            Self::Table(t) => Key::Table(t.key()),
+            Self::Iptables(rules) => Key::Iptables(rules.key()),
             Self::Trusted(net) => Key::Trusted(*net),
         }
     }

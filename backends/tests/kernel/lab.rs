@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use backends::kernel::Kernel;
 use backends::kernel::real::RealKernel;
+use backends::rules::RuleNames;
 use backends::{Backends, External, Facts, Identity, IfName, KernelState, LocalNode, Mac, Owner, Plan, diff};
 use nix::sched::{CloneFlags, unshare};
 use subnet_lease::{
@@ -58,6 +59,7 @@ impl Lab {
             pools: network.pools().collect(),
             pods: vec![name("cni0")],
             routers: Vec::new(),
+            rules: RuleNames::Flannel,
             first_pass: true,
         };
         let public = PublicAddrs {

@@ -170,6 +170,7 @@ fn owner(config: &NodeConfig, env: Option<&SubnetEnv>) -> Owner {
         pools: Vec::new(),
         pods: Vec::new(),
         routers: Vec::new(),
+        rules: config.core.rule_names,
         first_pass: false,
     }
 }

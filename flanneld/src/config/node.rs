@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use backends::local::daemon::DAEMONS;
 use backends::rules::iptables::Flavour;
-use backends::rules::{Asked, RuleSettings};
+use backends::rules::{Asked, RuleNames, RuleSettings};
 use ipnetwork::IpNetwork;
 use regex_lite::Regex;
 use subnet_lease::etcd::EtcdConfig;
@@ -127,6 +127,7 @@ impl ConfigReader<'_> {
                 no_masquerade: self.no_masquerade(),
                 program: self.one("traffic-rules", traffic_rules),
             },
+            rule_names: RuleNames::Flannel,
             blackhole_route: self.bool("ip-blackhole-route"),
             iptables_resync: self.seconds("iptables-resync", "a number of seconds", 1..=86_400),
             vanish_hold: self.seconds("vanish-hold", "a number of seconds", 0..=86_400),

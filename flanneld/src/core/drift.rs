@@ -57,6 +57,6 @@ fn kind(key: &Key) -> usize {
         Key::Fdb(..) => 4,
         Key::Neigh(..) => 5,
         Key::Route(..) => 6,
-        Key::Table(_) | Key::Iptables(..) | Key::Trusted(_) => 7,
+        Key::Table(_) | Key::Iptables(_) | Key::Trusted(_) => 7,
     }
 }

@@ -1,6 +1,7 @@
 //! What the core listens to. The shell drops all other notifications, because they cannot change anything.
 
 use backends::kernel::Own;
+use backends::rules::RuleNames;
 use backends::{Facts, HostLink, IfName, Owner};
 use ipnetwork::IpNetwork;
 
@@ -20,6 +21,8 @@ pub struct Listen {
     pub known: Vec<HostLink>,
     /// Chains of others that forwarded packets pass, as they were found last.
     pub gates: Vec<String>,
+    /// What our rules are called.
+    pub rules: RuleNames,
 }
 
 impl NodeCore {
@@ -39,6 +42,7 @@ impl NodeCore {
             listen.networks.clone_from(&owner.networks);
             listen.links.clone_from(&owner.names);
             listen.external = owner.external;
+            listen.rules = owner.rules;
         });
     }
 

@@ -41,7 +41,7 @@ use std::time::Duration;
 
 use backends::kernel::{KernelError, KernelEvent, OpError, Own, Touch};
 use backends::plane::{PlaneOutcome, PlaneWish};
-use backends::rules::RuleSettings;
+use backends::rules::{RuleNames, RuleSettings};
 use backends::{Facts, Owner, Plan};
 use serde::{Deserialize, Serialize};
 use subnet_lease::{
@@ -83,6 +83,9 @@ pub struct Settings {
     /// Which traffic rules to install, and how.
     #[serde(flatten)]
     pub rules: RuleSettings,
+    /// What the network's rules are called in the kernel.
+    #[serde(default, skip_serializing_if = "RuleNames::are_flannels")]
+    pub rule_names: RuleNames,
     /// Time between two audits of rules in iptables, which sends no notifications.
     #[serde(default)]
     pub iptables_resync: Duration,

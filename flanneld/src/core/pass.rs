@@ -239,6 +239,7 @@ impl NodeCore {
             pools,
             pods: self.underlay.pods(self.publication.own()),
             routers: self.routers(),
+            rules: self.settings.rule_names,
             // A flannel that ran here published its subnet.env; after a daemon of ours there is nothing left of it.
             first_pass: !self.pass.last.swept
                 && self.publication.remembered().is_some()

@@ -82,6 +82,7 @@ impl NodeCore {
     fn rule_input(&self, node: &LocalNode) -> RuleInput {
         let pair = |f| Some((node.network.network(f)?.network, node.subnets.family(f)?));
         RuleInput {
+            names: self.settings.rule_names,
             networks: Family::ALL.into_iter().filter_map(pair).collect(),
             settings: self.settings.rules.clone(),
         }

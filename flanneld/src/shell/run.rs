@@ -258,9 +258,9 @@ impl Running {
     }
 
     fn listen(&mut self, listen: Listen) {
-        let Listen { networks, links, external, known, gates } = listen;
+        let Listen { networks, links, external, known, gates, rules } = listen;
         let ours = std::mem::take(&mut self.filter.ours);
-        self.filter = EventFilter { networks, links, external, ours, known, gates };
+        self.filter = EventFilter { networks, links, external, ours, known, gates, rules };
     }
 
     fn ask(&mut self, ask: Ask) {

@@ -272,6 +272,7 @@ fn reads_back(lab: &mut dyn Lab) {
     let input = RuleInput {
         networks,
         settings: RuleSettings { masquerade: true, forward_rules: true, ..RuleSettings::default() },
+        ..RuleInput::default()
     };
     want.extend(rules(&input).into_iter().map(|t| Object::Table(Box::new(t))));
     let want: KernelState = want.into_iter().collect();

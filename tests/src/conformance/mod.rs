@@ -22,6 +22,7 @@ use std::net::IpAddr;
 
 use backends::kernel::fake::RoutePlace;
 use backends::kernel::{Kernel, KernelError, KernelEvent, OpError};
+use backends::rules::RuleNames;
 use backends::{
     Address, Fdb, IfName, KernelState, Link, LinkKind, Mac, Neigh, Object, Op, Owner, ROUTE_PROTOCOL, Route,
     RouteKind, Sysctl, Vxlan, default_metric, tag,
@@ -180,6 +181,7 @@ fn owner() -> Owner {
         pods: Vec::new(),
         pools: Vec::new(),
         routers: Vec::new(),
+        rules: RuleNames::Flannel,
         first_pass: false,
     }
 }

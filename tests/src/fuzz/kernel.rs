@@ -11,7 +11,8 @@ use backends::netlink::netconf::read_forwarding;
 use backends::netlink::netns::read_namespace_number;
 use backends::netlink::route::{NewRoute, RT_TABLE_MAIN, RTN_UNICAST, RouteView, add_route, put_route};
 use backends::netlink::{AF_BRIDGE, AF_INET, AF_INET6, Batch, Messages, neigh};
-use backends::{KernelState, Mac, Owner, diff};
+use backends::rules::RuleNames;
+use backends::{KernelState, Mac, Owner, TableKey, diff};
 use subnet_lease::{Family, NetworkId};
 
 use super::Target;
@@ -122,7 +123,7 @@ fn read(bytes: &[u8]) {
 }
 
 fn tables(bytes: &[u8], family: Family, most: usize) {
-    let mut reader = TableReader::new(family);
+    let mut reader = TableReader::new(TableKey { family, names: RuleNames::Flannel });
     for message in Messages::new(bytes) {
         reader.take(&message);
     }
@@ -153,6 +154,7 @@ fn owner() -> &'static Owner {
         pools: Vec::new(),
         pods: Vec::new(),
         routers: Vec::new(),
+        rules: RuleNames::Flannel,
         first_pass: true,
     })
 }

@@ -26,6 +26,13 @@ pub(crate) const MAKERS: [Maker; 3] = [
     Maker { flag: "--traffic-rules=iptables-legacy" },
 ];
 
+impl Maker {
+    /// The flag's value.
+    pub(crate) fn word(self) -> &'static str {
+        self.flag.split_once('=').map_or(self.flag, |(_, word)| word)
+    }
+}
+
 /// Both flavours of iptables.
 pub(crate) const IPTABLES: [&str; 2] = ["iptables-nft-restore", "iptables-legacy-restore"];
 

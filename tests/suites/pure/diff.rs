@@ -2,6 +2,7 @@
 
 use backends::kernel::Kernel;
 use backends::kernel::fake::FakeKernel;
+use backends::rules::RuleNames;
 use backends::{IfName, KernelState, Object, Owner, diff};
 use subnet_lease::{NetworkId, NetworkPool};
 use tests::lines::type_line;
@@ -27,6 +28,7 @@ fn owner(first_pass: bool) -> Owner {
             max: "10.244.200.0".parse().unwrap(),
         }],
         routers: vec!["172.16.0.254".parse().unwrap()],
+        rules: RuleNames::Flannel,
         first_pass,
     }
 }

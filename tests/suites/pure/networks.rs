@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use backends::kernel::Kernel as _;
 use backends::kernel::fake::{Alter, FakeKernel, Rng};
-use backends::rules::{Asked, RuleSettings};
+use backends::rules::iptables::Flavour;
+use backends::rules::{Asked, RuleNames, RuleSettings};
 use backends::{Object, Op, Plan, ROUTE_PROTOCOL};
 use flanneld::core::{Arbiter, Effect, Input, NodeCore, Settings, Tick};
 use ipnetwork::IpNetwork;
@@ -24,6 +25,11 @@ fn id(network: usize) -> NetworkId {
     NetworkId::new(["/one", "/two"][network])
 }
 
+/// What the rules are called of the network that is the first of its daemon, and of the other.
+fn names(first: usize) -> [RuleNames; 2] {
+    [0, 1].map(|network| if network == first { RuleNames::Flannel } else { RuleNames::of(&id(network)) })
+}
+
 /// A daemon of two networks, and its host.
 struct Daemon {
     kernel: FakeKernel,
@@ -36,13 +42,24 @@ struct Daemon {
 struct Cluster {
     hosts: Vec<Daemon>,
     books: [LeaseBook; 2],
+    names: [RuleNames; 2],
     now: Tick,
 }
 
 impl Cluster {
     fn new(hosts: usize, seed: u64, change: impl Fn(usize, Settings) -> Settings) -> Self {
+        Self::with_names(names(0), hosts, seed, change)
+    }
+
+    fn with_names(
+        names: [RuleNames; 2],
+        hosts: usize,
+        seed: u64,
+        change: impl Fn(usize, Settings) -> Settings,
+    ) -> Self {
         let daemon = |n: usize| {
             let mut kernel = FakeKernel::new(seed ^ n as u64);
+            kernel.net.firewall.programs = Flavour::ALL.to_vec();
             for line in [
                 "ip link add eth0".to_owned(),
                 "ip link set eth0 up".to_owned(),
@@ -54,11 +71,14 @@ impl Cluster {
             let of = |network| {
                 let node = Some(format!("node-{n}"));
                 let seed = seed + 10 * n as u64 + network as u64;
-                NodeCore::new(change(network, Settings { network: id(network), node, seed, ..settings() }))
+                let rules = RuleSettings { masquerade: true, forward_rules: true, ..RuleSettings::default() };
+                let rule_names = names[network];
+                let own = Settings { network: id(network), node, seed, rules, rule_names, ..settings() };
+                NodeCore::new(change(network, own))
             };
             Daemon { kernel, arbiter: Arbiter::default(), cores: [of(0), of(1)], seen: [0; 2] }
         };
-        Self { hosts: (0..hosts).map(daemon).collect(), books: Default::default(), now: Tick::ZERO }
+        Self { hosts: (0..hosts).map(daemon).collect(), books: Default::default(), names, now: Tick::ZERO }
     }
 
     fn start(&mut self, configurations: [&str; 2]) {
@@ -94,7 +114,7 @@ impl Cluster {
             Effect::ReadHost => Input::Host(kernel.host()),
             Effect::ReadOwn(owner) => Input::Own(kernel.own(&owner)),
             Effect::Apply(plan) => {
-                minds_its_own(&plan, network);
+                minds_its_own(&plan, network, self.names[network]);
                 Input::Applied(kernel.apply(&plan.ops))
             }
             Effect::Claim(claim) => {
@@ -171,19 +191,35 @@ impl Cluster {
                         "host {n} has no route to {net} over {device}:\n{text}"
                     );
                 }
+                let of = rules_of(&host.kernel, self.names[network]);
+                assert_eq!(of.len(), 1, "host {n} network {network} has the rules {of:?}");
             }
         }
     }
 }
 
-/// A step is on a device of the network, on a route inside it, or a setting of the host.
-fn minds_its_own(plan: &Plan, network: usize) {
+/// The rules with these names that a host has.
+fn rules_of(kernel: &FakeKernel, names: RuleNames) -> Vec<Object> {
+    let mut all = kernel.net.everything();
+    all.retain(|o| match o {
+        Object::Table(table) => table.names == names,
+        Object::Iptables(rules) => rules.names == names,
+        _ => false,
+    });
+    all
+}
+
+/// A step is on a device of the network, on a route inside it, on rules with its names, or a setting of the host.
+fn minds_its_own(plan: &Plan, network: usize, names: RuleNames) {
+    let names = [names, RuleNames::of(&id(network))];
     let pool: IpNetwork = POOLS[network].parse().unwrap();
     for op in &plan.ops {
         let own = match op.object() {
             Object::Route(route) => contains_net(pool, route.dst),
             Object::Link(link) => link.name.as_str() == DEVICES[network],
             Object::Sysctl(..) => matches!(op, Op::Put { .. }),
+            Object::Table(table) => names.contains(&table.names),
+            Object::Iptables(rules) => names.contains(&rules.names),
             other => other.link().is_none_or(|link| link.as_str() == DEVICES[network]),
         };
         assert!(own, "network {network} plans: {op}");
@@ -197,6 +233,7 @@ fn meddle(kernel: &mut FakeKernel, rng: &mut Rng) {
         all.retain(|o| match o {
             Object::Route(route) => route.protocol == ROUTE_PROTOCOL,
             Object::Link(link) => DEVICES.contains(&link.name.as_str()),
+            Object::Table(_) | Object::Iptables(_) => true,
             other => other.link().is_some_and(|link| DEVICES.contains(&link.as_str())),
         });
         let how = if rng.below(2) == 0 { Alter::Delete } else { Alter::Change };
@@ -210,7 +247,11 @@ fn meddle(kernel: &mut FakeKernel, rng: &mut Rng) {
 #[test]
 fn two_networks_in_one_daemon_converge_whatever_strikes_them_and_never_touch_each_other() {
     for seed in seeds(7000, 20) {
-        let mut cluster = Cluster::new(4, seed, |_, settings| settings);
+        let program = [Asked::Nftables, Asked::Iptables][usize::from(seed % 2 == 1)];
+        let mut cluster = Cluster::new(4, seed, |_, settings| Settings {
+            rules: RuleSettings { program, ..settings.rules.clone() },
+            ..settings
+        });
         cluster.start([ONE, TWO]);
         cluster.check();
         let mut rng = Rng::new(seed);
@@ -222,6 +263,20 @@ fn two_networks_in_one_daemon_converge_whatever_strikes_them_and_never_touch_eac
             cluster.check();
         }
     }
+}
+
+#[test]
+fn a_network_that_becomes_the_first_of_its_daemon_or_ceases_to_be_keeps_one_set_of_rules() {
+    let mut cluster = Cluster::new(1, 1, |_, settings| settings);
+    cluster.start([ONE, TWO]);
+    cluster.check();
+    // The next daemon has them in the other order.
+    let mut next = Cluster::with_names(names(1), 1, 2, |_, settings| settings);
+    next.hosts[0].kernel = cluster.hosts[0].kernel.clone();
+    next.books = cluster.books;
+    next.start([ONE, TWO]);
+    next.check();
+    assert_eq!(rules_of(&next.hosts[0].kernel, names(0)[1]), [], "the old ones of the second");
 }
 
 #[test]

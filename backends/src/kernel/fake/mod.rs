@@ -143,7 +143,7 @@ impl Namespace {
             Op::Delete(Object::Fdb(f)) => self.delete_fdb(f),
             Op::Delete(Object::Neigh(n)) => self.delete_neighbour(n),
             Op::Delete(Object::Route(r)) => self.delete_route(&r.deletable()),
-            Op::Delete(Object::Table(t)) => self.delete_table(t.family),
+            Op::Delete(Object::Table(t)) => self.delete_table(t.key()),
             Op::Delete(Object::Iptables(rules)) => self.delete_iptables(rules),
             Op::Put { want: Object::Trusted(net), .. } => self.trust(*net, true),
             Op::Delete(Object::Trusted(net)) => self.trust(*net, false),

@@ -10,17 +10,17 @@ use subnet_lease::Family;
 use super::laws;
 use super::routes::{Held, RoutePlace, Routes, connected};
 use crate::netlink::route::RTPROT_KERNEL;
-use crate::rules::iptables::{Flavour, IptablesRules};
+use crate::rules::iptables::IptablesRules;
 use crate::rules::{Firewall, RuleTable};
-use crate::state::{Fdb, IfName, Link, LinkKind, Mac, Neigh, Route, Sysctl, System};
+use crate::state::{Fdb, IfName, IptablesKey, Link, LinkKind, Mac, Neigh, Route, Sysctl, System, TableKey};
 
 /// A network namespace.
 #[derive(Debug, Clone)]
 pub struct Namespace {
     pub(super) devices: BTreeMap<u32, Device>,
     pub(super) routes: Routes,
-    pub(super) tables: [Option<Box<RuleTable>>; 2],
-    pub(super) iptables: BTreeMap<(Flavour, Family), Box<IptablesRules>>,
+    pub(super) tables: BTreeMap<TableKey, Box<RuleTable>>,
+    pub(super) iptables: BTreeMap<IptablesKey, Box<IptablesRules>>,
     /// Networks that firewalld trusts.
     pub(super) trusted: Vec<IpNetwork>,
     /// What others filter here.
@@ -77,7 +77,7 @@ impl Namespace {
         let mut net = Self {
             devices: BTreeMap::new(),
             routes: Routes::default(),
-            tables: [None, None],
+            tables: BTreeMap::new(),
             iptables: BTreeMap::new(),
             trusted: Vec::new(),
             firewall: Firewall::default(),
@@ -412,28 +412,28 @@ impl Namespace {
 
     /// Replaces a table of rules as one.
     pub fn put_table(&mut self, table: &RuleTable) -> Result<(), Errno> {
-        self.tables[slot(table.family)] = Some(Box::new(table.clone()));
+        self.tables.insert(table.key(), Box::new(table.clone()));
         self.tell(Change::Table);
         Ok(())
     }
 
     /// Deletes a table of rules.
-    pub fn delete_table(&mut self, family: Family) -> Result<(), Errno> {
-        self.tables[slot(family)].take().ok_or(Errno::ENOENT)?;
+    pub fn delete_table(&mut self, key: TableKey) -> Result<(), Errno> {
+        self.tables.remove(&key).ok_or(Errno::ENOENT)?;
         self.tell(Change::Table);
         Ok(())
     }
 
     /// Replaces what is ours in one iptables.
     pub fn put_iptables(&mut self, rules: &IptablesRules) -> Result<(), Errno> {
-        self.iptables.insert((rules.flavour, rules.family), Box::new(rules.clone()));
+        self.iptables.insert(rules.key(), Box::new(rules.clone()));
         self.tell(Change::Table);
         Ok(())
     }
 
     /// Takes away what is ours in one iptables.
     pub fn delete_iptables(&mut self, rules: &IptablesRules) -> Result<(), Errno> {
-        self.iptables.remove(&(rules.flavour, rules.family)).ok_or(Errno::ENOENT)?;
+        self.iptables.remove(&rules.key()).ok_or(Errno::ENOENT)?;
         self.tell(Change::Table);
         Ok(())
     }

@@ -68,7 +68,7 @@ impl Namespace {
         let all: Vec<_> = self.devices.values().collect();
         let mut objects = self.hanging_on(&all);
         objects.extend(self.routes.iter().map(|h| Object::Route(self.named(h))));
-        objects.extend(self.tables.iter().flatten().cloned().map(Object::Table));
+        objects.extend(self.tables.values().cloned().map(Object::Table));
         objects.extend(self.iptables.values().cloned().map(Object::Iptables));
         objects.extend(self.trusted.iter().copied().map(Object::Trusted));
         objects
@@ -89,8 +89,11 @@ impl Namespace {
             let on_ours = ours.iter().any(|(index, _)| **index == h.out);
             owner.may_be_ours(&route, on_ours).then_some(Object::Route(route))
         }));
-        objects.extend(self.tables.iter().flatten().cloned().map(Object::Table));
-        objects.extend(self.iptables.values().cloned().map(Object::Iptables));
+        let names = owner.rule_names();
+        let tables = self.tables.values().filter(|table| names.contains(&table.names));
+        objects.extend(tables.cloned().map(Object::Table));
+        let iptables = self.iptables.values().filter(|rules| names.contains(&rules.names));
+        objects.extend(iptables.cloned().map(Object::Iptables));
         objects.extend(self.trusted.iter().copied().map(Object::Trusted));
         objects
     }

@@ -13,7 +13,8 @@ use crate::kernel::{KernelError, Own};
 use crate::netlink::route::read_routes;
 use crate::netlink::{AF_BRIDGE, AF_INET, AF_INET6, Batch, RawMessage, Socket, address, link, neigh};
 use crate::plan::Owner;
-use crate::state::{IfName, LINK_KINDS, Object, Sysctl};
+use crate::rules::RuleNames;
+use crate::state::{IfName, LINK_KINDS, Object, Sysctl, TableKey};
 
 /// One dump in progress.
 struct Dumping<'a> {
@@ -41,9 +42,10 @@ pub(super) fn own(
         let read = read_routes(dump.socket, family, |message| reader.route(message, family))?;
         dump.interrupted |= read.interrupted;
     }
-    let (firewall, rules) = iptables.look(netfilter.as_deref_mut())?;
+    let names = owner.rule_names();
+    let (firewall, rules) = iptables.look(netfilter.as_deref_mut(), &names)?;
     if let Some(netfilter) = netfilter.filter(|_| firewall.nf_tables) {
-        dump.tables(netfilter)?;
+        dump.tables(netfilter, &names)?;
     }
     // Whom else firewalld trusts is none of our business.
     let counts = |o: &Object| !matches!(o, Object::Trusted(net) if !owner.networks.contains(net));
@@ -101,9 +103,10 @@ impl Dumping<'_> {
         self.reader.push(Object::Sysctl(link, name, value));
     }
 
-    fn tables(&mut self, netfilter: &mut Socket) -> Result<(), KernelError> {
-        for family in Family::ALL {
-            if let Some(table) = nft::read(netfilter, family)? {
+    fn tables(&mut self, netfilter: &mut Socket, names: &[RuleNames]) -> Result<(), KernelError> {
+        for key in names.iter().flat_map(|names| Family::ALL.map(|family| TableKey { family, names: *names }))
+        {
+            if let Some(table) = nft::read(netfilter, key)? {
                 self.reader.push(Object::Table(Box::new(table)));
             }
         }

@@ -163,7 +163,7 @@ impl RealKernel {
                 self.with_netfilter(|socket| nft::replace(socket, table))
             }
             Op::Delete(Object::Table(table)) => {
-                self.with_netfilter(|socket| nft::delete(socket, table.family))
+                self.with_netfilter(|socket| nft::delete(socket, table.key()))
             }
             Op::Put { want: Object::Iptables(want), have } => {
                 let have = if let Some(Object::Iptables(have)) = have { Some(&**have) } else { None };

@@ -9,7 +9,8 @@ use subnet_lease::Family;
 
 use super::nft;
 use crate::netlink::{Batch, NetlinkError, Socket, link};
-use crate::state::{Feature, LINK_KINDS, Sysctl, System};
+use crate::rules::RuleNames;
+use crate::state::{Feature, LINK_KINDS, Sysctl, System, TableKey};
 
 /// Asks. A feature counts as missing only when the kernel says so.
 pub(super) fn system(route: &mut Socket, netfilter: Option<&mut Socket>) -> System {
@@ -45,7 +46,8 @@ fn knows_tables(netfilter: &mut Socket) -> bool {
     let unknown = |error: NetlinkError| {
         matches!(error.errno(), Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EINVAL)
     };
-    !nft::read(netfilter, Family::V4).is_err_and(unknown)
+    let key = TableKey { family: Family::V4, names: RuleNames::Flannel };
+    !nft::read(netfilter, key).is_err_and(unknown)
 }
 
 /// `ID` of os-release, a shell's assignment.

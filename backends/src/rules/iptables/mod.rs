@@ -16,7 +16,7 @@ use std::hash::{Hash, Hasher};
 use serde::{Deserialize, Serialize};
 use subnet_lease::Family;
 
-use super::{RuleInput, forward, postrouting};
+use super::{RuleInput, RuleNames, forward, postrouting};
 
 /// The two programs that are called iptables. They fill different hooks of the kernel and don't see each other's rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -76,6 +76,9 @@ pub struct IptablesRules {
     pub flavour: Flavour,
     /// Address family.
     pub family: Family,
+    /// Whose: what the chains are called.
+    #[serde(default, skip_serializing_if = "RuleNames::are_flannels")]
+    pub names: RuleNames,
     /// Our chains, by table and name.
     pub chains: Vec<OwnChain>,
     /// What calls them, by table and chain, in the order of the chain.
@@ -156,7 +159,7 @@ pub fn rules(input: &RuleInput, flavour: Flavour, family: Family, parts: Parts<'
     let (mut chains, mut jumps) = (Vec::new(), Vec::new());
     for (chain, table, name, gate, comment) in [masquerade, accept].into_iter().flatten() {
         let rules = chain.rules.iter().map(|rule| text::rule(rule, comment)).collect();
-        chains.push(OwnChain { table, name: name.to_owned(), rules });
+        let name = input.names.chain(name);
         jumps.push(Jump {
             table,
             chain: gate.chain.to_owned(),
@@ -164,8 +167,10 @@ pub fn rules(input: &RuleInput, flavour: Flavour, family: Family, parts: Parts<'
             reached: true,
             before: Hint(gate.end),
         });
+        chains.push(OwnChain { table, name, rules });
     }
-    (!chains.is_empty()).then_some(IptablesRules { flavour, family, chains, jumps })
+    let names = input.names;
+    (!chains.is_empty()).then_some(IptablesRules { flavour, family, names, chains, jumps })
 }
 
 impl IptablesRules {

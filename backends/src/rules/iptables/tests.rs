@@ -64,12 +64,15 @@ fn what_was_written_is_read_as_the_wish() {
                 vec![net("192.0.2.0/24"), net("2001:db8::7/128"), net("0.0.0.0/0")];
             let Some(want) = whole(&input, family) else { continue };
             let others = ["-j KUBE-FORWARD", "-i docker0 -j ACCEPT"];
-            let have = read(Flavour::Nft, family, &saved(&want, &others));
+            let have = read(Flavour::Nft, family, RuleNames::Flannel, &saved(&want, &others));
             assert_eq!(have.as_ref(), Some(&want), "{heading}");
             assert_eq!(restore(Some(&want), have.as_ref()), "", "{heading}: nothing to do");
         }
     }
-    assert_eq!(read(Flavour::Nft, Family::V4, "*nat\n:POSTROUTING ACCEPT [0:0]\nCOMMIT\n"), None);
+    assert_eq!(
+        read(Flavour::Nft, Family::V4, RuleNames::Flannel, "*nat\n:POSTROUTING ACCEPT [0:0]\nCOMMIT\n"),
+        None
+    );
 }
 
 #[test]
@@ -79,7 +82,7 @@ fn a_jump_behind_a_rule_that_takes_everything_is_moved_before_it() {
     let want =
         rules(&input, Flavour::Legacy, Family::V4, Parts { masquerade: None, forward: Some(gate) }).unwrap();
     let others = ["-j KUBE-FORWARD", "-s 10.0.0.0/8 -j DROP", "-j REJECT --reject-with icmp-host-prohibited"];
-    let have = read(Flavour::Legacy, Family::V4, &saved(&want, &others)).unwrap();
+    let have = read(Flavour::Legacy, Family::V4, RuleNames::Flannel, &saved(&want, &others)).unwrap();
     assert!(!have.jumps[0].reached);
     let jump = "-m comment --comment \"flanneld forward\" -j FLANNEL-FWD";
     let expected = format!("*filter\n-D FORWARD {jump}\n-I FORWARD 3 {jump}\nCOMMIT\n");

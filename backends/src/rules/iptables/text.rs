@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use subnet_lease::Family;
 
-use super::{FWD, Flavour, Hint, IptablesRules, IptablesTable, Jump, OwnChain, POSTRTG};
-use crate::rules::{End, Match, Rule, Verdict};
+use super::{Flavour, Hint, IptablesRules, IptablesTable, Jump, OwnChain};
+use crate::rules::{End, Match, Rule, RuleNames, Verdict};
 
 /// A rule as `iptables-save` prints it after its chain.
 pub(super) fn rule(rule: &Rule, comment: &str) -> String {
@@ -102,9 +102,9 @@ fn line(lines: &mut String, text: &str) {
     lines.push('\n');
 }
 
-/// What is ours of what `iptables-save` printed; none if nothing is.
-pub fn read(flavour: Flavour, family: Family, saved: &str) -> Option<IptablesRules> {
-    let mut rules = IptablesRules { flavour, family, chains: Vec::new(), jumps: Vec::new() };
+/// What has these names of what `iptables-save` printed; none if nothing has.
+pub fn read(flavour: Flavour, family: Family, names: RuleNames, saved: &str) -> Option<IptablesRules> {
+    let mut rules = IptablesRules { flavour, family, names, chains: Vec::new(), jumps: Vec::new() };
     let mut table = None;
     let mut ended: Vec<&str> = Vec::new();
     for line in saved.lines() {
@@ -114,7 +114,7 @@ pub fn read(flavour: Flavour, family: Family, saved: &str) -> Option<IptablesRul
         }
         let Some(table) = table else { continue };
         if let Some((name, _)) = line.strip_prefix(':').and_then(|rest| rest.split_once(' ')) {
-            if is_ours(name) {
+            if RuleNames::of_chain(name) == Some(names) {
                 rules.chains.push(OwnChain { table, name: name.to_owned(), rules: Vec::new() });
             }
         } else if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|rest| rest.split_once(' ')) {
@@ -135,16 +135,12 @@ fn take<'a>(
 ) {
     if let Some(ours) = rules.chains.iter_mut().find(|c| c.table == table && c.name == chain) {
         ours.rules.push(rule.to_owned());
-    } else if target(rule).is_some_and(is_ours) {
+    } else if target(rule).and_then(RuleNames::of_chain) == Some(rules.names) {
         let (chain, rule, reached) = (chain.to_owned(), rule.to_owned(), !ended.contains(&chain));
         rules.jumps.push(Jump { table, chain, rule, reached, before: Hint::default() });
     } else if takes_all(rule) {
         ended.push(chain);
     }
-}
-
-fn is_ours(chain: &str) -> bool {
-    [POSTRTG, FWD].contains(&chain)
 }
 
 /// Where a rule sends packets.

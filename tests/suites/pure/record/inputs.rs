@@ -145,6 +145,7 @@ fn object() -> impl Strategy<Value = Object> {
                     forward_rules: true,
                     ..RuleSettings::default()
                 },
+                ..RuleInput::default()
             };
             Object::Table(Box::new(rules::rules(&input).remove(0)))
         }),

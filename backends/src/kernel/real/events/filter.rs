@@ -14,6 +14,7 @@ use crate::netlink::netconf::{RTM_NEWNETCONF, is_forwarding_change};
 use crate::netlink::nft::{ChainView, FORWARD, RuleView, is_deleted_table, table_of};
 use crate::netlink::route::{RT_TABLE_MAIN, RTPROT_KERNEL, RouteView};
 use crate::netlink::{AF_BRIDGE, Messages, RawMessage, Unread};
+use crate::rules::RuleNames;
 use crate::state::{HostLink, IfName, ROUTE_PROTOCOL};
 
 /// What tells our notifications from the noise of the host.
@@ -31,6 +32,8 @@ pub struct EventFilter {
     pub known: Vec<HostLink>,
     /// Chains of others that forwarded packets pass, as they were found last, whatever they are called.
     pub gates: Vec<String>,
+    /// What our rules are called.
+    pub rules: RuleNames,
 }
 
 impl EventFilter {

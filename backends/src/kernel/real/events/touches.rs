@@ -16,8 +16,9 @@ use crate::netlink::neigh::{NeighView, RTM_DELNEIGH, RTM_NEWNEIGH};
 use crate::netlink::nft::{generation_program, table_of};
 use crate::netlink::route::{RT_TABLE_MAIN, RTM_NEWROUTE, RTPROT_KERNEL, RouteView};
 use crate::netlink::{AF_BRIDGE, AF_INET, AF_INET6, Messages, RawMessage};
+use crate::rules::RuleNames;
 use crate::rules::iptables::Flavour;
-use crate::state::{Key, default_metric};
+use crate::state::{IptablesKey, Key, TableKey, default_metric};
 
 /// More than this are not told at once. Ours: a fight is over a few objects, and a flood is not read for names.
 const MOST: usize = 32;
@@ -39,7 +40,7 @@ impl Touches {
             } else if self.list.len() >= MOST {
                 // A generation, which has the name, comes last.
             } else if netfilter {
-                self.rules(&message);
+                self.rules(&message, filter);
             } else {
                 self.route_or_link(&message, filter);
             }
@@ -98,24 +99,26 @@ impl Touches {
         key.into_iter().for_each(|key| self.push(key, message.port, None));
     }
 
-    fn rules(&mut self, message: &RawMessage<'_>) {
-        let family = match (message.payload.first(), table_of(message)) {
-            (Some(&AF_INET), Some("flannel-ipv4")) => Family::V4,
-            (Some(&AF_INET6), Some("flannel-ipv6")) => Family::V6,
-            _ => return self.iptables(message),
-        };
-        self.push(Key::Table(family), message.port, None);
+    fn rules(&mut self, message: &RawMessage<'_>, filter: &EventFilter) {
+        let of = message.payload.first().and_then(|of| Some((*of, RuleNames::of_table(table_of(message)?)?)));
+        match of {
+            Some((AF_INET, (family @ Family::V4, names)) | (AF_INET6, (family @ Family::V6, names))) => {
+                self.push(Key::Table(TableKey { family, names }), message.port, None);
+            }
+            _ => self.iptables(message, filter.rules),
+        }
     }
 
     /// Rules of iptables over nf_tables.
-    fn iptables(&mut self, message: &RawMessage<'_>) {
+    fn iptables(&mut self, message: &RawMessage<'_>, names: RuleNames) {
         let family = match (message.payload.first(), table_of(message)) {
             (Some(&AF_INET), Some("filter" | "nat")) => Family::V4,
             (Some(&AF_INET6), Some("filter" | "nat")) => Family::V6,
             _ => return,
         };
         if passes_pods(message) {
-            self.push(Key::Iptables(Flavour::Nft, family), message.port, None);
+            let key = IptablesKey { flavour: Flavour::Nft, family, names };
+            self.push(Key::Iptables(key), message.port, None);
         }
     }
 

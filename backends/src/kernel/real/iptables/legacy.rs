@@ -15,8 +15,8 @@ use subnet_lease::Family;
 
 use super::super::nft::{Foreign, outcome, passed};
 use crate::netlink::{address_from, read_u32};
-use crate::rules::iptables::{FWD, Flavour, POSTRTG};
-use crate::rules::{Fate, ForeignChain, Home};
+use crate::rules::iptables::Flavour;
+use crate::rules::{Fate, ForeignChain, Home, RuleNames};
 
 /// What was found.
 #[derive(Debug, Clone, Default)]
@@ -218,13 +218,14 @@ impl Table {
                     .extend(rules.iter().filter(|r| r.fate == Some(Fate::Dropped)).filter_map(|r| r.to));
             }
         }
-        survey.ours |= entries.iter().filter_map(Entry::begins).any(|name| [FWD, POSTRTG].contains(&name));
+        survey.ours |=
+            entries.iter().filter_map(Entry::begins).any(|name| RuleNames::of_chain(name).is_some());
     }
 }
 
 /// What becomes of every packet in a chain that another hands it to.
 fn called(user: &dyn Fn(&str) -> Option<Vec<Foreign>>, name: &str, left: &mut u32) -> Fate {
-    if *left == 0 || name == FWD {
+    if *left == 0 || RuleNames::of_chain(name).is_some() {
         return Fate::Returned;
     }
     *left -= 1;

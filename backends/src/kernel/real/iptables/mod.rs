@@ -20,25 +20,25 @@ use self::programs::Programs;
 use super::{firewalld, nft};
 use crate::kernel::KernelError;
 use crate::netlink::Socket;
-use crate::rules::Firewall;
 use crate::rules::iptables::{Flavour, IptablesRules, read, restore};
+use crate::rules::{Firewall, RuleNames};
 use crate::state::Object;
 
 /// One of the four rule sets that a host can have in iptables.
-type IptablesKey = (Flavour, Family);
+type Place = (Flavour, Family);
 
 /// What was read last, and what the kernel looked like then.
 struct Memo {
     fingerprint: u64,
-    rules: Option<IptablesRules>,
+    rules: Vec<IptablesRules>,
 }
 
 /// Both flavours of iptables in one network namespace.
 pub(super) struct Iptables {
     programs: Programs,
-    memos: HashMap<IptablesKey, Memo>,
+    memos: HashMap<Place, Memo>,
     /// What could not be read, and is not written over.
-    unread: HashMap<IptablesKey, KernelError>,
+    unread: HashMap<Place, KernelError>,
     /// The older kind as it was read last: when, and how long that took.
     older: HashMap<Family, (Instant, Duration, Option<legacy::Survey>)>,
 }
@@ -56,10 +56,11 @@ impl Iptables {
         }
     }
 
-    /// What others filter here, and what is ours in iptables.
+    /// What others filter here, and what has these names in iptables.
     pub(super) fn look(
         &mut self,
         netfilter: Option<&mut Socket>,
+        names: &[RuleNames],
     ) -> Result<(Firewall, Vec<Object>), KernelError> {
         let nft = netfilter.map_or_else(|| Ok(nft::Survey::default()), nft::survey)?;
         let mut firewall = Firewall {
@@ -83,8 +84,9 @@ impl Iptables {
         }
         self.memos.retain(|place, _| ours.iter().any(|(there, _)| there == place));
         self.unread.clear();
-        let read = |(place, fingerprint)| Some(Object::Iptables(Box::new(self.read(place, fingerprint)?)));
-        let rules: Vec<_> = ours.into_iter().filter_map(read).collect();
+        let rules: Vec<_> =
+            ours.into_iter().flat_map(|(place, print)| self.read(place, print, names)).collect();
+        let rules = rules.into_iter().map(|rules| Object::Iptables(Box::new(rules)));
         firewall.unreadable = self.unread.keys().copied().collect();
         firewall.unreadable.sort_unstable();
         let trusted = nft.trusted.into_iter().map(Object::Trusted);
@@ -107,20 +109,21 @@ impl Iptables {
         survey
     }
 
-    fn read(&mut self, place: IptablesKey, fingerprint: u64) -> Option<IptablesRules> {
+    fn read(&mut self, place: Place, fingerprint: u64, names: &[RuleNames]) -> Vec<IptablesRules> {
         if let Some(memo) = self.memos.get(&place).filter(|memo| memo.fingerprint == fingerprint) {
             return memo.rules.clone();
         }
         let (flavour, family) = place;
         match self.programs.save(flavour, family) {
             Ok(saved) => {
-                let rules = read(flavour, family, &saved);
+                let of = |names: &RuleNames| read(flavour, family, *names, &saved);
+                let rules: Vec<_> = names.iter().filter_map(of).collect();
                 self.memos.insert(place, Memo { fingerprint, rules: rules.clone() });
                 rules
             }
             Err(error) => {
                 self.unread.insert(place, error);
-                None
+                Vec::new()
             }
         }
     }

@@ -17,24 +17,24 @@ pub(super) use foreign::{Foreign, outcome, passed};
 pub(super) use survey::{Survey, survey};
 
 use nix::errno::Errno;
-use subnet_lease::Family;
 
 use crate::netlink::nft::{
     BaseChain, ChainView, Change, FORWARD, NF_ACCEPT, NF_DROP, POSTROUTING, RuleView, TableFamily,
     dump_chains, get_table, rules, table_flags,
 };
 use crate::netlink::{NetlinkError, RawMessage, Socket};
-use crate::rules::{Chain, ChainKind, Hook, Policy, RuleTable, table_name};
+use crate::rules::{Chain, ChainKind, Hook, Policy, RuleTable};
+use crate::state::TableKey;
 
-/// Reads the table of a family; none when it does not exist. A wish that equals it is in force, rule for rule.
+/// Reads a table; none when it does not exist. A wish that equals it is in force, rule for rule.
 ///
 /// # Errors
 /// Refused by the kernel (permission, no nf_tables), or its answer was lost.
-pub fn read(socket: &mut Socket, family: Family) -> Result<Option<RuleTable>, NetlinkError> {
+pub fn read(socket: &mut Socket, key: TableKey) -> Result<Option<RuleTable>, NetlinkError> {
     let mut attempts = 4;
     loop {
-        let mut reader = TableReader::new(family);
-        read_once(socket, family, &mut reader).map_err(explain)?;
+        let mut reader = TableReader::new(key);
+        read_once(socket, &mut reader).map_err(explain)?;
         attempts -= 1;
         // A mixture of two generations costs one needless replacement at worst, and the change between them is a
         // notification that makes everything look again.
@@ -53,29 +53,31 @@ pub fn replace(socket: &mut Socket, table: &RuleTable) -> Result<(), NetlinkErro
     if count > MOST_RULES {
         return Err(explain(NetlinkError::Socket(Errno::EMSGSIZE)));
     }
-    let change = replacement(table)?;
+    let name = table.name();
+    let change = replacement(table, &name)?;
     change.commit_or_place(socket, None).map_err(|(message, error)| match message {
         0 => explain(error),
         _ => at(error, &place(table, message)),
     })
 }
 
-/// Deletes the table of a family with all that is in it; absent is fine.
+/// Deletes a table with all that is in it; absent is fine.
 ///
 /// # Errors
 /// Refused by the kernel, or its answer was lost.
-pub fn delete(socket: &mut Socket, family: Family) -> Result<(), NetlinkError> {
-    let mut change = Change::of(table_name(family));
-    change.delete_table(family);
+pub fn delete(socket: &mut Socket, key: TableKey) -> Result<(), NetlinkError> {
+    let name = key.names.table(key.family);
+    let mut change = Change::of(&name);
+    change.delete_table(key.family);
     match change.commit(socket, None).map_err(explain) {
         Err(error) if error.errno() == Errno::ENOENT => Ok(()),
         other => other,
     }
 }
 
-fn replacement(table: &RuleTable) -> Result<Change<'_>, NetlinkError> {
+fn replacement<'a>(table: &RuleTable, name: &'a str) -> Result<Change<'a>, NetlinkError> {
     let family = table.family;
-    let mut change = Change::of(table.name());
+    let mut change = Change::of(name);
     // Only what exists can be deleted, so it is made first.
     change.table(family, "");
     change.delete_table(family);
@@ -104,8 +106,9 @@ fn base(chain: &Chain) -> Result<BaseChain<'_>, NetlinkError> {
     Ok(BaseChain { kind, hook, priority: chain.priority, policy: Some(policy) })
 }
 
-fn read_once(socket: &mut Socket, family: Family, reader: &mut TableReader) -> Result<(), NetlinkError> {
-    match socket.get(&mut get_table(family, table_name(family)), |message| reader.take(&message)) {
+fn read_once(socket: &mut Socket, reader: &mut TableReader) -> Result<(), NetlinkError> {
+    let (family, name) = (reader.key.family, reader.name.clone());
+    match socket.get(&mut get_table(family, &name), |message| reader.take(&message)) {
         Ok(Some(())) => {}
         Ok(None) => return Ok(()),
         Err(error) if error.errno() == Errno::ENOENT => return Ok(()),
@@ -114,7 +117,7 @@ fn read_once(socket: &mut Socket, family: Family, reader: &mut TableReader) -> R
     let chains = socket.dump(&mut dump_chains(family), |message| {
         reader.take(&message);
     })?;
-    let rules = rules(socket, family, table_name(family), None, |message, _| {
+    let rules = rules(socket, family, &name, None, |message, _| {
         reader.take(message);
     })?;
     reader.changed |= chains.interrupted || rules.interrupted;
@@ -124,7 +127,8 @@ fn read_once(socket: &mut Socket, family: Family, reader: &mut TableReader) -> R
 /// Our table, message by message: the table, its chains, their rules. Messages about other tables are ignored.
 #[derive(Debug)]
 pub struct TableReader {
-    family: Family,
+    key: TableKey,
+    name: String,
     flags: Option<u32>,
     chains: Vec<Chain>,
     /// Each answer carries the low half of its generation: whether not all showed the ruleset in the same state.
@@ -134,13 +138,14 @@ pub struct TableReader {
 
 impl TableReader {
     /// Nothing read so far.
-    pub fn new(family: Family) -> Self {
-        Self { family, flags: None, chains: Vec::new(), generation: None, changed: false }
+    pub fn new(key: TableKey) -> Self {
+        let name = key.names.table(key.family);
+        Self { key, name, flags: None, chains: Vec::new(), generation: None, changed: false }
     }
 
     /// Reads one message; none if it says nothing about our table.
     pub fn take(&mut self, message: &RawMessage<'_>) -> Option<()> {
-        let (family, name) = (TableFamily::from(self.family), table_name(self.family));
+        let (family, name) = (TableFamily::from(self.key.family), self.name.as_str());
         if let Some(now) = message.payload.get(2..4).and_then(|b| <[u8; 2]>::try_from(b).ok()) {
             self.changed |= *self.generation.get_or_insert(now) != now;
         }
@@ -154,7 +159,7 @@ impl TableReader {
         } else {
             let view = RuleView::parse(message).filter(|view| view.family == family && view.table == name)?;
             let chain = self.chains.iter_mut().find(|chain| chain.name == view.chain)?;
-            chain.rules.push(rule::decode(&view, self.family));
+            chain.rules.push(rule::decode(&view, self.key.family));
         }
         Some(())
     }
@@ -162,7 +167,8 @@ impl TableReader {
     /// The table, if there is one.
     pub fn finish(mut self) -> Option<RuleTable> {
         self.chains.sort_by(|a, b| a.name.cmp(&b.name));
-        Some(RuleTable { family: self.family, flags: self.flags?, chains: self.chains })
+        let TableKey { family, names } = self.key;
+        Some(RuleTable { family, names, flags: self.flags?, chains: self.chains })
     }
 }
 

@@ -12,8 +12,8 @@ use subnet_lease::Family;
 use super::foreign::{Foreign, outcome, passed};
 use crate::netlink::nft::{self, ChainView, End, FORWARD, RuleView, TableFamily, dump_chains};
 use crate::netlink::{NetlinkError, Socket};
-use crate::rules::iptables::{FWD, Flavour, POSTRTG};
-use crate::rules::{Fate, ForeignChain, Home};
+use crate::rules::iptables::Flavour;
+use crate::rules::{Fate, ForeignChain, Home, RuleNames};
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -195,8 +195,9 @@ impl Seen {
         self.of.families().len() == 1 && ["filter", "nat", RAW].contains(&self.table.as_str())
     }
 
+    /// Of any network of this host.
     fn is_ours(&self) -> bool {
-        self.is_iptables() && [FWD, POSTRTG].contains(&self.name.as_str())
+        self.is_iptables() && RuleNames::of_chain(&self.name).is_some()
     }
 
     fn home(&self) -> Home {
@@ -212,8 +213,8 @@ impl Seen {
         let foreign =
             self.forwards && !self.of.families().is_empty() && !self.table.starts_with("flannel-ipv");
         let place = match self.table.as_str() {
-            "filter" => ["DOCKER-USER", FWD].contains(&self.name.as_str()),
-            "nat" => ["POSTROUTING", POSTRTG].contains(&self.name.as_str()),
+            "filter" => self.name == "DOCKER-USER" || self.is_ours(),
+            "nat" => self.name == "POSTROUTING" || self.is_ours(),
             RAW => self.name == "PREROUTING",
             "firewalld" => return foreign || ZONES.contains(&self.name.as_str()),
             _ => false,

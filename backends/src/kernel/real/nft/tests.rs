@@ -1,8 +1,9 @@
 use ipnetwork::IpNetwork;
+use subnet_lease::Family;
 
 use super::*;
 use crate::netlink::Messages;
-use crate::rules::{End, Match, Rule, RuleInput, RuleSettings, Verdict, rules};
+use crate::rules::{End, Match, Rule, RuleInput, RuleNames, RuleSettings, Verdict, rules};
 
 /// The message that makes a rule of ours.
 fn written(rule: &Rule, family: Family) -> Vec<u8> {
@@ -14,7 +15,7 @@ fn written(rule: &Rule, family: Family) -> Vec<u8> {
         policy: Policy::Accept,
         rules: vec![],
     };
-    let mut change = Change::of(table_name(family));
+    let mut change = Change::of("flannel");
     change.rule(family, &rule::encode(rule, &chain, family).unwrap());
     change.bytes_for_test()
 }
@@ -32,6 +33,7 @@ fn list_at(message: &[u8]) -> usize {
 
 fn every_rule() -> Vec<(Family, Rule)> {
     let input = |fully_random| RuleInput {
+        names: RuleNames::Flannel,
         networks: [("10.244.0.0/16", "10.244.3.0/24"), ("fd00:10:244::/56", "fd00:10:244:3::/64")]
             .map(|(c, p)| (c.parse().unwrap(), p.parse().unwrap()))
             .to_vec(),
