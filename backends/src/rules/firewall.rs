@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use subnet_lease::{Family, contains_net};
 
 use super::iptables::{self, Flavour, Gate, IptablesRules, Parts};
-use super::{End, RuleInput, RuleTable};
+use super::tunnel::kept_out;
+use super::{End, RuleInput, RuleTable, TunnelDrop};
 
 /// What others filter on this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +31,12 @@ pub struct Firewall {
     /// Addresses of containers for which somebody drops what does not come from their bridge.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub walled: Vec<std::net::IpAddr>,
+    /// Chains of others that keep tunnel packets out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tunnel_drops: Vec<TunnelDrop>,
+    /// Names of the chains of others that packets to this host pass.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<String>,
 }
 
 /// A host on which nobody filters.
@@ -43,6 +50,8 @@ impl Default for Firewall {
             firewalld: false,
             unreadable: Vec::new(),
             walled: Vec::new(),
+            tunnel_drops: Vec::new(),
+            inputs: Vec::new(),
         }
     }
 }
@@ -207,6 +216,7 @@ pub fn standing(input: &RuleInput, renderer: Renderer, firewall: &Firewall) -> S
     }
     standing.trusted = firewall.to_be_trusted(input);
     standing.in_the_way = firewall.in_the_way(input);
+    standing.in_the_way.extend(kept_out(&firewall.tunnel_drops, input));
     standing
 }
 
@@ -246,10 +256,10 @@ impl Firewall {
         self.chains.iter().find(|c| c.home == home && c.family == family && c.name == name)
     }
 
-    /// The chains that forwarded packets pass. Not those that a proxy writes anew all day: they drop nothing by default.
+    /// The chains that forwarded packets and packets to this host pass. Not those that a proxy writes anew all day: they drop nothing by default.
     pub fn gates(&self) -> Vec<String> {
         let names = self.chains.iter().flat_map(|chain| std::iter::once(&chain.name).chain(&chain.calls));
-        names.filter(|name| !name.starts_with("KUBE-")).cloned().collect()
+        names.chain(&self.inputs).filter(|name| !name.starts_with("KUBE-")).cloned().collect()
     }
 
     /// Chains that drop by default and that no rule of ours stands in.

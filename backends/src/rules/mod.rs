@@ -27,6 +27,7 @@ mod firewall;
 pub mod iptables;
 mod names;
 mod nft;
+mod tunnel;
 
 pub use data::{
     Chain, ChainKind, End, Hook, Match, Policy, Rule, RuleInput, RuleSettings, RuleTable, Verdict, rules,
@@ -36,6 +37,7 @@ pub use firewall::{
     Asked, Fate, Firewall, ForeignChain, Home, Renderer, Standing, choose as choose_renderer, standing,
 };
 pub use names::RuleNames;
+pub use tunnel::TunnelDrop;
 
 #[cfg(test)]
 mod tests;

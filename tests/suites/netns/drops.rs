@@ -20,6 +20,10 @@ pub(crate) fn cases() -> Vec<Case> {
             format!("packets_that_docker_drops_before_routing_are_named_with_dockers_switch_{flavour}");
         cases.push(case(name, move || walled(flavour)));
     }
+    for maker in ["nft", "iptables-nft", "iptables-legacy"] {
+        let name = format!("an_input_chain_that_keeps_the_tunnel_out_is_named_with_the_line_to_add_{maker}");
+        cases.push(case(name, move || kept_out(maker)));
+    }
     cases.into_iter().map(|case| case.with_programs_anywhere(&IPTABLES)).collect()
 }
 
@@ -98,6 +102,46 @@ fn calling(flavour: &str) -> Result<()> {
     let left = sh(&host, &format!("{program}-save"))?;
     ensure!(!left.contains("FLANNEL"), "it goes with the reject: {left}");
     Ok(())
+}
+
+/// What a careful operator's input chain lets in, and then everything else is refused: in a chain that it calls, and in nft by
+/// its policy.
+fn kept_out(maker: &str) -> Result<()> {
+    let mut cluster = two()?;
+    let host = cluster.net.host(1).clone();
+    cluster.wait_for_pings(SOON)?;
+    let (script, parts) = if maker == "nft" {
+        let script = "nft 'add table inet site; add chain inet site gate { type filter hook input priority 0; policy drop; };
+            add rule inet site gate ct state established,related accept; add rule inet site gate iifname lo accept;
+            add rule inet site gate meta l4proto { tcp, icmp } accept; add rule inet site gate udp dport 53 accept'";
+        (script.to_owned(), ["chain gate of table inet site", "by its policy"])
+    } else {
+        let script = format!(
+            "{maker} -N site-reject; {maker} -A site-reject -j REJECT
+             {maker} -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT; {maker} -A INPUT -i lo -j ACCEPT
+             {maker} -A INPUT -p tcp -j ACCEPT; {maker} -A INPUT -p icmp -j ACCEPT
+             {maker} -A INPUT -p udp --dport 53 -j ACCEPT; {maker} -A INPUT -j site-reject"
+        );
+        (script, ["chain INPUT of", "with rule 6, which calls site-reject"])
+    };
+    sh(&host, &script)?;
+    refused(&cluster)?;
+    // The legacy iptables sends no notifications: only a start sees the change.
+    let look = |cluster: &mut Cluster| if maker.ends_with("legacy") { anew(cluster, 1) } else { Ok(()) };
+    look(&mut cluster)?;
+    let conflicts = wait_for_conflict(&cluster, &host, |said| said.contains("UDP port 8472"))?;
+    for part in parts {
+        ensure!(conflicts.contains(part), "{part} in {conflicts}");
+    }
+    let logged = cluster.daemons[1].log().contains(parts[1]);
+    ensure!(logged, "{}", cluster.daemons[1].log());
+    let line = |text: &str| text.starts_with("nft insert") || text.starts_with("iptables");
+    for line in conflicts.split('`').skip(1).step_by(2).filter(|text| line(text)) {
+        sh(&host, line)?;
+    }
+    cluster.wait_for_pings(SOON)?;
+    look(&mut cluster)?;
+    wait_for_conflict(&cluster, &host, |said| !said.contains("UDP port 8472")).map(drop)
 }
 
 /// The rules of Docker 28 and later for a container of a bridge network.

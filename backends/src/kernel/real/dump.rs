@@ -43,7 +43,8 @@ pub(super) fn own(
         dump.interrupted |= read.interrupted;
     }
     let names = owner.rule_names();
-    let (firewall, rules) = iptables.look(netfilter.as_deref_mut(), &names)?;
+    let packets = dump.reader.packets();
+    let (firewall, rules) = iptables.look(netfilter.as_deref_mut(), &names, &packets)?;
     if let Some(netfilter) = netfilter.filter(|_| firewall.nf_tables) {
         dump.tables(netfilter, &names)?;
     }

@@ -8,6 +8,7 @@ mod host;
 mod iptables;
 mod links;
 pub mod nft;
+mod packet;
 mod probe;
 mod read;
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 
+use super::packet::Packet;
 use crate::netlink::address::{AddressView, IFA_F_PERMANENT};
 use crate::netlink::link::{IFF_UP, LinkView, RT_SCOPE_LINK};
 use crate::netlink::neigh::{NUD_PERMANENT, NeighView};
@@ -123,6 +124,12 @@ impl<'a> OwnReader<'a> {
     /// Our links so far, by index.
     pub fn links(&self) -> Vec<(u32, IfName)> {
         self.links.iter().map(|(index, name)| (*index, *name)).collect()
+    }
+
+    /// What our links so far receive from other hosts.
+    pub(super) fn packets(&self) -> Vec<Packet> {
+        let link = |object: &Object| if let Object::Link(link) = object { Packet::of(link) } else { None };
+        self.objects.iter().filter_map(link).collect()
     }
 
     /// All of it.

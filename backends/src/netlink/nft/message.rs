@@ -151,6 +151,8 @@ const LONGEST_COMMENT: usize = 254;
 
 /// `NF_INET_PRE_ROUTING` and `NF_BR_PRE_ROUTING`.
 pub const PREROUTING: u32 = 0;
+/// `NF_INET_LOCAL_IN`.
+pub const INPUT: u32 = 1;
 /// `NF_INET_FORWARD`.
 pub const FORWARD: u32 = 2;
 /// `NF_INET_LOCAL_OUT`.

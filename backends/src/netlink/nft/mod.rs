@@ -19,9 +19,9 @@ mod set;
 
 pub use change::{BaseChain, Change};
 pub use expression::{
-    End, Expr, FULLY_RANDOM, Field, META_FAMILY, NETWORK, Verdict, mask_length, network_at,
+    End, Expr, FULLY_RANDOM, Field, META_FAMILY, NETWORK, TRANSPORT, Verdict, mask_length, network_at,
 };
-pub use message::{FORWARD, NF_ACCEPT, NF_DROP, OUTPUT, POSTROUTING, PREROUTING, TableFamily};
+pub use message::{FORWARD, INPUT, NF_ACCEPT, NF_DROP, OUTPUT, POSTROUTING, PREROUTING, TableFamily};
 pub use read::{
     ChainView, Reader, RuleView, dump_chains, generation_program, get_table, is_deleted_table, rules,
     table_flags, table_of,

@@ -11,7 +11,7 @@ use crate::netlink::address::{AddressView, RTM_DELADDR, RTM_NEWADDR};
 use crate::netlink::link::{IFF_LOWER_UP, LinkView, RTM_DELLINK, RTM_NEWLINK};
 use crate::netlink::neigh::{NeighView, RTM_DELNEIGH, RTM_NEWNEIGH};
 use crate::netlink::netconf::{RTM_NEWNETCONF, is_forwarding_change};
-use crate::netlink::nft::{ChainView, FORWARD, RuleView, is_deleted_table, table_of};
+use crate::netlink::nft::{ChainView, FORWARD, INPUT, RuleView, is_deleted_table, table_of};
 use crate::netlink::route::{RT_TABLE_MAIN, RTPROT_KERNEL, RouteView};
 use crate::netlink::{AF_BRIDGE, Messages, RawMessage, Unread};
 use crate::rules::RuleNames;
@@ -130,6 +130,7 @@ impl EventFilter {
         let known = |rule: RuleView<'_>| self.gates.iter().any(|gate| gate == rule.chain);
         let counts = table.starts_with("flannel-")
             || passes_pods(message)
+            || lets_tunnels_in(message)
             || RuleView::parse(message).is_some_and(known);
         Ok(counts.then_some(KernelEvent::Own))
     }
@@ -182,6 +183,14 @@ pub(super) fn passes_pods(message: &RawMessage<'_>) -> bool {
         return chain.hook.is_some_and(|(number, _)| number == FORWARD) || is_a_gate(chain.name);
     }
     is_deleted_table(message) || RuleView::parse(message).is_some_and(|rule| is_a_gate(rule.chain))
+}
+
+/// Whether tunnel packets of peers may pass what a message is about: a chain of the input hook, as far as that can be seen.
+fn lets_tunnels_in(message: &RawMessage<'_>) -> bool {
+    if let Some(chain) = ChainView::parse(message) {
+        return chain.hook.is_some_and(|(number, _)| number == INPUT);
+    }
+    RuleView::parse(message).is_some_and(|rule| rule.chain == "INPUT")
 }
 
 /// Whether a chain of this name may be one that forwarded packets pass. Only a hint: which do is read anew.

@@ -14,15 +14,18 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use subnet_lease::Family;
 
 use super::super::nft::{Foreign, outcome, passed};
+use super::super::packet::{self, Act, Holds, Packet, Step, fate};
 use crate::netlink::{address_from, read_u32};
 use crate::rules::iptables::Flavour;
-use crate::rules::{Fate, ForeignChain, Home, RuleNames};
+use crate::rules::{Fate, ForeignChain, Home, RuleNames, TunnelDrop};
 
 /// What was found.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Survey {
     pub(super) chains: Vec<ForeignChain>,
     pub(super) walled: Vec<IpAddr>,
+    /// Chains that keep tunnel packets out.
+    pub(super) drops: Vec<TunnelDrop>,
     /// There are rules, or a policy that drops.
     pub(super) used: bool,
     /// There are chains of ours.
@@ -35,7 +38,7 @@ pub(super) struct Survey {
 const TABLES: [(&str, u32); 3] = [("filter", 4), ("nat", 5), ("raw", 3)];
 
 /// Looks at the tables of a family; none when none is loaded or the kernel lets us not.
-pub(super) fn survey(family: Family) -> Option<Survey> {
+pub(super) fn survey(family: Family, packets: &[Packet]) -> Option<Survey> {
     let file = if family == Family::V4 { "ip_tables_names" } else { "ip6_tables_names" };
     let loaded = fs::read_to_string(format!("/proc/thread-self/net/{file}")).ok()?;
     let loaded: Vec<_> = TABLES.iter().filter(|(name, _)| loaded.lines().any(|line| line == *name)).collect();
@@ -51,6 +54,8 @@ pub(super) fn survey(family: Family) -> Option<Survey> {
         table.hash(&mut hasher);
         survey.used |= table.count > *empty;
         table.tell(name, family, &mut survey);
+        let packets = packets.iter().filter(|packet| *name == "filter" && packet.family() == family);
+        survey.drops.extend(packets.filter_map(|packet| table.keeps_out(packet)));
     }
     survey.fingerprint = hasher.finish();
     Some(survey)
@@ -79,12 +84,18 @@ struct Layout {
     entry: usize,
     /// Length of an address: source, destination and their masks come first.
     address: usize,
-    /// Offset of the flags of inversion.
+    /// Offset of the transport protocol.
+    protocol: usize,
+    /// Offset of the flags of inversion; the other flags are before them.
     inverted: usize,
+    /// The flag of a call without a way back.
+    goto: u8,
 }
 
-const V4: Layout = Layout { head: 84, target: 88, entry: 112, address: 4, inverted: 83 };
-const V6: Layout = Layout { head: 133, target: 140, entry: 168, address: 16, inverted: 132 };
+const V4: Layout =
+    Layout { head: 84, target: 88, entry: 112, address: 4, protocol: 80, inverted: 83, goto: 2 };
+const V6: Layout =
+    Layout { head: 133, target: 140, entry: 168, address: 16, protocol: 128, inverted: 132, goto: 4 };
 /// Packets and bytes, at the end of the entry's fixed part.
 const COUNTERS: usize = 16;
 
@@ -95,6 +106,9 @@ struct Entry<'a> {
     target: &'a str,
     payload: &'a [u8],
     rule: Foreign,
+    /// The conditions on the header, and the matches behind them.
+    head: &'a [u8],
+    matches: &'a [u8],
 }
 
 impl Table {
@@ -132,11 +146,12 @@ impl Table {
         let (target, next) = (short(self.layout.target)?, short(self.layout.target + 2)?);
         let bytes = bytes.get(..next).filter(|_| next > target && target >= self.layout.entry)?;
         let (name, payload) = extension(bytes.get(target..)?)?;
-        let matches = Extensions(bytes.get(self.layout.entry..target)?);
+        let matches = bytes.get(self.layout.entry..target)?;
         let head = bytes.get(..self.layout.head)?;
-        let conditional = head.iter().any(|b| *b != 0) || matches.into_iter().any(|name| name != "comment");
+        let conditional =
+            head.iter().any(|b| *b != 0) || Extensions(matches).any(|(name, _)| name != "comment");
         let rule = Foreign { conditional, to: self.destination(head), ..Foreign::default() };
-        Some(Entry { at, next: at + u32::try_from(next).ok()?, target: name, payload, rule })
+        Some(Entry { at, next: at + u32::try_from(next).ok()?, target: name, payload, rule, head, matches })
     }
 
     /// The one address that a packet must go to.
@@ -174,15 +189,31 @@ impl Table {
         entries
     }
 
+    /// The input chain, if it keeps a tunnel packet out.
+    fn keeps_out(&self, packet: &Packet) -> Option<TunnelDrop> {
+        let entries = self.walk();
+        let (first, policy) = self.base(INPUT)?;
+        let inside = entries.iter().filter(|e| e.at >= first && e.at < policy);
+        let steps: Vec<_> = inside.map(|e| e.step(packet, self.layout)).collect();
+        let policy = entries.iter().find(|e| e.at == policy)?.rule.fate?;
+        let mut left = FOLLOWED;
+        let (fate, rule, call) =
+            fate(&steps, policy, &mut |name| entered(&entries, self.layout, name, packet, &mut left));
+        (fate == Fate::Dropped).then(|| TunnelDrop {
+            family: packet.family(),
+            home: Home::Iptables(Flavour::Legacy),
+            table: "filter".to_owned(),
+            chain: "INPUT".to_owned(),
+            rule,
+            call,
+            port: packet.port,
+        })
+    }
+
     fn tell(&self, table: &str, family: Family, survey: &mut Survey) {
         let entries = self.walk();
-        let user = |name: &str| {
-            let begin = entries.iter().position(|e| e.begins() == Some(name))? + 1;
-            let rest = &entries[begin..];
-            // The last is the way back, which everybody has.
-            let end = rest.iter().position(|e| e.begins().is_some())?.saturating_sub(1);
-            Some(rest[..end].iter().map(|e| e.rule.clone()).collect::<Vec<_>>())
-        };
+        let user =
+            |name: &str| Some(of_chain(&entries, name)?.iter().map(|e| e.rule.clone()).collect::<Vec<_>>());
         let base = |hook: usize| {
             let (first, policy) = self.base(hook)?;
             let inside = entries.iter().filter(|e| e.at >= first && e.at < policy);
@@ -223,6 +254,27 @@ impl Table {
     }
 }
 
+/// The entries of a chain that other chains call.
+fn of_chain<'a, 'b>(entries: &'b [Entry<'a>], name: &str) -> Option<&'b [Entry<'a>]> {
+    let begin = entries.iter().position(|e| e.begins() == Some(name))? + 1;
+    let rest = &entries[begin..];
+    // The last is the way back, which everybody has.
+    let end = rest.iter().position(|e| e.begins().is_some())?.saturating_sub(1);
+    Some(&rest[..end])
+}
+
+/// What becomes of a tunnel packet in a chain that another hands it to.
+fn entered(entries: &[Entry<'_>], layout: Layout, name: &str, packet: &Packet, left: &mut u32) -> Fate {
+    // The chains of a proxy accept and mark; they are long.
+    if *left == 0 || RuleNames::of_chain(name).is_some() || name.starts_with("KUBE-") {
+        return Fate::Returned;
+    }
+    *left -= 1;
+    let steps: Vec<_> =
+        of_chain(entries, name).unwrap_or_default().iter().map(|e| e.step(packet, layout)).collect();
+    fate(&steps, Fate::Returned, &mut |name| entered(entries, layout, name, packet, left)).0
+}
+
 /// What becomes of every packet in a chain that another hands it to.
 fn called(user: &dyn Fn(&str) -> Option<Vec<Foreign>>, name: &str, left: &mut u32) -> Fate {
     if *left == 0 || RuleNames::of_chain(name).is_some() {
@@ -254,20 +306,55 @@ impl<'a> Entry<'a> {
     fn begins(&self) -> Option<&'a str> {
         (self.target == "ERROR").then(|| name(self.payload.get(..30).unwrap_or(self.payload)))
     }
+
+    /// What it does with a tunnel packet.
+    fn step(&self, packet: &Packet, layout: Layout) -> Step {
+        let head = self.holds(packet, layout).unwrap_or(Holds::Some);
+        let holds =
+            Extensions(self.matches).fold(head, |all, (name, info)| all.and(packet.extension(name, info)));
+        let goto = self.head.get(layout.inverted - 1).is_some_and(|flags| flags & layout.goto != 0);
+        let act = match (self.rule.fate, &self.rule.calls) {
+            (Some(fate), _) => Act::Decide(fate),
+            (None, Some(chain)) if goto => Act::Goto(chain.clone()),
+            (None, Some(chain)) => Act::Jump(chain.clone()),
+            (None, None) => Act::Nothing,
+        };
+        Step { holds, act }
+    }
+
+    /// For which tunnel packets the conditions on the header hold.
+    fn holds(&self, packet: &Packet, layout: Layout) -> Option<Holds> {
+        let Layout { address, protocol, inverted, .. } = layout;
+        let part = |from: usize, len: usize| self.head.get(from..from + len);
+        let inverted = *self.head.get(inverted)?;
+        let (link, link_mask) = (part(4 * address, 16)?, part(4 * address + 32, 16)?);
+        let name = packet::padded(packet.link.0);
+        let same =
+            name.iter().zip(link).zip(link_mask).all(|((name, link), mask)| name & mask == link & mask);
+        let by = same != (inverted & INVERTED_LINK != 0);
+        let protocol = u16::from_ne_bytes(part(protocol, 2)?.try_into().ok()?);
+        let udp =
+            protocol == 0 || (protocol == u16::from(packet::UDP)) != (inverted & INVERTED_PROTOCOL != 0);
+        // Masks of addresses and of the interface that a packet leaves by.
+        let others = [part(2 * address, 2 * address)?, part(4 * address + 48, 16)?].concat();
+        let any = if others.iter().all(|byte| *byte == 0) { Holds::All } else { Holds::Some };
+        Some(Holds::of(Some(by && udp)).and(any))
+    }
 }
 
-/// `struct xt_entry_match` one after the other: their names.
+/// `struct xt_entry_match` one after the other: their names, and what belongs to them.
 struct Extensions<'a>(&'a [u8]);
 
 impl<'a> Iterator for Extensions<'a> {
-    type Item = &'a str;
+    type Item = (&'a str, &'a [u8]);
 
-    fn next(&mut self) -> Option<&'a str> {
+    fn next(&mut self) -> Option<Self::Item> {
         let size = u16::from_ne_bytes(self.0.get(..2)?.try_into().ok()?);
-        let (name, _) = extension(self.0)?;
+        let size = usize::from(size).max(EXTENSION);
+        let (name, info) = extension(self.0.get(..size).unwrap_or(self.0))?;
         // One that does not fit is the last.
-        self.0 = self.0.get(usize::from(size).max(EXTENSION)..).unwrap_or_default();
-        Some(name)
+        self.0 = self.0.get(size..).unwrap_or_default();
+        Some((name, info))
     }
 }
 
@@ -313,8 +400,12 @@ const GET_INFO: i32 = 64;
 const GET_ENTRIES: i32 = 65;
 /// `IPT_INV_DSTIP`, `IP6T_INV_DSTIP`.
 const INVERTED_DESTINATION: u8 = 0x10;
+/// `IPT_INV_VIA_IN`, `IPT_INV_PROTO`; those of IPv6 are the same.
+const INVERTED_LINK: u8 = 0x01;
+const INVERTED_PROTOCOL: u8 = 0x40;
 /// `NF_INET_…`.
 const PREROUTING: usize = 0;
+const INPUT: usize = 1;
 const FORWARD: usize = 2;
 const POSTROUTING: usize = 4;
 /// Verdicts of the standard target: `-NF_… - 1`, `XT_RETURN`.

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use subnet_lease::Family;
 
 use self::programs::Programs;
+use super::packet::Packet;
 use super::{firewalld, nft};
 use crate::kernel::KernelError;
 use crate::netlink::Socket;
@@ -56,13 +57,15 @@ impl Iptables {
         }
     }
 
-    /// What others filter here, and what has these names in iptables.
+    /// What others filter here, also of these packets, and what has these names in iptables.
     pub(super) fn look(
         &mut self,
         netfilter: Option<&mut Socket>,
         names: &[RuleNames],
+        packets: &[Packet],
     ) -> Result<(Firewall, Vec<Object>), KernelError> {
-        let nft = netfilter.map_or_else(|| Ok(nft::Survey::default()), nft::survey)?;
+        let nft =
+            netfilter.map_or_else(|| Ok(nft::Survey::default()), |socket| nft::survey(socket, packets))?;
         let mut firewall = Firewall {
             nf_tables: nft.nf_tables,
             programs: self.programs.flavours(),
@@ -71,12 +74,15 @@ impl Iptables {
             walled: nft.walled,
             firewalld: firewalld::is_there(),
             unreadable: Vec::new(),
+            tunnel_drops: nft.drops,
+            inputs: nft.inputs,
         };
         let mut ours: Vec<_> = nft.ours.iter().map(|f| ((Flavour::Nft, *f), nft.fingerprint)).collect();
         for family in Family::ALL {
-            let Some(legacy) = self.older(family) else { continue };
+            let Some(legacy) = self.older(family, packets) else { continue };
             firewall.chains.extend(legacy.chains);
             firewall.walled.extend(legacy.walled);
+            firewall.tunnel_drops.extend(legacy.drops);
             if legacy.used && !firewall.used.contains(&Flavour::Legacy) {
                 firewall.used.push(Flavour::Legacy);
             }
@@ -96,7 +102,7 @@ impl Iptables {
     /// The older kind can only be read whole. Where that takes long it is read no more often than a hundredth of the time
     /// allows, except after a change of ours.
     #[allow(clippy::disallowed_methods, reason = "measures what reading costs; decides nothing else")]
-    fn older(&mut self, family: Family) -> Option<legacy::Survey> {
+    fn older(&mut self, family: Family, packets: &[Packet]) -> Option<legacy::Survey> {
         let began = Instant::now();
         let fresh = |(read, took, _): &&(Instant, Duration, Option<legacy::Survey>)| {
             began.duration_since(*read) < *took * 100 && *took > SHORT
@@ -104,7 +110,7 @@ impl Iptables {
         if let Some((.., survey)) = self.older.get(&family).filter(fresh) {
             return survey.clone();
         }
-        let survey = legacy::survey(family);
+        let survey = legacy::survey(family, packets);
         self.older.insert(family, (began, began.elapsed(), survey.clone()));
         survey
     }

@@ -1,4 +1,5 @@
-//! Chains of others that forwarded packets pass, and those of iptables that our rules may stand in. Only read.
+//! Chains of others that forwarded packets or tunnel packets pass, and those of iptables that our rules may stand in. Only
+//! read.
 //!
 //! One dump of all chains, then the rules of a handful of them: thousands of foreign rules elsewhere cost nothing.
 
@@ -10,10 +11,11 @@ use nix::errno::Errno;
 use subnet_lease::Family;
 
 use super::foreign::{Foreign, outcome, passed};
-use crate::netlink::nft::{self, ChainView, End, FORWARD, RuleView, TableFamily, dump_chains};
+use crate::kernel::real::packet::{Packet, Step, fate};
+use crate::netlink::nft::{self, ChainView, End, FORWARD, INPUT, RuleView, TableFamily, dump_chains};
 use crate::netlink::{NetlinkError, Socket};
 use crate::rules::iptables::Flavour;
-use crate::rules::{Fate, ForeignChain, Home, RuleNames};
+use crate::rules::{Fate, ForeignChain, Home, RuleNames, TunnelDrop};
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -30,6 +32,10 @@ pub(in crate::kernel::real) struct Survey {
     pub(in crate::kernel::real) trusted: Vec<IpNetwork>,
     /// Families in which iptables over nf_tables has chains of ours.
     pub(in crate::kernel::real) ours: Vec<Family>,
+    /// Chains that keep tunnel packets out.
+    pub(in crate::kernel::real) drops: Vec<TunnelDrop>,
+    /// Names of the chains that packets to this host pass.
+    pub(in crate::kernel::real) inputs: Vec<String>,
     /// A number that changes with the rules of the chains that we read of iptables.
     pub(in crate::kernel::real) fingerprint: u64,
 }
@@ -41,6 +47,8 @@ struct Seen {
     name: String,
     /// The forward hook calls it.
     forwards: bool,
+    /// The input hook calls it.
+    enters: bool,
     drops: bool,
 }
 
@@ -48,10 +56,13 @@ struct Seen {
 ///
 /// # Errors
 /// Refused by the kernel (permission), or its answer was lost. A kernel without nf_tables is an answer.
-pub(in crate::kernel::real) fn survey(socket: &mut Socket) -> Result<Survey, NetlinkError> {
+pub(in crate::kernel::real) fn survey(
+    socket: &mut Socket,
+    packets: &[Packet],
+) -> Result<Survey, NetlinkError> {
     let mut attempts = 4;
     loop {
-        match survey_once(socket) {
+        match survey_once(socket, packets) {
             // A change in between is a notification that makes everything look again.
             Ok((survey, interrupted)) if !interrupted || attempts == 0 => return Ok(survey),
             Ok(_) => attempts -= 1,
@@ -63,7 +74,7 @@ pub(in crate::kernel::real) fn survey(socket: &mut Socket) -> Result<Survey, Net
     }
 }
 
-fn survey_once(socket: &mut Socket) -> Result<(Survey, bool), NetlinkError> {
+fn survey_once(socket: &mut Socket, packets: &[Packet]) -> Result<(Survey, bool), NetlinkError> {
     let mut seen = Vec::new();
     let dump = socket.dump(&mut dump_chains(TableFamily::ANY), |message| {
         seen.extend(ChainView::parse(&message).as_ref().map(Seen::of));
@@ -71,10 +82,15 @@ fn survey_once(socket: &mut Socket) -> Result<(Survey, bool), NetlinkError> {
     let interrupted = dump.interrupted;
     let mut survey = Survey { nf_tables: true, ..Survey::default() };
     let mut hasher = DefaultHasher::new();
-    let mut reader = Reader { socket, seen: &seen, interrupted, left: FOLLOWED, failed: None };
+    let mut reader =
+        Reader { socket, seen: &seen, interrupted, left: FOLLOWED, steps: FOLLOWED, failed: None };
     for chain in seen.iter().filter(|chain| chain.counts()) {
         let rules = reader.rules(chain, Some(&mut hasher))?;
         survey.take(chain, &rules, &mut reader);
+    }
+    // Whoever has no tunnel yet is asked for nothing.
+    for chain in seen.iter().filter(|chain| chain.enters && chain.is_foreign() && !packets.is_empty()) {
+        survey.enter(chain, packets, &mut reader)?;
     }
     if let Some(error) = reader.failed {
         return Err(error);
@@ -92,6 +108,8 @@ struct Reader<'a> {
     interrupted: bool,
     /// So many more chains are followed that others call.
     left: u32,
+    /// And so many by chains of the input hook.
+    steps: u32,
     failed: Option<NetlinkError>,
 }
 
@@ -117,6 +135,43 @@ impl Reader<'_> {
         Ok(rules)
     }
 
+    /// What a chain does with a tunnel packet, rule by rule.
+    fn steps(&mut self, chain: &Seen, packet: &Packet) -> Result<Vec<Step>, NetlinkError> {
+        let mut steps = Vec::new();
+        let dump = nft::rules(self.socket, chain.of, &chain.table, Some(&chain.name), |_, rule| {
+            steps.push(packet.step(&rule.exprs().collect::<Vec<_>>()));
+        });
+        match dump {
+            Ok(dump) => self.interrupted |= dump.interrupted,
+            // Gone since.
+            Err(error) if error.errno() == Errno::ENOENT => self.interrupted = true,
+            Err(error) => return Err(error),
+        }
+        Ok(steps)
+    }
+
+    /// What becomes of a tunnel packet in a chain that another hands it to.
+    fn entered(&mut self, from: &Seen, name: &str, packet: &Packet, passed: &mut Vec<String>) -> Fate {
+        let seen = self.seen;
+        let same = |c: &&Seen| c.of == from.of && c.table == from.table && c.name == name;
+        let chain = seen.iter().find(same).filter(|chain| !chain.is_ours() && self.steps > 0);
+        // The chains of a proxy accept and mark; they are long, and written anew all day.
+        let Some(chain) = chain.filter(|chain| !chain.name.starts_with("KUBE-")) else {
+            return Fate::Returned;
+        };
+        self.steps -= 1;
+        passed.push(chain.name.clone());
+        match self.steps(chain, packet) {
+            Ok(steps) => {
+                fate(&steps, Fate::Returned, &mut |name| self.entered(chain, name, packet, passed)).0
+            }
+            Err(error) => {
+                self.failed = Some(error);
+                Fate::Returned
+            }
+        }
+    }
+
     /// What becomes of every packet in a chain that this one hands it to. The kernel knows no calls in circles.
     fn called(&mut self, from: &Seen, name: &str) -> Fate {
         let seen = self.seen;
@@ -135,6 +190,29 @@ impl Reader<'_> {
 }
 
 impl Survey {
+    /// A chain of the input hook.
+    fn enter(
+        &mut self,
+        chain: &Seen,
+        packets: &[Packet],
+        reader: &mut Reader<'_>,
+    ) -> Result<(), NetlinkError> {
+        let policy = if chain.drops { Fate::Dropped } else { Fate::Accepted };
+        let mut passed = vec![chain.name.clone()];
+        for packet in packets.iter().filter(|packet| chain.of.families().contains(&packet.family())) {
+            let steps = reader.steps(chain, packet)?;
+            let (fate, rule, call) =
+                fate(&steps, policy, &mut |name| reader.entered(chain, name, packet, &mut passed));
+            if fate == Fate::Dropped {
+                let (family, home, table) = (packet.family(), chain.home(), chain.place());
+                let (chain, port) = (chain.name.clone(), packet.port);
+                self.drops.push(TunnelDrop { family, home, table, chain, rule, call, port });
+            }
+        }
+        self.inputs.extend(passed);
+        Ok(())
+    }
+
     fn take(&mut self, chain: &Seen, rules: &[Foreign], reader: &mut Reader<'_>) {
         if chain.is_ours() {
             let new: Vec<_> = chain.of.families().iter().filter(|f| !self.ours.contains(f)).collect();
@@ -160,11 +238,7 @@ impl Survey {
         };
         let (fate, end, calls) = outcome(rules, policy, &mut |name| reader.called(chain, name));
         let passed = passed(rules, end);
-        let home = chain.home();
-        let table = match home {
-            Home::Iptables(_) => chain.table.clone(),
-            _ => format!("{} {}", chain.of, chain.table),
-        };
+        let (home, table) = (chain.home(), chain.place());
         for family in chain.of.families() {
             let (table, name, calls, passed) =
                 (table.clone(), chain.name.clone(), calls.clone(), passed.clone());
@@ -180,6 +254,7 @@ impl Seen {
             table: view.table.to_owned(),
             name: view.name.to_owned(),
             forwards: view.hook.is_some_and(|(number, _)| number == FORWARD) && view.kind == "filter",
+            enters: view.hook.is_some_and(|(number, _)| number == INPUT) && view.kind == "filter",
             drops: view.drops,
         }
     }
@@ -200,6 +275,19 @@ impl Seen {
         self.is_iptables() && RuleNames::of_chain(&self.name).is_some()
     }
 
+    /// A table that is not one of ours, of whichever network.
+    fn is_foreign(&self) -> bool {
+        !self.of.families().is_empty() && !self.table.starts_with("flannel-ipv")
+    }
+
+    /// Its table in words.
+    fn place(&self) -> String {
+        match self.home() {
+            Home::Iptables(_) => self.table.clone(),
+            _ => format!("{} {}", self.of, self.table),
+        }
+    }
+
     fn home(&self) -> Home {
         match self.table.as_str() {
             "firewalld" => Home::Firewalld,
@@ -210,8 +298,7 @@ impl Seen {
 
     /// Whether its rules are looked at.
     fn counts(&self) -> bool {
-        let foreign =
-            self.forwards && !self.of.families().is_empty() && !self.table.starts_with("flannel-ipv");
+        let foreign = self.forwards && self.is_foreign();
         let place = match self.table.as_str() {
             "filter" => self.name == "DOCKER-USER" || self.is_ours(),
             "nat" => self.name == "POSTROUTING" || self.is_ours(),

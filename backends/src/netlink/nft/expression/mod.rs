@@ -363,7 +363,7 @@ const LINK: u32 = 0;
 /// `NFT_PAYLOAD_NETWORK_HEADER`.
 pub const NETWORK: u32 = 1;
 /// `NFT_PAYLOAD_TRANSPORT_HEADER`.
-const TRANSPORT: u32 = 2;
+pub const TRANSPORT: u32 = 2;
 const META_MARK: u32 = 3;
 const META_IN: u32 = 6;
 const META_OUT: u32 = 7;
