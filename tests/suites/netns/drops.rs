@@ -113,7 +113,8 @@ fn kept_out(maker: &str) -> Result<()> {
     let (script, parts) = if maker == "nft" {
         let script = "nft 'add table inet site; add chain inet site gate { type filter hook input priority 0; policy drop; };
             add rule inet site gate ct state established,related accept; add rule inet site gate iifname lo accept;
-            add rule inet site gate meta l4proto { tcp, icmp } accept; add rule inet site gate udp dport 53 accept'";
+            add rule inet site gate meta l4proto tcp accept;
+            add rule inet site gate meta l4proto icmp accept; add rule inet site gate udp dport 53 accept'";
         (script.to_owned(), ["chain gate of table inet site", "by its policy"])
     } else {
         let script = format!(
