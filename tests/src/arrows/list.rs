@@ -32,7 +32,7 @@ const SUBNET_LEASE: &[Folder] = &[
 const BACKENDS: &[Folder] = &[
     ("local", &["subnet-lease"]),
     ("netlink", &["local", "subnet-lease"]),
-    ("rules", &["netlink", "subnet-lease"]),
+    ("rules", &["local", "netlink", "subnet-lease"]),
     ("state", &["netlink", "rules", "subnet-lease"]),
     ("plan", &["netlink", "rules", "state", "subnet-lease"]),
     ("plane", &["subnet-lease"]),
