@@ -75,6 +75,7 @@ pub use backend::{Backend, Backends, Devices, External, Identity, LocalNode, Pai
 pub use netlink::{BadIfName, BadMac, IfName, Mac};
 pub use plan::{Op, Owner, Ownership, Plan, Wanted, conflicts, diff, tag};
 pub use state::{
-    Address, Facts, Fdb, Feature, HostAddress, HostLink, HostRoute, IptablesKey, KernelState, Key, Link, LinkKind, Neigh,
-    Object, ROUTE_PROTOCOL, Route, RouteKind, Sysctl, System, TableKey, Vxlan, default_metric,
+    Address, Facts, Fdb, Feature, HostAddress, HostLink, HostRoute, IptablesKey, KernelState, Key, Link,
+    LinkKind, Neigh, Object, ROUTE_PROTOCOL, Route, RouteKind, Sysctl, System, TableKey, Vxlan,
+    default_metric,
 };

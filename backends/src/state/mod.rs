@@ -12,9 +12,7 @@ pub use facts::{Facts, HostAddress, HostLink, HostRoute};
 #[cfg(feature = "kernel")]
 pub(crate) use kind::ROWS as LINK_KINDS;
 pub use kind::{LinkKind, Vxlan};
-pub use object::{
-    Address, Fdb, Key, Link, Neigh, Object, ROUTE_PROTOCOL, Route, RouteKind, default_metric,
-};
+pub use object::{Address, Fdb, Key, Link, Neigh, Object, ROUTE_PROTOCOL, Route, RouteKind, default_metric};
 pub use rules::{IptablesKey, TableKey};
 pub use sysctl::Sysctl;
 pub use system::{Feature, System};
