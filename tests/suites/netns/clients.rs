@@ -2,6 +2,7 @@
 //! runtimes.
 
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -34,9 +35,23 @@ pub(crate) fn cases() -> Vec<Case> {
         ]),
         case("containerd_of_debian_runs_sandboxes_by_its_socket", containerd).with_programs(&of_debian),
         case("ctr_runs_a_container_with_cni", ctr).with_programs(&of_debian),
+        case("go_makes_of_values_what_was_recorded", values),
         case("a_kubelet_with_containerd_runs_a_static_pod", kubelet)
             .with_programs(&["/usr/bin/busybox", "/usr/sbin/runc"]),
     ]
+}
+
+/// The answers that the suite without a kernel compares ours with.
+fn values() -> Result<()> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/go-values.tsv");
+    let answered = Command::new(peer("values")?).stdin(fs::File::open(path)?).output()?;
+    ensure!(answered.status.success(), "{}", String::from_utf8_lossy(&answered.stderr));
+    let (recorded, answered) = (fs::read_to_string(path)?, String::from_utf8(answered.stdout)?);
+    ensure!(recorded.lines().count() == answered.lines().count(), "{answered}");
+    for (recorded, answered) in recorded.lines().zip(answered.lines()) {
+        ensure!(recorded == answered, "recorded is {recorded:?}, and Go answers {answered:?}");
+    }
+    Ok(())
 }
 
 /// flannel's network with port maps and limits.

@@ -14,5 +14,6 @@ mod networks;
 mod properties;
 mod record;
 mod strangers;
+mod values;
 mod vanish;
 mod world;

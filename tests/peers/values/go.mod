@@ -1,0 +1,3 @@
+module peers/values
+
+go 1.25.0
