@@ -265,7 +265,7 @@ mod tests {
             (overlap("10.0.0.1/32", Kind::Vital), overlap("10.9.0.0/16", Kind::Connected));
         let both = [fatal, doubtful.clone()];
         assert_eq!(judge(&[], false), Ok(()));
-        assert_eq!(judge(&[doubtful.clone()], true), Ok(()));
+        assert_eq!(judge(std::slice::from_ref(&doubtful), true), Ok(()));
         let refused = judge(&[doubtful], false).unwrap_err();
         assert_eq!(refused.exit, Exit::Invalid);
         assert!(refused.message.contains("10.9.0.0/16") && refused.message.contains("--force"), "{refused}");
