@@ -37,7 +37,7 @@ impl Control {
         let api = host.spawn(&api_server(host, family)?)?;
         let control = Self { host: host.clone(), api, family, _etcd: etcd };
         control.wait()?;
-        control.admit(host, "admin")?;
+        control.admit(host)?;
         Ok(control)
     }
 
@@ -60,8 +60,6 @@ impl Control {
                 format!("--service-cluster-ip-range={}", services(self.family)),
                 format!("--service-account-private-key-file={KEY}"),
                 format!("--root-ca-file={CERTIFICATE}"),
-                "--node-monitor-grace-period=8s".to_owned(),
-                "--node-monitor-period=1s".to_owned(),
             ])
             .args(sizes.iter().copied());
         self.host.spawn(&manager)?;
@@ -111,17 +109,20 @@ impl Control {
         self.host.exec(&kubectl.args(words.iter().copied()).stdin(input)).with_context(|| words.join(" "))
     }
 
-    /// A host gets what its programs need to sign in with this token.
-    pub(super) fn admit(&self, host: &Host, token: &str) -> Result<()> {
+    /// A host gets what its programs need to sign in as an administrator, and its kubelet as itself.
+    pub(super) fn admit(&self, host: &Host) -> Result<()> {
+        fs::copy(self.host.path(CERTIFICATE), host.path("/run/ca.crt"))?;
+        fs::write(host.path(KUBECONFIG), self.kubeconfig("admin")?)?;
+        Ok(fs::write(host.path("/run/kubelet-kubeconfig"), self.kubeconfig(host.name())?)?)
+    }
+
+    fn kubeconfig(&self, token: &str) -> Result<String> {
         let server = self.server()?;
-        let text = format!(
+        Ok(format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
              clusters: [{{name: k, cluster: {{server: '{server}', certificate-authority: ca.crt}}}}]\n\
              users: [{{name: u, user: {{token: {token}}}}}]\n"
-        );
-        fs::write(host.path(KUBECONFIG), text)?;
-        fs::copy(self.host.path(CERTIFICATE), host.path("/run/ca.crt"))?;
-        Ok(())
+        ))
     }
 
     /// Where the API server is, by the address that its certificate has.

@@ -51,7 +51,7 @@ impl Kube {
                 "EnableIPv6": family.each().len() == 2, "IPv6Network": "fd42::/48",
             });
             fs::write(host.path("/run/net-conf.json"), conf.to_string())?;
-            kube.control.admit(host, "admin")?;
+            kube.control.admit(host)?;
         }
         Ok(kube)
     }

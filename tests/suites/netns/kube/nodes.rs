@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::fs;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use anyhow::{Context, Result, bail, ensure};
 use netns_harness::flannel::last_lines;
 use netns_harness::probe::ping_until;
 use netns_harness::stream::Stream;
-use netns_harness::{Family, Namespace, Net, Process, Program, Topology, UPLINK, eventually};
+use netns_harness::{Family, Namespace, Net, Process, Program, Topology, eventually};
 use serde_json::Value;
 
 use super::control::Control;
 use crate::case::{Case, case, peer, products};
-use crate::node::Node;
+use crate::node::{Node, page as page_of};
 
 /// Images are unpacked and pods started on three Nodes at once.
 const PODS_START: Duration = Duration::from_secs(180);
@@ -96,14 +96,7 @@ impl Cluster {
 
     fn join(&mut self, n: usize, proxy: &str) -> Result<()> {
         let host = self.net.host(n);
-        // flannel takes the interface of the default route.
-        for family in self.family.each() {
-            let gateway = self.net.store().address(*family)?.to_string();
-            let family = if *family == Family::V6 { "-6" } else { "-4" };
-            let words = [family, "route", "add", "default", "via", &gateway, "dev", UPLINK];
-            host.exec(&Program::new("ip").args(words))?;
-        }
-        self.control.admit(host, host.name())?;
+        self.control.admit(host)?;
         let node = Node::on(host)?;
         self.programs.push(node.containerd(2)?);
         let addresses: Vec<String> = self
@@ -113,7 +106,7 @@ impl Cluster {
             .map(|family| Ok(host.address(*family)?.to_string()))
             .collect::<Result<_>>()?;
         self.programs.push(node.kubelet(&[
-            "--kubeconfig=/run/kubeconfig",
+            "--kubeconfig=/run/kubelet-kubeconfig",
             "--address=::",
             &format!("--hostname-override={}", host.name()),
             &format!("--node-ip={}", addresses.join(",")),
@@ -191,7 +184,7 @@ impl Cluster {
             let _ = writeln!(text, "{seen}");
         }
         for program in &self.programs {
-            let _ = writeln!(text, "-- {}\n{}", program.name(), last_lines(&program.log(), 12));
+            let _ = writeln!(text, "-- {}\n{}", program.name(), last_lines(&program.log(), 6));
         }
         text
     }
@@ -252,7 +245,7 @@ impl Cluster {
     }
 }
 
-/// Pods that serve a page, one on each Node, and a Service before them.
+/// Pods that serve a page, one on each Node, and a Service before them. The page is served by the pod's sandbox, which has the same image.
 const WEB: &str = r#"
 apiVersion: apps/v1
 kind: DaemonSet
@@ -267,7 +260,7 @@ spec:
       - name: web
         image: local/web:1
         imagePullPolicy: Never
-        command: [/bin/httpd, -f, -p, "[::]:80", -h, /www]
+        command: [/bin/sleep, "86400"]
         ports: [{containerPort: 80, hostPort: 18080}]
 ---
 apiVersion: v1
@@ -282,11 +275,6 @@ spec:
 fn addresses(of: &Value) -> Result<Vec<IpAddr>> {
     let list = of["podIPs"].as_array().context("no podIPs")?;
     list.iter().map(|ip| Ok(ip["ip"].as_str().context("an address")?.parse()?)).collect()
-}
-
-/// As it is written in a URL.
-fn host_of(address: IpAddr) -> String {
-    if address.is_ipv6() { format!("[{address}]") } else { address.to_string() }
 }
 
 fn carries(family: Family, proxy: &str, nft: bool) -> Result<()> {
@@ -307,21 +295,24 @@ fn carries(family: Family, proxy: &str, nft: bool) -> Result<()> {
         let others =
             seen.iter().enumerate().filter(|(m, _)| *m != n).flat_map(|(_, all)| all.iter().copied());
         let hosts = cluster.net.hosts().iter().enumerate().filter(|(m, _)| *m != n);
-        let mut pages: Vec<String> = others.chain(service.iter().copied()).map(host_of).collect();
+        let at = |address| SocketAddr::new(address, 80);
+        let mut pages: Vec<SocketAddr> = others.chain(service.iter().copied()).map(at).collect();
         for (_, host) in hosts {
             for family in family.each() {
-                pages.push(format!("{}:{HOST_PORT}", host_of(host.address(*family)?)));
+                pages.push(SocketAddr::new(host.address(*family)?, HOST_PORT));
             }
         }
+        let space = cluster.space(seen[n][0])?;
         for page in pages {
             eventually(SOON, || {
-                let text =
-                    cluster.exec(pod, &["wget", "-T", "5", "-q", "-O", "-", &format!("http://{page}/")])?;
-                ensure!(text == "hello\n", "{page}: {text:?}");
+                let text = space.run(|| page_of(page))??;
+                ensure!(text.ends_with("hello\n"), "{page}: {text:?}");
                 Ok(())
             })
             .with_context(|| cluster.report("kube-flannel"))?;
         }
+        let text = cluster.exec(pod, &["cat", "/www/index.html"])?;
+        ensure!(text == "hello\n", "kubectl exec: {text:?}");
     }
     Ok(())
 }

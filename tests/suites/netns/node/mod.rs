@@ -99,7 +99,8 @@ impl Node {
     /// A kubelet with more flags.
     pub(crate) fn kubelet(&self, flags: &[&str]) -> Result<Process> {
         let kubelet = peer("kubelet")?.display().to_string();
-        self.spawn("kubelet", &[&["sh", "/run/node/kubelet.sh", &kubelet, FOLDER], flags].concat())
+        let cgroup = format!("node-{}", self.pid);
+        self.spawn("kubelet", &[&["sh", "/run/node/kubelet.sh", &kubelet, FOLDER, &cgroup], flags].concat())
     }
 
     /// Makes an image known to containerd.
@@ -196,7 +197,8 @@ impl Node {
     }
 }
 
-fn page(at: SocketAddr) -> Result<String> {
+/// What the web server answers there.
+pub(crate) fn page(at: SocketAddr) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&at, Duration::from_secs(2))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
