@@ -22,6 +22,7 @@ const PODS_START: Duration = Duration::from_secs(180);
 const SOON: Duration = Duration::from_secs(60);
 /// Our image, as the manifest names it.
 const OURS: &str = "docker.io/selvage/flannel:0.1.0";
+const GO: &str = "docker.io/peers/flannel:1";
 /// Between two packets of a stream.
 const PACE: Duration = Duration::from_millis(2);
 /// The port of the pods' web server on each Node.
@@ -41,8 +42,13 @@ pub(super) fn cases() -> Vec<Case> {
             .with_programs(&["/usr/bin/busybox", "/usr/sbin/runc"])
     };
     let mut cases: Vec<Case> = rows.map(row).into();
-    let rolling = case("a_rolling_update_of_our_daemon_set_loses_no_packet", rolled);
-    cases.push(rolling.with_peers().with_programs(&["/usr/bin/busybox", "/usr/sbin/runc"]));
+    let more = [
+        ("a_rolling_update_of_our_daemon_set_loses_no_packet", rolled as fn() -> Result<()>),
+        ("kubectl_set_image_changes_go_flannel_to_ours_and_back_without_a_lost_packet", exchanged),
+    ];
+    cases.extend(more.map(|(name, body)| {
+        case(name, body).with_peers().with_programs(&["/usr/bin/busybox", "/usr/sbin/runc"])
+    }));
     cases
 }
 
@@ -321,4 +327,37 @@ fn rolled() -> Result<()> {
         cluster.control.kubectl(&restart, "")?;
         cluster.rolled_out()
     })
+}
+
+fn exchanged() -> Result<()> {
+    let cluster = Cluster::up(3, Family::V4, "iptables")?;
+    // What a host of Go flannel has besides: the plugins that the flannel plugin calls.
+    let peers = peer("bridge")?.parent().context("the peers have a folder")?.to_owned();
+    for (node, plugin) in cluster
+        .nodes
+        .iter()
+        .flat_map(|node| ["bridge", "host-local", "portmap", "loopback"].map(|plugin| (node, plugin)))
+    {
+        node.exec(&["cp", &peers.join(plugin).display().to_string(), "/opt/cni/bin/"])?;
+    }
+    let folder = cluster.net.store().path("/run/go");
+    fs::create_dir_all(&folder)?;
+    fs::copy(peer("flanneld")?, folder.join("flanneld"))?;
+    fs::copy(peer("flannel")?, folder.join("cni-plugin"))?;
+    cluster.import(&cluster.image(Path::new("/run/go"), GO)?)?;
+    cluster.control.kubectl(&["apply", "-f", "-"], include_str!("go-flannel.yml"))?;
+    cluster.control.kubectl(&["apply", "-f", "-"], WEB)?;
+    cluster.ready("kube-flannel", "app=flannel")?;
+    for image in [OURS, GO] {
+        cluster.undisturbed(image, || {
+            let containers =
+                ["install-cni-plugin", "install-cni", "kube-flannel"].map(|it| format!("{it}={image}"));
+            let [first, second, third] = &containers;
+            let words =
+                ["set", "image", "-n", "kube-flannel", "daemonset/kube-flannel-ds", first, second, third];
+            cluster.control.kubectl(&words, "")?;
+            cluster.rolled_out()
+        })?;
+    }
+    Ok(())
 }
