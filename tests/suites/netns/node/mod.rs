@@ -4,10 +4,13 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use netns_harness::{Host, Net, Process, Program, Topology, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::case::{peer, products};
@@ -49,7 +52,9 @@ impl Node {
         fs::write(host.path("/run/flannel/subnet.env"), SUBNET_ENV)?;
         fs::create_dir_all(host.path(FOLDER))?;
         fs::write(host.path(FOLDER).join("network.conflist"), network.to_string())?;
-        Ok(Self { _net: Some(net), ..Self::on(host)? })
+        let mut node = Self::on(host)?;
+        node._net = Some(net);
+        Ok(node)
     }
 
     /// This host as a node. Without a network in [`FOLDER`] it has no CNI plugin and no configuration.
@@ -195,6 +200,34 @@ impl Node {
         })
         .map(drop)
     }
+}
+
+/// Everything on the node ends with its first process; then its cgroups are empty and go as well.
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Ok(pid) = self.pid.parse() {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        let _ = eventually(PATIENCE, || {
+            for line in cgroups()?.lines() {
+                let hierarchy = line.split_whitespace().nth(1).context("a mount has a place")?;
+                remove(&Path::new(hierarchy).join(format!("node-{}", self.pid)))?;
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Removes a cgroup with those below it.
+fn remove(cgroup: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(cgroup) else { return Ok(()) };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(fs::remove_dir(cgroup)?)
 }
 
 /// What the web server answers there.
