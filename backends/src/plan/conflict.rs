@@ -166,31 +166,11 @@ mod tests {
     }
 
     fn link(index: u32, text: &str, kind: &str, master: u32) -> HostLink {
-        HostLink {
-            index,
-            name: name(text),
-            kind: kind.to_owned(),
-            mtu: 1500,
-            up: true,
-            carrier: true,
-            loopback: false,
-            point_to_point: false,
-            master,
-            tunnel: None,
-        }
+        HostLink { master, ..HostLink::plain(index, name(text), kind) }
     }
 
     fn address(link: u32, text: &str) -> HostAddress {
-        HostAddress {
-            link,
-            net: net(text),
-            peer: None,
-            global: true,
-            permanent: true,
-            temporary: false,
-            deprecated: false,
-            tentative: false,
-        }
+        HostAddress::plain(link, net(text))
     }
 
     fn named(want: Vec<Object>, have: Vec<Object>, facts: &Facts) -> Vec<String> {

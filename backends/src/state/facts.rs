@@ -57,6 +57,22 @@ pub struct HostLink {
 }
 
 impl HostLink {
+    /// A link that is up, with the MTU of Ethernet and nothing special.
+    pub fn plain(index: u32, name: IfName, kind: &str) -> Self {
+        Self {
+            index,
+            name,
+            kind: kind.to_owned(),
+            mtu: 1500,
+            up: true,
+            carrier: true,
+            loopback: false,
+            point_to_point: false,
+            master: 0,
+            tunnel: None,
+        }
+    }
+
     /// Whether it says the same as another, but for what changes with a bridge's ports and a cable, and is asked of the underlay
     /// alone: MTU and carrier.
     pub fn is_still(&self, other: &Self) -> bool {
@@ -89,6 +105,22 @@ pub struct HostAddress {
     pub deprecated: bool,
     /// Not usable yet, or found to be a duplicate.
     pub tentative: bool,
+}
+
+impl HostAddress {
+    /// An address that an operator gave, usable everywhere.
+    pub fn plain(link: u32, net: IpNetwork) -> Self {
+        Self {
+            link,
+            net,
+            peer: None,
+            global: true,
+            permanent: true,
+            temporary: false,
+            deprecated: false,
+            tentative: false,
+        }
+    }
 }
 
 /// One way out of a route: a multipath route is several of these.

@@ -189,34 +189,14 @@ mod tests {
     use super::*;
 
     fn link(index: u32, name: &str, kind: &str, master: u32) -> HostLink {
-        HostLink {
-            index,
-            name: name.parse().unwrap(),
-            kind: kind.to_owned(),
-            mtu: 1500,
-            up: true,
-            carrier: true,
-            loopback: false,
-            point_to_point: false,
-            master,
-            tunnel: None,
-        }
+        HostLink { master, ..HostLink::plain(index, name.parse().unwrap(), kind) }
     }
 
     #[test]
     fn a_host_forwards_for_a_bridge_with_ports_and_for_links_with_our_addresses() {
         let (eth0, cni0) = (link(2, "eth0", "", 0), link(3, "cni0", "bridge", 0));
         let (port, alone) = (link(4, "veth1", "veth", 3), link(4, "veth1", "veth", 0));
-        let address = |link, net: &str| HostAddress {
-            link,
-            net: net.parse().unwrap(),
-            peer: None,
-            global: true,
-            permanent: true,
-            temporary: false,
-            deprecated: false,
-            tentative: false,
-        };
+        let address = |link, net: &str| HostAddress::plain(link, net.parse().unwrap());
         let ours = "10.42.0.0/16".parse().unwrap();
         for (links, addresses, expected) in [
             (vec![&eth0, &cni0, &port], vec![], Some("cni0 has ports")),

@@ -137,31 +137,11 @@ pub(super) mod tests {
     }
 
     fn link(index: u32, name: &str, kind: &str) -> HostLink {
-        HostLink {
-            index,
-            name: name.parse().unwrap(),
-            kind: kind.to_owned(),
-            mtu: 1500,
-            up: true,
-            carrier: true,
-            loopback: name == "lo",
-            point_to_point: false,
-            master: 0,
-            tunnel: None,
-        }
+        HostLink { loopback: name == "lo", ..HostLink::plain(index, name.parse().unwrap(), kind) }
     }
 
     fn address(link: u32, text: &str) -> HostAddress {
-        HostAddress {
-            link,
-            net: net(text),
-            peer: None,
-            global: true,
-            permanent: true,
-            temporary: false,
-            deprecated: false,
-            tentative: false,
-        }
+        HostAddress::plain(link, net(text))
     }
 
     fn route(dst: &str, gateway: Option<&str>, link: u32) -> HostRoute {

@@ -10,6 +10,7 @@
 //!
 //! It prints itself as the lines that would make it.
 
+mod device;
 mod faults;
 mod faulty;
 mod laws;

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use subnet_lease::{Family, contains_net};
 
-use super::namespace::{Change, Device, Namespace};
+use super::device::Device;
+use super::namespace::{Change, Namespace};
 use super::routes::{Held, Hop};
 use crate::kernel::KernelEvent;
 use crate::plan::Owner;
